@@ -1,0 +1,197 @@
+"""Checkpoint files: Orbax, with an own digest and a fall-back.
+
+Orbax restores a flipped bit silently, so a digest of every leaf lies in the
+metadata and is verified. A damaged newest checkpoint is said aloud, and the
+one before it is taken.
+"""
+import os
+import re
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
+
+from mixer.core import checks
+from mixer.core.log import log
+from mixer.core import trees
+
+_ITEMS = ('params', 'rest', 'meta')
+
+
+class Checkpoints:
+  """The checkpoints of a run, `DIRECTORY/STEP/`; written asynchronously."""
+
+  def __init__(self, directory, *, every=1000, keep=2, best=None):
+    """A config's `checkpoint` section.
+
+    Args:
+      directory: made if missing.
+      every: steps between checkpoints; the last step is always saved.
+      keep: how many of the latest stay.
+      best: metric, such as 'eval/test/accuracy', whose highest value is kept
+        as well; None for none. It is evaluated before each checkpoint.
+
+    Raises:
+      UserError: if a value is out of range or the directory unwritable.
+    """
+    if every < 1 or keep < 1:
+      raise checks.UserError('checkpoint: expected every and keep of at least '
+                             f'1, got {every} and {keep}')
+    self.directory, self.every, self.best = str(directory), every, best
+    keepers = [managers.LatestN(keep)]
+    if best:
+      keepers.append(managers.BestN(
+          get_metric_fn=_metric(best), n=1, reverse=False))
+    self._manager = ocp.CheckpointManager(
+        os.path.abspath(self.directory), item_names=_ITEMS,
+        options=ocp.CheckpointManagerOptions(
+            save_decision_policy=managers.FixedIntervalPolicy(1),
+            preservation_policy=managers.AnyPreservationPolicy(keepers),
+            best_fn=_metric(best) if best else None,
+            cleanup_tmp_directories=True))
+
+  def latest(self):
+    """The newest step saved, or None."""
+    return self._manager.latest_step()
+
+  def steps(self):
+    """All steps saved, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, step, params, rest, meta, metrics=None):
+    """Begins to save; an earlier save that failed raises here."""
+    try:
+      self._manager.check_for_errors()
+      if step in self._manager.all_steps():
+        return
+      meta = dict(meta, step=step, digest=_digest(params, rest))
+      self._manager.save(
+          step, force=True, metrics=metrics or {}, args=ocp.args.Composite(
+              params=ocp.args.StandardSave(params),
+              rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)))
+    except (ValueError, OSError) as e:
+      raise self._failed(step, e) from e
+
+  def wait(self):
+    """Returns when everything is on disk."""
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except (ValueError, OSError) as e:
+      raise self._failed(self.latest(), e) from e
+
+  def restore(self, params, rest):
+    """The newest checkpoint that is whole.
+
+    Args:
+      params, rest: trees of jax.ShapeDtypeStruct with shardings.
+
+    Returns:
+      (params, rest, meta), or None if nothing was ever saved.
+
+    Raises:
+      RunError: if there are checkpoints and none can be read; the run never
+        starts from scratch over them.
+    """
+    steps = self.steps()
+    for step in reversed(steps):
+      try:
+        return self._restore(step, params, rest)
+      except Exception as e:
+        log.warning('checkpoint %s/%d cannot be used (%s); trying the one '
+                        'before it', self.directory, step,
+                        ' '.join(str(e).split())[:300])
+        damaged = e
+    if steps:
+      raise checks.RunError(
+          f'none of the checkpoints {steps} in {self.directory!r} can be read; '
+          f'the last error: {str(damaged)[:300]}')
+    return None
+
+  def forget_after(self, step):
+    """Removes what could not be read, so that it can be saved again."""
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
+
+  def close(self):
+    self._manager.close()
+
+  def _restore(self, step, params, rest):
+    args = ocp.args.Composite(
+        params=ocp.args.StandardRestore(params),
+        rest=ocp.args.StandardRestore(rest), meta=ocp.args.JsonRestore())
+    out = self._manager.restore(step, args=args)
+    if out['meta']['digest'] != _digest(out['params'], out['rest']):
+      raise ValueError('its digest does not match: a bit has changed on disk')
+    return out['params'], out['rest'], out['meta']
+
+  def _failed(self, step, error):
+    return checks.RunError(
+        f'the checkpoint of step {step} could not be written to '
+        f'{self.directory!r} (is the disk full?); earlier ones are intact: '
+        f'{str(error)[:300]}')
+
+
+def find(path, best=False):
+  """The directory of one checkpoint: `path` itself, or the latest of a run.
+
+  Raises:
+    UserError: if there is none.
+  """
+  path = os.path.abspath(os.path.expanduser(str(path)))
+  if os.path.isdir(os.path.join(path, 'params')):
+    return path
+  root = os.path.join(path, 'checkpoints')
+  if not os.path.isdir(root):
+    raise checks.UserError(
+        f'checkpoint: {path!r} is neither a workdir with checkpoints/ nor one '
+        'of its checkpoints')
+  steps = [int(n) for n in os.listdir(root) if re.fullmatch(r'\d+', n)]
+  if not steps:
+    raise checks.UserError(f'checkpoint: {root!r} holds no checkpoint yet')
+  if best:
+    with ocp.CheckpointManager(root, item_names=_ITEMS) as manager:
+      scored = [(m, s) for s in steps for m in (manager.metrics(s) or {}).values()]
+    if scored:
+      return os.path.join(root, str(max(scored)[1]))
+  return os.path.join(root, str(max(steps)))
+
+
+def load_params(path):
+  """The parameters of one checkpoint directory, as NumPy arrays.
+
+  Raises:
+    UserError: if it cannot be read, or its digest does not match.
+  """
+  step = os.path.basename(path)
+  try:
+    with ocp.CheckpointManager(
+        os.path.dirname(path), item_names=_ITEMS,
+        options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+      shapes = manager.item_metadata(int(step))['params']
+      device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      abstract = jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+          shapes.tree if hasattr(shapes, 'tree') else shapes)
+      out = manager.restore(int(step), args=ocp.args.Composite(
+          params=ocp.args.StandardRestore(abstract),
+          meta=ocp.args.JsonRestore()))
+    params, expected = out['params'], out['meta']['digest'][0]
+  except Exception as e:
+    raise checks.UserError(
+        f'checkpoint: {path!r} cannot be read: '
+        f'{" ".join(str(e).split())[:300]}') from e
+  if np.asarray(trees.digest(params)).tolist() != expected:
+    raise checks.UserError(f'checkpoint: {path!r} is damaged: its digest does '
+                           'not match')
+  return jax.tree.map(np.asarray, params)
+
+
+def _digest(params, rest):
+  return [np.asarray(trees.digest(t)).tolist() for t in (params, rest)]
+
+
+def _metric(name):
+  return lambda metrics: (metrics or {}).get(name, -np.inf)

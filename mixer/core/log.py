@@ -1,0 +1,23 @@
+"""The project's own log: plain lines on standard output.
+
+Libraries log through absl and the root logger; only their warnings are let
+through, so that a run's own lines stay readable.
+"""
+import logging
+import os
+import sys
+
+log = logging.getLogger('mixer')
+
+
+def setup():
+  """Called once by a command, never at import."""
+  from absl import logging as absl_logging
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  absl_logging.use_python_logging(quiet=True)
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  handler = logging.StreamHandler(sys.stdout)
+  handler.setFormatter(logging.Formatter('%(message)s'))
+  log.handlers[:] = [handler]
+  log.propagate = False
+  log.setLevel(logging.INFO)

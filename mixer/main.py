@@ -1,0 +1,69 @@
+"""Trains, evaluates, checkpoints and resumes a network.
+
+  python -m mixer.main --config=configs/digits.py
+  python -m mixer.main --config=configs/mixer_b16.py:imagenet2012,adam \\
+    --config.data.dir=/data/tfds --workdir=/data/runs/b16
+
+The same command goes on with a run that was stopped or killed. Exit codes: 0
+done, 1 failed, 2 bad usage or config, 42 told to stop and saved.
+"""
+import os
+import re
+
+from absl import flags
+from ml_collections import config_flags
+
+from mixer.core import checks
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'A file in configs/, and after a colon its argument; '
+    '--config.SECTION.KEY=VALUE changes a setting.', lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Where the run lies; by default runs/, then the name of '
+    'the config and its argument.')
+
+
+def main(argv):
+  del argv
+  if _CONFIG.value is None:
+    raise checks.UserError('--config is required, such as '
+                           '--config=configs/digits.py')
+  _one_length(_CONFIG.value.run)
+  from mixer.training import run  # after the flags: a typo is told at once
+  workdir = _WORKDIR.value or os.path.join('runs', _name())
+  scores = run.train(_CONFIG.value, workdir)
+  _report(scores, workdir)
+
+
+def _one_length(section):
+  """On the command line, a length in steps or in epochs overrides the other."""
+  given = config_flags.get_override_values(flags.FLAGS['config'])
+  lengths = [k for k in ('total_steps', 'total_epochs') if f'run.{k}' in given]
+  if len(lengths) == 2:
+    raise checks.UserError('--config.run.total_steps and '
+                           '--config.run.total_epochs: give one of them')
+  if lengths:
+    other, = {'total_steps', 'total_epochs'} - set(lengths)
+    section[other] = None
+
+
+def _name():
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  file, _, argument = path.partition(':')
+  name = os.path.splitext(os.path.basename(file))[0]
+  return re.sub(r'[^\w.]+', '-', f'{name} {argument}'.strip())
+
+
+def _report(scores, workdir):
+  from mixer.training import loop
+  print(f'\ndone: {loop.summary(scores)}\n'
+        f'the run lies in {workdir}: metrics.jsonl, checkpoints/, config.json\n'
+        'next:\n'
+        f'  tensorboard --logdir={workdir}\n'
+        f'  python -c "from mixer import pretrained; '
+        f'print(pretrained.load(\'{workdir}\').keys())"\n'
+        '  python -m mixer.main --help')
+
+
+if __name__ == '__main__':
+  checks.run(main)

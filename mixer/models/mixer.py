@@ -1,0 +1,202 @@
+"""MLP-Mixer (https://arxiv.org/abs/2105.01601, section 2).
+
+Axes, in the paper's letters: B batch, S tokens (sequence), C channels (hidden
+width), P patch side; D_S and D_C are the widths of the two MLPs. Module names
+are those of the released checkpoints: a layer without an explicit `name` gets
+its published one from the order of construction, so that order is fixed.
+"""
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mixer.core.checks import UserError
+from mixer.models import layers
+
+
+class MlpBlock(nn.Module):
+  """W2 gelu(W1 x) over the last axis, biases included (equation 1).
+
+  Attributes:
+    mlp_dim: hidden width, D_S or D_C.
+    dropout_rate: of the hidden units and of the output.
+    approximate_gelu: the tanh form of the official code; False is the exact
+      erf form of PyTorch ports. They differ by at most 4.8e-4.
+    dtype: of the computation.
+  """
+  mlp_dim: int
+  dropout_rate: float = 0.0
+  approximate_gelu: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, rows_B, *, train):
+    """x [B, T, F] -> [B, T, F]; rows_B as in `MlpMixer`."""
+    dense = lambda width: nn.Dense(
+        width, dtype=self.dtype, dot_general=layers.dense_dot)
+    h = dense(self.mlp_dim)(x)
+    h = nn.gelu(h, approximate=self.approximate_gelu)
+    h = self._dropout(h, rows_B, train)
+    y = dense(x.shape[-1])(h)
+    return self._dropout(y, rows_B, train)
+
+  def _dropout(self, x, rows_B, train):
+    if not train or not self.dropout_rate:
+      return x
+    keep = layers.keep_mask(self.make_rng('dropout'), rows_B,
+                            self.dropout_rate, x.shape[1:])
+    return jnp.where(keep, x / (1 - self.dropout_rate), jnp.zeros_like(x))
+
+
+class MixerBlock(nn.Module):
+  """Token mixing, then channel mixing, each with LayerNorm and a skip.
+
+      U = X + W2 gelu(W1 LayerNorm(X)),  over tokens, shared by all channels
+      Y = U + W4 gelu(W3 LayerNorm(U)),  over channels, shared by all tokens
+
+  Attributes:
+    tokens_mlp_dim: D_S.
+    channels_mlp_dim: D_C.
+    drop_path_rate: probability, for each example and branch, of leaving the
+      branch out in training. The kept branch is not rescaled, as in the
+      official training code (timm and scenic divide it by 1 - rate).
+  """
+  tokens_mlp_dim: int
+  channels_mlp_dim: int
+  dropout_rate: float = 0.0
+  drop_path_rate: float = 0.0
+  approximate_gelu: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BSC, rows_B, *, train):
+    mlp = lambda width, name: MlpBlock(
+        width, self.dropout_rate, self.approximate_gelu, self.dtype, name=name)
+    y_BCS = jnp.swapaxes(nn.LayerNorm(dtype=self.dtype)(x_BSC), 1, 2)
+    y_BCS = mlp(self.tokens_mlp_dim, 'token_mixing')(y_BCS, rows_B, train=train)
+    u_BSC = x_BSC + self._drop_path(jnp.swapaxes(y_BCS, 1, 2), rows_B, train)
+    y_BSC = nn.LayerNorm(dtype=self.dtype)(u_BSC)
+    y_BSC = mlp(self.channels_mlp_dim, 'channel_mixing')(
+        y_BSC, rows_B, train=train)
+    return u_BSC + self._drop_path(y_BSC, rows_B, train)
+
+  def _drop_path(self, branch_BSC, rows_B, train):
+    if not train or not self.drop_path_rate:
+      return branch_BSC
+    keep_B11 = layers.keep_mask(self.make_rng('stochastic_depth'), rows_B,
+                                self.drop_path_rate, (1, 1))
+    return branch_BSC * keep_B11.astype(branch_BSC.dtype)
+
+
+class MlpMixer(nn.Module):
+  """The network of table 1; see `mixer.models.create` for its scales.
+
+  LayerNorm's epsilon is 1e-6, kernels start lecun-normal, biases and the head
+  at zero, as flax's defaults and the official code have them.
+
+  Attributes:
+    patch_size: P, or (height, width) of a patch in pixels.
+    hidden_dim: C.
+    num_blocks: number of layers.
+    tokens_mlp_dim: D_S.
+    channels_mlp_dim: D_C.
+    num_classes: width of the head; None or 0 leaves the head out.
+    head_bias: initial value of the head's biases; -log(classes) suits the
+      sigmoid loss, whose first steps would else only push all logits down.
+    in_channels: of the images.
+    dropout_rate: in both MLPs (0.0 in all the paper's chosen settings).
+    stochastic_depth: drop probability of the last block; block i of n has
+      i / (n - 1) of it.
+    approximate_gelu: tanh form (the released weights') or exact erf.
+    dtype: of the computation; parameters are float32.
+  """
+  patch_size: Any
+  hidden_dim: int
+  num_blocks: int
+  tokens_mlp_dim: int
+  channels_mlp_dim: int
+  num_classes: int | None = 1000
+  head_bias: float = 0.0
+  in_channels: int = 3
+  dropout_rate: float = 0.0
+  stochastic_depth: float = 0.0
+  approximate_gelu: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, images, *, train=False, rows=None):
+    """Class logits, and every named intermediate.
+
+    Args:
+      images: float [B, height, width, in_channels].
+      train: whether dropout and stochastic depth act; they then need the rngs
+        'dropout' and 'stochastic_depth'.
+      rows: int32 [B], the row of each example in the global batch, which keys
+        its masks; by default 0 .. B - 1.
+
+    Returns:
+      (logits, out): logits float32 [B, num_classes], or pre_logits [B, C]
+      without a head; out, a dict with 'stem' [B, h, w, C], 'input_tokens'
+      [B, S, C], 'block_{i}' [B, S, C], 'pre_logits' [B, C] and 'logits'.
+
+    Raises:
+      UserError: if the images do not fit the patches or the parameters.
+    """
+    patch = pair(self.patch_size)
+    self._check(images, patch)
+    rows_B = jnp.arange(images.shape[0]) if rows is None else rows
+    out = {}
+    x = out['stem'] = nn.Conv(
+        self.hidden_dim, patch, strides=patch, padding='VALID',
+        dtype=self.dtype, name='stem')(images)
+    x_BSC = out['input_tokens'] = x.reshape(x.shape[0], -1, self.hidden_dim)
+    for i in range(self.num_blocks):
+      rate = i / max(self.num_blocks - 1, 1) * self.stochastic_depth
+      x_BSC = out[f'block_{i}'] = MixerBlock(
+          self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout_rate, rate,
+          self.approximate_gelu, self.dtype)(x_BSC, rows_B, train=train)
+    x_BSC = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x_BSC)
+    x_BC = out['pre_logits'] = jnp.mean(x_BSC, axis=1, dtype=jnp.float32)
+    if not self.num_classes:
+      return x_BC, out
+    logits = out['logits'] = nn.Dense(
+        self.num_classes, kernel_init=nn.initializers.zeros,
+        bias_init=nn.initializers.constant(self.head_bias), name='head')(x_BC)
+    return logits, out
+
+  def _check(self, images, patch):
+    if images.ndim != 4:
+      raise UserError('images: expected [batch, height, width, channels], got '
+                      f'shape {images.shape}')
+    _, height, width, channels = images.shape
+    if channels != self.in_channels:
+      raise UserError(f'images have {channels} channels, the model takes '
+                      f'in_channels={self.in_channels}')
+    if height % patch[0] or width % patch[1]:
+      raise UserError(
+          f'image size {height}x{width} is not a multiple of the patch size '
+          f'{patch[0]}x{patch[1]}; the nearest that fit are '
+          f'{_multiples(height, patch[0])} by {_multiples(width, patch[1])}')
+    made = self._tokens_of_parameters()
+    tokens = (height // patch[0]) * (width // patch[1])
+    if made not in (None, tokens):
+      raise UserError(
+          f'image size {height}x{width} gives {tokens} tokens, but the token-'
+          f'mixing weights are for {made}: a Mixer is tied to the resolution '
+          'it was made for; give it images of that size')
+
+  def _tokens_of_parameters(self):
+    if self.is_initializing() or not self.num_blocks:
+      return None
+    block = self.variables['params']['MixerBlock_0']
+    return block['token_mixing']['Dense_0']['kernel'].shape[0]
+
+
+def pair(size):
+  """An int, or a (height, width), as (height, width)."""
+  return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _multiples(side, patch):
+  below = side // patch * patch
+  return ' or '.join(str(s) for s in (below, below + patch) if s)

@@ -1,0 +1,45 @@
+"""Losses of one example each.  Axes: B batch, K classes, L labels."""
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixer.core import checks
+
+
+def make(*, name='softmax', label_smoothing=0.0):
+  """The training loss; a config's `loss` section.
+
+  Args:
+    name: 'softmax', cross-entropy of the softmax; or 'sigmoid', binary cross-
+      entropy summed over the classes, which allows several labels and is what
+      the official ImageNet recipe uses.
+    label_smoothing: share of every target that is spread over all classes.
+
+  Returns:
+    loss(logits [B, K], targets [B, K]) -> float32 [B].
+  """
+  if not 0 <= label_smoothing < 1:
+    raise checks.UserError('loss.label_smoothing: expected 0 <= x < 1, got '
+                           f'{label_smoothing}')
+  if name not in _LOSSES:
+    raise checks.unknown('loss.name', name, list(_LOSSES))
+
+  def loss(logits, targets):
+    logits = logits.astype(jnp.float32)
+    if label_smoothing:
+      targets = optax.smooth_labels(targets, label_smoothing)
+    return _LOSSES[name](logits, targets)
+
+  return loss
+
+
+def targets_of(labels, num_classes):
+  """int32 [B, L], padded by -1, as float32 k-hot targets [B, K]."""
+  return jnp.max(jax.nn.one_hot(labels, num_classes), axis=1)
+
+
+def _sigmoid(logits, targets):
+  return jnp.sum(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
+
+
+_LOSSES = {'softmax': optax.softmax_cross_entropy, 'sigmoid': _sigmoid}

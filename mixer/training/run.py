@@ -1,0 +1,335 @@
+"""Opens a config and builds every object of a run; the loop does the rest."""
+import dataclasses
+import functools
+import os
+
+from clu import parameter_overview
+import jax
+
+from mixer import models
+from mixer import pretrained
+from mixer.core import checkpoint
+from mixer.core import checks
+from mixer.core.log import log
+from mixer.core import peak
+from mixer.core import trees
+from mixer.data import augment as augmentation
+from mixer.data import pipeline
+from mixer.evaluation import classification
+from mixer.models import cost
+from mixer.pretrained import load as weights
+from mixer.training import loop
+from mixer.training import losses
+from mixer.training import optimizer as optimizers
+from mixer.training import progress as progress_lib
+from mixer.training import schedule as schedules
+from mixer.training import sharding
+from mixer.training import step as steps
+from mixer.training import stop
+from mixer.training import workdir as workdirs
+from mixer.training import writer as writers
+
+_INHERITED = ('name', 'dir', 'on_device')   # by evals.NAME from data
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """The `run` section of a config.
+
+  Attributes:
+    batch_size: images of one update, over all devices.
+    total_steps, total_epochs: the length; exactly one is given.
+    seed: of the initial parameters, the order, and every random draw.
+    image_size: side in pixels, or (height, width).
+    precision: 'float32' or 'bfloat16', of the computation; parameters stay
+      float32. None: bfloat16 on accelerators, float32 on a CPU.
+    log_every, eval_every: in steps; eval_every 0 is only at the end.
+    micro_batches: parts a batch is cut into to save memory; their gradients
+      are averaged before the update.
+  """
+  batch_size: int
+  total_steps: int | None = None
+  total_epochs: float | None = None
+  seed: int = 0
+  image_size: int | tuple = 224
+  precision: str | None = None
+  log_every: int = 50
+  eval_every: int = 0
+  micro_batches: int = 1
+
+  def __post_init__(self):
+    for key in ('batch_size', 'log_every', 'micro_batches'):
+      if getattr(self, key) < 1:
+        raise checks.UserError(f'run.{key}: expected at least 1, got '
+                               f'{getattr(self, key)}')
+    lengths = [self.total_steps, self.total_epochs]
+    if lengths.count(None) != 1 or any(v is not None and v <= 0
+                                       for v in lengths):
+      raise checks.UserError(
+          'run: expected either total_steps or total_epochs, above 0, got '
+          f'{self.total_steps} and {self.total_epochs}')
+    if self.precision not in (None, 'float32', 'bfloat16'):
+      raise checks.unknown('run.precision', self.precision,
+                           ['float32', 'bfloat16'])
+
+  @property
+  def dtype(self):
+    """The precision, or the platform's default."""
+    cpu = jax.default_backend() == 'cpu'
+    return self.precision or ('float32' if cpu else 'bfloat16')
+
+  def steps(self, examples):
+    """The number of updates, on `examples` an epoch."""
+    if self.total_steps is not None:
+      return self.total_steps
+    return max(1, int(self.total_epochs * examples / self.batch_size))
+
+  def check_devices(self, devices):
+    """Raises if the devices or the micro-batches do not divide the batch."""
+    share = self.batch_size / devices
+    if share != int(share):
+      raise checks.UserError(
+          f'run.batch_size: {self.batch_size} images do not divide over '
+          f'{devices} devices; the nearest that does is '
+          f'{max(1, round(share)) * devices}')
+    if int(share) % self.micro_batches:
+      raise checks.UserError(
+          f'run.micro_batches: {int(share)} images a device do not divide '
+          f'into {self.micro_batches} parts')
+
+
+def train(config, workdir):
+  """Trains, evaluates and checkpoints; goes on where the workdir stands.
+
+  Args:
+    config: ml_collections.ConfigDict, as the files in configs/ make them.
+    workdir: where the run lies.
+
+  Returns:
+    The metrics of the final evaluation.
+  """
+  settings = Settings(**config.run)
+  plan = sharding.plan(**config.sharding)
+  settings.check_devices(plan.mesh.size)
+  _check_sections(config)
+  with workdirs.claimed(workdir):
+    data, evals = open_data(config, settings)
+    model = make_model(config, settings, data.source)
+    workdirs.agree(workdir, config.to_dict())
+    workdirs.write_json(os.path.join(workdir, 'model.json'),
+                        _card(config, settings, data))
+    checkpoints = checkpoint.Checkpoints(
+        os.path.join(workdir, 'checkpoints'), **config.checkpoint)
+    try:
+      return _train(config, settings, plan, data, evals, model, checkpoints,
+                    workdir)
+    finally:
+      checkpoints.close()
+
+
+def open_data(config, settings):
+  """The training split and {name: evaluation split}."""
+  sections = {'data': dict(config.data)}
+  for name, section in config.evals.items():
+    inherited = {k: config.data[k] for k in _INHERITED
+                 if k in config.data and section.get(k) is None}
+    given = {k: v for k, v in section.items() if v is not None}
+    sections[f'evals.{name}'] = dict(inherited, **given)
+  opened = {}
+  for key, section in sections.items():
+    wanted = tuple(s['split'] for s in sections.values()
+                   if s['name'] == section['name'] and s['split'])
+    opened[key] = pipeline.open_data(
+        **section, image_size=settings.image_size, wanted=wanted, key=key)
+  return opened.pop('data'), {k.removeprefix('evals.'): v
+                              for k, v in opened.items()}
+
+
+def make_model(config, settings, source):
+  """The network; classes and channels are the data's unless they are given."""
+  section = dict(config.model)
+  classes = section.pop('num_classes', None) or source.num_classes
+  if classes < source.num_classes:
+    raise checks.UserError(
+        f'model.num_classes: {classes}, but {source.name} has '
+        f'{source.num_classes} classes')
+  if section.get('in_channels') is None:
+    section['in_channels'] = source.channels
+  return models.create(num_classes=classes, dtype=settings.dtype, **section)
+
+
+def make_step(config, settings, model, total_steps):
+  """(optimizer, step function) of a config; nothing is computed yet."""
+  schedule = schedules.make(total_steps=total_steps, **config.schedule)
+  optimizer = optimizers.make(schedule=schedule, **config.optimizer)
+  step_fn = steps.make_train_step(
+      model, optimizer, schedule=schedule, seed=settings.seed,
+      loss=losses.make(**config.loss),
+      augment=augmentation.make(**config.augment),
+      num_classes=model.num_classes, micro_batches=settings.micro_batches)
+  return optimizer, step_fn
+
+
+def image_shape(model, settings):
+  """(height, width, channels) of the model's input."""
+  size = settings.image_size
+  size = (size, size) if isinstance(size, int) else tuple(size)
+  return (*size, model.in_channels)
+
+
+def _train(config, settings, plan, data, evals, model, checkpoints, workdir):
+  total = settings.steps(len(data))
+  optimizer, step_fn = make_step(config, settings, model, total)
+  init = functools.partial(
+      steps.init_state, model, optimizer, seed=settings.seed,
+      image_shape=image_shape(model, settings))
+  shapes = jax.eval_shape(init)
+  shardings = plan.state(shapes)
+  _introduce(config, settings, plan, data, evals, model, shapes, total, workdir)
+
+  fingerprint = data.fingerprint(settings.batch_size, settings.seed)
+  state = _resume(checkpoints, shapes, shardings, fingerprint)
+  resumed = state is not None
+  if not resumed:
+    state = jax.jit(init, out_shardings=shardings)()
+    if config.start.weights is not None:
+      state = _start_from(config.start, state, shardings)
+  first = int(state.step)
+
+  put = lambda tree: jax.device_put(tree, plan.replicated)
+  resident = None if data.resident is None else put(data.resident)
+  evaluate = _make_evaluate(plan, model, evals, settings, put)
+
+  def save(step, state, scores):
+    checkpoints.save(step, state.params,
+                     dict(step=state.step, opt_state=state.opt_state),
+                     dict(data=fingerprint), scores)
+
+  slots = plan.slots(settings.batch_size)
+  batches = data.train_batches(
+      seed=settings.seed, batch_size=settings.batch_size, first=first,
+      last=total, slots=slots)
+  flops = settings.batch_size * cost.training_flops(model, settings.image_size)
+  writer = writers.Writer(workdir, resumed_at=first)
+  progress = progress_lib.Progress(first, total)
+  try:
+    with stop.Guard() as guard, progress:
+      job = loop.Job(
+          step_fn=jax.jit(step_fn, donate_argnums=0,
+                          out_shardings=(shardings, plan.replicated)),
+          batches=map(plan.put_batch, batches), resident=resident,
+          evaluate=evaluate, save=save, writer=writer, progress=progress,
+          guard=guard, total_steps=total, log_every=settings.log_every,
+          eval_every=settings.eval_every, save_every=checkpoints.every,
+          save_scored=bool(checkpoints.best), batch_size=settings.batch_size,
+          flops=flops, peak_flops=(
+              peak.flops_per_second(settings.dtype) * jax.process_count()))
+      if first >= total:
+        scores = evaluate(state)
+        progress.say(f'finished already, at step {total:,}: '
+                     + loop.summary(scores))
+      else:
+        state, scores = loop.train(state, job)
+    checkpoints.wait()
+  except checks.Stopped:
+    checkpoints.wait()
+    raise
+  finally:
+    writer.close()
+  return scores
+
+
+def _check_sections(config):
+  expected = ('model', 'data', 'augment', 'loss', 'schedule', 'optimizer',
+              'sharding', 'checkpoint', 'start', 'evals', 'run')
+  for name in config:
+    if name not in expected:
+      raise checks.unknown('config', name, expected)
+
+
+def _resume(checkpoints, shapes, shardings, fingerprint):
+  """The newest state saved, or None."""
+  abstract = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      shapes, shardings)
+  found = checkpoints.restore(
+      abstract.params, dict(step=abstract.step, opt_state=abstract.opt_state))
+  if found is None:
+    return None
+  params, rest, meta = found
+  differ = [f'{k} was {meta["data"].get(k)}, is {v}'
+            for k, v in fingerprint.items() if meta['data'].get(k) != v]
+  if differ:
+    raise checks.UserError(
+        'data: the run was trained on other data, or in another order: '
+        + '; '.join(differ) + '; give it its own data, or another --workdir')
+  step = int(rest['step'])
+  checkpoints.forget_after(step)
+  log.info('resuming at step %s', f'{step:,}')
+  return steps.State(step=rest['step'], params=params,
+                     opt_state=rest['opt_state'])
+
+
+def _start_from(section, state, shardings):
+  params = pretrained.load(**section)
+  weights.check_fit(params, state.params, section.weights)
+  return state.replace(params=jax.device_put(params, shardings.params))
+
+
+def _make_evaluate(plan, model, evals, settings, put):
+  """evaluate(state) -> metrics of all evaluation splits."""
+  predict = steps.make_predict(model)
+  count = jax.jit(
+      classification.make_count(
+          predict, lambda batch, resident: steps.fetch(batch, resident)[1],
+          model.num_classes),
+      out_shardings=plan.replicated)
+  size = settings.batch_size
+  slots = plan.slots(size)
+  residents = {name: None if data.resident is None else put(data.resident)
+               for name, data in evals.items()}
+
+  def evaluate(state):
+    scores = {}
+    for name, data in evals.items():
+      batches = data.eval_batches(batch_size=size, slots=slots)
+      scores.update(classification.score(
+          name, count, state.params, map(plan.put_batch, batches),
+          residents[name], len(data)))
+    return scores
+
+  return evaluate
+
+
+def _introduce(config, settings, plan, data, evals, model, shapes, total,
+               workdir):
+  """Says what is about to run; the whole list of parameters goes to a file."""
+  say = log.info
+  device = plan.mesh.devices.flat[0]
+  say('model    %s: %s parameters, %.3g GFLOPs an image', config.model.name,
+      f'{trees.count(shapes.params):,}',
+      cost.forward_flops(model, settings.image_size) / 1e9)
+  say('data     %s %s: %s images, %d classes', data.source.name,
+      data.split.spec, f'{len(data):,}', data.source.num_classes)
+  for name, held_out in evals.items():
+    say('         evaluated as %s: %s images of %s', name,
+        f'{len(held_out):,}', held_out.split.spec)
+  say('devices  %d x %s, %s, state: %s', plan.mesh.size, device.device_kind,
+      settings.dtype, plan.strategy)
+  say('run      %s steps of %d images, %.1f epochs', f'{total:,}',
+      settings.batch_size, total * settings.batch_size / len(data))
+  say('workdir  %s', workdir)
+  if jax.process_index() == 0:
+    with open(os.path.join(workdir, 'parameters.txt'), 'w') as f:
+      f.write(parameter_overview.get_parameter_overview(
+          shapes.params, include_stats=False) + '\n')
+
+
+def _card(config, settings, data):
+  """What it takes to use the model elsewhere."""
+  return dict(
+      model=dict(config.model), num_classes=data.source.num_classes,
+      class_names=data.source.class_names, channels=data.source.channels,
+      image_size=data.image_size, data=data.source.name,
+      preprocessing=dict(scale='(x - 127.5) / 127.5', crop={
+          name: e.get('crop', None) for name, e in config.evals.items()}))

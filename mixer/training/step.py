@@ -1,0 +1,123 @@
+"""The training step: (state, batch) -> (state, metrics), a pure function.
+
+The state counts the updates done; all randomness of a step is keyed from that
+count, so a step does the same whenever and wherever it runs.
+"""
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixer.core import rng
+from mixer.data import augment as augmentation
+from mixer.training import losses
+
+
+@flax.struct.dataclass
+class State:
+  """What training changes: updates done, parameters, optimizer state."""
+  step: Any
+  params: Any
+  opt_state: Any
+
+
+def init_state(model, optimizer, *, seed, image_shape):
+  """The state before the first update; jit it to have it born sharded."""
+  images = jnp.zeros((1, *image_shape), jnp.float32)
+  params = model.init(rng.stream(seed, 'init'), images)['params']
+  return State(step=jnp.zeros((), jnp.int32), params=params,
+               opt_state=optimizer.init(params))
+
+
+def fetch(batch, resident):
+  """A batch's images and labels, taken from the device if they live there."""
+  if resident is None:
+    return batch['image'], batch['labels']
+  take = lambda x: jnp.take(x, batch['position'], axis=0)
+  return take(resident['image']), take(resident['labels'])
+
+
+def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
+                    num_classes, micro_batches=1):
+  """The step function.
+
+  Args:
+    model: a flax module, as `models.create` makes them.
+    optimizer: an optax transformation.
+    schedule: updates done -> learning rate, for the metrics.
+    loss: (logits, targets) -> [B], as `losses.make` makes them.
+    augment: as `data.augment.make` makes them.
+    seed: of the run.
+    num_classes: K.
+    micro_batches: parts the batch is cut into, whose gradients are averaged
+      before the one update. Augmentation, mixup included, is of the whole
+      batch, and each row keeps its masks, so the result is the whole batch's
+      but for rounding.
+
+  Returns:
+    step(state, batch, resident) -> (state, metrics), metrics a dict of float32
+    scalars: 'loss', 'accuracy', 'gradient_norm', 'learning_rate'.
+  """
+  def gradient(params, images, targets, rows, rngs):
+    def objective(params):
+      logits, _ = model.apply(
+          {'params': params}, images, train=True, rows=rows, rngs=rngs)
+      return jnp.mean(loss(logits, targets)), logits
+    (value, logits), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    return grads, dict(loss=value, accuracy=jnp.mean(right(logits, targets)))
+
+  def accumulated(params, images, targets, rows, rngs):
+    # Every micro-batch takes each n-th row, so that no row changes device.
+    split = lambda x: jnp.moveaxis(
+        x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
+    zero = jax.tree.map(jnp.zeros_like, params)
+
+    def body(total, part):
+      grads, metrics = gradient(params, *part, rngs)
+      return jax.tree.map(jnp.add, total, grads), metrics
+
+    grads, metrics = jax.lax.scan(
+        body, zero, (split(images), split(targets), split(rows)))
+    mean = lambda x: jnp.mean(x, axis=0)
+    return (jax.tree.map(lambda g: g / micro_batches, grads),
+            jax.tree.map(mean, metrics))
+
+  def step(state, batch, resident=None):
+    key = lambda name: jax.random.fold_in(rng.stream(seed, name), state.step)
+    images, labels = fetch(batch, resident)
+    images, targets = augment(
+        images, losses.targets_of(labels, num_classes),
+        rng.of_examples(rng.stream(seed, 'augment'), batch['epoch'],
+                        batch['record']), key('mixup'))
+    rngs = {n: key(n) for n in ('dropout', 'stochastic_depth')}
+    compute = gradient if micro_batches == 1 else accumulated
+    grads, metrics = compute(state.params, images, targets,
+                             jnp.arange(images.shape[0]), rngs)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = dict(metrics, gradient_norm=optax.global_norm(grads),
+                   learning_rate=jnp.asarray(schedule(state.step), jnp.float32))
+    return State(step=state.step + 1, opt_state=opt_state,
+                 params=optax.apply_updates(state.params, updates)), metrics
+
+  return step
+
+
+def make_predict(model):
+  """predict(params, batch, resident) -> logits [B, K], as in evaluation."""
+  def predict(params, batch, resident=None):
+    images, _ = fetch(batch, resident)
+    return model.apply({'params': params}, augmentation.normalise(images))[0]
+  return predict
+
+
+def right(logits, targets):
+  """Is the likeliest class among the targets' heaviest? float32 [B].
+
+  With one label that is top-1 accuracy; with several, any of them counts; with
+  mixup, the heavier image's does.
+  """
+  best = jnp.argmax(logits, axis=-1)
+  weight = jnp.take_along_axis(targets, best[:, None], axis=-1)[:, 0]
+  return (weight >= jnp.max(targets, axis=-1)).astype(jnp.float32)

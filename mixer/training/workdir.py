@@ -1,0 +1,88 @@
+"""A run's directory: who may write to it, and what it was started with."""
+import contextlib
+import fcntl
+import json
+import os
+import socket
+
+from mixer.core import checks
+
+# What may change between a run and its continuation, by the start of the key.
+_FREE = ('data.dir', 'run.log_every', 'evals', 'checkpoint', 'sharding')
+
+
+@contextlib.contextmanager
+def claimed(path):
+  """Makes the directory and holds it against a second run.
+
+  Raises:
+    UserError: if it cannot be written, or another process holds it.
+  """
+  try:
+    os.makedirs(path, exist_ok=True)
+    file = open(os.path.join(path, '.lock'), 'a+')
+  except OSError as e:
+    raise checks.UserError(f'--workdir: cannot write to {path!r}: '
+                           f'{e.strerror}; choose another')
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      file.seek(0)
+      raise checks.UserError(
+          f'--workdir: {path!r} is in use by another run ({file.read()}); stop '
+          'it or choose another') from None
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    yield
+
+
+def agree(path, config):
+  """Writes the config of a new run, or checks that an old one's is the same.
+
+  Args:
+    path: the workdir.
+    config: nested dict.
+
+  Raises:
+    UserError: if it differs, with every key and both values.
+  """
+  file = os.path.join(path, 'config.json')
+  new = json.loads(json.dumps(config))
+  if os.path.exists(file):
+    with open(file) as f:
+      old = json.load(f)
+    differ = [
+        f'{k} was {_show(flat_old.get(k))}, is {_show(flat_new.get(k))}'
+        for flat_old, flat_new in [(_flat(old), _flat(new))]
+        for k in sorted(flat_old.keys() | flat_new.keys())
+        if flat_old.get(k) != flat_new.get(k) and not k.startswith(_FREE)]
+    if differ:
+      raise checks.UserError(
+          f'--workdir: {path!r} holds a run of another config: '
+          f'{"; ".join(differ)}. Give the same config to go on with it, or '
+          'another --workdir')
+  write_json(file, new)
+
+
+def write_json(path, value):
+  """Writes a file whole or not at all."""
+  with open(path + '.partial', 'w') as f:
+    json.dump(value, f, indent=2)
+    f.write('\n')
+  os.replace(path + '.partial', path)
+
+
+def _flat(tree, prefix=''):
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out.update(_flat(value, f'{prefix}{key}.'))
+    elif value is not None:
+      out[prefix + key] = value
+  return out
+
+
+def _show(value):
+  return 'unset' if value is None else repr(value)
