@@ -53,11 +53,13 @@ def randaugment(images, keys, *, layers, magnitude):
     uint8 [B, H, W, C].
   """
   height, width = images.shape[1:3]
-  for layer in range(layers):
+  # A loop, which XLA does not unroll: otherwise it recomputes the first layer
+  # inside each of the passes over the image that the second one makes.
+  def one_layer(layer, images):
     ops, negate, centre = draw(keys, layer=layer, height=height, width=width)
-    images = apply_op(
+    return apply_op(
         images, ops, negate=negate, centre=centre, magnitude=magnitude)
-  return images
+  return jax.lax.fori_loop(0, layers, one_layer, images)
 
 
 def draw(keys, *, layer, height, width):
@@ -110,9 +112,7 @@ def apply_op(images, ops, *, negate, centre, magnitude):
   # At most one primitive of an example is not neutral: each may therefore read
   # `images` itself, which leaves XLA one fused pass after the histogram.
   warped = _warp(images, ops, negate, magnitude)
-  # The barrier keeps XLA from working a table entry out anew for every pixel.
-  tables = jax.lax.optimization_barrier(_tables(images, ops, magnitude))
-  mapped = _look_up(tables, warped)
+  mapped = _look_up(_tables(images, ops, magnitude), warped)
   mapped = mapped.astype(jnp.float32)
   other = jnp.where(drawn('Color'), _grey(images), mapped)
   other = jnp.where(drawn('Sharpness'), _smooth(images), other)
@@ -265,9 +265,10 @@ def _equalize(counts_BCK):
   last = jnp.take_along_axis(counts_BCK, highest, axis=-1)
   step = (pixels - last) // 255
   below = jnp.cumsum(counts_BCK, axis=-1) - counts_BCK
-  table = jnp.clip((below + step // 2) // jnp.maximum(step, 1), 0, 255)
+  # lax.div and not //, whose care for negative numbers costs a second division.
+  table = jax.lax.div(below + step // 2, jnp.maximum(step, 1))
   same = np.arange(256, dtype=np.int32)[None, None, :]
-  return jnp.where(step == 0, same, table).astype(jnp.uint8)
+  return jnp.where(step == 0, same, jnp.minimum(table, 255)).astype(jnp.uint8)
 
 
 def _autocontrast(counts_BCK):

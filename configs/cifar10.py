@@ -1,0 +1,23 @@
+"""A small Mixer on CIFAR-10 from scratch, at 32x32 with 4x4 patches.
+
+  python -m mixer.main --config=configs/cifar10.py --config.data.dir=$DATA_DIR
+
+The whole set lives on the device: the input costs nothing.
+"""
+from configs import recipe
+
+
+def get_config():
+  c = recipe.base()
+  c.model.update(name='Mixer-S/4', hidden_dim=128, num_blocks=8,
+                 tokens_mlp_dim=64, channels_mlp_dim=512,
+                 stochastic_depth=0.1)
+  c.data.update(name='cifar10', on_device=True)
+  c.augment.update(flip=True, pad_crop=4)
+  c.loss.label_smoothing = 0.1
+  c.schedule.update(learning_rate=0.3, warmup_steps=200)
+  c.evals = dict(test=recipe.evaluation('test', crop='resize'))
+  c.checkpoint.every = 500
+  c.run.update(batch_size=128, total_epochs=100.0, image_size=32, log_every=20,
+               eval_every=500)
+  return c

@@ -1,0 +1,18 @@
+"""Mixer-S/32, pre-training (19.1M parameters with 1,000 classes).
+
+  python -m mixer.main --config=configs/mixer_s32.py --config.data.dir=$DATA_DIR
+
+Argument DATASET[,RECIPE]: imagenet2012 (default), imagenet21k or jft; sgd
+(default) or adam, the paper's table 4. The learning rate of `sgd` is unproven
+at ImageNet scale.
+
+The paper, with Adam, ImageNet top-1 at 224 after fine-tuning: 68.70% from jft
+(0.01k TPUv3 core-days).
+It has no row for this scale on imagenet2012 and imagenet21k: those settings
+are B's.
+"""
+from configs import recipe
+
+
+def get_config(argument=''):
+  return recipe.pretrain('Mixer-S/32', argument)

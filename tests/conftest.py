@@ -1,0 +1,15 @@
+"""Tests run on eight fake CPU devices, and implicit rank promotion is an error.
+"""
+import os
+import pathlib
+import sys
+
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402  (after the environment is set)
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
