@@ -2,29 +2,27 @@
 
 RandAugment (https://arxiv.org/abs/1909.13719) as the Mixer paper used it
 (https://arxiv.org/abs/2105.01601, section 3 and Table 4): 2 layers of magnitude
-10, 15 or 20. The reference is big_vision's TensorFlow code,
-`big_vision/pp/archive/autoaugment.py`; its traits below are kept on purpose.
+m = 10, 15 or 20. The reference is big_vision's TensorFlow code,
+`big_vision/pp/archive/autoaugment.py`, whose traits are kept on purpose:
 
   Every layer draws one of 16 ops, uniformly, and always applies it.
   Magnitudes run to 10, so 15 and 20 overshoot. What is uncovered becomes 128.
   Solarize: the threshold 256 m/10 is a uint8 and wraps. m = 15 solarizes at
     128; m = 10 and m = 20 have threshold 0 and invert the whole image.
-  Contrast: blends with a constant level that is not the mean of the image. The
-    "mean" is the sum of the histogram over 256, hence pixels / 256: 196 at
-    224x224, and 255, the limit, from 256x256 on.
+  Contrast blends with a constant, not with the mean: it divides the sum of the
+    histogram by 256, which is pixels / 256 (196 at 224x224), at most 255.
   SolarizeAdd adds below 128 only. Posterize keeps int(4 m/10) bits, at least 1.
   Rotate turns about the centre of the image, the shears about its first pixel.
 
-Results equal TensorFlow's on a CPU bit for bit but for two roundings, each of
-one level before the blend: the grey of 1 colour in 100,000 (Color), and 3x3
-means that are exact integers, where TensorFlow's sum may fall just short of the
-integer, depending on its build (Sharpness).
+Results equal TensorFlow's on a CPU bit for bit, except for two roundings by one
+level before the blend: the grey of 1 colour in 100,000 (Color), and 3x3 means
+that are whole, of which TensorFlow's sum may fall just short (Sharpness).
 
-Switching between 16 functions under vmap computes all 16, so a layer is instead
-a chain of shared primitives, neutral for the examples that drew another op: one
+Switching between 16 functions under vmap computes all 16. A layer is instead a
+chain of shared primitives, neutral for the examples that drew another op: one
 nearest-neighbour warp, one table of 256 entries a channel, one blend, one mask.
 
-Axes: B batch, H height, W width, C channels (3, or 1), K the 256 levels.
+Axes: B batch, H height, W width, P pixels, C channels (3 or 1), K 256 levels.
 """
 import jax
 import jax.numpy as jnp
@@ -53,8 +51,8 @@ def randaugment(images, keys, *, layers, magnitude):
     uint8 [B, H, W, C].
   """
   height, width = images.shape[1:3]
-  # A loop, which XLA does not unroll: otherwise it recomputes the first layer
-  # inside each of the passes over the image that the second one makes.
+  # XLA keeps what a loop hands on. Without one it recomputes the first layer in
+  # each of the second's passes over the image (1.7 times slower on a CPU).
   def one_layer(layer, images):
     ops, negate, centre = draw(keys, layer=layer, height=height, width=width)
     return apply_op(
@@ -63,13 +61,7 @@ def randaugment(images, keys, *, layers, magnitude):
 
 
 def draw(keys, *, layer, height, width):
-  """What one layer draws for each example.
-
-  Args:
-    keys: typed PRNG keys [B].
-    layer: index of the layer; layers draw independently.
-    height: of the images.
-    width: of the images.
+  """What one layer draws for each example, from its key [B] alone.
 
   Returns:
     ops: int32 [B], indices into OPS, uniform.
@@ -90,30 +82,26 @@ def apply_op(images, ops, *, negate, centre, magnitude):
   """Applies to each image the op that is given for it.
 
   Args:
-    images: uint8 [B, H, W, C], C = 3 or 1.
+    images: uint8 [B, H, W, C], C = 3 or 1 (Color then changes nothing).
     ops: int32 [B], indices into OPS.
-    negate: bool [B], whether to change the sign of the angle, shear or shift;
-      of no effect on the other ops.
-    centre: int32 [B, 2], row and column of the middle of the cutout; of no
-      effect on the other ops.
+    negate: bool [B], used by rotation, shear and translation; see `draw`.
+    centre: int32 [B, 2], used by Cutout; see `draw`.
     magnitude: strength shared by all ops, not negative; static under jit.
 
   Returns:
     uint8 [B, H, W, C].
   """
-  if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[3] not in (
-      1, 3):
-    raise ValueError('randaugment: images should be uint8 [B, H, W, 1 or 3], '
-                     f'but they are {images.dtype} {list(images.shape)}')
+  if images.dtype != jnp.uint8 or images.shape[-1] not in (1, 3):
+    raise ValueError('randaugment: images should be uint8 with 1 or 3 channels,'
+                     f' but they are {images.dtype} {images.shape}')
 
   def drawn(name):
     return (ops == _INDEX[name])[:, None, None, None]
 
   # At most one primitive of an example is not neutral: each may therefore read
-  # `images` itself, which leaves XLA one fused pass after the histogram.
-  warped = _warp(images, ops, negate, magnitude)
-  mapped = _look_up(_tables(images, ops, magnitude), warped)
-  mapped = mapped.astype(jnp.float32)
+  # `images` itself, which leaves XLA one fused pass once the tables are there.
+  mapped = _look_up(_tables(images, ops, magnitude),
+                    _warp(images, ops, negate, magnitude)).astype(jnp.float32)
   other = jnp.where(drawn('Color'), _grey(images), mapped)
   other = jnp.where(drawn('Sharpness'), _smooth(images), other)
   blended = _blend(other, mapped, _enhancement(magnitude))  # Neutral if equal.
@@ -127,12 +115,11 @@ def _enhancement(magnitude):
 
 
 def _halves(x):
-  """Splits a float32 number or array into two addends of 12 bits each.
+  """Splits float32 values into two addends of 12 bits each, hi and lo.
 
-  A compiler may join a product and a sum into one operation that rounds once,
-  and then a result just below an integer is truncated to another level than
-  TensorFlow's. The product of a half and of a level (9 bits with its sign) is
-  exact, hence x * hi + x * lo rounds once on any machine, joined or not.
+  A compiler may fuse a product with a sum, which rounds once instead of twice,
+  and truncate a result next to an integer to another level than TensorFlow. A
+  level times a half is exact, so x * hi + x * lo rounds once, fused or not.
   """
   x = np.asarray(x, np.float32)
   hi = (x.view(np.uint32) & np.uint32(0xFFFFF000)).view(np.float32)
@@ -148,18 +135,16 @@ def _blend(image1, image2, factor):
 
 
 def _transforms(magnitude, height, width):
-  """Maps from output to input coordinates.
+  """Matrices from an output's (x, y, 1) to the input's (x, y), as in tfa.image.
 
-  Returns:
-    float32 NumPy [2, 16, 2, 3]: for both signs and every op a matrix that takes
-    the output's (x, y, 1) to the input's (x, y), as tfa.image.transform does.
+  For both signs and every op: float32 NumPy [2, 16, 2, 3].
   """
   level = magnitude / 10
   maps = np.tile(np.eye(2, 3, dtype=np.float32), (2, len(OPS), 1, 1))
+  right, bottom = np.float32(width - 1), np.float32(height - 1)
   for signed, sign in zip(maps, (1, -1)):
     angle = np.float32(sign * level * 30) * np.float32(np.pi / 180)
     cos, sin = np.cos(angle), np.sin(angle)
-    right, bottom = np.float32(width - 1), np.float32(height - 1)
     signed[_INDEX['Rotate']] = (
         (cos, -sin, (right - (cos * right - sin * bottom)) / 2),
         (sin, cos, (bottom - (sin * right + cos * bottom)) / 2))
@@ -180,108 +165,92 @@ def _warp(images, ops, negate, magnitude):
   by_row = maps[..., 1:2] * np.arange(height, dtype=np.float32)
   sign = negate.astype(jnp.int32)
   x_BHW, y_BHW = (
-      jax.lax.round(
+      jax.lax.round(  # Half-way cases away from zero, as in C.
           jnp.asarray(by_column[:, :, i])[sign, ops][:, None, :]
           + jnp.asarray(by_row[:, :, i])[sign, ops][:, :, None]
-          + jnp.asarray(maps[:, :, i, 2])[sign, ops][:, None, None],
-          jax.lax.RoundingMethod.AWAY_FROM_ZERO)
+          + jnp.asarray(maps[:, :, i, 2])[sign, ops][:, None, None])
       for i in (0, 1))
   inside = (x_BHW >= 0) & (x_BHW < width) & (y_BHW >= 0) & (y_BHW < height)
-  position = (jnp.clip(y_BHW, 0, height - 1) * width
-              + jnp.clip(x_BHW, 0, width - 1)).astype(jnp.int32)
-  pixels = images.reshape(batch, height * width, channels)
-  return jnp.where(
-      inside[..., None], _take(pixels, position), jnp.uint8(_FILL))
+  place_BHW = (jnp.clip(y_BHW, 0, height - 1) * width
+               + jnp.clip(x_BHW, 0, width - 1)).astype(jnp.int32)
+  moved = _take(images.reshape(batch, height * width, channels), place_BHW)
+  return jnp.where(inside[..., None], moved, jnp.uint8(_FILL))
 
 
-def _take(values, positions):
-  """values[b, positions[b, ...]]; every position has to be in range."""
-  def one(v, p):
+def _take(values, places):
+  """values[b, places[b, ...]]; every place has to be in range."""
+  def take(v, p):
     return v.at[p].get(mode='promise_in_bounds')
-  return jax.vmap(one)(values, positions)
+  return jax.vmap(take)(values, places)
 
 
 def _tables(images, ops, magnitude):
-  """What becomes of each level in each channel: uint8 [B, C, 256]."""
-  height, width = images.shape[1:3]
-  level = magnitude / 10
-  v = np.arange(256)
-  # TensorFlow's shift is a uint8 too, and limited to 7.
-  dropped = min((8 - int(level * 4)) % 256, 7)
-  fixed = np.tile(v, (len(OPS), 1))
-  fixed[_INDEX['Invert']] = 255 - v
-  fixed[_INDEX['Posterize']] = v >> dropped << dropped
-  fixed[_INDEX['Solarize']] = np.where(v < int(level * 256) % 256, v, 255 - v)
-  fixed[_INDEX['SolarizeAdd']] = np.where(
-      v < 128, np.clip(v + int(level * 110), 0, 255), v)
-  levels = jnp.asarray(v, jnp.float32)
-  grey = min(height * width // 256, 255)
-  tables_BK = jnp.asarray(fixed, jnp.uint8).at[
-      np.array([_INDEX['Brightness'], _INDEX['Contrast']])].set(jnp.stack([
-          _blend(jnp.float32(start), levels, _enhancement(magnitude))
-          for start in (0, grey)]).astype(jnp.uint8))[ops]
+  """What becomes of each level in each channel: uint8 [B, C, K]."""
+  batch, height, width, channels = images.shape
+  level, v = magnitude / 10, np.arange(256)
+  # TensorFlow's shift is a uint8 as well, and limited to 7.
+  shift = min((8 - int(level * 4)) % 256, 7)
+  rows = {
+      'Invert': 255 - v,
+      'Posterize': v >> shift << shift,
+      'Solarize': np.where(v < int(level * 256) % 256, v, 255 - v),
+      'SolarizeAdd': np.where(v < 128, (v + int(level * 110)).clip(max=255), v)}
+  for name, grey in ('Brightness', 0), ('Contrast', height * width // 256):
+    rows[name] = _blend(np.float32(min(grey, 255)), v.astype(np.float32),
+                        _enhancement(magnitude))
+  fixed_BK = jnp.stack(
+      [jnp.asarray(rows.get(name, v), jnp.uint8) for name in OPS])[ops]
 
-  counts_BCK = jax.lax.platform_dependent(
-      images, tpu=_count_by_comparing, default=_count_by_adding)
-  def drawn(name):
-    return (ops == _INDEX[name])[:, None, None]
-  tables_BCK = jnp.where(
-      drawn('Equalize'), _equalize(counts_BCK), tables_BK[:, None, :])
-  return jnp.where(
-      drawn('AutoContrast'), _autocontrast(counts_BCK), tables_BCK)
+  def of_channel(levels_BP):
+    counts_BK = jax.lax.platform_dependent(
+        levels_BP, tpu=_count_by_comparing, default=_count_by_adding)
+    table_BK = jnp.where((ops == _INDEX['Equalize'])[:, None],
+                         _equalize(counts_BK), fixed_BK)
+    return jnp.where((ops == _INDEX['AutoContrast'])[:, None],
+                     _autocontrast(counts_BK), table_BK)
+
+  # Also a loop so that XLA keeps the result: it would work an entry out anew
+  # for every pixel that looks it up (1.4 times slower on a CPU).
+  levels_CBP = jnp.moveaxis(images, 3, 0).reshape(channels, batch, -1)
+  return jnp.moveaxis(jax.lax.map(of_channel, levels_CBP), 0, 1)
 
 
 # Adding into 256 counters is one cheap step a pixel on CPUs and GPUs (50 times
-# faster than comparing, measured on a CPU). A TPU does it one pixel at a time;
+# faster than comparing, measured on a CPU). A TPU adds one pixel at a time;
 # there, 256 comparisons a pixel that fuse with their sum suit its vector unit.
-def _count_by_adding(images):
-  """Histogram of every channel: int32 [B, C, 256]."""
-  batch, height, width, channels = images.shape
-  shelf = np.arange(channels, dtype=np.int32)[None, None, None, :] * 256
-  def one(p):
-    return jnp.zeros(channels * 256, jnp.int32).at[p.reshape(-1)].add(
-        1, mode='promise_in_bounds')
-  return jax.vmap(one)(images + shelf).reshape(batch, channels, 256)
+def _count_by_adding(levels_BP):
+  """Histogram: int32 [B, K]."""
+  counts = jnp.zeros(256, jnp.int32)
+  return jax.vmap(lambda levels: counts.at[levels].add(1))(levels_BP)
 
 
-def _count_by_comparing(images):
-  """Histogram of every channel: int32 [B, C, 256]."""
-  levels = np.arange(256, dtype=np.uint8)[None, None, None, None, :]
-  return jnp.sum(images[..., None] == levels, axis=(1, 2), dtype=jnp.int32)
+def _count_by_comparing(levels_BP):
+  """Histogram: int32 [B, K]."""
+  levels = np.arange(256, dtype=np.uint8)[None, None, :]
+  return jnp.sum(levels_BP[:, :, None] == levels, axis=1, dtype=jnp.int32)
 
 
-def _extremes(counts_BCK):
-  """Lowest and highest level in use, each int32 [B, C, 1]."""
-  used = counts_BCK > 0
-  lowest = jnp.argmax(used, axis=-1, keepdims=True)
-  highest = 255 - jnp.argmax(used[..., ::-1], axis=-1, keepdims=True)
-  return lowest, highest
+def _equalize(counts_BK):
+  """Tables that make the histogram flat, in PIL's integer way: uint8 [B, K]."""
+  below = jnp.cumsum(counts_BK, axis=1) - counts_BK
+  step = jnp.where(counts_BK > 0, below, 0).max(axis=1, keepdims=True) // 255
+  table = jnp.clip((below + step // 2) // jnp.maximum(step, 1), 0, 255)
+  unchanged = np.arange(256, dtype=np.int32)[None, :]
+  return jnp.where(step == 0, unchanged, table).astype(jnp.uint8)
 
 
-def _equalize(counts_BCK):
-  """Tables that make the histogram flat, PIL's integer way."""
-  _, highest = _extremes(counts_BCK)
-  pixels = jnp.sum(counts_BCK, axis=-1, keepdims=True)
-  last = jnp.take_along_axis(counts_BCK, highest, axis=-1)
-  step = (pixels - last) // 255
-  below = jnp.cumsum(counts_BCK, axis=-1) - counts_BCK
-  # lax.div and not //, whose care for negative numbers costs a second division.
-  table = jax.lax.div(below + step // 2, jnp.maximum(step, 1))
-  same = np.arange(256, dtype=np.int32)[None, None, :]
-  return jnp.where(step == 0, same, jnp.minimum(table, 255)).astype(jnp.uint8)
-
-
-def _autocontrast(counts_BCK):
-  """Tables that stretch the levels in use to 0..255."""
-  lowest, highest = _extremes(counts_BCK)
-  spread = highest - lowest
+def _autocontrast(counts_BK):
+  """Tables that stretch the levels in use to 0..255: uint8 [B, K]."""
+  used = counts_BK > 0
+  lowest = jnp.argmax(used, axis=1, keepdims=True)
+  spread = 255 - jnp.argmax(used[:, ::-1], axis=1, keepdims=True) - lowest
   # Divided here, because not every device divides exactly.
   scales = np.float32(255) / np.maximum(np.arange(256, dtype=np.float32), 1)
   hi, lo = (jnp.asarray(half)[spread] for half in _halves(scales))
-  same = np.arange(256, dtype=np.float32)[None, None, :]
-  stretched = (same * hi + same * lo) - (lowest * hi + lowest * lo)
+  levels = np.arange(256, dtype=np.float32)[None, :]
+  stretched = (levels * hi + levels * lo) - (lowest * hi + lowest * lo)
   stretched = jnp.clip(stretched, 0, 255)
-  return jnp.where(spread > 0, stretched, same).astype(jnp.uint8)
+  return jnp.where(spread > 0, stretched, levels).astype(jnp.uint8)
 
 
 def _look_up(tables_BCK, images):
@@ -294,8 +263,8 @@ def _look_up(tables_BCK, images):
 def _grey(images):
   """tf.image.rgb_to_grayscale: float32 [B, H, W, 1], whole numbers.
 
-  It maps 0..255 to 0..1, weighs by (.2989, .587, .114), multiplies by 255.5
-  and truncates. Here the weights are whole, so that only one product rounds.
+  It weighs levels / 255 by (.2989, .587, .114), multiplies by 255.5 and
+  truncates. Here the weights are whole, so that only one product rounds.
   """
   images = images.astype(jnp.float32)
   if images.shape[3] == 1:
@@ -306,28 +275,25 @@ def _grey(images):
 
 
 def _smooth(images):
-  """Mean of 3x3 pixels, the middle one 5 times: float32, whole numbers.
+  """Mean of 3x3 pixels, the middle one 5 times, rounded down; edges stay.
 
-  Rounded down; the outermost pixels stay. Sums of slices and not a convolution,
-  which accelerators would round to fewer bits.
+  Sums of slices and not a convolution, which accelerators round to fewer bits.
   """
-  height, width = images.shape[1:3]
   padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  padded = padded.astype(jnp.float32)
+  padded, images = padded.astype(jnp.float32), images.astype(jnp.float32)
   rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
   total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + images * 4
   # The half keeps multiples of 13 clear of the edge and moves nothing else.
   mean = jnp.floor((total + 0.5) * np.float32(1 / 13))
-  inner = np.zeros((1, height, width, 1), bool)
-  inner[:, 1:-1, 1:-1] = True
-  return jnp.where(inner, mean, images)
+  # The outermost pixels' own places in the padded image hold no mean.
+  return images.at[:, 1:-1, 1:-1].set(mean[:, 1:-1, 1:-1])
 
 
 def _hole(shape, centre, magnitude):
   """Square of side 2 int(40 m/10), cut at the edges: bool [B, H, W, 1]."""
   reach = int(magnitude / 10 * 40)
-  rows, columns = (
-      np.arange(size, dtype=np.int32)[None, :] - centre[:, i:i + 1]
-      for i, size in enumerate(shape[1:3]))
-  rows, columns = ((d >= -reach) & (d < reach) for d in (rows, columns))
-  return (rows[:, :, None] & columns[:, None, :])[..., None]
+  def within(size, middle_B1):
+    distance = np.arange(size, dtype=np.int32)[None, :] - middle_B1
+    return (distance >= -reach) & (distance < reach)
+  rows = within(shape[1], centre[:, :1])[:, :, None, None]
+  return rows & within(shape[2], centre[:, 1:])[:, None, :, None]

@@ -96,7 +96,7 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
     grads, metrics = compute(state.params, images, targets,
                              jnp.arange(images.shape[0]), rngs)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics = dict(metrics, gradient_norm=optax.global_norm(grads),
+    metrics = dict(metrics, gradient_norm=optax.tree.norm(grads),
                    learning_rate=jnp.asarray(schedule(state.step), jnp.float32))
     return State(step=state.step + 1, opt_state=opt_state,
                  params=optax.apply_updates(state.params, updates)), metrics
