@@ -1,0 +1,178 @@
+"""Checkpoints: what is saved comes back, and damage is noticed."""
+import glob
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer import pretrained
+from mixer.core import checkpoint
+from mixer.core import checks
+from mixer.core import trees
+from mixer.training import sharding
+from mixer.training import workdir as workdirs
+from mixer.training import writer as writers
+
+
+def state(step):
+  rng = np.random.default_rng(step)
+  params = {'layer': {'kernel': jnp.asarray(
+      rng.normal(size=(128, 64)).astype(np.float32))}}
+  rest = {'step': jnp.asarray(step, jnp.int32),
+          'momentum': jnp.full((128, 64), step, jnp.bfloat16)}
+  return params, rest
+
+
+def abstract(tree, sharding_=None):
+  place = sharding_ or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+
+def save(directory, steps, scores=None, **settings):
+  checkpoints = checkpoint.Checkpoints(directory, **settings)
+  for step in steps:
+    checkpoints.save(step, *state(step), {'data': {'n': 1}},
+                     scores and {'acc': scores[step]})
+  checkpoints.wait()
+  checkpoints.close()
+
+
+def restore(directory):
+  checkpoints = checkpoint.Checkpoints(directory)
+  try:
+    return checkpoints.restore(*map(abstract, state(0)))
+  finally:
+    checkpoints.close()
+
+
+def same(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(
+      jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def largest_file(directory, step):
+  files = [f for f in glob.glob(f'{directory}/{step}/params/**', recursive=True)
+           if os.path.isfile(f)]
+  return max(files, key=os.path.getsize)
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+  save(tmp_path, [3, 7])
+  params, rest, meta = restore(tmp_path)
+  assert same(params, state(7)[0]) and same(rest, state(7)[1])
+  assert meta['data'] == {'n': 1} and meta['step'] == 7
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+  save(tmp_path, [1, 2, 3, 4], {1: 0.2, 2: 0.9, 3: 0.5, 4: 0.4}, keep=1,
+       best='acc')
+  assert sorted(n for n in os.listdir(tmp_path) if n.isdigit()) == ['2', '4']
+
+
+def test_a_flipped_bit_is_noticed_and_the_one_before_taken(tmp_path, caplog):
+  save(tmp_path, [3, 7])
+  file = largest_file(tmp_path, 7)
+  data = bytearray(open(file, 'rb').read())
+  data[len(data) // 2] ^= 1
+  open(file, 'wb').write(data)
+  with caplog.at_level('WARNING', logger='mixer'):
+    params, _, meta = restore(tmp_path)
+  assert meta['step'] == 3 and same(params, state(3)[0])
+  assert '7 cannot be used' in caplog.text
+  with pytest.raises(checks.UserError, match='damaged|cannot be read'):
+    checkpoint.load_params(str(tmp_path / '7'))
+
+
+def test_a_truncated_file_likewise_and_never_from_scratch(tmp_path):
+  save(tmp_path, [3, 7])
+  for step in (7, 3):
+    file = largest_file(tmp_path, step)
+    data = open(file, 'rb').read()
+    open(file, 'wb').write(data[:len(data) // 2])
+    if step == 7:
+      assert restore(tmp_path)[2]['step'] == 3
+  with pytest.raises(checks.RunError, match=r'none of the checkpoints \[3, 7\]'):
+    restore(tmp_path)
+
+
+def test_nothing_saved_is_none(tmp_path):
+  assert restore(tmp_path) is None
+
+
+def test_the_digest_is_the_same_on_any_mesh():
+  params, _ = state(5)
+  plan = sharding.plan(strategy='fsdp')
+  spread = jax.device_put(params, plan.state(params))
+  assert spread['layer']['kernel'].addressable_shards[0].data.shape != (128, 64)
+  digest = np.asarray(trees.digest(params))
+  np.testing.assert_array_equal(digest, trees.digest(spread))
+  swapped = {'layer': {'kernel': params['layer']['kernel'][::-1]}}
+  assert (digest != np.asarray(trees.digest(swapped))).any()
+
+
+def test_a_sharded_state_is_restored_on_other_devices(tmp_path):
+  save(tmp_path, [3])
+  four = sharding.plan(strategy='fsdp', devices=jax.devices()[:4])
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  wanted = [jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), t,
+      four.state(t)) for t in state(0)]
+  params, _, _ = checkpoints.restore(*wanted)
+  checkpoints.close()
+  kernel = params['layer']['kernel']
+  assert kernel.addressable_shards[0].data.shape == (32, 64)
+  assert same(params, state(3)[0])
+
+
+def test_pretrained_load_takes_a_workdir_or_a_checkpoint(tmp_path):
+  save(tmp_path / 'checkpoints', [2, 10], {2: 0.9, 10: 0.1}, best='acc')
+  assert same(pretrained.load(tmp_path), state(10)[0])
+  assert same(pretrained.load(tmp_path, best=True), state(2)[0])
+  assert same(pretrained.load(tmp_path / 'checkpoints' / '2'), state(2)[0])
+
+
+def test_pretrained_load_errors_name_the_path(tmp_path):
+  with pytest.raises(checks.UserError, match='nowhere'):
+    pretrained.load(tmp_path / 'nowhere')
+  os.makedirs(tmp_path / 'checkpoints')
+  with pytest.raises(checks.UserError, match='no checkpoint yet'):
+    pretrained.load(tmp_path)
+
+
+def test_a_workdir_serves_one_run_at_a_time(tmp_path):
+  with workdirs.claimed(str(tmp_path)):
+    with pytest.raises(checks.UserError, match='in use by another run'):
+      with workdirs.claimed(str(tmp_path)):
+        pass
+  with workdirs.claimed(str(tmp_path)):
+    pass
+
+
+def test_a_workdir_refuses_another_config_but_not_where_the_data_lie(tmp_path):
+  old = {'run': {'seed': 1, 'log_every': 5}, 'data': {'dir': '/a'}}
+  workdirs.agree(str(tmp_path), old)
+  workdirs.agree(str(tmp_path), {'run': {'seed': 1, 'log_every': 9},
+                                 'data': {'dir': '/b'}, 'evals': {'x': {}}})
+  with pytest.raises(checks.UserError, match='run.seed was 1, is 2'):
+    workdirs.agree(str(tmp_path), {'run': {'seed': 2}, 'data': {}})
+
+
+def test_metrics_hold_each_step_once_after_a_resume(tmp_path):
+  first = writers.Writer(str(tmp_path), resumed_at=0)
+  for step in (10, 20, 30):
+    first.write(step, {'train/loss': 1.0 / step})
+  first.write(30, {'eval/test/accuracy': 0.5})
+  first.close()
+  with open(tmp_path / 'metrics.jsonl', 'a') as f:
+    f.write('{"step": 40, "train/lo')   # a kill in the middle of a line
+  second = writers.Writer(str(tmp_path), resumed_at=20)
+  second.write(30, {'train/loss': float('nan')})
+  second.close()
+  rows = writers.read(tmp_path)
+  assert [r['step'] for r in rows] == [10, 20, 30]
+  assert rows[-1] == {'step': 30, 'train/loss': 'nan'}
+  json.dumps(rows, allow_nan=False)

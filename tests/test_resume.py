@@ -1,0 +1,142 @@
+"""A run that is killed or stopped ends with the bits of one that never was."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mixer.core import checkpoint
+from mixer.core import trees
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+STEPS = 150
+
+
+def start(workdir, devices=1, *extra):
+  command = [
+      sys.executable, '-m', 'mixer.main', '--config=configs/digits.py',
+      f'--workdir={workdir}', '--config.model.num_blocks=2',
+      '--config.model.hidden_dim=16', '--config.model.dropout_rate=0.1',
+      f'--config.run.total_steps={STEPS}', '--config.run.log_every=1',
+      '--config.run.eval_every=40', '--config.checkpoint.every=20', *extra]
+  env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=(
+      f'--xla_force_host_platform_device_count={devices}'))
+  return subprocess.Popen(command, cwd=ROOT, env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(workdir, *args):
+  process = start(workdir, *args)
+  out, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, out
+  return out
+
+
+def rows(workdir):
+  """The metrics that do not tell the time, by step."""
+  out = {}
+  with open(os.path.join(workdir, 'metrics.jsonl')) as f:
+    for line in f:
+      try:
+        row = json.loads(line)
+      except ValueError:   # the line being written
+        continue
+      assert row['step'] not in out
+      out[row['step']] = {k: v for k, v in row.items()
+                          if 'second' not in k and 'utilisation' not in k}
+  return out
+
+
+def signal_at(workdir, step, number, devices=1):
+  """Starts a run, sends the signal once `step` is logged; its exit code."""
+  process = start(workdir, devices)
+  end = time.monotonic() + 200
+  while process.poll() is None and time.monotonic() < end:
+    try:
+      if max(rows(workdir), default=0) >= step:
+        process.send_signal(number)
+        break
+    except FileNotFoundError:
+      pass
+    time.sleep(0.002)
+  out, _ = process.communicate(timeout=60)
+  return process.returncode, out
+
+
+def final(workdir):
+  path = os.path.join(workdir, 'checkpoints', str(STEPS))
+  assert os.path.isdir(path)
+  with open(os.path.join(path, 'meta', 'metadata')) as f:
+    return trees.flatten(checkpoint.load_params(path)), json.load(f)['digest']
+
+
+def equal(a, b):
+  (params_a, digest_a), (params_b, digest_b) = final(a), final(b)
+  assert digest_a == digest_b   # of the optimizer state and the step as well
+  for name, value in params_a.items():
+    np.testing.assert_array_equal(value, params_b[name], err_msg=name)
+  assert rows(a) == rows(b) and sorted(rows(a)) == list(range(1, STEPS + 1))
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  made = {}
+
+  def get(devices):
+    if devices not in made:
+      made[devices] = str(tmp_path_factory.mktemp(f'run{devices}'))
+      finish(made[devices], devices)
+    return made[devices]
+
+  return get
+
+
+@pytest.mark.parametrize('devices', [
+    1, pytest.param(8, marks=pytest.mark.slow)])
+def test_killed_at_random_steps_it_ends_with_the_same_bits(
+    undisturbed, tmp_path, devices):
+  draw = random.Random(devices)
+  for _ in range(2):
+    at = draw.randint(5, STEPS - 30)
+    code, out = signal_at(tmp_path, at, signal.SIGKILL, devices)
+    assert code == -signal.SIGKILL, out
+  out = finish(tmp_path, devices)
+  assert 'resuming at step' in out or at < 20
+  equal(undisturbed(devices), tmp_path)
+
+
+@pytest.mark.parametrize('devices, number', [
+    (1, signal.SIGTERM),
+    pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
+    pytest.param(8, signal.SIGTERM, marks=pytest.mark.slow)])
+def test_told_to_stop_it_saves_and_says_start_me_again(
+    undisturbed, tmp_path, devices, number):
+  code, out = signal_at(tmp_path, 31, number, devices)
+  assert code == 42 and 'stopped' in out and 'Traceback' not in out, out
+  saved = max(int(n) for n in os.listdir(tmp_path / 'checkpoints')
+              if n.isdigit())
+  assert saved >= 31 and saved == max(rows(tmp_path))   # nothing is lost
+  assert f'resuming at step {saved}' in finish(tmp_path, devices)
+  equal(undisturbed(devices), tmp_path)
+
+
+def test_a_finished_run_is_evaluated_again(undisturbed):
+  before = rows(undisturbed(1))
+  out = finish(undisturbed(1), 1)
+  assert 'finished already' in out
+  accuracy = before[STEPS]['eval/test/accuracy']
+  assert f'{accuracy:.2%}' in out and rows(undisturbed(1)) == before
+
+
+def test_a_diverged_run_ends_with_1_and_names_the_metric(tmp_path):
+  process = start(tmp_path, 1, '--config.schedule.learning_rate=1e30',
+                  '--config.optimizer.clip_norm=0.0')
+  out, _ = process.communicate(timeout=120)
+  assert process.returncode == 1, out
+  assert 'error: step' in out and 'learning_rate' in out
+  assert 'Traceback' not in out
