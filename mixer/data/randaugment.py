@@ -285,7 +285,6 @@ def _smooth(images):
   total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + images * 4
   # The half keeps multiples of 13 clear of the edge and moves nothing else.
   mean = jnp.floor((total + 0.5) * np.float32(1 / 13))
-  # The outermost pixels' own places in the padded image hold no mean.
   return images.at[:, 1:-1, 1:-1].set(mean[:, 1:-1, 1:-1])
 
 
