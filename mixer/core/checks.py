@@ -34,11 +34,15 @@ def unknown(what, value, choices):
   return UserError(f'{what}: {value!r} is unknown{hint} (known: {known})')
 
 
-def run(main):
+def run(main, positional=0):
   """Runs `main(argv)` as an absl app whose mistakes are single lines.
 
   absl itself exits 1 on a bad flag, and ml_collections raises a traceback on a
   bad key; both are the user's, so both end here with exit code 2.
+
+  Args:
+    main: the command.
+    positional: how many arguments it takes that are not flags.
   """
   log.setup()
 
@@ -50,8 +54,8 @@ def run(main):
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
             OSError) as e:
       _die(e, USAGE)
-    if len(rest) > 1:
-      _die(f'unexpected argument {rest[1]!r}: every setting is a flag, as in '
+    if len(rest) > 1 + positional:
+      _die(f'unexpected argument {rest[-1]!r}: settings are flags, as in '
            '--config.run.batch_size=64', USAGE)
     return rest
 

@@ -1,0 +1,101 @@
+"""Measures a training step or a forward pass, beside other code's.
+
+  python -m mixer.benchmark train --model=Mixer-B/16 --batch_size=16
+  python -m mixer.benchmark infer --config=configs/mixer_b16.py \\
+    --config.run.batch_size=16 --compare=big_vision,vision_transformer \\
+    --peers=DIR
+
+--peers is a directory of checkouts under their repository names (big_vision,
+vision_transformer, pytorch-image-models). The last line is one JSON object.
+"""
+import json
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+from rich import console as consoles
+from rich import table as tables
+
+from mixer.core import checks
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Takes model, batch and image size from a config.')
+_MODEL = flags.DEFINE_string('model', 'Mixer-B/16', 'A network by its name.')
+_BATCH = flags.DEFINE_integer('batch_size', 16, 'Images a step.', 1)
+_IMAGE = flags.DEFINE_integer('image_size', 224, 'Side in pixels.', 1)
+_PRECISION = flags.DEFINE_enum('precision', None, ['float32', 'bfloat16'],
+                               'Of the computation; by default float32 on a '
+                               'CPU, bfloat16 elsewhere.')
+_COMPARE = flags.DEFINE_list('compare', [], 'Peers: big_vision, '
+                             'vision_transformer, timm.')
+_PEERS = flags.DEFINE_string('peers', None, 'Where their checkouts lie.')
+_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Repeats, at most.', 1)
+_SECONDS = flags.DEFINE_integer('seconds', 150, 'No repeat begins later.', 1)
+MODES = ('train', 'infer')
+
+
+def main(argv):
+  if len(argv) != 2 or argv[1] not in MODES:
+    raise checks.UserError(f'expected one mode, {" or ".join(MODES)}, got '
+                           f'{" ".join(argv[1:]) or "none"}')
+  mode = argv[1]
+  from mixer.analysis import peers
+  from mixer.analysis import throughput
+  from mixer.training import sharding
+  model, batch_size, image_size = _subject()
+  plan = sharding.plan()
+  images, labels = throughput.images_and_labels(
+      batch_size, image_size, model.in_channels, model.num_classes)
+  ours = (throughput.training(model, images=images, labels=labels, plan=plan)
+          if mode == 'train' else
+          throughput.inference(model, images=images, plan=plan))
+  candidates = [throughput.Candidate('mixer', ours)]
+  for name in _COMPARE.value:
+    candidates.append(throughput.Candidate(name, peers.make(
+        name, mode, model, _PEERS.value, images, labels)))
+  dtype = str(model.dtype)
+  peaks = throughput.measure(candidates, dtype=dtype, rounds=_ROUNDS.value,
+                             seconds=_SECONDS.value)
+  out = throughput.report(mode, model, candidates, peaks, dtype=dtype,
+                          batch_size=batch_size, image_size=image_size)
+  _show(out)
+  print(json.dumps(out))
+
+
+def _subject():
+  """(model, batch size, image size) of the flags."""
+  from mixer import models
+  from mixer.training import run
+  if _CONFIG.value is None:
+    settings = run.Settings(batch_size=_BATCH.value, total_steps=1,
+                            image_size=_IMAGE.value,
+                            precision=_PRECISION.value)
+    model = models.create(_MODEL.value, dtype=settings.dtype)
+  else:
+    section = dict(_CONFIG.value.run)
+    section['precision'] = _PRECISION.value or section['precision']
+    settings = run.Settings(**section)
+    section = dict(_CONFIG.value.model)
+    classes = section.pop('num_classes') or 1000
+    section['in_channels'] = section['in_channels'] or 3
+    model = models.create(num_classes=classes, dtype=settings.dtype, **section)
+  return model, settings.batch_size, settings.image_size
+
+
+def _show(out):
+  table = tables.Table(title=f'{out["mode"]}, batch {out["batch_size"]}, '
+                       f'{out["dtype"]}, {out["devices"]} x {out["device"]}')
+  for name in ('', 'images/s', 'of the peak', 'ours over theirs'):
+    table.add_column(name, justify='right' if name else 'left')
+  table.add_row('mixer', f'{out["images_per_second"]:.2f}',
+                f'{out["utilisation"]:.1%}', '')
+  for name, peer in out['peers'].items():
+    low, high = peer['ratio_range']
+    table.add_row(name, f'{peer["images_per_second"]:.2f}',
+                  f'{peer["utilisation"]:.1%}',
+                  f'{peer["ratio"]:.2f} ({low:.2f} to {high:.2f})')
+  consoles.Console(file=sys.stdout).print(table)
+
+
+if __name__ == '__main__':
+  checks.run(main, positional=1)
