@@ -130,6 +130,7 @@ def test_a_sharded_state_is_restored_on_other_devices(tmp_path):
 
 def test_pretrained_load_takes_a_workdir_or_a_checkpoint(tmp_path):
   save(tmp_path / 'checkpoints', [2, 10], {2: 0.9, 10: 0.1}, best='acc')
+  workdirs.agree(str(tmp_path), {'checkpoint': {'best': 'acc'}})
   assert same(pretrained.load(tmp_path), state(10)[0])
   assert same(pretrained.load(tmp_path, best=True), state(2)[0])
   assert same(pretrained.load(tmp_path / 'checkpoints' / '2'), state(2)[0])
@@ -138,6 +139,9 @@ def test_pretrained_load_takes_a_workdir_or_a_checkpoint(tmp_path):
 def test_pretrained_load_errors_name_the_path(tmp_path):
   with pytest.raises(checks.UserError, match='nowhere'):
     pretrained.load(tmp_path / 'nowhere')
+  save(tmp_path / 'run' / 'checkpoints', [1])
+  with pytest.raises(checks.UserError, match='kept no best'):
+    pretrained.load(tmp_path / 'run', best=True)
   os.makedirs(tmp_path / 'checkpoints')
   with pytest.raises(checks.UserError, match='no checkpoint yet'):
     pretrained.load(tmp_path)
@@ -176,3 +180,17 @@ def test_metrics_hold_each_step_once_after_a_resume(tmp_path):
   assert [r['step'] for r in rows] == [10, 20, 30]
   assert rows[-1] == {'step': 30, 'train/loss': 'nan'}
   json.dumps(rows, allow_nan=False)
+
+
+def test_a_bucket_gets_whole_files(tmp_path, monkeypatch):
+  """A path that cannot be appended to holds the same lines in the end."""
+  monkeypatch.setattr(writers.files, 'is_remote', lambda path: True)
+  writer = writers.Writer(str(tmp_path), resumed_at=0)
+  writer.write(1, {'train/loss': 1.0})
+  writer.write(2, {'train/loss': 0.5})
+  assert writers.read(tmp_path) == []
+  writer.flush()
+  assert [r['step'] for r in writers.read(tmp_path)] == [1, 2]
+  writer.close()
+  writers.Writer(str(tmp_path), resumed_at=1).close()
+  assert [r['step'] for r in writers.read(tmp_path)] == [1]

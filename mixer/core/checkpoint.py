@@ -4,15 +4,18 @@ Orbax restores a flipped bit silently, so a digest of every leaf lies in the
 metadata and is verified. A damaged newest checkpoint is said aloud, and the
 one before it is taken.
 """
+import json
 import os
 import re
 
+from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from mixer.core import checks
+from mixer.core import files
 from mixer.core.log import log
 from mixer.core import trees
 
@@ -44,7 +47,7 @@ class Checkpoints:
       keepers.append(managers.BestN(
           get_metric_fn=_metric(best), n=1, reverse=False))
     self._manager = ocp.CheckpointManager(
-        os.path.abspath(self.directory), item_names=_ITEMS,
+        files.absolute(self.directory), item_names=_ITEMS,
         options=ocp.CheckpointManagerOptions(
             save_decision_policy=managers.FixedIntervalPolicy(1),
             preservation_policy=managers.AnyPreservationPolicy(keepers),
@@ -140,23 +143,35 @@ def find(path, best=False):
   Raises:
     UserError: if there is none.
   """
-  path = os.path.abspath(os.path.expanduser(str(path)))
-  if os.path.isdir(os.path.join(path, 'params')):
-    return path
-  root = os.path.join(path, 'checkpoints')
-  if not os.path.isdir(root):
+  path = epath.Path(files.absolute(path))
+  if (path / 'params').is_dir():
+    return str(path)
+  root = path / 'checkpoints'
+  if not root.is_dir():
     raise checks.UserError(
-        f'checkpoint: {path!r} is neither a workdir with checkpoints/ nor one '
+        f'checkpoint: {str(path)!r} is neither a workdir with checkpoints/ nor one '
         'of its checkpoints')
-  steps = [int(n) for n in os.listdir(root) if re.fullmatch(r'\d+', n)]
+  steps = [int(p.name) for p in root.iterdir() if re.fullmatch(r'\d+', p.name)]
   if not steps:
-    raise checks.UserError(f'checkpoint: {root!r} holds no checkpoint yet')
+    raise checks.UserError(f'checkpoint: {str(root)!r} holds no checkpoint yet')
   if best:
-    with ocp.CheckpointManager(root, item_names=_ITEMS) as manager:
-      scored = [(m, s) for s in steps for m in (manager.metrics(s) or {}).values()]
-    if scored:
-      return os.path.join(root, str(max(scored)[1]))
-  return os.path.join(root, str(max(steps)))
+    return str(root / str(_best(path, steps)))
+  return str(root / str(max(steps)))
+
+
+def _best(workdir, steps):
+  """Of a run's saved steps the one with the highest `checkpoint.best`."""
+  config = json.loads(files.read(workdir / 'config.json') or '{}')
+  metric = config.get('checkpoint', {}).get('best')
+  with ocp.CheckpointManager(workdir / 'checkpoints',
+                             item_names=_ITEMS) as manager:
+    metrics = {s: manager.metrics(s) or {} for s in steps}
+  scored = [(m[metric], s) for s, m in metrics.items() if metric in m]
+  if not scored:
+    raise checks.UserError(
+        f'checkpoint: {str(workdir)!r} kept no best one: checkpoint.best was '
+        f'{metric!r} and no checkpoint has it')
+  return max(scored)[1]
 
 
 def load_params(path):

@@ -10,6 +10,7 @@ from mixer import models
 from mixer import pretrained
 from mixer.core import checkpoint
 from mixer.core import checks
+from mixer.core import files
 from mixer.core.log import log
 from mixer.core import peak
 from mixer.core import trees
@@ -320,9 +321,10 @@ def _introduce(config, settings, plan, data, evals, model, shapes, total,
       settings.batch_size, total * settings.batch_size / len(data))
   say('workdir  %s', workdir)
   if jax.process_index() == 0:
-    with open(os.path.join(workdir, 'parameters.txt'), 'w') as f:
-      f.write(parameter_overview.get_parameter_overview(
-          shapes.params, include_stats=False) + '\n')
+    files.write(
+        os.path.join(workdir, 'parameters.txt'),
+        parameter_overview.get_parameter_overview(
+            shapes.params, include_stats=False) + '\n')
 
 
 def _card(config, settings, data):

@@ -5,7 +5,10 @@ import json
 import os
 import socket
 
+from etils import epath
+
 from mixer.core import checks
+from mixer.core import files
 
 # What may change between a run and its continuation, by the start of the key.
 _FREE = ('data.dir', 'run.log_every', 'evals', 'checkpoint', 'sharding')
@@ -15,9 +18,15 @@ _FREE = ('data.dir', 'run.log_every', 'evals', 'checkpoint', 'sharding')
 def claimed(path):
   """Makes the directory and holds it against a second run.
 
+  A bucket has no locks: there it is only made.
+
   Raises:
     UserError: if it cannot be written, or another process holds it.
   """
+  if files.is_remote(path):
+    epath.Path(path).mkdir(parents=True, exist_ok=True)
+    yield
+    return
   try:
     os.makedirs(path, exist_ok=True)
     file = open(os.path.join(path, '.lock'), 'a+')
@@ -50,9 +59,9 @@ def agree(path, config):
   """
   file = os.path.join(path, 'config.json')
   new = json.loads(json.dumps(config))
-  if os.path.exists(file):
-    with open(file) as f:
-      old = json.load(f)
+  text = files.read(file)
+  if text is not None:
+    old = json.loads(text)
     differ = [
         f'{k} was {_show(flat_old.get(k))}, is {_show(flat_new.get(k))}'
         for flat_old, flat_new in [(_flat(old), _flat(new))]
@@ -67,11 +76,8 @@ def agree(path, config):
 
 
 def write_json(path, value):
-  """Writes a file whole or not at all."""
-  with open(path + '.partial', 'w') as f:
-    json.dump(value, f, indent=2)
-    f.write('\n')
-  os.replace(path + '.partial', path)
+  """Writes a JSON file for people, whole or not at all."""
+  files.write(path, json.dumps(value, indent=2) + '\n')
 
 
 def _flat(tree, prefix=''):

@@ -6,10 +6,14 @@ import importlib.util
 import json
 import math
 import os
+import time
 
 import jax
 
+from mixer.core import files
 from mixer.core.log import log
+
+_UPLOAD_SECONDS = 60  # between writes of a file that cannot be appended to
 
 
 class Writer:
@@ -21,13 +25,19 @@ class Writer:
   """
 
   def __init__(self, workdir, *, resumed_at):
-    self._row = {}
+    self._row, self._lines, self._uploaded = {}, [], time.monotonic()
+    self._path = os.path.join(workdir, 'metrics.jsonl')
     self._file = self._board = None
-    if jax.process_index():
+    self._writes = jax.process_index() == 0
+    if not self._writes:
       return
-    path = os.path.join(workdir, 'metrics.jsonl')
-    _keep_up_to(path, resumed_at)
-    self._file = open(path, 'a')
+    text = files.read(self._path)
+    if text is not None:
+      self._lines = [line + '\n' for line in text.splitlines()
+                     if _step(line) is not None and _step(line) <= resumed_at]
+      files.write(self._path, ''.join(self._lines))
+    if not files.is_remote(workdir):
+      self._file = open(self._path, 'a')
     missing = [m for m in ('tensorflow', 'tensorboard')
                if importlib.util.find_spec(m) is None]
     if missing:
@@ -40,21 +50,14 @@ class Writer:
   def write(self, step, metrics):
     """Notes float metrics of a step, which must not go backwards."""
     if self._row and self._row['step'] != step:
-      self.flush()
+      self._complete()
     self._row.update(metrics, step=step)
 
   def flush(self):
-    """Completes the line of the last step; it is on disk on return."""
-    if not self._row or self._file is None:
-      self._row = {}
-      return
-    row = {'step': self._row.pop('step'), **self._row}
-    self._row = {}
-    json.dump({k: _plain(v) for k, v in row.items()}, self._file)
-    self._file.write('\n')
-    self._file.flush()
-    if self._board:
-      self._board.write_scalars(row.pop('step'), row)
+    """Completes the line of the last step; it is stored on return."""
+    self._complete()
+    if self._writes and not self._file:
+      self._upload()
 
   def close(self):
     self.flush()
@@ -63,22 +66,32 @@ class Writer:
     if self._board:
       self._board.close()
 
+  def _complete(self):
+    row, self._row = self._row, {}
+    if not row or not self._writes:
+      return
+    row = {'step': row.pop('step'), **row}
+    line = json.dumps({k: _plain(v) for k, v in row.items()}) + '\n'
+    if self._file:
+      self._file.write(line)
+      self._file.flush()
+    else:
+      self._lines.append(line)
+      if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+        self._upload()
+    if self._board:
+      self._board.write_scalars(row.pop('step'), row)
+
+  def _upload(self):
+    """A bucket cannot append: the whole file is written again."""
+    files.write(self._path, ''.join(self._lines))
+    self._uploaded = time.monotonic()
+
 
 def read(workdir):
   """All lines of a run's metrics.jsonl, as dicts."""
-  with open(os.path.join(workdir, 'metrics.jsonl')) as f:
-    return [json.loads(line) for line in f]
-
-
-def _keep_up_to(path, step):
-  if not os.path.exists(path):
-    return
-  with open(path) as f:
-    lines = [line for line in f if _step(line) is not None]
-  partial = path + '.partial'
-  with open(partial, 'w') as f:
-    f.writelines(line for line in lines if _step(line) <= step)
-  os.replace(partial, path)
+  text = files.read(os.path.join(workdir, 'metrics.jsonl')) or ''
+  return [json.loads(line) for line in text.splitlines()]
 
 
 def _step(line):
