@@ -3,8 +3,8 @@
 #
 # Trains on this machine. The first call makes .venv and installs
 # requirements.txt into it; PYTHON=python3.12 picks the interpreter. Without
-# --config it trains on the handwritten digits inside scikit-learn, which need no
-# data set and no accelerator:
+# --config it trains on the handwritten digits inside scikit-learn, which need
+# no data set and no accelerator:
 #   ./launch/local.sh
 #   ./launch/local.sh --config=configs/mixer_s16.py --config.data.dir=/data/tfds
 # It runs in the repository's root, so relative paths are relative to that. The
@@ -16,7 +16,7 @@ source launch/venv.sh
 config=missing
 for arg in "$@"; do
   case $arg in
-  -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' launch/local.sh ;;
+  --help) sed -n '2,/^set /s/^# \{0,1\}//p' launch/local.sh ;;
   --config | --config=* | -config | -config=*) config=given ;;
   esac
 done

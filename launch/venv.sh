@@ -15,8 +15,12 @@ fail() {
 find_python() {
   local suits='import ensurepip, sys, venv
 sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+  local names=(python3.13 python3.12 python3.11 python3 python) where=PATH
   local name path
-  for name in ${PYTHON:-python3.13 python3.12 python3.11 python3 python}; do
+  if [[ -n ${PYTHON:-} ]]; then
+    names=("$PYTHON") where=PYTHON=$PYTHON
+  fi
+  for name in "${names[@]}"; do
     while IFS= read -r path; do
       if "$path" -c "$suits" >/dev/null 2>&1; then
         echo "$path"
@@ -24,9 +28,9 @@ sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
       fi
     done < <(type -aP "$name")
   done
-  fail "no Python of 3.11, 3.12, 3.13 with its venv module" \
-    "${PYTHON:+in PYTHON=$PYTHON}${PYTHON:-on PATH}; install one (apt install" \
-    "python3.11-venv, brew install python@3.12) or set PYTHON=/path/to/python3.12"
+  fail "no Python 3.11, 3.12 or 3.13 with its venv module in $where; install" \
+    "one (apt install python3.11-venv, brew install python@3.12) or set" \
+    "PYTHON=/path/to/python3.12"
 }
 
 version_of() {
@@ -39,11 +43,11 @@ stamp_of() {
   version=$(version_of "$1") && echo "$version $(cksum <requirements.txt)"
 }
 
-# Call it from the repository's root.
+# Call it from the repository's root. The stamp is written last, so an install
+# that was interrupted is taken up again by the next call.
 make_venv() {
-  local stamp=.venv/installed python
-  local have=.venv/bin/python
-  if [[ -f $stamp ]] &&
+  local stamp=.venv/installed have=.venv/bin/python python
+  if [[ -s $stamp ]] &&
     [[ $(cat "$stamp") == "$(stamp_of "${PYTHON:-$have}")" ]]; then
     return
   fi
@@ -55,12 +59,13 @@ make_venv() {
   else
     "$python" -m venv --clear .venv
   fi
-  "$have" -m pip install --disable-pip-version-check \
-    -r requirements.txt >&2 || {
+  if ! "$have" -m pip install --disable-pip-version-check \
+    -r requirements.txt >&2; then
     echo "error: the install failed, see above; run it again to go on" >&2
     exit 1
-  }
-  stamp_of "$have" >"$stamp"
+  fi
+  stamp_of "$have" >"$stamp.new"
+  mv "$stamp.new" "$stamp"
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
