@@ -12,7 +12,7 @@ def get_config():
   c.loss.label_smoothing = 0.1
   c.schedule.update(learning_rate=0.1, warmup_steps=100)
   c.evals = dict(test=recipe.evaluation('test'))
-  c.checkpoint.every = 500
-  c.run.update(batch_size=128, total_steps=1500, image_size=8, log_every=10,
-               eval_every=500)
+  c.checkpoint.every = 300
+  c.run.update(batch_size=128, total_steps=1200, image_size=8, log_every=10,
+               eval_every=300)
   return c

@@ -13,7 +13,8 @@ log = logging.getLogger('mixer')
 def setup():
   """Called once by a command, never at import."""
   from absl import logging as absl_logging
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # TensorFlow's start-up lines; its resizing does not use oneDNN anyway.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   absl_logging.use_python_logging(quiet=True)
   absl_logging.set_verbosity(absl_logging.ERROR)
   handler = logging.StreamHandler(sys.stdout)

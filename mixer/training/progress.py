@@ -16,7 +16,9 @@ class Progress:
     self._total, self._first = total, first
     self._began, self._said = None, 0.0
     self._bar = None
-    if self._console.is_terminal and first < total:
+    # Jupyter forces colours through a pipe, where a moving bar is noise.
+    moves = self._console.is_terminal and self._console.file.isatty()
+    if moves and first < total:
       self._bar = bars.Progress(
           bars.TextColumn('[bold]{task.description}'), bars.BarColumn(),
           bars.TextColumn('{task.completed:,}/{task.total:,}'),

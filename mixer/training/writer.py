@@ -41,7 +41,8 @@ class Writer:
     missing = [m for m in ('tensorflow', 'tensorboard')
                if importlib.util.find_spec(m) is None]
     if missing:
-      log.info('no TensorBoard files: %s is not installed', missing[0])
+      log.info('no TensorBoard files: %s is not installed (pip install %s)',
+               missing[0], missing[0])
     else:
       from clu import metric_writers
       self._board = metric_writers.AsyncWriter(

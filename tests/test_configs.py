@@ -1,0 +1,360 @@
+"""The config contract: every shipped config fits the code that reads it."""
+import dataclasses
+import functools
+import importlib
+import inspect
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import recipe
+from mixer import models
+from mixer import pretrained
+from mixer.core import checkpoint
+from mixer.core import trees
+from mixer.data import augment
+from mixer.data import pipeline
+from mixer.data import sources
+from mixer.models import cost
+from mixer.training import losses
+from mixer.training import optimizer
+from mixer.training import run
+from mixer.training import schedule
+from mixer.training import sharding
+from mixer.training import step as steps
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py')
+               if p.stem != 'recipe')
+SCALES = {'mixer_s32': 'Mixer-S/32', 'mixer_s16': 'Mixer-S/16',
+          'mixer_b32': 'Mixer-B/32', 'mixer_b16': 'Mixer-B/16',
+          'mixer_l32': 'Mixer-L/32', 'mixer_l16': 'Mixer-L/16',
+          'mixer_h14': 'Mixer-H/14'}
+DATASETS = ('imagenet2012', 'imagenet21k', 'jft')
+RECIPES = ('sgd', 'adam')
+ARGUMENTS = ('', *DATASETS, *(f'{d},{r}' for d in DATASETS for r in RECIPES))
+SHIPPED = [(n, a) for n in NAMES for a in (ARGUMENTS if n in SCALES else ('',))]
+# Classes where no data set is there to say so: ImageNet-21k's, JFT-300M's.
+CLASSES = {'imagenet2012': 1000, 'imagenet21k': 21_843, 'jft': 18_291,
+           'digits': 10, 'cifar10': 10}
+
+# What a section is the keyword arguments of, and those that run.py adds.
+SECTIONS = {
+    'model': (models.create, {'dtype'}),
+    'data': (pipeline.open_data, {'image_size', 'wanted', 'key'}),
+    'augment': (augment.make, set()),
+    'loss': (losses.make, set()),
+    'schedule': (schedule.make, {'total_steps'}),
+    'optimizer': (optimizer.make, {'schedule'}),
+    'sharding': (sharding.plan, {'devices'}),
+    'checkpoint': (checkpoint.Checkpoints, {'directory'}),
+    'start': (pretrained.load, set()),
+    'run': (run.Settings, set()),
+}
+# An evaluation shows no random crop, so it has no area to set.
+EVALUATION = (pipeline.open_data, {'image_size', 'wanted', 'key', 'min_area'})
+
+# Exact parameter counts at 224x224: without a head, with 1,000 classes, and
+# with 21,843 (https://arxiv.org/abs/2105.01601, table 1, in full; B/32, B/16
+# and L/16 with 1,000 also stand in the official code's tests).
+PARAMETERS = {
+    'Mixer-S/32': (18_591_624, 19_104_624, 29_797_083),
+    'Mixer-S/16': (18_015_264, 18_528_264, 29_220_723),
+    'Mixer-B/32': (59_524_428, 60_293_428, 76_321_695),
+    'Mixer-B/16': (59_111_472, 59_880_472, 75_908_739),
+    'Mixer-L/32': (205_914_264, 206_939_264, 228_303_339),
+    'Mixer-L/16': (207_171_168, 208_196_168, 229_560_243),
+    'Mixer-H/14': (431_069_952, 432_350_952, 459_050_835),
+}
+
+# Table 4 of the paper as printed: epochs, learning rate, weight decay,
+# RandAugment magnitude, mixup, stochastic depth; and the rows for the scales
+# that it leaves out, which are those of the nearest scale.
+TABLE_4 = """
+  B imagenet2012 300    0.001 0.1   15  0.5  0.1
+  L imagenet2012 300    0.001 0.1   15  0.5  0.1
+  B imagenet21k  300    0.001 0.1   10  0.2  0.1
+  L imagenet21k  300    0.001 0.1   20  0.5  0.1
+  S jft          5      0.003 0.03  0   0.0  0.0
+  B jft          7      0.003 0.03  0   0.0  0.0
+  L jft          7|14   0.001 0.03  0   0.0  0.0
+  H jft          14     0.001 0.03  0   0.0  0.0
+  S imagenet2012 300    0.001 0.1   15  0.5  0.1
+  S imagenet21k  300    0.001 0.1   10  0.2  0.1
+  H imagenet2012 300    0.001 0.1   15  0.5  0.1
+  H imagenet21k  300    0.001 0.1   20  0.5  0.1
+"""
+L_ON_JFT = {'mixer_l16': 14, 'mixer_l32': 7}   # as their core-days tell
+
+
+def load(name, argument=''):
+  module = importlib.import_module(f'configs.{name}')
+  return module.get_config(*([argument] if argument else []))
+
+
+def settings_of(config, **changes):
+  return run.Settings(**dict(config.run, **changes))
+
+
+def source_of(config, classes=None):
+  """The data's facts, where the data itself may be missing."""
+  channels = 1 if config.data.name == 'digits' else 3
+  return sources.Source(
+      name=config.data.name, stored={}, class_names=None, read=None,
+      num_classes=classes or CLASSES[config.data.name], decoded=False,
+      channels=channels, fingerprint='')
+
+
+def mismatch(section, function, supplied):
+  """(keys that `function` does not take, parameters that nobody gives)."""
+  parameters = inspect.signature(function).parameters
+  known = {name for name, p in parameters.items()
+           if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+  keys = set(section)
+  missing = known - supplied - keys
+  if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+    known |= {f.name for f in dataclasses.fields(models.mixer.MlpMixer)}
+  return keys - (known - supplied), missing
+
+
+def test_every_scale_of_the_paper_has_a_config():
+  assert set(SCALES) <= set(NAMES)
+  assert set(SCALES.values()) == set(models.names()) == set(PARAMETERS)
+  for name, scale in SCALES.items():
+    assert load(name).model.name == scale
+
+
+@pytest.mark.parametrize('name,argument', SHIPPED)
+def test_sections_are_those_of_the_contract(name, argument):
+  """These and no others; every key is one that its function takes, and every
+  argument is a key, so that no default hides in the code."""
+  config = load(name, argument)
+  assert set(config) == {*SECTIONS, 'evals'}
+  assert config.evals
+  for key, (function, supplied) in SECTIONS.items():
+    assert mismatch(config[key], function, supplied) == (set(), set()), key
+  for key in config.evals:
+    assert mismatch(config.evals[key], *EVALUATION) == (set(), set()), key
+
+
+def test_a_key_that_nobody_reads_is_found():
+  """The check above can fail: a key too many, one too few, one of run.py's."""
+  section = dict(load('digits').schedule)
+  function, supplied = SECTIONS['schedule']
+  assert mismatch(section, function, supplied) == (set(), set())
+  assert mismatch(dict(section, warmup=1), function, supplied)[0] == {'warmup'}
+  assert mismatch(dict(section, total_steps=1), function, supplied)[0] == {
+      'total_steps'}
+  del section['decay']
+  assert mismatch(section, function, supplied)[1] == {'decay'}
+  assert mismatch(dict(name='', token_dim=1), models.create, {'dtype'}) == (
+      {'token_dim'}, {'num_classes'})
+
+
+@pytest.mark.parametrize('name,argument', SHIPPED)
+def test_sections_are_accepted_by_their_functions(name, argument, tmp_path):
+  """Called, not only bound: no value is refused."""
+  config = load(name, argument)
+  settings = settings_of(config)
+  settings.check_devices(sharding.plan(**config.sharding).mesh.size)
+  model = run.make_model(config, settings, source_of(config))
+  total = settings.steps(1_281_167)
+  run.make_step(config, settings, model, total)
+  if argument == '':
+    checkpoint.Checkpoints(tmp_path / 'c', **config.checkpoint).close()
+  height, width, channels = run.image_shape(model, settings)
+  assert height % model.patch_size == width % model.patch_size == 0
+  assert channels == (1 if name == 'digits' else 3)
+
+
+@pytest.mark.parametrize('classes', (0, 1000, 21_843))
+@pytest.mark.parametrize('name', SCALES)
+def test_parameter_counts_are_the_golden_ones(name, classes):
+  """Of the model that is built, and of the formula."""
+  config = load(name)
+  settings = settings_of(config)
+  model = run.make_model(config, settings, source_of(config, classes or 1))
+  if not classes:
+    model = model.clone(num_classes=None)
+  images = jnp.zeros((1, *run.image_shape(model, settings)))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  golden = PARAMETERS[SCALES[name]][(0, 1000, 21_843).index(classes)]
+  assert trees.count(shapes) == golden
+  assert cost.parameters(model, settings.image_size) == golden
+
+
+def traced(config, batch_size=8):
+  """(state before, state after, metrics) of a step, as shapes."""
+  settings = settings_of(config, batch_size=batch_size)
+  source = source_of(config)
+  model = run.make_model(config, settings, source)
+  make, step = run.make_step(config, settings, model, total_steps=20_000)
+  shape = run.image_shape(model, settings)
+  init = functools.partial(steps.init_state, model, make, seed=settings.seed,
+                           image_shape=shape)
+  ints = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.int32)
+  batch = dict(epoch=ints(batch_size), record=ints(batch_size),
+               image=jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8),
+               labels=ints(batch_size, 1))
+  before = jax.eval_shape(init)
+  return before, *jax.eval_shape(step, before, batch)
+
+
+@pytest.mark.parametrize('name,argument', [
+    *((n, '') for n in NAMES),
+    *(('mixer_s32', a) for a in ARGUMENTS if a not in ('', 'imagenet2012')),
+    ('mixer_b16', 'imagenet2012,adam'), ('mixer_h14', 'jft,adam')])
+def test_the_whole_step_traces(name, argument):
+  """Augmentation, loss, gradient and update fit together at every scale, and
+  the state after a step has the form it had before."""
+  before, after, metrics = traced(load(name, argument))
+  spec = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert jax.tree.structure(before) == jax.tree.structure(after)
+  assert spec(before) == spec(after)
+  assert set(metrics) == {'loss', 'accuracy', 'gradient_norm', 'learning_rate'}
+  assert all(m.shape == () and m.dtype == jnp.float32
+             for m in metrics.values())
+
+
+def test_table_4():
+  """The configs' values beside the paper's; `-s` prints them."""
+  printed, compared = [], 0
+  for row in TABLE_4.strip().splitlines():
+    scale, dataset, epochs, *values = row.split()
+    for name, model in SCALES.items():
+      if not model.startswith(f'Mixer-{scale}/'):
+        continue
+      c = load(name, f'{dataset},adam')
+      made = [c.schedule.learning_rate, c.optimizer.weight_decay,
+              c.augment.randaugment_magnitude, c.augment.mixup,
+              c.model.stochastic_depth]
+      printed.append(f'{model:10} {dataset:12} {c.run.total_epochs:5g} '
+                     + ' '.join(f'{v:6g}' for v in made))
+      assert made == [float(v) for v in values], printed[-1]
+      assert c.run.total_epochs == (
+          L_ON_JFT[name] if epochs == '7|14' else float(epochs)), printed[-1]
+      compared += 1
+  print('', 'model      data        epochs     lr     wd      m  mixup  depth',
+        *printed, sep='\n')
+  assert compared == len(SCALES) * len(DATASETS)
+
+
+@pytest.mark.parametrize('dataset', DATASETS)
+@pytest.mark.parametrize('name', SCALES)
+def test_pretraining_is_the_papers(name, dataset):
+  """Section 3: Adam, b1 0.9, b2 0.999, batch 4096, 224x224, clipping at 1,
+  10k steps of warm-up, linear decay, two layers of RandAugment, no dropout;
+  the official config's loss, crop and evaluation."""
+  c = load(name, f'{dataset},adam')
+  o, s = c.optimizer, c.schedule
+  assert (o.name, o.b1, o.b2, o.clip_norm) == ('adam', .9, .999, 1.)
+  assert o.decay_pattern == '.*/kernel'
+  assert (s.warmup_steps, s.decay, s.end_fraction) == (10_000, 'linear', 1e-5)
+  assert (c.run.batch_size, c.run.image_size) == (4096, 224)
+  assert c.run.total_steps is None and c.model.dropout_rate == 0
+  assert c.augment.randaugment_layers == (0 if dataset == 'jft' else 2)
+  assert c.augment.flip and not any(
+      c.augment[k] for k in ('pad_crop', 'rotate', 'zoom', 'shift'))
+  assert (c.data.crop, c.data.min_area) == ('inception', .05)
+  assert (c.loss.name, c.loss.label_smoothing) == ('sigmoid', 0)
+  assert c.model.head_bias == (-6.9 if dataset == 'imagenet2012' else -10)
+  assert {e.crop for e in c.evals.values()} == {'resmall'}
+  assert set(c.evals) == ({'minival', 'validation'}
+                          if dataset == 'imagenet2012' else {'minival'})
+  assert c.start.weights is None
+
+
+@pytest.mark.parametrize('dataset', DATASETS)
+@pytest.mark.parametrize('name', SCALES)
+def test_recipe_sgd_differs_in_the_optimizer_only(name, dataset):
+  """SGD with momentum 0.9, clipping at 1 and cosine decay, no weight decay;
+  it is the default, and ImageNet is."""
+  flat = lambda c: {k: v for k, v in trees.flatten(c.to_dict()).items()}
+  sgd, adam = (flat(load(name, f'{dataset},{r}')) for r in RECIPES)
+  differ = {k for k in sgd if sgd[k] != adam[k]}
+  assert differ == {
+      'optimizer/name', 'optimizer/weight_decay', 'schedule/decay',
+      'schedule/learning_rate', 'schedule/end_fraction'}
+  assert {k: sgd[k] for k in differ} == {
+      'optimizer/name': 'sgd', 'optimizer/weight_decay': 0,
+      'schedule/decay': 'cosine', 'schedule/end_fraction': 0,
+      'schedule/learning_rate': recipe.SGD_LEARNING_RATE}
+  assert (sgd['optimizer/momentum'], sgd['optimizer/clip_norm']) == (.9, 1.)
+  assert sgd['schedule/warmup_steps'] == 10_000
+  assert flat(load(name, dataset)) == sgd
+  if dataset == 'imagenet2012':
+    assert flat(load(name)) == flat(load(name, ',sgd')) == sgd
+    assert flat(load(name, ',adam')) == adam
+
+
+def test_training_and_evaluation_splits_share_nothing():
+  """Where both are cut from one stored split, they are complements."""
+  from mixer.data import splits
+  import numpy as np
+  for dataset in DATASETS:
+    c = load('mixer_b16', dataset)
+    stored = splits.whole({'train': 1_281_167, 'validation': 50_000})
+    pick = lambda spec: splits.select(stored, spec, 'x')
+    parts = [pick(c.data.split), *(pick(e.split) for e in c.evals.values())]
+    records = np.concatenate([p.records(np.arange(len(p))) for p in parts])
+    assert np.unique(records).size == records.size
+    assert records.size == 1_281_167 + 50_000 * (dataset == 'imagenet2012')
+  imagenet = load('mixer_b16')
+  assert len(pick(imagenet.data.split)) == 1_268_355
+
+
+def test_placeholders_take_values_and_floats_take_ints():
+  """As the command line sets them: by type, even where nothing was set."""
+  config = load('digits').lock()
+  config.run.total_epochs = 1
+  config.model.num_classes = 7
+  config.evals.test.dir = 'here'
+  config.schedule.learning_rate = 1
+  assert isinstance(config.schedule.learning_rate, float)
+  with pytest.raises(TypeError):
+    config.model.num_classes = 'seven'
+  with pytest.raises((AttributeError, KeyError)):
+    config.run.batchsize = 8
+
+
+def test_evaluations_inherit_from_data():
+  """name, dir and placement are the data's unless they are given."""
+  config = load('digits')
+  config.evals.again = dict(config.evals.test, split='train[:100]')
+  data, evals = run.open_data(config, settings_of(config))
+  assert (len(data), len(evals['test']), len(evals['again'])) == (1437, 360, 100)
+  assert {e.source.name for e in evals.values()} == {'digits'}
+  config.evals.test.name = 'nothing:of the kind'
+  with pytest.raises(ValueError, match='nothing:of the kind'):
+    run.open_data(config, settings_of(config))
+
+
+@pytest.mark.parametrize('argument', (
+    'imagenet', 'imagenet2012,adan', 'adam', 'imagenet2012,sgd,adam', 'jft,'
+    'sgd '))
+def test_a_bad_argument_is_a_value_error_with_the_choices(argument):
+  with pytest.raises(ValueError) as error:
+    load('mixer_b16', argument)
+  for part in (repr(argument), *DATASETS, *RECIPES):
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize('config,argument,remedy', (
+    ('mixer_b16', 'imagenet2012,adan', 'sgd, adam'),
+    ('digits', 'adam', 'no argument')))
+def test_a_bad_argument_ends_in_one_line(config, argument, remedy):
+  """Exit code 2, the argument and what it may be, and no traceback."""
+  out = subprocess.run(
+      [sys.executable, '-m', 'mixer.main',
+       f'--config=configs/{config}.py:{argument}'], cwd=ROOT, text=True,
+      capture_output=True, timeout=60,
+      env=dict(os.environ, JAX_PLATFORMS='cpu'))
+  assert out.returncode == 2
+  assert len(out.stderr.splitlines()) == 1
+  assert out.stderr.startswith('error: ') and 'Traceback' not in out.stderr
+  assert argument in out.stderr and remedy in out.stderr

@@ -1,0 +1,198 @@
+"""The rules of the source tree: who imports whom, and how long a file is."""
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# From the ground up; a module imports its own room and those below. Rooms of
+# one floor do not know each other. '' is the commands, directly in mixer/.
+FLOORS = {'core': 0, 'models': 1, 'data': 1, 'pretrained': 2, 'evaluation': 2,
+          'training': 3, 'analysis': 4, '': 5}
+# Where a heavy library, or one that acts at import, may be imported.
+HOMES = {
+    'tensorflow': ('mixer/data/',),
+    'tensorflow_datasets': ('mixer/data/',),
+    'array_record': ('mixer/data/',),
+    'orbax': ('mixer/core/checkpoint.py',),
+    'clu': ('mixer/training/',),
+    'matplotlib': ('mixer/analysis/figures',),
+    'sklearn': ('mixer/data/',),
+}
+FLAGS = ('absl.flags', 'absl.app', 'ml_collections.config_flags')
+MODEL_LIBRARIES = {'jax', 'flax', 'numpy', 'mixer'}
+PUBLIC_FACES = ('mixer/models/__init__.py', 'mixer/pretrained/__init__.py')
+MOST_LINES = 400
+
+FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(), str(path))
+         for path in sorted(ROOT.glob('mixer/**/*.py'))}
+CONFIGS = {str(path.relative_to(ROOT)): ast.parse(path.read_text(), str(path))
+           for path in sorted(ROOT.glob('configs/**/*.py'))}
+MODULES = {file.removesuffix('.py').removesuffix('/__init__').replace('/', '.')
+           for file in FILES}
+
+
+def imports(tree):
+  """All that a file imports, at its top or in a function, by full name."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, 'imports are absolute'
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def room(name):
+  """The room of a module's or a file's name; '' for a command."""
+  parts = name.removesuffix('.py').replace('/', '.').split('.')
+  inside = '.'.join(parts[:2]) in MODULES and parts[1] in FLOORS
+  return parts[1] if len(parts) > 1 and inside else ''
+
+
+def breaches(check):
+  """'file: import' for every import of mixer/ that `check` objects to."""
+  return [f'{file}: {name}' for file, tree in FILES.items()
+          for name in imports(tree) if check(file, name)]
+
+
+def test_there_is_a_house():
+  """The rules below look at something."""
+  assert len(FILES) > 30 and len(CONFIGS) > 8
+  assert {room(file) for file in FILES} == set(FLOORS)
+  assert 'mixer.core.checks.UserError' in list(
+      imports(FILES['mixer/models/mixer.py']))
+  assert room('mixer.core.checks.UserError') == 'core'
+
+
+def test_imports_point_downwards():
+  """core < models, data < pretrained, evaluation < training < analysis <
+  commands; within a room they may be sideways."""
+  def upwards(file, name):
+    if not name.startswith('mixer.') or file == 'mixer/__init__.py':
+      return False
+    here, there = room(file), room(name)
+    return here != there and FLOORS[there] >= FLOORS[here]
+  assert breaches(upwards) == []
+
+
+def test_commands_do_not_import_each_other():
+  def sideways(file, name):
+    return (name.startswith('mixer.') and not room(file) and not room(name)
+            and file != 'mixer/__init__.py')
+  assert breaches(sideways) == []
+
+
+def test_imported_modules_exist():
+  """A name that no file has would pass for a command's."""
+  def unknown(file, name):
+    del file
+    return name.split('.')[0] == 'mixer' and not (
+        name in MODULES or name.rpartition('.')[0] in MODULES)
+  assert breaches(unknown) == []
+
+
+@pytest.mark.parametrize('library', HOMES)
+def test_heavy_libraries_have_one_home(library):
+  def elsewhere(file, name):
+    return name.split('.')[0] == library and not file.startswith(HOMES[library])
+  assert breaches(elsewhere) == []
+
+
+def test_flags_live_in_the_commands():
+  def elsewhere(file, name):
+    return name.startswith(FLAGS) and room(file) and (
+        file != 'mixer/core/checks.py')
+  assert breaches(elsewhere) == []
+
+
+def test_models_need_jax_and_flax_only():
+  def foreign(file, name):
+    top = name.split('.')[0]
+    return room(file) == 'models' and (
+        top not in MODEL_LIBRARIES and top not in sys.stdlib_module_names)
+  assert breaches(foreign) == []
+
+
+def test_layers_know_no_sharding():
+  def sharding(file, name):
+    return room(file) == 'models' and 'sharding' in name
+  assert breaches(sharding) == []
+
+
+@pytest.mark.parametrize(
+    'file', [file for file in FILES if file.endswith('__init__.py')])
+def test_init_files_are_empty_or_hand_on_names(file):
+  tree = FILES[file]
+  if file not in PUBLIC_FACES:
+    assert not tree.body
+    return
+  kinds = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr)
+  handed_on = {name.rpartition('.')[2] for name in imports(tree)}
+  for node in tree.body:
+    assert isinstance(node, kinds)
+    if isinstance(node, ast.Expr):   # the docstring
+      assert isinstance(node.value.value, str)
+    if isinstance(node, ast.Assign):
+      assert [target.id for target in node.targets] == ['__all__']
+      assert set(ast.literal_eval(node.value)) == handed_on
+
+
+def test_no_drawer():
+  """Files are named by what they hold."""
+  drawers = ('utils', 'util', 'helpers', 'misc', 'common')
+  assert [file for file in (*FILES, *CONFIGS)
+          if pathlib.Path(file).stem in drawers] == []
+
+
+def test_files_fit_in_a_head():
+  lines = {file: (ROOT / file).read_text().count('\n') for file in FILES}
+  assert {f: n for f, n in lines.items() if n > MOST_LINES} == {}
+
+
+def test_style():
+  """80 columns, two spaces, a docstring in every module that has code."""
+  wrong = []
+  for file, tree in (*FILES.items(), *CONFIGS.items()):
+    if tree.body and not ast.get_docstring(tree):
+      wrong.append(f'{file}: no docstring')
+    for number, line in enumerate((ROOT / file).read_text().splitlines(), 1):
+      if len(line) > 80 and 'http' not in line:
+        wrong.append(f'{file}:{number}: {len(line)} columns')
+      if '\t' in line or line != line.rstrip():
+        wrong.append(f'{file}:{number}: tab or trailing space')
+  assert wrong == []
+
+
+def test_configs_import_their_recipe_only():
+  allowed = ('ml_collections', 'configs.recipe')
+  wrong = [f'{file}: {name}' for file, tree in CONFIGS.items()
+           for name in imports(tree) if not name.startswith(allowed)]
+  assert wrong == []
+
+
+def test_nothing_acts_at_import():
+  """No call stands alone at the top of a module, but main's."""
+  acting = [
+      f'{file}:{node.lineno}' for file, tree in FILES.items()
+      for node in tree.body
+      if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+  assert acting == []
+
+
+@pytest.mark.parametrize('statement,absent', (
+    ('import mixer.models', ('tensorflow', 'orbax', 'clu', 'sklearn', 'PIL')),
+    ('from mixer import pretrained', ('tensorflow', 'clu', 'sklearn')),
+    ('from mixer.training import run', ('tensorflow', 'matplotlib')),
+    ('from mixer.data import decode', ('tensorflow',)),
+    ('import mixer.main', ('tensorflow', 'jax')),
+))
+def test_imports_stay_light(statement, absent):
+  """What need not be loaded is not: in a fresh interpreter."""
+  code = f'{statement}; import sys; print(*sys.modules)'
+  out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True,
+                       capture_output=True, text=True, timeout=60)
+  loaded = {name.split('.')[0] for name in out.stdout.split()}
+  assert 'mixer' in loaded
+  assert not loaded & set(absent)
