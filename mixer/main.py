@@ -9,6 +9,7 @@ done, 1 failed, 2 bad usage or config, 42 told to stop and saved.
 """
 import os
 import re
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -56,13 +57,17 @@ def _name():
 
 def _report(scores, workdir):
   from mixer.training import loop
-  print(f'\ndone: {loop.summary(scores)}\n'
-        f'the run lies in {workdir}: metrics.jsonl, checkpoints/, config.json\n'
-        'next:\n'
-        f'  tensorboard --logdir={workdir}\n'
-        f'  python -c "from mixer import pretrained; '
-        f'print(pretrained.load(\'{workdir}\').keys())"\n'
-        '  python -m mixer.main --help')
+  python = os.path.relpath(sys.executable)
+  python = 'python' if python.startswith('..') else python
+  config = config_flags.get_config_filename(flags.FLAGS['config'])
+  print(f"""
+done: {loop.summary(scores)}
+the run lies in {workdir}: metrics.jsonl, checkpoints/, config.json
+next:
+  {python} -m tensorboard.main --logdir={workdir}
+  {python} -m mixer.main --config={config} --config.run.seed=1 \\
+    --workdir={workdir}-seed1
+  {python} -m mixer.benchmark train --config={config}""")
 
 
 if __name__ == '__main__':

@@ -87,6 +87,19 @@ def test_a_flipped_bit_is_noticed_and_the_one_before_taken(tmp_path, caplog):
     checkpoint.load_params(str(tmp_path / '7'))
 
 
+def test_a_damaged_checkpoint_is_set_aside_not_thrown_away(tmp_path):
+  save(tmp_path, [3, 7])
+  os.remove(largest_file(tmp_path, 7))
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  assert checkpoints.restore(*map(abstract, state(0)))[2]['step'] == 3
+  checkpoints.set_aside_after(3)
+  assert checkpoints.steps() == [3] and (tmp_path / '7.damaged').is_dir()
+  checkpoints.save(7, *state(7), {'data': {}})
+  checkpoints.wait()
+  checkpoints.close()
+  assert same(restore(tmp_path)[0], state(7)[0])
+
+
 def test_a_truncated_file_likewise_and_never_from_scratch(tmp_path):
   save(tmp_path, [3, 7])
   for step in (7, 3):

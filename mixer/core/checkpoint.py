@@ -112,11 +112,14 @@ class Checkpoints:
           f'the last error: {str(damaged)[:300]}')
     return None
 
-  def forget_after(self, step):
-    """Removes what could not be read, so that it can be saved again."""
+  def set_aside_after(self, step):
+    """Renames later ones, which could not be read, to 'STEP.damaged', so that
+    those steps can be saved again and nothing is thrown away."""
+    root = epath.Path(files.absolute(self.directory))
     for later in self.steps():
       if later > step:
-        self._manager.delete(later)
+        (root / str(later)).rename(root / f'{later}.damaged')
+    self._manager.reload()
 
   def close(self):
     self._manager.close()

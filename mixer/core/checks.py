@@ -49,8 +49,8 @@ def run(main, positional=0):
   def parse(argv):
     try:
       rest = flags.FLAGS(argv, known_only=False)
-    except UserError as e:
-      _die(e, USAGE)
+    except SystemExit:   # absl has printed the help, and calls that a failure
+      sys.exit(0)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
             OSError) as e:
       _die(e, USAGE)

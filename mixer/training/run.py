@@ -265,7 +265,7 @@ def _resume(checkpoints, shapes, shardings, fingerprint):
         'data: the run was trained on other data, or in another order: '
         + '; '.join(differ) + '; give it its own data, or another --workdir')
   step = int(rest['step'])
-  checkpoints.forget_after(step)
+  checkpoints.set_aside_after(step)
   log.info('resuming at step %s', f'{step:,}')
   return steps.State(step=rest['step'], params=params,
                      opt_state=rest['opt_state'])
