@@ -208,7 +208,7 @@ def traced(config, batch_size=8):
 @pytest.mark.parametrize('name,argument', [
     *((n, '') for n in NAMES),
     *(('mixer_s32', a) for a in ARGUMENTS if a not in ('', 'imagenet2012')),
-    ('mixer_b16', 'imagenet2012,adam'), ('mixer_h14', 'jft,adam')])
+    ('mixer_b16', 'imagenet2012,adam')])
 def test_the_whole_step_traces(name, argument):
   """Augmentation, loss, gradient and update fit together at every scale, and
   the state after a step has the form it had before."""
@@ -327,7 +327,9 @@ def test_evaluations_inherit_from_data():
   config = load('digits')
   config.evals.again = dict(config.evals.test, split='train[:100]')
   data, evals = run.open_data(config, settings_of(config))
-  assert (len(data), len(evals['test']), len(evals['again'])) == (1437, 360, 100)
+  assert len(data) == 1437
+  assert {name: len(e) for name, e in evals.items()} == {
+      'test': 360, 'again': 100}
   assert {e.source.name for e in evals.values()} == {'digits'}
   config.evals.test.name = 'nothing:of the kind'
   with pytest.raises(ValueError, match='nothing:of the kind'):

@@ -120,6 +120,8 @@ def test_each_epoch_visits_each_example_once(n, size):
   assert whole >= 4
   for e in range(whole):
     np.testing.assert_array_equal(np.sort(position[epoch == e]), np.arange(n))
+  if n > 5:   # and no two epochs in the same order
+    assert len({tuple(position[epoch == e]) for e in range(whole)}) == whole
   straddling = [np.unique(e).size > 1 for e, _ in batches]
   assert any(straddling) == (n % size != 0)
 
