@@ -34,7 +34,7 @@ DATASETS = {
 
 # Of recipe `sgd`, for every scale: the best of a sweep on CIFAR-10
 # (RESULTS.md). Unproven at ImageNet scale.
-SGD_LEARNING_RATE = 0.1
+SGD_LEARNING_RATE = 0.3
 
 
 def base():

@@ -2,8 +2,8 @@
 import io
 import logging
 import os
+import re
 import shutil
-import struct
 import subprocess
 import sys
 import threading
@@ -414,8 +414,11 @@ def damaged(photos, tmp_path):
 def test_truncated_shard_is_named(damaged):
   data_dir, name = damaged
   source = sources.open_source('photos', data_dir=data_dir)
-  with pytest.raises(checks.UserError, match=f'{name}.*is damaged'):
+  with pytest.raises(checks.UserError, match=f'{name}.*is damaged') as error:
     source.read(np.arange(SMALL))
+  whole, listed = re.search(
+      r'(\d+) whole records of the (\d+)', str(error.value)).groups()
+  assert int(whole) == int(listed) - 1
 
 
 def test_truncated_shard_is_named_by_the_pipeline(damaged):
@@ -777,16 +780,21 @@ def test_ahead_is_ahead():
 
 @pytest.mark.parametrize('how', ('closed', 'used up', 'failed'))
 def test_ahead_stops_its_thread(how):
+  """Also one that waits to hand over an item that nobody will take."""
   before = set(threading.enumerate())
+  made = []
   def work():
-    yield 0
+    for i in range(10**9 if how == 'closed' else 3):
+      made.append(i)
+      yield i
     if how == 'failed':
       raise ValueError('failed')
-    yield from range(1, 3 if how == 'used up' else 10**9)
   items = pipeline.ahead(work())
   next(items)
   assert set(threading.enumerate()) - before
   if how == 'closed':
+    wait_until(lambda: len(made) >= 3)
+    time.sleep(.05)
     items.close()
   else:
     with pytest.raises((ValueError, StopIteration)):

@@ -137,11 +137,11 @@ def test_a_workdir_of_another_config_is_refused_by_key(tmp_path):
   metrics = (tmp_path / 'run' / 'metrics.jsonl').read_bytes()
 
   began = os.times().elapsed
-  out = main(*TINY, workdir, '--config.schedule.learning_rate=0.5',
+  out = main(*TINY, workdir, '--config.augment.mixup=0.5',
              '--config.augment.flip=true', devices=1)
   assert os.times().elapsed - began < SECONDS
   assert_one_line(out, '--workdir', f'{tmp_path}/run', 'another',
-                  'schedule.learning_rate', '0.1', '0.5', 'augment.flip')
+                  'augment.mixup was 0.0, is 0.5', 'augment.flip')
   assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == metrics
   assert [p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()
           if p.is_dir()] == ['2']

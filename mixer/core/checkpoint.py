@@ -46,13 +46,15 @@ class Checkpoints:
     if best:
       keepers.append(managers.BestN(
           get_metric_fn=_metric(best), n=1, reverse=False))
+    root = epath.Path(files.absolute(self.directory))
+    _remove_partial(root)
     self._manager = ocp.CheckpointManager(
-        files.absolute(self.directory), item_names=_ITEMS,
+        root, item_names=_ITEMS,
         options=ocp.CheckpointManagerOptions(
             save_decision_policy=managers.FixedIntervalPolicy(1),
             preservation_policy=managers.AnyPreservationPolicy(keepers),
             best_fn=_metric(best) if best else None,
-            cleanup_tmp_directories=True))
+            cleanup_tmp_directories=False))
 
   def latest(self):
     """The newest step saved, or None."""
@@ -152,8 +154,8 @@ def find(path, best=False):
   root = path / 'checkpoints'
   if not root.is_dir():
     raise checks.UserError(
-        f'checkpoint: {str(path)!r} is neither a workdir with checkpoints/ nor one '
-        'of its checkpoints')
+        f'checkpoint: {str(path)!r} is neither a workdir with checkpoints/ nor '
+        'one of its checkpoints')
   steps = [int(p.name) for p in root.iterdir() if re.fullmatch(r'\d+', p.name)]
   if not steps:
     raise checks.UserError(f'checkpoint: {str(root)!r} holds no checkpoint yet')
@@ -205,6 +207,14 @@ def load_params(path):
     raise checks.UserError(f'checkpoint: {path!r} is damaged: its digest does '
                            'not match')
   return jax.tree.map(np.asarray, params)
+
+
+def _remove_partial(root):
+  """Removes what a killed process left half written. Orbax would do it in a
+  thread that nobody waits for."""
+  if jax.process_index() == 0:
+    for partial in ocp.utils.tmp_checkpoints(root):
+      partial.get().rmtree()
 
 
 def _digest(params, rest):

@@ -49,11 +49,13 @@ def run(main, positional=0):
   def parse(argv):
     try:
       rest = flags.FLAGS(argv, known_only=False)
+      for name in flags.FLAGS:   # a config that is not there says so when used
+        getattr(flags.FLAGS[name].value, 'lock', None)
     except SystemExit:   # absl has printed the help, and calls that a failure
       sys.exit(0)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
             OSError) as e:
-      _die(e, USAGE)
+      _die(_unknown_key(argv) or _plain(e), USAGE)
     if len(rest) > 1 + positional:
       _die(f'unexpected argument {rest[-1]!r}: settings are flags, as in '
            '--config.run.batch_size=64', USAGE)
@@ -70,6 +72,44 @@ def run(main, positional=0):
       _die(e, RESTART, label='stopped')
 
   app.run(guarded, flags_parser=parse)
+
+
+def _unknown_key(argv):
+  """The error for the first override whose key its config does not have."""
+  config = None
+  for flag in argv[1:]:
+    name, _, value = flag.lstrip('-').partition('=')
+    if name == 'config' and name in flags.FLAGS:
+      try:
+        config = flags.FLAGS[name].parser.parse(value)
+        getattr(config, 'lock')
+      except (TypeError, ValueError, OSError):
+        return None
+    elif name.startswith('config.') and config is not None:
+      node = config
+      for key in name.split('.')[1:]:
+        if not hasattr(node, 'keys') or key not in node:
+          return unknown(flag, key, sorted(getattr(node, 'keys', list)()))
+        node = node[key]
+  return None
+
+
+def _plain(error):
+  """What absl and ml_collections raise, as a sentence for people."""
+  text = str(error)
+  if 'Failed loading config file' in text:
+    path, why = text.split('Attempted [Relative path]:')[-1].split(None, 1)
+    return (f'--config: cannot read {path!r} ({why.strip()}); give a file such '
+            'as --config=configs/digits.py')
+  if 'Traceback (most recent call last)' in text:
+    flag = text.partition(': Error whilst')[0]
+    last = text.strip().splitlines()[-1].partition('Error: ')[2]
+    if 'get_config() takes 0 positional' in last:
+      last = 'this config takes no argument after the colon'
+    return f'{flag}: {last}'
+  if isinstance(error, flags.UnrecognizedFlagError) and '?' not in text:
+    return f'{text}; --help lists those there are'
+  return text
 
 
 def _die(message, code, label='error'):

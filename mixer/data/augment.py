@@ -42,6 +42,9 @@ def make(*, flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
     raise checks.UserError(
         f'augment: expected mixup >= 0, pad_crop >= 0 and 0 <= zoom < 1, got '
         f'{mixup}, {pad_crop} and {zoom}')
+  if rotate < 0 or shift < 0:
+    raise checks.UserError('augment: expected rotate >= 0 and shift >= 0, got '
+                           f'{rotate} and {shift}')
 
   def augment(images, targets, keys, key):
     stream = lambda n: jax.vmap(lambda k: jax.random.fold_in(k, n))(keys)

@@ -10,7 +10,6 @@ import numpy as np
 from mixer.core import checks
 
 _GROUP = 16   # records read by one call into Python
-CROPS = ('inception', 'resmall', 'resize')
 
 
 def batches(read, requests, *, first, last, batch_size, image_size, channels,
@@ -35,18 +34,22 @@ def batches(read, requests, *, first, last, batch_size, image_size, channels,
   """
   import tensorflow as tf
   tf.config.set_visible_devices([], 'GPU')
-  if crop not in CROPS:
-    raise checks.unknown('data.crop', crop, CROPS)
   group = next(g for g in range(min(_GROUP, batch_size), 0, -1)
                if batch_size % g == 0)
   parts = batch_size // group
   threads = os.cpu_count() or 1
 
+  failed = []   # tf.data turns errors of ours into its own, tracebacks and all
+
   def read_group(i):
     number, part = divmod(int(i), parts)
     records, keys = requests(number)
     here = slice(part * group, (part + 1) * group)
-    images, labels = read(records[here])
+    try:
+      images, labels = read(records[here])
+    except Exception as e:
+      failed.append(e)
+      raise
     return np.array(images, object), labels, keys[here], records[here]
 
   def load(i):
@@ -75,7 +78,10 @@ def batches(read, requests, *, first, last, batch_size, image_size, channels,
   try:
     yield from ds.with_options(options).as_numpy_iterator()
   except tf.errors.OpError as e:
-    raise checks.RunError(f'an image cannot be decoded: {e.message}') from e
+    if failed:
+      raise failed[0] from None
+    what = ' '.join(e.message.partition(' [[')[0].split())[-200:]
+    raise checks.RunError(f'an image cannot be decoded: {what}') from e
 
 
 def _pixels(tf, image, key, size, channels, crop, min_area):

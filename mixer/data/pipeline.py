@@ -20,6 +20,8 @@ from mixer.data import order
 from mixer.data import sources
 from mixer.data import splits
 
+CROPS = ('inception', 'resmall', 'resize')
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -124,9 +126,17 @@ def open_data(*, name, split, dir=None, crop='inception', min_area=0.05,
   if name is None or split is None:
     raise checks.UserError(f'{key}.{"name" if name is None else "split"} is '
                            'not set')
+  if crop not in CROPS:
+    raise checks.unknown(f'{key}.crop', crop, CROPS)
+  if not 0 < min_area <= 1:
+    raise checks.UserError(f'{key}.min_area: expected 0 < x <= 1, got '
+                           f'{min_area}')
   source = _open(name, dir, tuple(sorted(set(wanted) | {split})))
   chosen = splits.select(source.stored, split, f'{key}.split')
   size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+  if min(size) < 1:
+    raise checks.UserError(f'run.image_size: expected at least 1, got '
+                           f'{image_size}')
   resident = None
   if on_device or source.decoded:
     resident = _load(source, chosen, size)
@@ -150,13 +160,21 @@ def _load(source, split, size):
     if source.decoded:
       picture = Image.fromarray(image.squeeze())
     else:
-      picture = Image.open(io.BytesIO(image)).convert(mode)
+      try:
+        picture = Image.open(io.BytesIO(image)).convert(mode)
+      except (OSError, SyntaxError, ValueError) as e:
+        raise checks.RunError(f'{source.name} {split.spec}: image {i} cannot '
+                              f'be decoded ({_one_line(e)})') from e
     if picture.size != size[::-1]:
       picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
     out[i] = np.asarray(picture).reshape(*size, -1)
   log.info('%s %s: %d images in memory, %.0f MB', source.name, split.spec,
                len(out), out.nbytes / 1e6)
   return dict(image=out, labels=labels)
+
+
+def _one_line(error):
+  return ' '.join(str(error).split())[:200]
 
 
 def _ids(epoch, record):

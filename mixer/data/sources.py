@@ -8,6 +8,7 @@ import hashlib
 import os
 import struct
 import threading
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,11 @@ _HOW_TO_PREPARE = {
         "tensorflow_datasets as t; t.builder('imagenet2012', data_dir='DIR')"
         '.download_and_prepare()"'),
     'imagenet21k': (
-        'TFDS cannot download it: prepare the per-synset tars as a TFDS set '
-        "named imagenet21k with the features 'image' and 'label'"),
+        'prepare the per-synset tars, which TFDS cannot download, as a TFDS '
+        "set named imagenet21k with the features 'image' and 'label'"),
     'jft': (
-        'jft stands for your own large multi-label set: write it as a TFDS '
-        "data set with the features 'image' (Image) and 'labels' (Sequence of "
+        'make it: jft stands for your own large multi-label set; write it as a '
+        "TFDS set with the features 'image' (Image) and 'labels' (Sequence of "
         'ClassLabel), then give --config.data.name=NAME and '
         '--config.data.dir=DIR'),
 }
@@ -111,7 +112,8 @@ def _arrays(name):
   try:
     with np.load(path, allow_pickle=False) as f:
       arrays = {k: f[k] for k in f.files}
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, EOFError, TypeError, AttributeError,
+          zipfile.BadZipFile) as e:
     raise checks.UserError(f'data.name: cannot read {path!r} as npz: {e}')
   names = arrays.pop('class_names', None)
   if 'images' in arrays:
@@ -127,10 +129,19 @@ def _arrays(name):
       raise checks.UserError(
           f'{path}: {part} has {len(images)} images and '
           f'{0 if labels is None else len(labels)} labels')
+    if not len(images) or not np.issubdtype(labels.dtype, np.integer):
+      raise checks.UserError(
+          f'{path}: {part} has no images' if not len(images) else
+          f'{path}: {part} labels must be integers, got {labels.dtype}')
   if not parts:
     raise checks.UserError(
         f"{path}: expected the arrays 'images' and 'labels', or "
         f"'train_images' and so on; it holds {sorted(arrays)}")
+  for kind in ('images', 'labels'):
+    shapes = {arrays[f'{p}_{kind}'].shape[1:] for p in parts}
+    if len(shapes) > 1:
+      raise checks.UserError(f'{path}: all splits must have {kind} of one '
+                             f'shape, got {sorted(shapes)}')
   stored = splits.whole({p: len(arrays[f'{p}_images']) for p in parts})
   return _in_memory(
       name, np.concatenate([arrays[f'{p}_images'] for p in parts]),
@@ -163,10 +174,11 @@ def _tfds(name, data_dir):
         name, data_dir=where)
   except Exception as e:
     how = _HOW_TO_PREPARE.get(
-        name, 'prepare it once with TFDS, or set --config.data.dir to where it '
-        'is (--config.data.name=digits needs none)').replace('DIR', where)
+        name, 'prepare it once with TFDS (--config.data.name=digits needs none)'
+    ).replace('DIR', where)
     raise checks.UserError(
-        f'data.name: no prepared TFDS set {name!r} in {where!r}; {how}') from e
+        f'data.name: no prepared TFDS set {name!r} in {where!r}; set '
+        f'--config.data.dir to where it is, or {how}') from e
   info = builder.info
   label_key = next((k for k in ('label', 'labels') if k in info.features), None)
   if 'image' not in info.features or label_key is None:
@@ -239,6 +251,8 @@ class _Records:
     size, at, out = os.fstat(file).st_size, 0, []
     while at + 16 <= size:
       length, = struct.unpack('<Q', os.pread(file, 8, at))
+      if at + length + 16 > size:
+        break
       out.append((at + 12, length))
       at += length + 16
     if at != size or len(out) != expected:

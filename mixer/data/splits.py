@@ -84,10 +84,10 @@ def hold_out(piece, every):
 def carve(stored, wanted, source):
   """Adds a held-out split where `wanted` ones are missing and only one is
   stored: every tenth example, which the training split then leaves out."""
-  missing = sorted({name for spec in wanted for name in _names(spec)} -
-                   set(stored))
-  if len(missing) != 1 or len(stored) != 1:
-    return stored
+  asked = {name for spec in wanted for name in _names(spec)}
+  missing = sorted(asked - set(stored))
+  if len(missing) != 1 or len(stored) != 1 or not asked & set(stored):
+    return stored   # an unknown name is an error of its own
   (name, piece), = stored.items()
   rest, held = hold_out(piece, HELD_OUT_EVERY)
   log.info(

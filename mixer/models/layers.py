@@ -10,9 +10,9 @@ def dense_dot(x, kernel, dimension_numbers, precision=None,
   """x [..., I] times kernel [I, O], in the form the platform is fastest at.
 
   XLA's CPU backend multiplies two matrices faster than a batch of them, most
-  of all in the backward pass; TPUs lose a quarter of a step to the same
-  reshape, since 196 tokens do not fill whole tiles (BENCHMARKS.md). The choice
-  is made when the program is lowered, so it follows the platform it is for.
+  of all in the backward pass; on TPUs the same reshape costs more than it
+  gains, since 196 tokens do not fill whole tiles (both in BENCHMARKS.md). The
+  choice is made when the program is lowered: it follows the platform it is for.
   """
   def batched(x, kernel):
     return jax.lax.dot_general(

@@ -1,4 +1,5 @@
 """Opens a config and builds every object of a run; the loop does the rest."""
+import contextlib
 import dataclasses
 import functools
 import os
@@ -69,6 +70,9 @@ class Settings:
       raise checks.UserError(
           'run: expected either total_steps or total_epochs, above 0, got '
           f'{self.total_steps} and {self.total_epochs}')
+    if not 0 <= self.seed < 2**31:
+      raise checks.UserError(f'run.seed: expected 0 <= seed < 2**31, got '
+                             f'{self.seed}')
     if self.precision not in (None, 'float32', 'bfloat16'):
       raise checks.unknown('run.precision', self.precision,
                            ['float32', 'bfloat16'])
@@ -109,23 +113,15 @@ def train(config, workdir):
   Returns:
     The metrics of the final evaluation.
   """
+  _check_sections(config)
   settings = Settings(**config.run)
   plan = sharding.plan(**config.sharding)
   settings.check_devices(plan.mesh.size)
-  _check_sections(config)
-  with workdirs.claimed(workdir):
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(workdirs.claimed(workdir))
     data, evals = open_data(config, settings)
     model = make_model(config, settings, data.source)
-    workdirs.agree(workdir, config.to_dict())
-    workdirs.write_json(os.path.join(workdir, 'model.json'),
-                        _card(config, settings, data))
-    checkpoints = checkpoint.Checkpoints(
-        os.path.join(workdir, 'checkpoints'), **config.checkpoint)
-    try:
-      return _train(config, settings, plan, data, evals, model, checkpoints,
-                    workdir)
-    finally:
-      checkpoints.close()
+    return _train(config, settings, plan, data, evals, model, workdir, stack)
 
 
 def open_data(config, settings):
@@ -178,7 +174,7 @@ def image_shape(model, settings):
   return (*size, model.in_channels)
 
 
-def _train(config, settings, plan, data, evals, model, checkpoints, workdir):
+def _train(config, settings, plan, data, evals, model, workdir, stack):
   total = settings.steps(len(data))
   optimizer, step_fn = make_step(config, settings, model, total)
   init = functools.partial(
@@ -186,15 +182,24 @@ def _train(config, settings, plan, data, evals, model, checkpoints, workdir):
       image_shape=image_shape(model, settings))
   shapes = jax.eval_shape(init)
   shardings = plan.state(shapes)
+  _check_best(config.checkpoint.best, evals)
+  # Nothing is written before every object is built: a config that is refused
+  # leaves the workdir to the corrected one.
+  workdirs.agree(workdir, config.to_dict())
+  workdirs.write_json(os.path.join(workdir, 'model.json'),
+                      _card(config, settings, data))
+  checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(
+      os.path.join(workdir, 'checkpoints'), **config.checkpoint)))
   _introduce(config, settings, plan, data, evals, model, shapes, total, workdir)
 
   fingerprint = data.fingerprint(settings.batch_size, settings.seed)
   state = _resume(checkpoints, shapes, shardings, fingerprint)
   resumed = state is not None
   if not resumed:
+    given = _start(config.start, shapes)
     state = jax.jit(init, out_shardings=shardings)()
-    if config.start.weights is not None:
-      state = _start_from(config.start, state, shardings)
+    if given is not None:
+      state = state.replace(params=jax.device_put(given, shardings.params))
   first = int(state.step)
 
   put = lambda tree: jax.device_put(tree, plan.replicated)
@@ -240,12 +245,24 @@ def _train(config, settings, plan, data, evals, model, checkpoints, workdir):
   return scores
 
 
+def _check_best(metric, evals):
+  """The metric to keep the best by is one that is evaluated; more is better."""
+  known = [f'eval/{name}/{kind}' for name in evals
+           for kind in ('accuracy', 'accuracy_top5')]
+  if metric is not None and metric not in known:
+    raise checks.unknown('checkpoint.best', metric, known)
+
+
 def _check_sections(config):
   expected = ('model', 'data', 'augment', 'loss', 'schedule', 'optimizer',
               'sharding', 'checkpoint', 'start', 'evals', 'run')
   for name in config:
     if name not in expected:
       raise checks.unknown('config', name, expected)
+  missing = [name for name in expected if name not in config]
+  if missing:
+    raise checks.UserError(f'config: the sections {", ".join(missing)} are '
+                           'missing; start from recipe.base()')
 
 
 def _resume(checkpoints, shapes, shardings, fingerprint):
@@ -271,10 +288,16 @@ def _resume(checkpoints, shapes, shardings, fingerprint):
                      opt_state=rest['opt_state'])
 
 
-def _start_from(section, state, shardings):
-  params = pretrained.load(**section)
-  weights.check_fit(params, state.params, section.weights)
-  return state.replace(params=jax.device_put(params, shardings.params))
+def _start(section, shapes):
+  """The parameters to start from, or None."""
+  if section.weights is None:
+    return None
+  try:
+    params = pretrained.load(**section)
+  except checks.UserError as e:
+    raise checks.UserError(f'start.weights: {e}') from e
+  weights.check_fit(params, shapes.params, section.weights)
+  return params
 
 
 def _make_evaluate(plan, model, evals, settings, put):
