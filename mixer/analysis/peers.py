@@ -1,7 +1,7 @@
 """Other people's Mixers, from their own checkouts, to be measured beside ours.
 
 Nothing of theirs is here: their modules are imported from DIR/REPOSITORY and
-get the same images, loss and optimizer. A peer is only as fast as its network.
+get the same uint8 images, loss and optimizer.
 """
 import importlib
 import os
@@ -13,6 +13,7 @@ import optax
 
 from mixer.analysis import throughput
 from mixer.core import checks
+from mixer.data import augment
 from mixer.models.mixer import pair
 from mixer.training import optimizer as optimizers
 
@@ -62,12 +63,12 @@ def _vision_transformer(model, directory):
 
 
 def _flax(network, apply, mode, images, labels):
-  x = (jnp.asarray(images, jnp.float32) - 127.5) / 127.5
-  y = jnp.asarray(labels[:, 0])
-  init = jax.jit(lambda k: network.init(k, x[:1], train=False)['params'])
+  x, y = jnp.asarray(images), jnp.asarray(labels[:, 0])
+  init = jax.jit(lambda k: network.init(
+      k, augment.normalise(x[:1]), train=False)['params'])
   params = init(jax.random.key(0))
   if mode == 'infer':
-    forward = jax.jit(lambda p, x: apply(p, x, False))
+    forward = jax.jit(lambda p, x: apply(p, augment.normalise(x), False))
     return lambda: forward(params, x).block_until_ready()
   tx = optimizers.make(schedule=lambda step: 0.01)
 
@@ -76,7 +77,7 @@ def _flax(network, apply, mode, images, labels):
 
     def loss(params):
       return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
-          apply(params, x, True), y))
+          apply(params, augment.normalise(x), True), y))
 
     grads = jax.grad(loss)(params)
     updates, opt_state = tx.update(grads, opt_state, params)

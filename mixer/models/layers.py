@@ -5,14 +5,14 @@ Axes: B batch, N any leading axes, I inputs, O outputs of a dense layer.
 import jax
 
 
-def dense_dot(x, kernel, dimension_numbers, precision=None,
+def training_dot(x, kernel, dimension_numbers, precision=None,
               preferred_element_type=None):
   """x [..., I] times kernel [I, O], in the form the platform is fastest at.
 
-  XLA's CPU backend multiplies two matrices faster than a batch of them, most
-  of all in the backward pass; on TPUs the same reshape costs more than it
-  gains, since 196 tokens do not fill whole tiles (both in BENCHMARKS.md). The
-  choice is made when the program is lowered: it follows the platform it is for.
+  XLA's CPU backend is faster at the backward pass of two matrices than of a
+  batch of them; forward alone it is not, nor are TPUs, where 196 tokens do not
+  fill whole tiles (BENCHMARKS.md). So this is for training only, and the choice
+  is made when the program is lowered: it follows the platform it is for.
   """
   def batched(x, kernel):
     return jax.lax.dot_general(

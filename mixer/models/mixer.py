@@ -32,8 +32,8 @@ class MlpBlock(nn.Module):
   @nn.compact
   def __call__(self, x, rows_B, *, train):
     """x [B, T, F] -> [B, T, F]; rows_B as in `MlpMixer`."""
-    dense = lambda width: nn.Dense(
-        width, dtype=self.dtype, dot_general=layers.dense_dot)
+    dot = layers.training_dot if train else None
+    dense = lambda width: nn.Dense(width, dtype=self.dtype, dot_general=dot)
     h = dense(self.mlp_dim)(x)
     h = nn.gelu(h, approximate=self.approximate_gelu)
     h = self._dropout(h, rows_B, train)
