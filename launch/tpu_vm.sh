@@ -19,7 +19,8 @@
 # Example:
 #   launch/tpu_vm.sh run --name=mixer --zone=europe-west4-a -- \
 #     --config=configs/mixer_b16.py --workdir=gs://BUCKET/b16 \
-#     --config.data.dir=gs://BUCKET/tfds
+#     --config.data.dir=/mnt/tfds
+# The data must lie on the VM: on a disk, or in a bucket mounted with gcsfuse.
 # A workdir on gs:// outlives the VM: after a spot VM was taken away, the same
 # command makes a new one and resumes.
 #

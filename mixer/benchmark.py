@@ -39,11 +39,20 @@ def main(argv):
     raise checks.UserError(f'expected one mode, {" or ".join(MODES)}, got '
                            f'{" ".join(argv[1:]) or "none"}')
   mode = argv[1]
+  if _CONFIG.value is not None:
+    given = [f for f in ('model', 'batch_size', 'image_size')
+             if flags.FLAGS[f].present]
+    if given:
+      raise checks.UserError(f'--{given[0]}: the config has it; set it there, '
+                             'as in --config.run.batch_size=16')
   from mixer.analysis import peers
   from mixer.analysis import throughput
   from mixer.training import sharding
   model, batch_size, image_size = _subject()
   plan = sharding.plan()
+  if batch_size % plan.mesh.size:
+    raise checks.UserError(f'--batch_size: {batch_size} images do not divide '
+                           f'over {plan.mesh.size} devices')
   images, labels = throughput.images_and_labels(
       batch_size, image_size, model.in_channels, model.num_classes)
   ours = (throughput.training(model, images=images, labels=labels, plan=plan)
@@ -72,12 +81,14 @@ def _subject():
                             precision=_PRECISION.value)
     model = models.create(_MODEL.value, dtype=settings.dtype)
   else:
-    section = dict(_CONFIG.value.run)
+    section = dict(_CONFIG.value.run, total_steps=1, total_epochs=None)
     section['precision'] = _PRECISION.value or section['precision']
     settings = run.Settings(**section)
     section = dict(_CONFIG.value.model)
-    classes = section.pop('num_classes') or 1000
-    section['in_channels'] = section['in_channels'] or 3
+    # The data need not be there to be timed; those of the digits are.
+    small = _CONFIG.value.data.name == 'digits'
+    classes = section.pop('num_classes') or (10 if small else 1000)
+    section['in_channels'] = section['in_channels'] or (1 if small else 3)
     model = models.create(num_classes=classes, dtype=settings.dtype, **section)
   return model, settings.batch_size, settings.image_size
 

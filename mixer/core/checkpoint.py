@@ -36,7 +36,7 @@ class Checkpoints:
         as well; None for none. It is evaluated before each checkpoint.
 
     Raises:
-      UserError: if a value is out of range or the directory unwritable.
+      UserError: if a value is out of range.
     """
     if every < 1 or keep < 1:
       raise checks.UserError('checkpoint: expected every and keep of at least '
@@ -120,7 +120,9 @@ class Checkpoints:
     root = epath.Path(files.absolute(self.directory))
     for later in self.steps():
       if later > step:
-        (root / str(later)).rename(root / f'{later}.damaged')
+        taken = sum(p.name.startswith(f'{later}.damaged')
+                    for p in root.iterdir())
+        (root / str(later)).rename(root / f'{later}.damaged{taken or ""}')
     self._manager.reload()
 
   def close(self):

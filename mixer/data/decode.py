@@ -3,11 +3,14 @@
 The only module that needs TensorFlow for input; it is imported when a data
 set is too large for the device. TensorFlow never touches an accelerator.
 """
+import functools
+import importlib.util
 import os
 
 import numpy as np
 
 from mixer.core import checks
+from mixer.core.log import log
 
 _GROUP = 16   # records read by one call into Python
 
@@ -33,10 +36,11 @@ def batches(read, requests, *, first, last, batch_size, image_size, channels,
     (images uint8 [b, height, width, channels], labels int32 [b, L]).
   """
   import tensorflow as tf
-  tf.config.set_visible_devices([], 'GPU')
+  hide_accelerators()
   group = next(g for g in range(min(_GROUP, batch_size), 0, -1)
                if batch_size % g == 0)
   parts = batch_size // group
+  requests = functools.lru_cache(maxsize=16)(requests)   # asked part by part
   threads = os.cpu_count() or 1
 
   failed = []   # tf.data turns errors of ours into its own, tracebacks and all
@@ -82,6 +86,17 @@ def batches(read, requests, *, first, last, batch_size, image_size, channels,
       raise failed[0] from None
     what = ' '.join(e.message.partition(' [[')[0].split())[-200:]
     raise checks.RunError(f'an image cannot be decoded: {what}') from e
+
+
+def hide_accelerators():
+  """Keeps TensorFlow, where it is installed, off the GPUs; before its first
+  use, or it holds their memory already."""
+  if importlib.util.find_spec('tensorflow'):
+    import tensorflow as tf
+    try:
+      tf.config.set_visible_devices([], 'GPU')
+    except RuntimeError as e:
+      log.warning('TensorFlow was in use before: %s', e)
 
 
 def _pixels(tf, image, key, size, channels, crop, min_area):

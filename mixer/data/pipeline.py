@@ -140,6 +140,10 @@ def open_data(*, name, split, dir=None, crop='inception', min_area=0.05,
   resident = None
   if on_device or source.decoded:
     resident = _load(source, chosen, size)
+    if crop != 'resize':
+      log.info('%s: images in memory are resized whole; %s.crop=%r is for '
+               'those that are decoded on the host', key, key, crop)
+      crop = 'resize'
   return Data(source, chosen, size, crop, min_area, resident)
 
 
@@ -203,7 +207,8 @@ def ahead(iterator):
     except BaseException as e:  # handed to the consumer, which raises it
       put((None, e))
 
-  threading.Thread(target=work, daemon=True).start()
+  thread = threading.Thread(target=work, daemon=True)
+  thread.start()
   try:
     while True:
       item, error = items.get()
@@ -214,3 +219,4 @@ def ahead(iterator):
       yield item
   finally:
     closed.set()
+    thread.join(timeout=10)   # a thread alive at exit can abort the process

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mixer.core import checks
+from mixer.core import files
 from mixer.data import splits
 
 MAX_LABELS = 32  # of one example; more are an error, fewer are padded by -1
@@ -156,19 +157,31 @@ def _in_memory(name, images, labels, class_names, stored):
     raise checks.UserError(
         f'data.name: {name} has labels from {labels.min()} to {labels.max()}; '
         f'expected 0 to {num_classes - 1}')
-  digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+  digest = hashlib.sha256(np.ascontiguousarray(images))
+  digest.update(np.ascontiguousarray(labels))
   return Source(
       name=name, stored=stored, num_classes=num_classes,
       class_names=class_names, read=lambda i: (images[i], labels[i]),
-      decoded=True, channels=images.shape[-1], fingerprint=digest[:16])
+      decoded=True, channels=images.shape[-1],
+      fingerprint=digest.hexdigest()[:16])
 
 
 def _tfds(name, data_dir):
   """A prepared TFDS set; never touches the network."""
-  import tensorflow_datasets as tfds
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError as e:
+    raise checks.UserError(
+        f'data.name: {name!r} is read with TFDS, and {e.name} is not '
+        "installed: pip install 'mlp-mixer[data]', or the pinned "
+        'requirements.txt') from e
   where = data_dir or os.environ.get('TFDS_DATA_DIR') or os.path.join(
       '~', 'tensorflow_datasets')
   where = os.path.expanduser(where)
+  if files.is_remote(where):
+    raise checks.UserError(
+        f'data.dir: {where!r} is a bucket, which is not read yet; mount it '
+        '(gcsfuse) and give the path of the mount')
   try:
     builder = tfds.core.read_only_builder.builder_from_files(
         name, data_dir=where)
@@ -201,21 +214,21 @@ def _tfds(name, data_dir):
   return Source(
       name=name, stored=stored, num_classes=feature.num_classes,
       class_names=tuple(feature.names) if feature.names else None,
-      read=_Records(shards, label_key, width), decoded=False,
+      read=_Records(shards, label_key, width, feature.num_classes),
+      decoded=False,
       channels=info.features['image'].shape[-1] or 3, fingerprint=digest[:16])
 
 
 class _Records:
   """TFRecord files read by record number, through the offsets of a scan."""
 
-  def __init__(self, shards, label_key, width):
+  def __init__(self, shards, label_key, width, num_classes):
     self._label_key = label_key
-    self._width = width
+    self._width, self._num_classes = width, num_classes
     self._shards = shards
     self._lock = threading.Lock()
     self._ends = np.cumsum([n for _, n in shards])
-    self._offsets = {}
-    self._files = {}
+    self._offsets = {}   # of a shard's records, int64 [n + 1]
 
   def __call__(self, records):
     from tensorflow_datasets.proto import tf_example_pb2
@@ -229,34 +242,51 @@ class _Records:
         raise checks.RunError(
             f'record {record} has {len(values)} labels; expected 1 to '
             f'{self._width}')
+      if not all(0 <= v < self._num_classes for v in values):
+        raise checks.RunError(
+            f'record {record} of {self._name_of(record)} has the labels '
+            f'{list(values)}; expected 0 to {self._num_classes - 1}')
       labels[row, :len(values)] = values
     return images, labels
 
-  def _raw(self, record):
+  def _name_of(self, record):
     shard = int(np.searchsorted(self._ends, record, side='right'))
-    with self._lock:
-      if shard not in self._offsets:
-        self._files[shard], self._offsets[shard] = self._scan(shard)
-    first = self._ends[shard - 1] if shard else 0
-    offset, length = self._offsets[shard][record - first]
-    return os.pread(self._files[shard], length, offset)
+    return repr(self._shards[shard][0])
 
-  def _scan(self, shard):
-    """Offsets and lengths of a file's records: length, crc, data, crc."""
-    path, expected = self._shards[shard]
+  def _raw(self, record):
+    # A file is open only while it is read: sets have more shards than a
+    # process may have open files.
+    shard = int(np.searchsorted(self._ends, record, side='right'))
+    file = _open_file(self._shards[shard][0])
     try:
-      file = os.open(path, os.O_RDONLY)
-    except OSError as e:
-      raise checks.UserError(f'cannot read {path!r}: {e.strerror}')
-    size, at, out = os.fstat(file).st_size, 0, []
+      with self._lock:
+        if shard not in self._offsets:
+          self._offsets[shard] = self._scan(file, *self._shards[shard])
+      at = record - (self._ends[shard - 1] if shard else 0)
+      begin, end = self._offsets[shard][at:at + 2]
+      return os.pread(file, int(end - begin) - 16, int(begin) + 12)
+    finally:
+      os.close(file)
+
+  @staticmethod
+  def _scan(file, path, expected):
+    """Where the records begin, and the end: each is length, crc, data, crc."""
+    size, at, out = os.fstat(file).st_size, 0, [0]
     while at + 16 <= size:
       length, = struct.unpack('<Q', os.pread(file, 8, at))
       if at + length + 16 > size:
         break
-      out.append((at + 12, length))
       at += length + 16
-    if at != size or len(out) != expected:
+      out.append(at)
+    if at != size or len(out) != expected + 1:
       raise checks.UserError(
-          f'{path!r} is damaged: {len(out)} whole records of the {expected} '
-          'that its data set lists; prepare it again')
-    return file, out
+          f'{path!r} is damaged: {len(out) - 1} whole records of the '
+          f'{expected} that its data set lists; prepare it again')
+    return np.array(out, np.int64)
+
+
+def _open_file(path):
+  try:
+    return os.open(path, os.O_RDONLY)
+  except OSError as e:
+    raise checks.UserError(f'cannot read {path!r}: {e.strerror}') from None

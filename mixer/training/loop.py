@@ -65,7 +65,7 @@ def train(state, job):
     Stopped: after a signal, when the state has been saved.
   """
   step = first = int(state.step)
-  scores, behind = {}, None
+  behind = None
   clock = _Clock(step)
   for batch in job.batches:
     with jax.transfer_guard('disallow'):
@@ -81,14 +81,15 @@ def train(state, job):
     if step == first + 1:
       jax.block_until_ready(metrics)
       clock.restart(step)   # leaves the compilation out of the rate
-    evaluating = due(step, job.eval_every, job.total_steps)
+    stopping = bool(job.guard.requested) and step < job.total_steps
+    # Whoever asks a run to stop does not wait for an evaluation.
+    evaluating = due(step, job.eval_every, job.total_steps) and not stopping
     saving = due(step, job.save_every, job.total_steps)
-    stopping = bool(job.guard.requested)
     if evaluating or saving or stopping:
       jax.block_until_ready(metrics)
       _log(job, behind, clock)
       _finite(step, jax.device_get(metrics))
-      behind = None
+      behind, scores = None, {}
       if evaluating or (saving and job.save_scored and not stopping):
         scores = job.evaluate(state)
         job.writer.write(step, scores)
@@ -96,9 +97,9 @@ def train(state, job):
       if saving or stopping:
         # The line of this step must be there before its checkpoint is.
         job.writer.flush()
-        job.save(step, state, scores if evaluating or saving else {})
+        job.save(step, state, scores)
       clock.restart(step)
-      if stopping and step < job.total_steps:
+      if stopping:
         raise checks.Stopped(f'{job.guard.requested} at step {step:,}')
   return state, scores
 
@@ -114,6 +115,9 @@ def _log(job, behind, clock):
   if not due(step, job.log_every, job.total_steps):
     return
   row = {f'train/{k}': float(v) for k, v in jax.device_get(metrics).items()}
+  if not all(map(math.isfinite, row.values())):
+    job.writer.write(step, row)
+    job.writer.flush()
   _finite(step, metrics)
   seconds = clock.seconds_per_step(step)
   if seconds:

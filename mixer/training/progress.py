@@ -46,11 +46,12 @@ class Progress:
 
   def metrics(self, step, metrics):
     """Called with the training metrics of a step that is logged."""
-    rate = metrics.get('train/images_per_second', 0)
     note = (f'loss {metrics["train/loss"]:.4f}  '
-            f'acc {metrics["train/accuracy"]:.3f}  '
-            f'{rate:,.{0 if rate >= 10 else 1}f} images/s  '
-            f'{metrics.get("train/utilisation", 0):.0%} of peak')
+            f'acc {metrics["train/accuracy"]:.3f}')
+    rate = metrics.get('train/images_per_second')   # not of the first step
+    if rate is not None:
+      note += (f'  {rate:,.{0 if rate >= 10 else 1}f} images/s  '
+               f'{metrics["train/utilisation"]:.0%} of peak')
     if self._bar:
       self._bar.update(self._task, note=note)
       return

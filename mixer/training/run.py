@@ -16,6 +16,7 @@ from mixer.core.log import log
 from mixer.core import peak
 from mixer.core import trees
 from mixer.data import augment as augmentation
+from mixer.data import decode
 from mixer.data import pipeline
 from mixer.evaluation import classification
 from mixer.models import cost
@@ -152,6 +153,10 @@ def make_model(config, settings, source):
         f'{source.num_classes} classes')
   if section.get('in_channels') is None:
     section['in_channels'] = source.channels
+  if config.augment.randaugment_layers and section['in_channels'] not in (1, 3):
+    raise checks.UserError(
+        'augment.randaugment_layers: RandAugment is for images of 1 or 3 '
+        f'channels, these have {section["in_channels"]}; set it to 0')
   return models.create(num_classes=classes, dtype=settings.dtype, **section)
 
 
@@ -183,20 +188,20 @@ def _train(config, settings, plan, data, evals, model, workdir, stack):
   shapes = jax.eval_shape(init)
   shardings = plan.state(shapes)
   _check_best(config.checkpoint.best, evals)
-  # Nothing is written before every object is built: a config that is refused
-  # leaves the workdir to the corrected one.
-  workdirs.agree(workdir, config.to_dict())
-  workdirs.write_json(os.path.join(workdir, 'model.json'),
-                      _card(config, settings, data))
   checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(
       os.path.join(workdir, 'checkpoints'), **config.checkpoint)))
+  given = None if checkpoints.steps() else _start(config.start, shapes)
+  # A config that is refused must leave the workdir to the corrected one, so
+  # this comes when everything else is checked.
+  workdirs.agree(workdir, config.to_dict())
+  workdirs.write_json(os.path.join(workdir, 'model.json'),
+                      _card(config, model, data, evals))
   _introduce(config, settings, plan, data, evals, model, shapes, total, workdir)
 
   fingerprint = data.fingerprint(settings.batch_size, settings.seed)
   state = _resume(checkpoints, shapes, shardings, fingerprint)
   resumed = state is not None
   if not resumed:
-    given = _start(config.start, shapes)
     state = jax.jit(init, out_shardings=shardings)()
     if given is not None:
       state = state.replace(params=jax.device_put(given, shardings.params))
@@ -216,6 +221,7 @@ def _train(config, settings, plan, data, evals, model, workdir, stack):
       seed=settings.seed, batch_size=settings.batch_size, first=first,
       last=total, slots=slots)
   flops = settings.batch_size * cost.training_flops(model, settings.image_size)
+  decode.hide_accelerators()   # from TensorFlow, which writes for TensorBoard
   writer = writers.Writer(workdir, resumed_at=first)
   progress = progress_lib.Progress(first, total)
   try:
@@ -230,16 +236,16 @@ def _train(config, settings, plan, data, evals, model, workdir, stack):
           save_scored=bool(checkpoints.best), batch_size=settings.batch_size,
           flops=flops, peak_flops=(
               peak.flops_per_second(settings.dtype) * jax.process_count()))
-      if first >= total:
-        scores = evaluate(state)
-        progress.say(f'finished already, at step {total:,}: '
-                     + loop.summary(scores))
-      else:
-        state, scores = loop.train(state, job)
-    checkpoints.wait()
-  except checks.Stopped:
-    checkpoints.wait()
-    raise
+      try:
+        if first >= total:
+          scores = evaluate(state)
+          progress.say(f'finished already, at step {total:,}: '
+                       + loop.summary(scores))
+        else:
+          state, scores = loop.train(state, job)
+      finally:   # within the guard: a signal must not cut the last save short
+        batches.close()
+        checkpoints.wait()
   finally:
     writer.close()
   return scores
@@ -350,11 +356,12 @@ def _introduce(config, settings, plan, data, evals, model, shapes, total,
             shapes.params, include_stats=False) + '\n')
 
 
-def _card(config, settings, data):
+def _card(config, model, data, evals):
   """What it takes to use the model elsewhere."""
   return dict(
-      model=dict(config.model), num_classes=data.source.num_classes,
-      class_names=data.source.class_names, channels=data.source.channels,
+      model=dict(config.model), num_classes=model.num_classes,
+      class_names=data.source.class_names, channels=model.in_channels,
       image_size=data.image_size, data=data.source.name,
-      preprocessing=dict(scale='(x - 127.5) / 127.5', crop={
-          name: e.get('crop', None) for name, e in config.evals.items()}))
+      preprocessing=dict(
+          scale='(x - 127.5) / 127.5',
+          crop={name: held_out.crop for name, held_out in evals.items()}))

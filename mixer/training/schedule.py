@@ -1,4 +1,5 @@
 """Learning rate by step: linear warm-up, then cosine or linear decay."""
+import math
 
 import optax
 
@@ -21,7 +22,7 @@ def make(*, learning_rate, total_steps, warmup_steps=0, decay='cosine',
   Returns:
     An optax schedule: updates already done -> learning rate.
   """
-  if learning_rate <= 0:
+  if not 0 < learning_rate < math.inf:
     raise checks.UserError('schedule.learning_rate: expected a number above '
                            f'0, got {learning_rate}')
   if warmup_steps < 0 or not 0 <= end_fraction <= 1:

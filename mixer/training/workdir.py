@@ -9,6 +9,7 @@ from etils import epath
 
 from mixer.core import checks
 from mixer.core import files
+from mixer.core.log import log
 
 # What may change between a run and its continuation, by the start of the key.
 _FREE = ('data.dir', 'run.log_every', 'evals', 'checkpoint', 'sharding')
@@ -36,11 +37,14 @@ def claimed(path):
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
       file.seek(0)
       raise checks.UserError(
           f'--workdir: {path!r} is in use by another run ({file.read()}); stop '
           'it or choose another') from None
+    except OSError as e:
+      log.info('%s cannot be locked (%s): see that only one run uses it', path,
+               e.strerror)
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
