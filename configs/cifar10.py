@@ -12,7 +12,7 @@ def get_config():
   c.model.update(name='Mixer-S/4', hidden_dim=128, num_blocks=8,
                  tokens_mlp_dim=64, channels_mlp_dim=512,
                  stochastic_depth=0.1)
-  c.data.update(name='cifar10', on_device=True)
+  c.data.update(name='cifar10', on_device=True, crop='resize')
   c.augment.update(flip=True, pad_crop=4)
   c.loss.label_smoothing = 0.1
   c.schedule.update(learning_rate=0.3, warmup_steps=200)

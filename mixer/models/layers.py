@@ -5,28 +5,20 @@ Axes: B batch, N any leading axes, I inputs, O outputs of a dense layer.
 import jax
 
 
-def training_dot(x, kernel, dimension_numbers, precision=None,
-              preferred_element_type=None):
-  """x [..., I] times kernel [I, O], in the form the platform is fastest at.
+def training_dot(x_NI, kernel_IO, dimension_numbers, precision=None,
+                 preferred_element_type=None):
+  """x [..., I] times kernel [I, O], as one product of two matrices.
 
   XLA's CPU backend is faster at the backward pass of two matrices than of a
-  batch of them; forward alone it is not, nor are TPUs, where 196 tokens do not
-  fill whole tiles (BENCHMARKS.md). So this is for training only, and the choice
-  is made when the program is lowered: it follows the platform it is for.
+  batch of them; forward alone it is not, since the reshape keeps it from
+  folding a transposition into the product. To a TPU both are the same program
+  (BENCHMARKS.md). So this is flax's `dot_general` for training.
   """
-  def batched(x, kernel):
-    return jax.lax.dot_general(
-        x, kernel, dimension_numbers, precision=precision,
-        preferred_element_type=preferred_element_type)
-
-  def flat(x_NI, kernel_IO):
-    rows = x_NI.reshape(-1, x_NI.shape[-1])
-    out = jax.lax.dot_general(
-        rows, kernel_IO, (((1,), (0,)), ((), ())), precision=precision,
-        preferred_element_type=preferred_element_type)
-    return out.reshape(*x_NI.shape[:-1], kernel_IO.shape[-1])
-
-  return jax.lax.platform_dependent(x, kernel, cpu=flat, default=batched)
+  del dimension_numbers   # a dense layer's: the last axis with the first
+  out = jax.lax.dot_general(
+      x_NI.reshape(-1, x_NI.shape[-1]), kernel_IO, (((1,), (0,)), ((), ())),
+      precision=precision, preferred_element_type=preferred_element_type)
+  return out.reshape(*x_NI.shape[:-1], kernel_IO.shape[-1])
 
 
 def keep_mask(key, rows_B, rate, shape):
