@@ -9,6 +9,7 @@ done, 1 failed, 2 bad usage or config, 42 told to stop and saved.
 """
 import os
 import re
+import shlex
 import sys
 
 from absl import flags
@@ -60,13 +61,14 @@ def _report(scores, workdir):
   python = os.path.relpath(sys.executable)
   python = 'python' if python.startswith('..') else python
   config = config_flags.get_config_filename(flags.FLAGS['config'])
+  same = shlex.join(a for a in sys.argv[1:] if not re.match('-+workdir', a))
   print(f"""
 done: {loop.summary(scores)}
 the run lies in {workdir}: metrics.jsonl, checkpoints/, config.json
 next:
   {python} -m tensorboard.main --logdir={workdir}
-  {python} -m mixer.main --config={config} --config.run.seed=1 \\
-    --workdir={workdir}-seed1
+  {python} -m mixer.main {same} \\
+    --config.run.seed=1 --workdir={workdir}-seed1
   {python} -m mixer.benchmark train --config={config}""")
 
 

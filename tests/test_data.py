@@ -379,6 +379,27 @@ def test_tfds_records_come_in_any_order(photos):
   np.testing.assert_array_equal(some_labels, labels[shuffled])
 
 
+def test_no_file_stays_open(photos):
+  """A set may have more shards than a process may have open files."""
+  source = sources.open_source('photos', data_dir=photos[0])
+  before = len(os.listdir('/dev/fd'))
+  for record in range(0, SMALL):
+    source.read(np.array([record]))
+  assert len(os.listdir('/dev/fd')) <= before
+
+
+def test_a_label_outside_the_classes_is_named(photos, monkeypatch):
+  source = sources.open_source('photos', data_dir=photos[0])
+  monkeypatch.setattr(source.read, '_num_classes', 1)
+  with pytest.raises(checks.RunError, match='labels .*; expected 0 to 0'):
+    source.read(np.arange(SMALL))
+
+
+def test_a_bucket_is_refused_with_the_remedy():
+  with pytest.raises(checks.UserError, match='gs://b/tfds.*gcsfuse'):
+    sources.open_source('photos', data_dir='gs://b/tfds')
+
+
 def test_tfds_labels_may_be_several(photos):
   """A record of fewer than the most there may be is padded by -1."""
   data_dir, files = photos
