@@ -392,7 +392,9 @@ def test_tpu_run_goes_on_without_the_connection(cloud):
   command = [str(cloud.path / 'copy' / 'launch' / 'tpu_vm.sh'), *_ARGS]
   first = subprocess.Popen(
       command, env={**os.environ, **cloud.env}, start_new_session=True,
-      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+      # Under nohup the tests inherit an ignored SIGHUP, and bash would keep it.
+      preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
   try:
     for _ in range(600):
       if (cloud.path / 'waits').exists():
