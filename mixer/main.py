@@ -60,16 +60,15 @@ def _report(scores, workdir):
   from mixer.training import loop
   python = os.path.relpath(sys.executable)
   python = 'python' if python.startswith('..') else python
-  config = config_flags.get_config_filename(flags.FLAGS['config'])
   same = shlex.join(a for a in sys.argv[1:] if not re.match('-+workdir', a))
   print(f"""
 done: {loop.summary(scores)}
-the run lies in {workdir}: metrics.jsonl, checkpoints/, config.json
+the run lies in {workdir}: metrics.jsonl, checkpoints/, model.json
 next:
   {python} -m tensorboard.main --logdir={workdir}
   {python} -m mixer.main {same} \\
     --config.run.seed=1 --workdir={workdir}-seed1
-  {python} -m mixer.benchmark train --config={config}""")
+  {python} -m mixer.benchmark train {same}""")
 
 
 if __name__ == '__main__':

@@ -4,7 +4,9 @@ Orbax restores a flipped bit silently, so a digest of every leaf lies in the
 metadata and is verified. A damaged newest checkpoint is said aloud, and the
 one before it is taken.
 """
+import contextlib
 import json
+import logging
 import os
 import re
 
@@ -189,7 +191,7 @@ def load_params(path):
   """
   step = os.path.basename(path)
   try:
-    with ocp.CheckpointManager(
+    with _quiet(), ocp.CheckpointManager(
         os.path.dirname(path), item_names=_ITEMS,
         options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
       shapes = manager.item_metadata(int(step))['params']
@@ -209,6 +211,18 @@ def load_params(path):
     raise checks.UserError(f'checkpoint: {path!r} is damaged: its digest does '
                            'not match')
   return jax.tree.map(np.asarray, params)
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Orbax warns of every item that is rightly left out."""
+  logger = logging.getLogger('absl')
+  before = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(before)
 
 
 def _remove_partial(root):

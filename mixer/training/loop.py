@@ -100,7 +100,9 @@ def train(state, job):
         job.save(step, state, scores)
       clock.restart(step)
       if stopping:
-        raise checks.Stopped(f'{job.guard.requested} at step {step:,}')
+        raise checks.Stopped(
+            f'{job.guard.requested} at step {step:,}, which is saved; the same '
+            'command goes on from there')
   return state, scores
 
 

@@ -267,7 +267,11 @@ def _introduce(config, settings, plan, data, evals, model, shapes, total,
   """Says what is about to run; the whole list of parameters goes to a file."""
   say = log.info
   device = plan.mesh.devices.flat[0]
-  say('model    %s: %s parameters, %.3g GFLOPs an image', config.model.name,
+  changed = [f'{k}={v}' for k, v in config.model.items()
+             if k != 'name' and v not in (None, 0.0)]
+  say('model    %s%s', config.model.name,
+      f' with {", ".join(changed)}' if changed else '')
+  say('         %s parameters, %.3g GFLOPs an image',
       f'{trees.count(shapes.params):,}',
       cost.forward_flops(model, settings.image_size) / 1e9)
   say('data     %s %s: %s images, %d classes', data.source.name,

@@ -32,7 +32,7 @@ def make(*, learning_rate, total_steps, warmup_steps=0, decay='cosine',
   if decay not in _DECAYS:
     raise checks.unknown('schedule.decay', decay, list(_DECAYS))
   if warmup_steps and warmup_steps >= total_steps:
-    log.info('schedule.warmup_steps: %d do not fit a run of %d steps; '
+    log.info('schedule.warmup_steps: %d are too many for %d steps; '
                  'shortened to %d', warmup_steps, total_steps,
                  total_steps // 10)
     warmup_steps = total_steps // 10
