@@ -390,11 +390,13 @@ def test_tpu_run_on_a_vm_that_is_busy(cloud):
 def test_tpu_run_goes_on_without_the_connection(cloud):
   (cloud.path / 'codes').write_text('wait\n')
   command = [str(cloud.path / 'copy' / 'launch' / 'tpu_vm.sh'), *_ARGS]
+  # Under nohup the tests inherit an ignored SIGHUP, and bash would keep it.
+  heed = ('import os, signal, sys; signal.signal(signal.SIGHUP, '
+          'signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])')
   first = subprocess.Popen(
-      command, env={**os.environ, **cloud.env}, start_new_session=True,
-      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-      # Under nohup the tests inherit an ignored SIGHUP, and bash would keep it.
-      preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
+      [sys.executable, '-c', heed, *command], start_new_session=True,
+      env={**os.environ, **cloud.env}, stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL)
   try:
     for _ in range(600):
       if (cloud.path / 'waits').exists():
