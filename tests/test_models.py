@@ -125,7 +125,7 @@ def test_a_block_is_a_depthwise_then_a_1x1_convolution():
 
   def depthwise(x_BSC, dense):
     # One output position a kernel: D filters of S taps, for each channel.
-    kernel_SD, (s, d), c = dense['kernel'], dense['kernel'].shape, x_BSC.shape[
+    kernel_SD, (_, d), c = dense['kernel'], dense['kernel'].shape, x_BSC.shape[
         2]
     filters = jnp.tile(kernel_SD[:, None, :], (1, 1, c))   # [S, 1, C * D]
     y = jax.lax.conv_general_dilated(

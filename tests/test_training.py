@@ -206,7 +206,7 @@ def test_accumulation_equals_the_whole_batch(single, micro_batches):
 
 
 def test_augmentation_follows_the_example_not_its_row():
-  a, b = Setting(mixup=0.0), Setting(mixup=0.0)
+  a = Setting(mixup=0.0)
   first = a.batch(0)
   turned = {k: jnp.roll(v, 1) for k, v in first.items()}
   keys = lambda batch: np.asarray(jax.random.key_data(
