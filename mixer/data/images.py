@@ -1,0 +1,94 @@
+"""Image files as people have them, by Pillow: upright, opaque, 8 bits.
+
+EXIF rotation is applied, transparency is laid on white, 16 bits keep their
+high byte, of an animation the first frame is taken, CMYK and palettes become
+RGB. None of this needs TensorFlow.
+"""
+import io
+
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
+MAX_PIXELS = 2**27   # more is taken for a decompression bomb
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
+_ORIENTATION = 0x0112
+
+
+class BadImage(Exception):
+  """An image that cannot be used; the message says why, in one line."""
+
+
+def is_plain(file, *, max_pixels=MAX_PIXELS):
+  """Whether any decoder gives the same upright pixels; reads the header only.
+
+  Args:
+    file: the bytes of an image file.
+    max_pixels: height times width at most.
+
+  Raises:
+    BadImage: if it is no image of a known kind, or too large.
+  """
+  with _opened(file, max_pixels) as image:
+    return (image.format in ('JPEG', 'MPO', 'PNG')
+            and image.mode in ('L', 'RGB')
+            and 'transparency' not in image.info
+            and image.getexif().get(_ORIENTATION, 1) == 1
+            and not _deep_png(file))
+
+
+def pixels(file, *, channels=3, max_pixels=MAX_PIXELS):
+  """All of an image, uint8 [height, width, channels], 1 or 3 channels.
+
+  Raises:
+    BadImage: if any part of it cannot be decoded, or it is too large.
+  """
+  with _opened(file, max_pixels) as image:
+    try:
+      image.load()
+      image = ImageOps.exif_transpose(image)
+      if image.mode.startswith('I'):   # 16 bits
+        image = Image.fromarray(
+            (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+      if image.has_transparency_data:
+        image = image.convert('RGBA')
+        white = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(white, image)
+      image = image.convert('L' if channels == 1 else 'RGB')
+    except Exception as e:   # Pillow's readers raise all kinds
+      raise BadImage(one_line(e)) from e
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def bitmap(file, *, channels=3, max_pixels=MAX_PIXELS):
+  """The same pixels as the bytes of a BMP file, which every decoder reads."""
+  out = io.BytesIO()
+  array = pixels(file, channels=channels, max_pixels=max_pixels)
+  Image.fromarray(array.squeeze(-1) if channels == 1 else array).save(
+      out, 'BMP')
+  return out.getvalue()
+
+
+def one_line(error):
+  """An exception's text without line breaks, not too long."""
+  return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
+def _opened(file, max_pixels):
+  if not file:
+    raise BadImage('the file is empty')
+  try:
+    image = Image.open(io.BytesIO(file), formats=_FORMATS)
+  except Exception as e:
+    raise BadImage('not an image' if isinstance(e, Image.UnidentifiedImageError)
+                   else one_line(e)) from e
+  if image.width * image.height > max_pixels:
+    raise BadImage(f'{image.width} x {image.height} pixels, more than '
+                   f'{max_pixels:,}')
+  return image
+
+
+def _deep_png(file):
+  """Whether a PNG has 16 bits a channel, which Pillow's mode hides."""
+  return file[:4] == b'\x89PNG' and file[24:25] == b'\x10'
