@@ -47,10 +47,13 @@ def base():
           hidden_dim=optional(int), num_blocks=optional(int),
           tokens_mlp_dim=optional(int), channels_mlp_dim=optional(int),
           dropout_rate=0.0, stochastic_depth=0.0, head_bias=0.0),
-      data=dict(name='', split='train', dir=optional(str), crop='inception',
-                min_area=0.05, on_device=False),
+      data=dict(name='', split='train', dir=optional(str),
+                access=optional(str), window=1024, crop='inception',
+                min_area=0.05, interpolation=optional(str), max_pixels=2**27,
+                max_bad_fraction=0.001, on_device=False),
       augment=dict(flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
-                   randaugment_layers=0, randaugment_magnitude=0, mixup=0.0),
+                   randaugment_layers=0, randaugment_magnitude=0, erase=0.0,
+                   mixup=0.0, cutmix=0.0),
       loss=dict(name='softmax', label_smoothing=0.0),
       schedule=dict(learning_rate=0.1, warmup_steps=0, decay='cosine',
                     end_fraction=0.0),
@@ -72,7 +75,7 @@ def evaluation(split, **settings):
   optional = config_dict.placeholder
   return dict(dict(
       name=optional(str), split=split, dir=optional(str), crop='resmall',
-      on_device=optional(bool)), **settings)
+      interpolation=optional(str), on_device=optional(bool)), **settings)
 
 
 def pretrain(model, argument):

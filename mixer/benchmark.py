@@ -1,12 +1,17 @@
-"""Measures a training step or a forward pass, beside other code's.
+"""Measures the input, a training step or a forward pass, beside other code's.
 
+  python -m mixer.benchmark input --config=configs/mixer_b16.py \\
+    --config.data.dir=DIR --compare=big_vision,pillow --peers=DIR
   python -m mixer.benchmark train --model=Mixer-B/16 --batch_size=16
   python -m mixer.benchmark infer --config=configs/mixer_b16.py \\
     --config.run.batch_size=16 --compare=big_vision,vision_transformer \\
     --peers=DIR
 
---peers is a directory of checkouts under their repository names (big_vision,
-vision_transformer, pytorch-image-models). The last line is one JSON object.
+`input` reads the config's data: training and evaluation images a second,
+beside the decoding alone (the same files and crops, nothing after), which no
+pipeline can beat. --peers is a directory of checkouts under their repository
+names (big_vision, vision_transformer, pytorch-image-models). The last line is
+one JSON object.
 """
 import json
 import sys
@@ -27,11 +32,14 @@ _PRECISION = flags.DEFINE_enum('precision', None, ['float32', 'bfloat16'],
                                'Of the computation; by default float32 on a '
                                'CPU, bfloat16 elsewhere.')
 _COMPARE = flags.DEFINE_list('compare', [], 'Peers: big_vision, '
-                             'vision_transformer, timm.')
+                             'vision_transformer, timm; of input: big_vision, '
+                             'pillow.')
 _PEERS = flags.DEFINE_string('peers', None, 'Where their checkouts lie.')
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Repeats, at most.', 1)
 _SECONDS = flags.DEFINE_integer('seconds', 150, 'No repeat begins later.', 1)
-MODES = ('train', 'infer')
+_IMAGES = flags.DEFINE_integer('images', 1024, 'Of a repeat of input.', 1)
+MODES = ('input', 'train', 'infer')
+_MOST_INPUT = 256   # images of a batch, when only the input is timed
 
 
 def main(argv):
@@ -39,6 +47,9 @@ def main(argv):
     raise checks.UserError(f'expected one mode, {" or ".join(MODES)}, got '
                            f'{" ".join(argv[1:]) or "none"}')
   mode = argv[1]
+  if mode == 'input':
+    _input()
+    return
   if _CONFIG.value is not None:
     given = [f for f in ('model', 'batch_size', 'image_size')
              if flags.FLAGS[f].present]
@@ -68,6 +79,45 @@ def main(argv):
   out = throughput.report(mode, model, candidates, peaks, dtype=dtype,
                           batch_size=batch_size, image_size=image_size)
   _show(out)
+  print(json.dumps(out))
+
+
+def _input():
+  """The pipelines of --config."""
+  if _CONFIG.value is None:
+    raise checks.UserError('--config: input is measured on the data of a '
+                           'config, such as --config=configs/mixer_b16.py')
+  from mixer.analysis import feeding
+  from mixer.training import run
+  config = _CONFIG.value
+  data, evals = run.open_data(config, run.Settings(**config.run))
+  if data.resident is not None:
+    raise checks.UserError(
+        f'data.name: {config.data.name} lives on the device, where its input '
+        'costs nothing; give a set that is decoded on the host')
+  if not evals:
+    raise checks.UserError('evals: the config evaluates nothing')
+  held_out = evals.get('validation') or next(iter(evals.values()))
+  out = feeding.measure(
+      data, held_out, batch_size=min(config.run.batch_size, _MOST_INPUT),
+      images=_IMAGES.value, rounds=_ROUNDS.value, seconds=_SECONDS.value,
+      compare=_COMPARE.value, directory=_PEERS.value)
+  table = tables.Table(title=f'input, batch {out["batch_size"]}, '
+                       f'{out["threads"]} threads, {out["rounds"]} rounds')
+  for name in ('', 'images/s', 'of the decoding alone', 'ours over theirs'):
+    table.add_column(name, justify='right' if name else 'left')
+  row = lambda name, key, *more: table.add_row(
+      name, f'{out[key + "_images_per_second"]:,.0f}', *more)
+  row('training', 'train', f'{out["train_of_decode"]:.1%}')
+  row('decoding alone', 'decode')
+  row('evaluation', 'eval', f'{out["eval_of_decode"]:.1%}')
+  row('decoding alone', 'eval_decode')
+  for name, peer in out['peers'].items():
+    table.add_row(name, f'{peer["images_per_second"]:,.0f}', '',
+                  f'{peer["ratio"]:.2f}')
+  consoles.Console(file=sys.stdout).print(table)
+  low, high = min(out['memory_bytes']), max(out['memory_bytes'])
+  print(f'resident memory {low / 2**20:,.0f} to {high / 2**20:,.0f} MiB')
   print(json.dumps(out))
 
 

@@ -40,13 +40,13 @@ RECIPES = ('sgd', 'adam')
 ARGUMENTS = ('', *DATASETS, *(f'{d},{r}' for d in DATASETS for r in RECIPES))
 SHIPPED = [(n, a) for n in NAMES for a in (ARGUMENTS if n in SCALES else ('',))]
 # Classes where no data set is there to say so: ImageNet-21k's, JFT-300M's.
-CLASSES = {'imagenet2012': 1000, 'imagenet21k': 21_843, 'jft': 18_291,
+CLASSES = {'imagenet2012': 1000, 'imagenet21k': 21_841, 'jft': 18_291,
            'digits': 10, 'cifar10': 10}
 
 # What a section is the keyword arguments of, and those that run.py adds.
 SECTIONS = {
     'model': (models.create, {'dtype'}),
-    'data': (pipeline.open_data, {'image_size', 'wanted', 'key'}),
+    'data': (pipeline.open_data, {'image_size', 'wanted', 'report', 'key'}),
     'augment': (augment.make, set()),
     'loss': (losses.make, set()),
     'schedule': (schedule.make, {'total_steps'}),
@@ -56,8 +56,10 @@ SECTIONS = {
     'start': (pretrained.load, set()),
     'run': (run.Settings, set()),
 }
-# An evaluation shows no random crop, so it has no area to set.
-EVALUATION = (pipeline.open_data, {'image_size', 'wanted', 'key', 'min_area'})
+# An evaluation shows no random crop, so it has no area to set, counts what is
+# bad however much it is, and reads as `data` does.
+EVALUATION = (pipeline.open_data, SECTIONS['data'][1] | {
+    'min_area', 'max_bad_fraction', 'access', 'window', 'max_pixels'})
 
 # Exact parameter counts at 224x224: without a head, with 1,000 classes, and
 # with 21,843 (https://arxiv.org/abs/2105.01601, table 1, in full; B/32, B/16
@@ -106,6 +108,7 @@ def source_of(config, classes=None):
   channels = 1 if config.data.name == 'digits' else 3
   return sources.Source(
       name=config.data.name, stored={}, class_names=None, read=None,
+      name_of=None,
       num_classes=classes or CLASSES[config.data.name], decoded=False,
       channels=channels, fingerprint='')
 
@@ -200,7 +203,8 @@ def traced(config, batch_size=8):
   ints = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.int32)
   batch = dict(epoch=ints(batch_size), record=ints(batch_size),
                image=jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8),
-               labels=ints(batch_size, 1))
+               labels=ints(batch_size, 1),
+               bad=jax.ShapeDtypeStruct((batch_size,), jnp.bool_))
   before = jax.eval_shape(init)
   return before, *jax.eval_shape(step, before, batch)
 
@@ -216,9 +220,10 @@ def test_the_whole_step_traces(name, argument):
   spec = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert jax.tree.structure(before) == jax.tree.structure(after)
   assert spec(before) == spec(after)
-  assert set(metrics) == {'loss', 'accuracy', 'gradient_norm', 'learning_rate'}
-  assert all(m.shape == () and m.dtype == jnp.float32
-             for m in metrics.values())
+  assert set(metrics) == {'loss', 'accuracy', 'gradient_norm',
+                          'learning_rate', 'bad'}
+  assert all(m.shape == () and m.dtype == (
+      jnp.int32 if k == 'bad' else jnp.float32) for k, m in metrics.items())
 
 
 def test_table_4():

@@ -156,7 +156,8 @@ class Setting:
     rng = np.random.default_rng(t)
     record = rng.integers(0, 40, 16).astype(np.int32)
     return self.plan.put_batch(dict(
-        position=record, record=record, epoch=np.full(16, t, np.int32)))
+        position=record, record=record, epoch=np.full(16, t, np.int32),
+        bad=record == 7))
 
   def run(self, count=3):
     state = self.state
@@ -205,6 +206,26 @@ def test_accumulation_equals_the_whole_batch(single, micro_batches):
   close(single, Setting(two, micro_batches=micro_batches).run()[0])
 
 
+def test_examples_that_stood_in_are_counted_since_the_start():
+  """Over all rows and steps, also on eight devices."""
+  expected = sum(
+      int((np.random.default_rng(t).integers(0, 40, 16) == 7).sum())
+      for t in range(3))
+  assert expected > 0
+  for setting in (Setting(), Setting(sharding.plan())):
+    state, metrics = setting.run()
+    assert int(state.bad) == int(metrics['bad']) == expected
+
+
+def test_labels_count_as_much_as_their_weights():
+  labels = jnp.array([[2, 0], [1, -1]])
+  weights = jnp.array([[.5, 1.], [.25, 0.]])
+  np.testing.assert_array_equal(
+      losses.targets_of(labels, 3, weights), [[1, 0, .5], [0, .25, 0]])
+  np.testing.assert_array_equal(
+      losses.targets_of(labels, 3), [[1, 0, 1], [0, 1, 0]])
+
+
 def test_augmentation_follows_the_example_not_its_row():
   a = Setting(mixup=0.0)
   first = a.batch(0)
@@ -228,7 +249,8 @@ def test_seeds_and_steps_change_the_draws():
 def test_gradient_norm_is_before_clipping():
   setting = Setting()
   _, metrics = setting.step(setting.state, setting.batch(0), setting.resident)
-  assert set(metrics) == {'loss', 'accuracy', 'gradient_norm', 'learning_rate'}
+  assert set(metrics) == {'loss', 'accuracy', 'gradient_norm',
+                          'learning_rate', 'bad'}
   assert float(metrics['gradient_norm']) > 0
   assert float(metrics['learning_rate']) == np.float32(0.05)
 

@@ -50,14 +50,14 @@ def make(name, mode, model, directory, images, labels):
 
 
 def _big_vision(model, directory):
-  module = _import('big_vision', 'big_vision.models.mlp_mixer', directory)
+  module = importable('big_vision', 'big_vision.models.mlp_mixer', directory)
   return module.MlpMixer(**_shape(model), patch_size=pair(model.patch_size),
                          stoch_depth=model.stochastic_depth)
 
 
 def _vision_transformer(model, directory):
   import ml_collections
-  module = _import('vision_transformer', 'vit_jax.models_mixer', directory)
+  module = importable('vision_transformer', 'vit_jax.models_mixer', directory)
   patches = ml_collections.ConfigDict({'size': pair(model.patch_size)})
   return module.MlpMixer(**_shape(model), patches=patches)
 
@@ -88,7 +88,7 @@ def _flax(network, apply, mode, images, labels):
 
 
 def _timm(mode, model, directory, images, labels):
-  timm = _import('pytorch-image-models', 'timm', directory)
+  timm = importable('pytorch-image-models', 'timm', directory)
   torch = importlib.import_module('torch')
   # timm writes the MLP widths as multiples of C.
   ratio = (model.tokens_mlp_dim / model.hidden_dim,
@@ -130,7 +130,7 @@ def _shape(model):
               channels_mlp_dim=model.channels_mlp_dim)
 
 
-def _import(repository, module, directory):
+def importable(repository, module, directory):
   """A module of a checkout; one that is installed serves as well."""
   path = os.path.join(directory or '', repository)
   if directory and os.path.isdir(path) and path not in sys.path:

@@ -53,7 +53,8 @@ def training(model, *, images, labels, plan, seed=0):
   shardings = plan.state(jax.eval_shape(init))
   count = np.arange(len(images), dtype=np.int32)
   batch = plan.put_batch(dict(
-      image=images, labels=labels, record=count, epoch=0 * count))
+      image=images, labels=labels, record=count, epoch=0 * count,
+      bad=count < 0))
   state = jax.jit(init, out_shardings=shardings)()
   step = jax.jit(step, donate_argnums=0,
                  out_shardings=(shardings, plan.replicated))

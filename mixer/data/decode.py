@@ -3,7 +3,6 @@
 The only module that needs TensorFlow for input; it is imported when a data
 set is too large for the device. TensorFlow never touches an accelerator.
 """
-import functools
 import importlib.util
 import os
 
@@ -11,81 +10,108 @@ import numpy as np
 
 from mixer.core import checks
 from mixer.core.log import log
+from mixer.data import images
 
+# How an image becomes one of the size asked for, and the interpolation that
+# goes with it unless another is given.
+CROPS = dict(inception='bilinear', bit='bilinear', resmall='area',
+             resize_crop='bilinear', resize='bilinear')
+INTERPOLATIONS = ('bilinear', 'bicubic', 'area')
 _GROUP = 16   # records read by one call into Python
 
 
-def batches(read, requests, *, first, last, batch_size, image_size, channels,
-            crop, min_area=0.05):
+def batches(load, like, *, first, last, batch_size, image_size, channels, crop,
+            interpolation=None, min_area=0.05, in_order=False):
   """Decoded batches, in order, whatever the number of threads.
 
   Args:
-    read: record numbers -> (encoded images, labels), as `sources.Source.read`.
-    requests: batch number -> (record numbers [b], keys int32 [b, 2]).
+    load: (batch number, row, row + n) -> (encoded files [n], keys int32 [n,
+      2], rest), rest a tuple of arrays [n, ...], handed on as they are.
+    like: rest of no rows, for its kinds and shapes.
     first, last: batch numbers to make, [first, last).
     batch_size: b, images of one batch on this process.
     image_size: (height, width) of the result.
     channels: of the result.
     crop: 'inception', an area of at least `min_area` of the image and an
-      aspect of 3/4 to 4/3, drawn from the key (PAPER: GoogLeNet's, section
-      3); 'resmall', the shorter side to 8/7 of the size, then the centre (the
-      paper's appendix C); 'resize', the whole image, aspect ignored.
+      aspect of 3/4 to 4/3, drawn from the key (GoogLeNet's; the paper, section
+      3); 'bit', the whole image to 8/7 of the size, then a crop at random
+      (BiT's for fine-tuning, section 3); 'resmall', the shorter side to 8/7 of
+      the size, then the centre, and 'resize_crop', the whole image to 8/7,
+      then the centre (the paper's two evaluations, appendix C); 'resize', the
+      whole image, aspect ignored.
+    interpolation: 'bilinear' without antialiasing, as the official code
+      does; 'bicubic' with it, as Pillow and timm do; 'area'; by default the
+      crop's own.
     min_area: of the Inception crop.
+    in_order: whether `load` must be called for one row after the other.
 
   Yields:
-    (images uint8 [b, height, width, channels], labels int32 [b, L]).
+    (images uint8 [b, height, width, channels], rest).
   """
   import tensorflow as tf
   hide_accelerators()
-  group = next(g for g in range(min(_GROUP, batch_size), 0, -1)
-               if batch_size % g == 0)
+  group = batch_size if in_order else next(
+      g for g in range(min(_GROUP, batch_size), 0, -1) if batch_size % g == 0)
   parts = batch_size // group
-  requests = functools.lru_cache(maxsize=16)(requests)   # asked part by part
+  interpolation = interpolation or CROPS[crop]
   threads = os.cpu_count() or 1
-
   failed = []   # tf.data turns errors of ours into its own, tracebacks and all
 
-  def read_group(i):
+  def read(i):
     number, part = divmod(int(i), parts)
-    records, keys = requests(number)
-    here = slice(part * group, (part + 1) * group)
     try:
-      images, labels = read(records[here])
+      files, keys, rest = load(number, part * group, (part + 1) * group)
     except Exception as e:
       failed.append(e)
       raise
-    return np.array(images, object), labels, keys[here], records[here]
+    return np.array(files, object), keys, *rest
 
-  def load(i):
-    images, labels, keys, records = tf.numpy_function(
-        read_group, [i], [tf.string, tf.int32, tf.int32, tf.int64])
-    labels.set_shape([group, None])
-    images.set_shape([group])
-    keys.set_shape([group, 2])
-    records.set_shape([group])
-    return images, labels, keys, records
+  kinds = [tf.string, tf.int32] + [tf.as_dtype(x.dtype) for x in like]
+  shapes = [(group,), (group, 2)] + [(group, *x.shape[1:]) for x in like]
 
-  def decode(image, label, key, record):
-    del record
-    pixels = _pixels(tf, image, key, image_size, channels, crop, min_area)
-    return pixels, label
+  def read_group(i):
+    out = tf.numpy_function(read, [i], kinds)
+    for x, shape in zip(out, shapes):
+      x.set_shape(shape)
+    return tuple(out)
+
+  def decode(file, key, *rest):
+    return _pixels(tf, file, key, image_size, channels, crop, interpolation,
+                   min_area), *rest
 
   ds = tf.data.Dataset.range(first * parts, last * parts)
-  ds = ds.map(load, num_parallel_calls=max(2, threads // 4), deterministic=True)
-  ds = ds.unbatch()
-  ds = ds.map(decode, num_parallel_calls=threads, deterministic=True)
+  ds = ds.map(read_group, num_parallel_calls=1 if in_order else threads,
+              deterministic=True)
+  # More calls than threads: those that wait for an earlier one count as well.
+  ds = ds.unbatch().map(decode, num_parallel_calls=4 * threads,
+                        deterministic=True)
   ds = ds.batch(batch_size, drop_remainder=True).prefetch(2)
-  options = tf.data.Options()
-  options.deterministic = True
-  options.threading.private_threadpool_size = threads
-  options.experimental_optimization.inject_prefetch = False
   try:
-    yield from ds.with_options(options).as_numpy_iterator()
+    for image, *rest in _with_threads(tf, ds).as_numpy_iterator():
+      yield image, tuple(rest)
   except tf.errors.OpError as e:
     if failed:
       raise failed[0] from None
-    what = ' '.join(e.message.partition(' [[')[0].split())[-200:]
-    raise checks.RunError(f'an image cannot be decoded: {what}') from e
+    raise checks.RunError('an image cannot be decoded: '
+                          + _message(e)) from e
+
+
+def check(file):
+  """Decodes all of an encoded file, as `batches` would.
+
+  Raises:
+    BadImage: if that fails, whatever part of it a crop would need.
+  """
+  import tensorflow as tf
+  hide_accelerators()
+  try:
+    if file[:3] == b'\xff\xd8\xff':
+      # Every coefficient is read, which is what fails; few are transformed.
+      tf.io.decode_jpeg(file, channels=3, ratio=8)
+    else:
+      tf.io.decode_image(file, channels=3, expand_animations=False)
+  except tf.errors.OpError as e:
+    raise images.BadImage(_message(e)) from e
 
 
 def hide_accelerators():
@@ -99,42 +125,110 @@ def hide_accelerators():
       log.warning('TensorFlow was in use before: %s', e)
 
 
-def _pixels(tf, image, key, size, channels, crop, min_area):
+def _with_threads(tf, ds):
+  """A dataset with a thread for every core, and no buffers but its own."""
+  options = tf.data.Options()
+  options.deterministic = True
+  options.threading.private_threadpool_size = os.cpu_count() or 1
+  options.experimental_optimization.inject_prefetch = False
+  return ds.with_options(options)
+
+
+def _message(error):
+  text = error.message.partition(' [[')[0].rpartition('}}')[2]
+  return images.one_line(text.partition(' [Op:')[0])
+
+
+def _pixels(tf, file, key, size, channels, crop, interpolation, min_area):
   """One encoded image as uint8 [*size, channels]."""
+  resize = lambda pixels, to: _resize(tf, pixels, to, interpolation)
   if crop == 'inception':
-    shape = tf.cond(tf.io.is_jpeg(image),
-                    lambda: tf.image.extract_jpeg_shape(image),
-                    lambda: tf.shape(_decode(tf, image, channels)))
-    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape, tf.zeros([0, 0, 4]), seed=key, area_range=(min_area, 1.0),
-        aspect_ratio_range=(3 / 4, 4 / 3), min_object_covered=0.0,
-        max_attempts=100, use_image_if_no_bounding_boxes=True)
-    window = tf.concat([begin[:2], extent[:2]], 0)
-    pixels = tf.cond(
-        tf.io.is_jpeg(image),
-        lambda: tf.image.decode_and_crop_jpeg(image, window, channels=channels),
-        lambda: tf.slice(_decode(tf, image, channels), begin,
-                         tf.concat([extent[:2], [channels]], 0)))
-    return _resize(tf, pixels, size, 'bilinear')
-  pixels = _decode(tf, image, channels)
-  if crop == 'resize':
-    return _resize(tf, pixels, size, 'bilinear')
-  shape = tf.shape(pixels)[:2]
-  wanted = tf.constant([s * 8 // 7 for s in size])
-  scale = tf.reduce_max(tf.cast(wanted, tf.float64) /
-                        tf.cast(shape, tf.float64))
-  larger = tf.cast(tf.round(tf.cast(shape, tf.float64) * scale), tf.int32)
-  pixels = _resize(tf, pixels, tf.maximum(larger, size), 'area')
-  top = (tf.shape(pixels)[:2] - size) // 2
-  return pixels[top[0]:top[0] + size[0], top[1]:top[1] + size[1]]
-
-
-def _decode(tf, image, channels):
-  pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
+    return resize(_inception(tf, file, key, channels, min_area), size)
+  pixels = tf.io.decode_image(file, channels=channels, expand_animations=False)
   pixels.set_shape([None, None, channels])
-  return pixels
+  if crop == 'resize':
+    return resize(pixels, size)
+  larger = tf.constant([s * 8 // 7 for s in size])
+  if crop == 'resmall':
+    shape = tf.cast(tf.shape(pixels)[:2], tf.float64)
+    scale = tf.reduce_max(tf.cast(larger, tf.float64) / shape)
+    larger = tf.maximum(tf.cast(tf.round(shape * scale), tf.int32), larger)
+  spare = larger - size
+  if crop == 'bit':
+    place = tf.random.stateless_uniform([2], key)
+    top = tf.cast(place * tf.cast(spare + 1, tf.float32), tf.int32)
+    top = tf.minimum(top, spare)
+  else:
+    top = spare // 2
+  pixels = resize(pixels, larger)
+  pixels = pixels[top[0]:top[0] + size[0], top[1]:top[1] + size[1]]
+  return tf.ensure_shape(pixels, [*size, channels])
+
+
+def _inception(tf, file, key, channels, min_area):
+  """The crop, in pixels of the image; of a JPEG nothing else is decoded."""
+  window, begin, extent = _window(tf, file, key, min_area)
+  whole = lambda: tf.io.decode_image(file, channels=channels,
+                                     expand_animations=False)
+  return tf.cond(
+      tf.io.is_jpeg(file),
+      lambda: tf.image.decode_and_crop_jpeg(file, window, channels=channels),
+      lambda: tf.slice(whole(), begin, tf.concat([extent[:2], [channels]], 0)))
+
+
+def _window(tf, file, key, min_area):
+  """(top, left, height, width) of the crop; the same as begin and extent."""
+  shape = tf.cond(
+      tf.io.is_jpeg(file), lambda: tf.image.extract_jpeg_shape(file),
+      lambda: tf.shape(tf.io.decode_image(file, expand_animations=False)))
+  begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+      shape, tf.zeros([0, 0, 4]), seed=key, area_range=(min_area, 1.0),
+      aspect_ratio_range=(3 / 4, 4 / 3), min_object_covered=0.0,
+      max_attempts=100, use_image_if_no_bounding_boxes=True)
+  return tf.concat([begin[:2], extent[:2]], 0), begin, extent
 
 
 def _resize(tf, pixels, size, method):
-  pixels = tf.image.resize(pixels, size, method=method)
-  return tf.saturate_cast(tf.round(pixels), tf.uint8)
+  """Resized, and cut to whole levels, as the official code does."""
+  if method == 'bilinear':   # TensorFlow's is twice as fast on floats
+    pixels = tf.cast(pixels, tf.float32)
+  pixels = tf.image.resize(pixels, size, method=method,
+                           antialias=method == 'bicubic')
+  if method == 'bicubic':   # which overshoots
+    pixels = tf.clip_by_value(pixels, 0.0, 255.0)
+  return tf.cast(pixels, tf.uint8)
+
+
+def bare(files, keys, *, channels, crop, min_area=0.05):
+  """The decoding alone, fused with the crop: no pipeline can be faster.
+
+  Args:
+    files: encoded images, in memory.
+    keys: int32 [n, 2], of their crops.
+    channels, crop, min_area: as in `batches`.
+
+  Returns:
+    run(), which decodes them all once with as many threads as `batches`.
+  """
+  import tensorflow as tf
+  hide_accelerators()
+  files = np.array(files, object)
+  if crop == 'inception':
+    windows = np.array([_window(tf, file, key, min_area)[0].numpy()
+                        for file, key in zip(files, keys)])
+    decode = lambda file, window: tf.image.decode_and_crop_jpeg(
+        file, window, channels=channels)
+  else:
+    windows = np.zeros((len(files), 4), np.int32)
+    decode = lambda file, window: tf.io.decode_image(
+        file, channels=channels, expand_animations=False)
+  ds = tf.data.Dataset.from_tensor_slices((files, windows))
+  ds = _with_threads(tf, ds.map(
+      lambda *x: tf.shape(decode(*x))[0], deterministic=True,
+      num_parallel_calls=4 * (os.cpu_count() or 1)).batch(64))
+
+  def run():
+    for _ in ds.as_numpy_iterator():
+      pass
+
+  return run

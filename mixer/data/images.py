@@ -31,15 +31,24 @@ def is_plain(file, *, max_pixels=MAX_PIXELS):
     BadImage: if it is no image of a known kind, or too large.
   """
   with _opened(file, max_pixels) as image:
-    return (image.format in ('JPEG', 'MPO', 'PNG')
-            and image.mode in ('L', 'RGB')
-            and 'transparency' not in image.info
-            and image.getexif().get(_ORIENTATION, 1) == 1
-            and not _deep_png(file))
+    if image.format not in ('JPEG', 'MPO', 'PNG') or (
+        image.mode not in ('L', 'RGB')
+        or 'transparency' in image.info or _deep_png(file)):
+      return False
+    try:
+      return image.getexif().get(_ORIENTATION, 1) == 1
+    except Exception as e:   # of a PNG that is cut short, say
+      raise BadImage(one_line(e)) from e
 
 
-def pixels(file, *, channels=3, max_pixels=MAX_PIXELS):
+def pixels(file, *, channels=3, max_pixels=MAX_PIXELS, upright=True):
   """All of an image, uint8 [height, width, channels], 1 or 3 channels.
+
+  Args:
+    file: the bytes of an image file.
+    channels: of the result.
+    max_pixels: height times width at most.
+    upright: whether EXIF rotation and transparency are minded.
 
   Raises:
     BadImage: if any part of it cannot be decoded, or it is too large.
@@ -47,11 +56,11 @@ def pixels(file, *, channels=3, max_pixels=MAX_PIXELS):
   with _opened(file, max_pixels) as image:
     try:
       image.load()
-      image = ImageOps.exif_transpose(image)
+      image = ImageOps.exif_transpose(image) if upright else image
       if image.mode.startswith('I'):   # 16 bits
         image = Image.fromarray(
             (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-      if image.has_transparency_data:
+      if upright and image.has_transparency_data:
         image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')
         image = Image.alpha_composite(white, image)
@@ -63,16 +72,19 @@ def pixels(file, *, channels=3, max_pixels=MAX_PIXELS):
 
 def bitmap(file, *, channels=3, max_pixels=MAX_PIXELS):
   """The same pixels as the bytes of a BMP file, which every decoder reads."""
-  out = io.BytesIO()
-  array = pixels(file, channels=channels, max_pixels=max_pixels)
-  Image.fromarray(array.squeeze(-1) if channels == 1 else array).save(
-      out, 'BMP')
-  return out.getvalue()
+  return _bmp(pixels(file, channels=channels, max_pixels=max_pixels))
 
 
 def one_line(error):
   """An exception's text without line breaks, not too long."""
   return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
+def _bmp(array):
+  out = io.BytesIO()
+  image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
+  image.save(out, 'BMP')
+  return out.getvalue()
 
 
 def _opened(file, max_pixels):
@@ -92,3 +104,7 @@ def _opened(file, max_pixels):
 def _deep_png(file):
   """Whether a PNG has 16 bits a channel, which Pillow's mode hides."""
   return file[:4] == b'\x89PNG' and file[24:25] == b'\x10'
+
+
+# Stands for an image in a row that does not count: one black pixel.
+BLANK = _bmp(np.zeros((1, 1, 3), np.uint8))

@@ -1,123 +1,167 @@
 """Joins order, sources and decoding into batches for the training step.
 
-A batch is a dict of arrays of the global batch: 'epoch' and 'record', int32
-[B], from which all randomness of an example is keyed, and either 'image' and
-'labels' themselves, or, for a data set that lives on the device, 'position',
-its place there.
+A training batch is a dict of arrays of the global batch: 'epoch' and 'record',
+int32 [B], from which all randomness of an example is keyed; 'bad', bool [B],
+whether it stands in for one that cannot be decoded; and either 'image' and
+'labels' (and 'weights') themselves, or, for a data set that lives on the
+device, 'position', its place there. An evaluation batch has 'mask', bool [B],
+whether a row counts, and 'bad', whether it would if it could be decoded.
 """
 import dataclasses
 import functools
-import io
-
-import threading
 import queue
+import threading
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mixer.core import checks
 from mixer.core.log import log
+from mixer.data import decode
+from mixer.data import images as image_files
+from mixer.data import loading
 from mixer.data import order
 from mixer.data import sources
 from mixer.data import splits
+from mixer.data import vetting
+from mixer.data import windows
 
-CROPS = ('inception', 'resmall', 'resize')
+_PREFLIGHT = 8   # images
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
   """One split of a source, ready to be read in batches.
 
   Attributes:
     source: `sources.Source`.
     split: `splits.Split`.
+    vetting: `vetting.Vetting` of the split.
     image_size: (height, width).
-    crop: how the host cuts a decoded image, see `decode.batches`.
-    resident: None, or {'image': uint8 [N, H, W, C], 'labels': int32 [N, L]},
-      the whole split, to be put on the device and indexed by 'position'.
+    cut: what `decode.batches` is told of the crop.
+    window: of a set that is read in sequence, in examples.
+    resident: None, or {'image': uint8 [N, H, W, C], 'labels': int32 [N, L]}
+      and perhaps 'weights', float32 [N, L]: the whole split, to be put on the
+      device and indexed by 'position'.
+    bad: bool [N], the positions of a resident split that cannot be decoded.
   """
   source: sources.Source
   split: splits.Split
+  vetting: vetting.Vetting
   image_size: tuple
-  crop: str
-  min_area: float
-  resident: dict | None
+  cut: dict
+  window: int
+  resident: dict | None = None
+  bad: Any = None
 
   def __len__(self):
     return len(self.split)
 
+  def read(self, position):
+    """(files, labels, weights) at positions; a file that is bad is None."""
+    return self.vetting.read(self.split.records(position))
+
   def fingerprint(self, batch_size, seed):
     """What a checkpoint remembers, so that a changed order cannot resume."""
-    return dict(source=self.source.fingerprint, split=self.split.spec,
-                examples=len(self), batch_size=batch_size, seed=seed,
-                order=order.VERSION)
+    out = dict(source=self.source.fingerprint, split=self.split.spec,
+               examples=len(self), batch_size=batch_size, seed=seed,
+               order=order.VERSION)
+    if self.source.shards:
+      out.update(readers=windows.readers_for(batch_size, len(self)),
+                 window=self.window)
+    return out
+
+  def preflight(self):
+    """Decodes the first images, so that a split that cannot be read stops the
+    run before its first step.
+
+    Raises:
+      RunError: if none of them can be decoded.
+    """
+    if self.resident is not None:
+      return
+    count = min(_PREFLIGHT, len(self))
+    _, *load = loading.evaluation(self, batch_size=count, slots=(0, count))
+    (_, (mask, *_)), = self._decode(load, 0, 1, count)
+    if not mask.any():
+      (name, why), *_ = self.vetting.bad.values()
+      raise checks.RunError(
+          f'{self.source.name} {self.split.spec}: none of the first {count} '
+          f'images can be decoded: {name} ({why})')
 
   def train_batches(self, *, seed, batch_size, first, last, slots):
     """Yields the process's slots of the batches [first, last), in order."""
-    def plan(step):
-      epoch, position = order.batch(seed, step, batch_size, len(self), slots)
-      record = self.split.records(position)
-      return epoch, position, record
-
-    def requests(step):
-      epoch, _, record = plan(step)
-      return record, order.keys(seed, epoch, record)
-
-    numbers = range(first, last)
-    if self.resident is None:
-      decoded = self._decode(requests, first, last, slots[1] - slots[0])
-      for step, (image, labels) in zip(numbers, ahead(decoded)):
-        epoch, _, record = plan(step)
-        yield dict(_ids(epoch, record), image=image, labels=labels)
-    else:
-      for step in numbers:
-        epoch, position, record = plan(step)
-        yield dict(_ids(epoch, record), position=position.astype(np.int32))
+    if self.resident is not None:
+      yield from self._resident_batches(seed, batch_size, first, last, slots)
+      return
+    load = loading.training(self, seed=seed, batch_size=batch_size,
+                            first=first, slots=slots)
+    decoded = self._decode(load, first, last, slots[1] - slots[0])
+    for image, (epoch, record, bad, labels, *weights) in ahead(decoded):
+      yield dict(epoch=epoch, record=record, bad=bad, image=image,
+                 labels=labels, **(dict(weights=weights[0]) if weights else {}))
 
   def eval_batches(self, *, batch_size, slots):
-    """Yields each example once, in order; 'mask' is 0 where a batch is padded.
-    """
-    count = -(-len(self) // batch_size)
-
-    def positions(number):
-      place = np.arange(*slots) + number * batch_size
-      return np.minimum(place, len(self) - 1), place < len(self)
-
-    def requests(number):
-      record = self.split.records(positions(number)[0])
-      return record, np.zeros((len(record), 2), np.int32)
-
+    """Yields each example once; 'mask' is False where a row does not count."""
     if self.resident is None:
-      decoded = self._decode(requests, 0, count, slots[1] - slots[0])
-      for number, (image, labels) in enumerate(ahead(decoded)):
-        yield dict(image=image, labels=labels, mask=positions(number)[1])
-    else:
-      for number in range(count):
-        position, mask = positions(number)
-        yield dict(position=position.astype(np.int32), mask=mask)
+      count, *load = loading.evaluation(
+          self, batch_size=batch_size, slots=slots)
+      decoded = self._decode(load, 0, count, slots[1] - slots[0])
+      for image, (mask, bad, labels, *_) in ahead(decoded):
+        yield dict(image=image, labels=labels, mask=mask, bad=bad)
+      return
+    for begin in range(0, len(self), batch_size):
+      place = np.arange(*slots) + begin
+      inside, place = place < len(self), np.minimum(place, len(self) - 1)
+      yield dict(position=place.astype(np.int32),
+                 mask=inside & ~self.bad[place], bad=inside & self.bad[place])
 
-  def _decode(self, requests, first, last, size):
-    from mixer.data import decode
+  def _resident_batches(self, seed, batch_size, first, last, slots):
+    usable = lambda p: not self.bad[p]
+    for step in range(first, last):
+      epoch, position = order.batch(seed, step, batch_size, len(self), slots)
+      bad = self.bad[position]
+      for row in np.flatnonzero(bad):
+        position[row] = loading.substitute(
+            self, seed, epoch[row], position[row], usable)
+      yield dict(epoch=epoch.astype(np.int32),
+                 record=self.split.records(position).astype(np.int32),
+                 bad=bad, position=position.astype(np.int32))
+
+  def _decode(self, load, first, last, size):
     return decode.batches(
-        self.source.read, requests, first=first, last=last, batch_size=size,
+        *load, first=first, last=last, batch_size=size,
         image_size=self.image_size, channels=self.source.channels,
-        crop=self.crop, min_area=self.min_area)
+        in_order=bool(self.source.shards), **self.cut)
 
 
-def open_data(*, name, split, dir=None, crop='inception', min_area=0.05,
-              on_device=False, image_size=224, wanted=(), key='data'):
+def open_data(*, name, split, dir=None, access=None, window=1024,
+              crop='inception', min_area=0.05, interpolation=None,
+              max_pixels=image_files.MAX_PIXELS, max_bad_fraction=None,
+              on_device=False, image_size=224, wanted=(), report=None,
+              key='data'):
   """Opens a split of a data set; a config's `data` and `evals.NAME` sections.
 
   Args:
     name: of the source, see `sources.open_source`.
     split: such as 'train' or 'train[:99%]+validation'.
     dir: where TFDS sets lie.
-    crop: 'inception' or 'resize' for training, 'resmall' or 'resize' for
-      evaluation.
+    access: None, 'random' or 'sequential', see `sources.open_source`.
+    window: examples that each reader of a set in sequence permutes; the hosts
+      hold up to twice as many for each of up to 64 readers.
+    crop: 'inception', 'bit' or 'resize' for training, 'resmall',
+      'resize_crop' or 'resize' for evaluation; see `decode.batches`.
     min_area: smallest share of the image that an Inception crop shows.
+    interpolation: 'bilinear', 'bicubic' or 'area'; by default the crop's.
+    max_pixels: of an image; a larger one counts as bad.
+    max_bad_fraction: of the split that may be bad; None for any number, as in
+      evaluation, where they are left out and counted.
     on_device: whether the whole split is decoded at the start, resized to
       `image_size` and kept on the device. Sources that are arrays always are.
     image_size: an int, or (height, width).
     wanted: all splits that the run asks of this source.
+    report: called with a dict for every bad image, or None.
     key: of the config section, for error messages.
 
   Returns:
@@ -126,63 +170,73 @@ def open_data(*, name, split, dir=None, crop='inception', min_area=0.05,
   if name is None or split is None:
     raise checks.UserError(f'{key}.{"name" if name is None else "split"} is '
                            'not set')
-  if crop not in CROPS:
-    raise checks.unknown(f'{key}.crop', crop, CROPS)
-  if not 0 < min_area <= 1:
-    raise checks.UserError(f'{key}.min_area: expected 0 < x <= 1, got '
-                           f'{min_area}')
-  source = _open(name, dir, tuple(sorted(set(wanted) | {split})))
+  if crop not in decode.CROPS:
+    raise checks.unknown(f'{key}.crop', crop, list(decode.CROPS))
+  if interpolation not in (None, *decode.INTERPOLATIONS):
+    raise checks.unknown(f'{key}.interpolation', interpolation,
+                         decode.INTERPOLATIONS)
+  _in_range(f'{key}.min_area', min_area, 0 < min_area <= 1, '0 < x <= 1')
+  _in_range(f'{key}.max_bad_fraction', max_bad_fraction,
+            0 <= (max_bad_fraction or 0) <= 1, '0 <= x <= 1')
+  _in_range(f'{key}.window', window, window >= 1, 'at least 1')
+  _in_range(f'{key}.max_pixels', max_pixels, max_pixels >= 1, 'at least 1')
+  source = _open(name, dir, tuple(sorted(set(wanted) | {split})), access)
   chosen = splits.select(source.stored, split, f'{key}.split')
   size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-  if min(size) < 1:
-    raise checks.UserError(f'run.image_size: expected at least 1, got '
-                           f'{image_size}')
-  resident = None
-  if on_device or source.decoded:
-    resident = _load(source, chosen, size)
-    if crop != 'resize':
-      log.info('%s: images in memory are resized whole; %s.crop=%r is for '
-               'those that are decoded on the host', key, key, crop)
-      crop = 'resize'
-  return Data(source, chosen, size, crop, min_area, resident)
+  _in_range('run.image_size', image_size, min(size) >= 1, 'at least 1')
+  most = (None if max_bad_fraction is None
+          else int(max_bad_fraction * len(chosen)))
+  vet = vetting.Vetting(source, key=key, most=most, max_pixels=max_pixels,
+                        report=report)
+  data = Data(
+      source=source, split=chosen, vetting=vet, image_size=size, window=window,
+      cut=dict(crop=crop, interpolation=interpolation, min_area=min_area))
+  if not on_device and not source.decoded:
+    return data
+  if crop != 'resize':
+    log.info('%s: images in memory are resized whole; %s.crop=%r is for '
+             'those that are decoded on the host', key, key, crop)
+  return dataclasses.replace(data, **_load(data))
+
+
+def _in_range(key, value, inside, expected):
+  if not inside:
+    raise checks.UserError(f'{key}: expected {expected}, got {value}')
 
 
 @functools.lru_cache(maxsize=8)
-def _open(name, data_dir, wanted):
-  return sources.open_source(name, data_dir=data_dir, wanted=wanted)
+def _open(name, data_dir, wanted, access):
+  return sources.open_source(name, data_dir=data_dir, wanted=wanted,
+                             access=access)
 
 
-def _load(source, split, size):
+def _load(data):
   """The whole split in memory, decoded by Pillow, so without TensorFlow."""
-  from PIL import Image
-  images, labels = source.read(split.records(np.arange(len(split))))
-  if source.decoded and images.shape[1:3] == size:
-    return dict(image=images, labels=labels)
-  mode = 'L' if source.channels == 1 else 'RGB'
-  out = np.empty((len(images), *size, source.channels), np.uint8)
-  for i, image in enumerate(images):
-    if source.decoded:
-      picture = Image.fromarray(image.squeeze())
-    else:
-      try:
-        picture = Image.open(io.BytesIO(image)).convert(mode)
-      except (OSError, SyntaxError, ValueError) as e:
-        raise checks.RunError(f'{source.name} {split.spec}: image {i} cannot '
-                              f'be decoded ({_one_line(e)})') from e
-    if picture.size != size[::-1]:
-      picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
-    out[i] = np.asarray(picture).reshape(*size, -1)
-  log.info('%s %s: %d images in memory, %.0f MB', source.name, split.spec,
-               len(out), out.nbytes / 1e6)
-  return dict(image=out, labels=labels)
-
-
-def _one_line(error):
-  return ' '.join(str(error).split())[:200]
-
-
-def _ids(epoch, record):
-  return dict(epoch=epoch.astype(np.int32), record=record.astype(np.int32))
+  source, size = data.source, data.image_size
+  records = data.split.records(np.arange(len(data)))
+  images, labels, weights = source.read(records)
+  bad = np.zeros(len(records), bool)
+  if not source.decoded or images.shape[1:3] != size:
+    out = np.zeros((len(records), *size, source.channels), np.uint8)
+    for i, image in enumerate(images):
+      if not source.decoded:
+        image = data.vetting.pixels(int(records[i]), image)
+        if image is None:
+          bad[i] = True
+          continue
+      picture = Image.fromarray(image.squeeze(-1) if source.channels == 1
+                                else image)
+      if picture.size != size[::-1]:
+        picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+      out[i] = np.asarray(picture).reshape(*size, -1)
+    images = out
+    log.info('%s %s: %d images in memory, %.0f MB', source.name,
+             data.split.spec, len(out), out.nbytes / 1e6)
+  data.vetting.check()
+  resident = dict(image=images, labels=labels)
+  if weights is not None:
+    resident['weights'] = weights
+  return dict(resident=resident, bad=bad)
 
 
 def ahead(iterator):

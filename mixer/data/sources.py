@@ -1,13 +1,11 @@
-"""Where examples come from: the digits, array files, and TFDS sets by name.
+"""Where examples come from: the digits, arrays, image files, TFDS sets by name.
 
-A source is opened by name and read by record number, in any order. None of
-this imports TensorFlow.
+A source is opened by name and read by record number. None of this imports
+TensorFlow.
 """
 import dataclasses
 import hashlib
 import os
-import struct
-import threading
 import zipfile
 from typing import Any
 
@@ -15,9 +13,14 @@ import numpy as np
 
 from mixer.core import checks
 from mixer.core import files
+from mixer.data import images as image_files
+from mixer.data import listing
+from mixer.data import prepared
 from mixer.data import splits
 
-MAX_LABELS = 32  # of one example; more are an error, fewer are padded by -1
+ACCESS = ('random', 'sequential')
+_KINDS = ('digits', 'arrays:PATH.npz', 'folder:PATH', 'manifest:PATH',
+          'a TFDS name')
 
 _HOW_TO_PREPARE = {
     'imagenet2012': (
@@ -26,17 +29,16 @@ _HOW_TO_PREPARE = {
         "tensorflow_datasets as t; t.builder('imagenet2012', data_dir='DIR')"
         '.download_and_prepare()"'),
     'imagenet21k': (
-        'prepare the per-synset tars, which TFDS cannot download, as a TFDS '
-        "set named imagenet21k with the features 'image' and 'label'"),
+        'make it once from the per-synset tars: python -m mixer.prepare build '
+        '--source=tars:TARS --data_dir=DIR'),
     'jft': (
-        'make it: jft stands for your own large multi-label set; write it as a '
-        "TFDS set with the features 'image' (Image) and 'labels' (Sequence of "
-        'ClassLabel), then give --config.data.name=NAME and '
-        '--config.data.dir=DIR'),
+        'give your own large set, which jft stands for: '
+        '--config.data.name=manifest:PATH, or prepared once with python -m '
+        'mixer.prepare build --source=manifest:PATH --name=jft --data_dir=DIR'),
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
   """A data set that can be read by record number.
 
@@ -45,44 +47,70 @@ class Source:
     stored: {split name: splits.Piece}.
     num_classes: of the labels.
     class_names: one a class, or None.
-    read: record numbers [n] -> (images, labels int32 [n, L] padded by -1);
-      images is a list of encoded files, or uint8 [n, H, W, C] if `decoded`.
+    read: record numbers [n] -> (images, labels, weights): a list of encoded
+      files, each of which may be an `images.BadImage` instead, or uint8 [n, H,
+      W, C] if `decoded`; int32 [n, L] padded by -1; float32 [n, L], or None
+      where every label counts 1. If `shards` is given, the numbers ascend and
+      lie in one shard.
+    name_of: record number -> what to call it in messages.
     decoded: whether images are arrays already.
     channels: of the images.
     fingerprint: changes when the records or their order do.
+    upright: whether EXIF rotation and transparency are minded: they are in
+      files as people have them, and are not in TFDS sets, as in everybody's
+      ImageNet figures.
+    checked: whether every image is known to decode.
+    shards: None, or `prepared.Shards` of a set that is read in sequence.
+    directory: of a TFDS set, its version's; else None.
   """
   name: str
   stored: dict
   num_classes: int
   class_names: tuple | None
   read: Any
+  name_of: Any
   decoded: bool
   channels: int
   fingerprint: str
+  upright: bool = False
+  checked: bool = False
+  shards: Any = None
+  directory: str | None = None
 
 
-def open_source(name, *, data_dir=None, wanted=()):
+def open_source(name, *, data_dir=None, wanted=(), access=None):
   """The source `name`.
 
   Args:
-    name: 'digits', 'arrays:PATH.npz', or the name of a TFDS set.
+    name: 'digits', 'arrays:PATH.npz', 'folder:PATH', 'manifest:PATH', or the
+      name of a TFDS set.
     data_dir: where TFDS sets lie; by default TFDS's own (~/tensorflow_datasets
       or $TFDS_DATA_DIR).
     wanted: all the splits that will be asked of it, so that a missing
       held-out one can be carved from the only one there is.
+    access: 'random', or 'sequential' for TFRecord only; by default sequential
+      for TFRecord in a bucket and random for all else.
 
   Raises:
     UserError: if it is unknown or not there, with the way to get it.
   """
-  if name == 'digits':
+  if access is not None and access not in ACCESS:
+    raise checks.unknown('data.access', access, ACCESS)
+  kind, _, path = name.partition(':')
+  if kind == name and name != 'digits':
+    source = _tfds(name, data_dir, access)
+  elif access == 'sequential':
+    raise checks.UserError(
+        f"data.access: {name} is read at random; 'sequential' is for TFDS sets "
+        'in TFRecord format')
+  elif name == 'digits':
     source = _digits()
-  elif name.startswith('arrays:'):
+  elif kind == 'arrays':
     source = _arrays(name)
-  elif ':' in name:
-    raise checks.unknown('data.name', name,
-                         ['digits', 'arrays:PATH.npz', 'a TFDS name'])
+  elif kind in ('folder', 'manifest'):
+    source = _image_files(name, getattr(listing, kind)(path))
   else:
-    source = _tfds(name, data_dir)
+    raise checks.unknown('data.name', name, _KINDS)
   stored = splits.carve(source.stored, wanted, name)
   return dataclasses.replace(source, stored=stored)
 
@@ -161,27 +189,47 @@ def _in_memory(name, images, labels, class_names, stored):
   digest.update(np.ascontiguousarray(labels))
   return Source(
       name=name, stored=stored, num_classes=num_classes,
-      class_names=class_names, read=lambda i: (images[i], labels[i]),
-      decoded=True, channels=images.shape[-1],
-      fingerprint=digest.hexdigest()[:16])
+      class_names=class_names, read=lambda i: (images[i], labels[i], None),
+      name_of=lambda i: f'{name} {i}', decoded=True,
+      channels=images.shape[-1], fingerprint=digest.hexdigest()[:16])
 
 
-def _tfds(name, data_dir):
-  """A prepared TFDS set; never touches the network."""
+def _image_files(name, listed):
+  """A folder or a manifest, as `listing` found it."""
+  def load(record):
+    try:
+      with open(listed.file(record), 'rb') as f:
+        return f.read()
+    except OSError as e:
+      return image_files.BadImage(e.strerror)
+
+  def read(records):
+    weights = None if listed.weights is None else listed.weights[records]
+    return [load(int(r)) for r in records], listed.labels[records], weights
+
+  return Source(
+      name=name, stored=splits.whole(listed.sizes), read=read,
+      name_of=lambda record: listed.file(int(record)),
+      num_classes=len(listed.class_names), class_names=listed.class_names,
+      decoded=False, channels=3, fingerprint=listed.fingerprint, upright=True)
+
+
+def _tfds(name, data_dir, access):
+  """A prepared TFDS set."""
+  where = data_dir or os.environ.get('TFDS_DATA_DIR') or os.path.join(
+      '~', 'tensorflow_datasets')
+  where = os.path.expanduser(where)
   try:
-    import tensorflow_datasets as tfds
+    return _open_tfds(name, where, access)
   except ImportError as e:
     raise checks.UserError(
         f'data.name: {name!r} is read with TFDS, and {e.name} is not '
         "installed: pip install 'mlp-mixer[data]', or the pinned "
         'requirements.txt') from e
-  where = data_dir or os.environ.get('TFDS_DATA_DIR') or os.path.join(
-      '~', 'tensorflow_datasets')
-  where = os.path.expanduser(where)
-  if files.is_remote(where):
-    raise checks.UserError(
-        f'data.dir: {where!r} is a bucket, which is not read yet; mount it '
-        '(gcsfuse) and give the path of the mount')
+
+
+def _open_tfds(name, where, access):
+  import tensorflow_datasets as tfds
   try:
     builder = tfds.core.read_only_builder.builder_from_files(
         name, data_dir=where)
@@ -199,94 +247,38 @@ def _tfds(name, data_dir):
         f"data.name: {name} has the features {sorted(info.features)}; expected "
         "'image' and 'label' or 'labels'")
   feature = info.features[label_key]
-  width = MAX_LABELS if hasattr(feature, 'feature') else 1
+  width = listing.MAX_LABELS if hasattr(feature, 'feature') else 1
   feature = getattr(feature, 'feature', feature)
-  stored = splits.whole({k: s.num_examples for k, s in info.splits.items()})
-  shards = [(str(path), length) for s in info.splits.values()
-            for path, length in zip(s.filepaths, s.shard_lengths)]
-  if info.file_format.value != 'tfrecord':
-    raise checks.UserError(
-        f'data.name: {name} is stored as {info.file_format.value}; tfrecord '
-        'is what can be read')
-  digest = hashlib.sha256(repr(
-      (info.full_name, [(os.path.basename(p), n) for p, n in shards])
-  ).encode()).hexdigest()
+  shards = prepared.shards_of(info)
+  form = info.file_format.value
+  reader = _reader(name, form, where, access)(shards, name)
+  parse = prepared.Parser(
+      label_key=label_key, width=width, num_classes=feature.num_classes,
+      weighted='weights' in info.features, name_of=shards.name_of)
   return Source(
-      name=name, stored=stored, num_classes=feature.num_classes,
+      name=name, num_classes=feature.num_classes,
+      stored=splits.whole({k: s.num_examples for k, s in info.splits.items()}),
       class_names=tuple(feature.names) if feature.names else None,
-      read=_Records(shards, label_key, width, feature.num_classes),
-      decoded=False,
-      channels=info.features['image'].shape[-1] or 3, fingerprint=digest[:16])
+      read=lambda records: parse(records, reader(records)),
+      name_of=shards.name_of, decoded=False,
+      channels=info.features['image'].shape[-1] or 3,
+      fingerprint=prepared.fingerprint(info, shards),
+      checked=prepared.is_checked(info), directory=str(info.data_dir),
+      shards=shards if isinstance(reader, prepared.Sequence) else None)
 
 
-class _Records:
-  """TFRecord files read by record number, through the offsets of a scan."""
-
-  def __init__(self, shards, label_key, width, num_classes):
-    self._label_key = label_key
-    self._width, self._num_classes = width, num_classes
-    self._shards = shards
-    self._lock = threading.Lock()
-    self._ends = np.cumsum([n for _, n in shards])
-    self._offsets = {}   # of a shard's records, int64 [n + 1]
-
-  def __call__(self, records):
-    from tensorflow_datasets.proto import tf_example_pb2
-    images, labels = [], np.full((len(records), self._width), -1, np.int32)
-    for row, record in enumerate(records):
-      example = tf_example_pb2.Example.FromString(self._raw(int(record)))
-      feature = example.features.feature
-      images.append(feature['image'].bytes_list.value[0])
-      values = feature[self._label_key].int64_list.value
-      if not 0 < len(values) <= self._width:
-        raise checks.RunError(
-            f'record {record} has {len(values)} labels; expected 1 to '
-            f'{self._width}')
-      if not all(0 <= v < self._num_classes for v in values):
-        raise checks.RunError(
-            f'record {record} of {self._name_of(record)} has the labels '
-            f'{list(values)}; expected 0 to {self._num_classes - 1}')
-      labels[row, :len(values)] = values
-    return images, labels
-
-  def _name_of(self, record):
-    shard = int(np.searchsorted(self._ends, record, side='right'))
-    return repr(self._shards[shard][0])
-
-  def _raw(self, record):
-    # A file is open only while it is read: sets have more shards than a
-    # process may have open files.
-    shard = int(np.searchsorted(self._ends, record, side='right'))
-    file = _open_file(self._shards[shard][0])
-    try:
-      with self._lock:
-        if shard not in self._offsets:
-          self._offsets[shard] = self._scan(file, *self._shards[shard])
-      at = record - (self._ends[shard - 1] if shard else 0)
-      begin, end = self._offsets[shard][at:at + 2]
-      return os.pread(file, int(end - begin) - 16, int(begin) + 12)
-    finally:
-      os.close(file)
-
-  @staticmethod
-  def _scan(file, path, expected):
-    """Where the records begin, and the end: each is length, crc, data, crc."""
-    size, at, out = os.fstat(file).st_size, 0, [0]
-    while at + 16 <= size:
-      length, = struct.unpack('<Q', os.pread(file, 8, at))
-      if at + length + 16 > size:
-        break
-      at += length + 16
-      out.append(at)
-    if at != size or len(out) != expected + 1:
-      raise checks.UserError(
-          f'{path!r} is damaged: {len(out) - 1} whole records of the '
-          f'{expected} that its data set lists; prepare it again')
-    return np.array(out, np.int64)
-
-
-def _open_file(path):
-  try:
-    return os.open(path, os.O_RDONLY)
-  except OSError as e:
-    raise checks.UserError(f'cannot read {path!r}: {e.strerror}') from None
+def _reader(name, form, where, access):
+  """What reads the shards of a set."""
+  remote = files.is_remote(where)
+  if form == 'tfrecord':
+    if access == 'sequential' or (access is None and remote):
+      return prepared.Sequence
+    if not remote:
+      return prepared.Tfrecords
+  elif form == 'array_record' and access != 'sequential' and not remote:
+    return prepared.ArrayRecords
+  raise checks.UserError(
+      f'data.access: {name} in {where!r} is stored as {form}; local files are '
+      'read at random in the formats tfrecord and array_record, and in '
+      "sequence in tfrecord, a bucket's in sequence in tfrecord only. Mount a "
+      'bucket (gcsfuse) to read it at random')

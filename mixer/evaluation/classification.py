@@ -15,7 +15,8 @@ def make_count(predict, labels_of, num_classes):
     num_classes: K.
 
   Returns:
-    A function to jit; its sums are 'count', 'right', 'right_of_5', 'loss'.
+    A function to jit; its sums are 'count', 'right', 'right_of_5', 'loss', and
+    'bad', the images left out since they cannot be decoded.
     An example is right if any of its labels is the likeliest class (among the
     five likeliest for 'right_of_5'); the loss is the softmax cross-entropy
     against its first label.
@@ -29,27 +30,29 @@ def make_count(predict, labels_of, num_classes):
     loss = optax.softmax_cross_entropy_with_integer_labels(
         logits, jnp.maximum(labels[:, 0], 0))
     total = lambda x: jnp.sum(x * mask)
-    return dict(count=jnp.sum(batch['mask'].astype(jnp.int32)),
+    number = lambda x: jnp.sum(x.astype(jnp.int32))
+    return dict(count=number(batch['mask']), bad=number(batch['bad']),
                 right=total(hits[:, 0]), loss=total(loss),
                 right_of_5=total(jnp.any(hits, axis=-1)))
   return count
 
 
 def score(name, count_fn, params, batches, resident, expected):
-  """The metrics 'eval/NAME/...' of a split.
+  """The metrics 'eval/NAME/...' of a split of `expected` examples.
 
   Raises:
-    RunError: if not exactly `expected` examples were counted.
+    RunError: if not each of them was counted once, or none can be decoded.
   """
   sums = None
   for batch in batches:
     part = count_fn(params, batch, resident)
     sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
   sums = {k: float(v) for k, v in jax.device_get(sums).items()}
-  if sums['count'] != expected:
-    raise checks.RunError(f'evals.{name}: counted {sums["count"]:.0f} of '
-                          f'{expected} examples')
-  return {f'eval/{name}/accuracy': sums['right'] / expected,
-          f'eval/{name}/accuracy_top5': sums['right_of_5'] / expected,
-          f'eval/{name}/loss': sums['loss'] / expected,
-          f'eval/{name}/examples': expected}
+  count, bad = int(sums['count']), int(sums['bad'])
+  if count + bad != expected or not count:
+    raise checks.RunError(f'evals.{name}: counted {count} of {expected} '
+                          f'examples, and {bad} that cannot be decoded')
+  return {f'eval/{name}/accuracy': sums['right'] / count,
+          f'eval/{name}/accuracy_top5': sums['right_of_5'] / count,
+          f'eval/{name}/loss': sums['loss'] / count,
+          f'eval/{name}/examples': count, f'eval/{name}/bad': bad}

@@ -33,9 +33,18 @@ def make(*, name='softmax', label_smoothing=0.0):
   return loss
 
 
-def targets_of(labels, num_classes):
-  """int32 [B, L], padded by -1, as float32 k-hot targets [B, K]."""
-  return jnp.max(jax.nn.one_hot(labels, num_classes), axis=1)
+def targets_of(labels, num_classes, weights=None):
+  """Labels as float32 targets [B, K]: a class's weight, 1 by default, or 0.
+
+  Args:
+    labels: int32 [B, L], padded by -1.
+    num_classes: K.
+    weights: None, or float32 [B, L].
+  """
+  hot_BLK = jax.nn.one_hot(labels, num_classes)
+  if weights is not None:
+    hot_BLK = hot_BLK * weights[..., None]
+  return jnp.max(hot_BLK, axis=1)
 
 
 def _sigmoid(logits, targets):

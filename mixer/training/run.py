@@ -32,7 +32,9 @@ from mixer.training import stop
 from mixer.training import workdir as workdirs
 from mixer.training import writer as writers
 
-_INHERITED = ('name', 'dir', 'on_device')   # by evals.NAME from data
+# What evals.NAME has from data, unless it is given.
+_INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
+              'on_device')
 
 
 def train(config, workdir):
@@ -51,13 +53,21 @@ def train(config, workdir):
   settings.check_devices(plan.mesh.size)
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdirs.claimed(workdir))
-    data, evals = open_data(config, settings)
+    data, evals = open_data(config, settings, workdirs.BadImages(workdir))
+    for split in (data, *evals.values()):
+      split.preflight()
     model = make_model(config, settings, data.source)
     return _train(config, settings, plan, data, evals, model, workdir, stack)
 
 
-def open_data(config, settings):
-  """The training split and {name: evaluation split}."""
+def open_data(config, settings, report=None):
+  """The training split and {name: evaluation split}.
+
+  Args:
+    config: of the run.
+    settings: its `run` section.
+    report: called with a dict for every image that cannot be decoded.
+  """
   sections = {'data': dict(config.data)}
   for name, section in config.evals.items():
     inherited = {k: config.data[k] for k in _INHERITED
@@ -69,7 +79,8 @@ def open_data(config, settings):
     wanted = tuple(s['split'] for s in sections.values()
                    if s['name'] == section['name'] and s['split'])
     opened[key] = pipeline.open_data(
-        **section, image_size=settings.image_size, wanted=wanted, key=key)
+        **section, image_size=settings.image_size, wanted=wanted, key=key,
+        report=report)
   return opened.pop('data'), {k.removeprefix('evals.'): v
                               for k, v in opened.items()}
 
@@ -144,7 +155,8 @@ def _train(config, settings, plan, data, evals, model, workdir, stack):
 
   def save(step, state, scores):
     checkpoints.save(step, state.params,
-                     dict(step=state.step, opt_state=state.opt_state),
+                     dict(step=state.step, opt_state=state.opt_state,
+                          bad=state.bad),
                      dict(data=fingerprint), scores)
 
   slots = plan.slots(settings.batch_size)
@@ -208,7 +220,8 @@ def _resume(checkpoints, shapes, shardings, fingerprint):
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       shapes, shardings)
   found = checkpoints.restore(
-      abstract.params, dict(step=abstract.step, opt_state=abstract.opt_state))
+      abstract.params, dict(step=abstract.step, opt_state=abstract.opt_state,
+                            bad=abstract.bad))
   if found is None:
     return None
   params, rest, meta = found
@@ -221,8 +234,7 @@ def _resume(checkpoints, shapes, shardings, fingerprint):
   step = int(rest['step'])
   checkpoints.set_aside_after(step)
   log.info('resuming at step %s', f'{step:,}')
-  return steps.State(step=rest['step'], params=params,
-                     opt_state=rest['opt_state'])
+  return steps.State(params=params, **rest)
 
 
 def _start(section, shapes):

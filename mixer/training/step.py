@@ -17,10 +17,12 @@ from mixer.training import losses
 
 @flax.struct.dataclass
 class State:
-  """What training changes: updates done, parameters, optimizer state."""
+  """What training changes: updates done, parameters, optimizer state, and the
+  examples so far that stood in for one that could not be decoded."""
   step: Any
   params: Any
   opt_state: Any
+  bad: Any
 
 
 def init_state(model, optimizer, *, seed, image_shape):
@@ -28,15 +30,16 @@ def init_state(model, optimizer, *, seed, image_shape):
   images = jnp.zeros((1, *image_shape), jnp.float32)
   params = model.init(rng.stream(seed, 'init'), images)['params']
   return State(step=jnp.zeros((), jnp.int32), params=params,
-               opt_state=optimizer.init(params))
+               opt_state=optimizer.init(params), bad=jnp.zeros((), jnp.int32))
 
 
 def fetch(batch, resident):
-  """A batch's images and labels, taken from the device if they live there."""
-  if resident is None:
-    return batch['image'], batch['labels']
-  take = lambda x: jnp.take(x, batch['position'], axis=0)
-  return take(resident['image']), take(resident['labels'])
+  """A batch's images, labels, and their weights or None, taken from the device
+  if they live there."""
+  if resident is not None:
+    batch = {k: jnp.take(x, batch['position'], axis=0)
+             for k, x in resident.items()}
+  return batch['image'], batch['labels'], batch.get('weights')
 
 
 def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
@@ -58,7 +61,8 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
 
   Returns:
     step(state, batch, resident) -> (state, metrics), metrics a dict of float32
-    scalars: 'loss', 'accuracy', 'gradient_norm', 'learning_rate'.
+    scalars: 'loss', 'accuracy', 'gradient_norm', 'learning_rate', and 'bad',
+    the examples so far that stood in for one that could not be decoded.
   """
   def gradient(params, images, targets, rows, rngs):
     def objective(params):
@@ -86,9 +90,9 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
 
   def step(state, batch, resident=None):
     key = lambda name: jax.random.fold_in(rng.stream(seed, name), state.step)
-    images, labels = fetch(batch, resident)
+    images, labels, weights = fetch(batch, resident)
     images, targets = augment(
-        images, losses.targets_of(labels, num_classes),
+        images, losses.targets_of(labels, num_classes, weights),
         rng.of_examples(rng.stream(seed, 'augment'), batch['epoch'],
                         batch['record']), key('mixup'))
     rngs = {n: key(n) for n in ('dropout', 'stochastic_depth')}
@@ -96,9 +100,10 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
     grads, metrics = compute(state.params, images, targets,
                              jnp.arange(images.shape[0]), rngs)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics = dict(metrics, gradient_norm=optax.tree.norm(grads),
+    bad = state.bad + jnp.sum(batch['bad'].astype(jnp.int32))
+    metrics = dict(metrics, gradient_norm=optax.tree.norm(grads), bad=bad,
                    learning_rate=jnp.asarray(schedule(state.step), jnp.float32))
-    return State(step=state.step + 1, opt_state=opt_state,
+    return State(step=state.step + 1, opt_state=opt_state, bad=bad,
                  params=optax.apply_updates(state.params, updates)), metrics
 
   return step
@@ -107,7 +112,7 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
 def make_predict(model):
   """predict(params, batch, resident) -> logits [B, K], as in evaluation."""
   def predict(params, batch, resident=None):
-    images, _ = fetch(batch, resident)
+    images, *_ = fetch(batch, resident)
     return model.apply({'params': params}, augmentation.normalise(images))[0]
   return predict
 

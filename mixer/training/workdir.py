@@ -6,6 +6,7 @@ import os
 import socket
 
 from etils import epath
+import jax
 
 from mixer.core import checks
 from mixer.core import files
@@ -77,6 +78,25 @@ def agree(path, config):
           f'{"; ".join(differ)}. Give the same config to go on with it, or '
           'another --workdir')
   write_json(file, new)
+
+
+class BadImages:
+  """Notes images that cannot be decoded in the workdir's bad_images.jsonl, each
+  once, also over restarts."""
+
+  def __init__(self, path):
+    number = jax.process_index()
+    name = f'bad_images.{number}.jsonl' if number else 'bad_images.jsonl'
+    self._path = os.path.join(path, name)
+    text = files.read(self._path) or ''
+    self._lines = dict.fromkeys(text.splitlines())
+
+  def __call__(self, found):
+    """Adds a dict of strings."""
+    line = json.dumps(found)
+    if line not in self._lines:
+      self._lines[line] = None
+      files.write(self._path, ''.join(f'{line}\n' for line in self._lines))
 
 
 def write_json(path, value):

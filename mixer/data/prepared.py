@@ -1,0 +1,305 @@
+"""Data sets that TFDS prepared, by name: shards of TFRecord or ArrayRecord.
+
+Records are numbered shard by shard, split by split. They are read at random:
+ArrayRecord has an index, TFRecord gets one from a scan of the record headers,
+which is kept in the user's cache. TFRecord in a bucket is read in sequence,
+through TensorFlow; nothing else here imports it.
+"""
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import resource
+import struct
+import time
+
+from etils import epath
+import numpy as np
+
+from mixer.core import checks
+from mixer.core import files
+from mixer.core.log import log
+from mixer.data import images as image_files
+
+NOTE = 'mixer.json'   # beside a set that mixer.prepare made: what is known
+_THREADS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+  """The files of a set.
+
+  Attributes:
+    paths: one a shard, in the order of the records.
+    ends: int64, the number of the record after each shard's last.
+  """
+  paths: tuple
+  ends: np.ndarray
+
+  def locate(self, record):
+    """(shard, number within it)."""
+    shard = int(np.searchsorted(self.ends, record, side='right'))
+    return shard, int(record - (self.ends[shard - 1] if shard else 0))
+
+  def name_of(self, record):
+    shard, at = self.locate(record)
+    return f'{self.paths[shard]} record {at}'
+
+  def length(self, shard):
+    return int(self.ends[shard] - (self.ends[shard - 1] if shard else 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Parser:
+  """Serialised records to images, labels and weights.
+
+  Attributes:
+    label_key: 'label' or 'labels'.
+    width: L, the most labels of an example.
+    num_classes: of the labels.
+    weighted: whether every label has a weight.
+    name_of: record number -> where it is.
+  """
+  label_key: str
+  width: int
+  num_classes: int
+  weighted: bool
+  name_of: object
+
+  def __call__(self, records, serialised):
+    """As `sources.Source.read`; an entry may be a `BadImage` instead.
+
+    Raises:
+      RunError: at a label outside the classes.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+    out, labels = [], np.full((len(records), self.width), -1, np.int32)
+    weights = np.zeros(labels.shape, np.float32) if self.weighted else None
+    for row, (record, raw) in enumerate(zip(records, serialised)):
+      if isinstance(raw, image_files.BadImage):
+        out.append(raw)
+        continue
+      feature = tf_example_pb2.Example.FromString(raw).features.feature
+      out.append(feature['image'].bytes_list.value[0])
+      values = feature[self.label_key].int64_list.value
+      if not 0 < len(values) <= self.width or not all(
+          0 <= v < self.num_classes for v in values):
+        raise checks.RunError(
+            f'{self.name_of(record)} has the labels {list(values)}; expected '
+            f'1 to {self.width}, from 0 to {self.num_classes - 1}')
+      labels[row, :len(values)] = values
+      if self.weighted:
+        weights[row, :len(values)] = feature['weights'].float_list.value
+    return out, labels, weights
+
+
+class Tfrecords:
+  """TFRecord files read by record number, through the offsets of a scan.
+
+  A record is length (8 bytes), its checksum (4), the data, and theirs (4). A
+  file is open only while it is read: sets have more shards than a process may
+  have open files.
+
+  Raises:
+    UserError: when made, if a file is missing or shorter than its set says.
+  """
+
+  def __init__(self, shards, name):
+    import google_crc32c
+    self._crc = google_crc32c.value
+    self._shards = shards
+    self._offsets = _offsets(shards, name)
+
+  def __call__(self, records):
+    return [self._raw(int(r)) for r in records]
+
+  def _raw(self, record):
+    shard, _ = self._shards.locate(record)
+    begin, end = self._offsets[record + shard:record + shard + 2]
+    file = _open(self._shards.paths[shard])
+    try:
+      data = os.pread(file, int(end - begin) - 12, int(begin) + 12)
+    finally:
+      os.close(file)
+    stored, = struct.unpack('<I', data[-4:].ljust(4))
+    crc = self._crc(data[:-4])
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    if stored != masked:
+      return image_files.BadImage('the record does not match its checksum')
+    return data[:-4]
+
+
+class ArrayRecords:
+  """ArrayRecord files read by record number; all stay open.
+
+  Raises:
+    UserError: when made, if a file is missing or shorter than its set says.
+  """
+
+  def __init__(self, shards, name):
+    from array_record.python import array_record_module
+    del name
+    _allow_open_files(len(shards.paths))
+    self._shards = shards
+    make = array_record_module.ArrayRecordReader
+
+    def open_one(shard):
+      reader = make(shards.paths[shard])
+      _check_length(shards, shard, reader.num_records())
+      return reader
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      self._readers = list(pool.map(open_one, range(len(shards.paths))))
+
+  def __call__(self, records):
+    return [self._raw(int(r)) for r in records]
+
+  def _raw(self, record):
+    shard, at = self._shards.locate(record)
+    try:
+      return self._readers[shard].read([at])[0]
+    except (ValueError, IndexError, RuntimeError) as e:
+      return image_files.BadImage(image_files.one_line(e))
+
+
+class Sequence:
+  """TFRecord files read from some record on, as buckets want it."""
+
+  def __init__(self, shards, name):
+    self.shards = shards
+    self._name = name
+
+  def __call__(self, records):
+    """Serialised records, by ascending numbers of one shard."""
+    if not len(records):
+      return []
+    import tensorflow as tf
+    shard, first = self.shards.locate(records[0])
+    span = int(records[-1] - records[0]) + 1
+    path = self.shards.paths[shard]
+    data = tf.data.TFRecordDataset([path], buffer_size=8 << 20)
+    wanted, got = set((records - records[0]).tolist()), []
+    try:
+      for i, raw in enumerate(
+          data.skip(first).take(span).as_numpy_iterator()):
+        if i in wanted:
+          got.append(raw)
+    except tf.errors.OpError as e:
+      raise checks.RunError(f'{path}: {image_files.one_line(e.message)}') from e
+    if len(got) != len(records):
+      raise checks.RunError(
+          f'{path!r} is damaged: it ends before record {first + span} of the '
+          f'{self.shards.length(shard)} that {self._name} lists')
+    return got
+
+
+def shards_of(info):
+  """The `Shards` of all splits of a DatasetInfo."""
+  pairs = [(str(path), length) for split in info.splits.values()
+           for path, length in zip(split.filepaths, split.shard_lengths)]
+  return Shards(tuple(p for p, _ in pairs),
+                np.cumsum([n for _, n in pairs], dtype=np.int64))
+
+
+def fingerprint(info, shards):
+  """The same for one set in either format."""
+  lengths = np.diff(shards.ends, prepend=0).tolist()
+  listed = [(os.path.basename(path).replace('.array_record', '.tfrecord'), n)
+            for path, n in zip(shards.paths, lengths)]
+  return hashlib.sha256(
+      repr((info.full_name, listed)).encode()).hexdigest()[:16]
+
+
+def is_checked(info):
+  """Whether every image was decoded once, when the set was made."""
+  return (epath.Path(info.data_dir) / NOTE).exists()
+
+
+def _offsets(shards, name):
+  """Where records begin: int64 [records + shards], each shard's end included.
+
+  Scanned once and kept in the cache by the names, sizes and times of the
+  files; memory-mapped, so that it costs little memory.
+  """
+  stats = [_stat(path) for path in shards.paths]
+  key = hashlib.sha256(repr(
+      [(os.path.abspath(p), s.st_size, s.st_mtime_ns)
+       for p, s in zip(shards.paths, stats)]).encode()).hexdigest()[:32]
+  cache = os.path.join(_cache_dir(), f'offsets-{key}.npy')
+  try:
+    return np.load(cache, mmap_mode='r')
+  except (OSError, ValueError):
+    pass
+  began = time.monotonic()
+  log.info('%s: finding the records of %d files, once', name, len(stats))
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    parts = list(pool.map(lambda i: _scan(shards, i), range(len(stats))))
+  offsets = np.concatenate(parts)
+  log.info('%s: %d records in %.0f s', name, shards.ends[-1],
+           time.monotonic() - began)
+  try:
+    os.makedirs(os.path.dirname(cache), exist_ok=True)
+    part = f'{cache}.{os.getpid()}.npy'
+    np.save(part, offsets)
+    os.replace(part, cache)
+    return np.load(cache, mmap_mode='r')
+  except OSError as e:
+    log.info('%s cannot be kept (%s): the next run scans again', cache,
+             e.strerror)
+    return offsets
+
+
+def _scan(shards, shard):
+  """Where the records of a file begin, and its end, by their headers."""
+  file = _open(shards.paths[shard])
+  try:
+    size, at, out = os.fstat(file).st_size, 0, [0]
+    while at + 16 <= size:
+      length, = struct.unpack('<Q', os.pread(file, 8, at))
+      if at + length + 16 > size:
+        break
+      at += length + 16
+      out.append(at)
+  finally:
+    os.close(file)
+  _check_length(shards, shard, len(out) - 1)
+  return np.array(out, np.int64)
+
+
+def _check_length(shards, shard, found):
+  expected = shards.length(shard)
+  if found != expected:
+    raise checks.UserError(
+        f'{shards.paths[shard]!r} is damaged or missing: {found} whole records '
+        f'of the {expected} that its data set lists; prepare it again')
+
+
+def _stat(path):
+  try:
+    return os.stat(path)
+  except OSError as e:
+    raise checks.UserError(f'cannot read {path!r}: {e.strerror}') from None
+
+
+def _open(path):
+  try:
+    return os.open(path, os.O_RDONLY)
+  except OSError as e:
+    raise checks.UserError(f'cannot read {path!r}: {e.strerror}') from None
+
+
+def _cache_dir():
+  base = os.environ.get('XDG_CACHE_HOME') or os.path.join('~', '.cache')
+  return os.path.join(os.path.expanduser(base), 'mlp-mixer')
+
+
+def _allow_open_files(count):
+  """Raises the soft limit of open files where the hard one allows."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = count + 512
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+      raise checks.UserError(
+          f'{count} files must stay open, and the limit is {hard}; raise it '
+          f'(ulimit -n {wanted})')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,104 @@
+"""Which images of a source can be used, found out at the first visit.
+
+Whether an image is bad must not depend on the crop that is drawn, and a crop
+is decoded only so far as it reaches. So every image is decoded in full the
+first time it is read, and what came of it is remembered: a byte a record.
+"""
+import threading
+
+import numpy as np
+
+from mixer.core import checks
+from mixer.core.log import log
+from mixer.data import images
+
+_UNSEEN, _PLAIN, _ODD, _BAD = range(4)
+_LISTED = 10   # names in an error; all are in the report
+
+
+class Vetting:
+  """Reads a split's images and leaves out what cannot be decoded.
+
+  Args:
+    source: `sources.Source`.
+    key: of the config section, for messages.
+    most: how many may be bad before `check` raises; None for any number.
+    max_pixels: of an image.
+    report: called with a dict for every bad image, once; or None.
+  """
+
+  def __init__(self, source, *, key, most, max_pixels, report=None):
+    self._source, self._key = source, key
+    self._most, self._max_pixels, self._report = most, max_pixels, report
+    records = 1 + max(int(p.records(np.int64(p.stop - p.start - 1)))
+                      for p in source.stored.values())
+    self._state = np.zeros(records, np.uint8)
+    self._lock = threading.Lock()
+    self.bad = {}   # record -> (name, reason)
+
+  def read(self, records):
+    """As `Source.read`; an image that is bad is None."""
+    found, labels, weights = self._source.read(records)
+    files = [self._admit(int(r), file) for r, file in zip(records, found)]
+    return files, labels, weights
+
+  def pixels(self, record, file):
+    """uint8 [height, width, channels], without TensorFlow; None if bad."""
+    try:
+      if isinstance(file, images.BadImage):
+        raise file
+      return images.pixels(
+          file, channels=self._source.channels, max_pixels=self._max_pixels,
+          upright=self._source.upright)
+    except images.BadImage as e:
+      self._note(record, str(e))
+
+  def check(self):
+    """Raises RunError if more images are bad than may be."""
+    if self._most is None or len(self.bad) <= self._most:
+      return
+    listed = [f'{name} ({why})' for name, why in list(self.bad.values())]
+    rest = len(listed) - _LISTED
+    raise checks.RunError(
+        f'{self._key}.max_bad_fraction: {len(listed)} images cannot be decoded '
+        f'and {self._most} may be: {", ".join(listed[:_LISTED])}'
+        f'{f" and {rest} more" if rest > 0 else ""}; mend or remove them, or '
+        'raise it')
+
+  def _admit(self, record, file):
+    state = self._state[record]
+    if state == _BAD:
+      return None
+    try:
+      if isinstance(file, images.BadImage):
+        raise file
+      if state == _UNSEEN:
+        state = self._state[record] = self._look(file)
+      if state == _ODD:
+        return images.bitmap(file, channels=self._source.channels,
+                             max_pixels=self._max_pixels)
+      return file
+    except images.BadImage as e:
+      self._note(record, str(e))
+
+  def _look(self, file):
+    if self._source.checked:
+      return _PLAIN
+    plain = images.is_plain(file, max_pixels=self._max_pixels)
+    if self._source.upright and not plain:
+      return _ODD   # and decoded in full at every visit
+    from mixer.data import decode
+    decode.check(file)
+    return _PLAIN
+
+  def _note(self, record, reason):
+    name = self._source.name_of(record)
+    with self._lock:
+      self._state[record] = _BAD
+      if record in self.bad:
+        return
+      self.bad[record] = name, reason
+    log.warning('%s: %s cannot be decoded (%s) and is left out', self._key,
+                name, reason)
+    if self._report:
+      self._report(dict(section=self._key, image=name, reason=reason))
