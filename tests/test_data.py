@@ -600,7 +600,7 @@ def test_inception_crop_is_a_crop(photos):
     (images, _), = decode.batches(
         load, (), first=0, last=1, batch_size=64,
         image_size=(size, size), channels=3, crop='inception',
-        min_area=min_area)
+        interpolation='bilinear', min_area=min_area)
     image = images.astype(float)
     # From the first to the last row lie 1 - 1/size of the window's height.
     height = (image[:, -1, 0, 0] - image[:, 0, 0, 0]) * size / (size - 1)
@@ -622,7 +622,7 @@ def test_evaluation_crops(photos):
   def cut(crop):
     (images, _), = decode.batches(
         load, (), first=0, last=1, batch_size=1, image_size=(56, 56),
-        channels=3, crop=crop)
+        channels=3, crop=crop, interpolation=decode.CROPS[crop])
     return images[0].astype(float)
 
   small = cut('resmall')

@@ -21,7 +21,7 @@ _GROUP = 16   # records read by one call into Python
 
 
 def batches(load, like, *, first, last, batch_size, image_size, channels, crop,
-            interpolation=None, min_area=0.05, in_order=False):
+            interpolation, min_area=0.05, in_order=False):
   """Decoded batches, in order, whatever the number of threads.
 
   Args:
@@ -40,20 +40,18 @@ def batches(load, like, *, first, last, batch_size, image_size, channels, crop,
       then the centre (the paper's two evaluations, appendix C); 'resize', the
       whole image, aspect ignored.
     interpolation: 'bilinear' without antialiasing, as the official code
-      does; 'bicubic' with it, as Pillow and timm do; 'area'; by default the
-      crop's own.
+      does; 'bicubic' with it, as Pillow and timm do; or 'area'.
     min_area: of the Inception crop.
     in_order: whether `load` must be called for one row after the other.
 
   Yields:
     (images uint8 [b, height, width, channels], rest).
   """
-  import tensorflow as tf
   hide_accelerators()
+  import tensorflow as tf
   group = batch_size if in_order else next(
       g for g in range(min(_GROUP, batch_size), 0, -1) if batch_size % g == 0)
   parts = batch_size // group
-  interpolation = interpolation or CROPS[crop]
   threads = os.cpu_count() or 1
   failed = []   # tf.data turns errors of ours into its own, tracebacks and all
 
@@ -102,22 +100,27 @@ def check(file):
   Raises:
     BadImage: if that fails, whatever part of it a crop would need.
   """
-  import tensorflow as tf
   hide_accelerators()
+  import tensorflow as tf
+  jpeg = file[:3] == b'\xff\xd8\xff'
   try:
-    if file[:3] == b'\xff\xd8\xff':
-      # Every coefficient is read, which is what fails; few are transformed.
+    if jpeg:   # every coefficient is read, which can fail; few are transformed
       tf.io.decode_jpeg(file, channels=3, ratio=8)
     else:
       tf.io.decode_image(file, channels=3, expand_animations=False)
   except tf.errors.OpError as e:
-    raise images.BadImage(_message(e)) from e
+    raise images.BadImage('the JPEG data are damaged or end early' if jpeg
+                          else _message(e)) from e
 
 
 def hide_accelerators():
   """Keeps TensorFlow, where it is installed, off the GPUs; before its first
   use, or it holds their memory already."""
   if importlib.util.find_spec('tensorflow'):
+    # It logs every image that it cannot decode; we name them ourselves. The
+    # import of jax has set 1 already.
+    if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
+      os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     import tensorflow as tf
     try:
       tf.config.set_visible_devices([], 'GPU')
@@ -210,8 +213,8 @@ def bare(files, keys, *, channels, crop, min_area=0.05):
   Returns:
     run(), which decodes them all once with as many threads as `batches`.
   """
-  import tensorflow as tf
   hide_accelerators()
+  import tensorflow as tf
   files = np.array(files, object)
   if crop == 'inception':
     windows = np.array([_window(tf, file, key, min_area)[0].numpy()

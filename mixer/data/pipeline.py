@@ -190,13 +190,15 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
                         report=report)
   data = Data(
       source=source, split=chosen, vetting=vet, image_size=size, window=window,
-      cut=dict(crop=crop, interpolation=interpolation, min_area=min_area))
+      cut=dict(crop=crop, min_area=min_area,
+               interpolation=interpolation or decode.CROPS[crop]))
   if not on_device and not source.decoded:
     return data
   if crop != 'resize':
     log.info('%s: images in memory are resized whole; %s.crop=%r is for '
              'those that are decoded on the host', key, key, crop)
-  return dataclasses.replace(data, **_load(data))
+  cut = dict(crop='resize', interpolation='bilinear')
+  return dataclasses.replace(data, cut=cut, **_load(data))
 
 
 def _in_range(key, value, inside, expected):

@@ -311,4 +311,6 @@ def _card(config, model, data, evals):
       image_size=data.image_size, data=data.source.name,
       preprocessing=dict(
           scale='(x - 127.5) / 127.5',
-          crop={name: held_out.crop for name, held_out in evals.items()}))
+          crop={name: x.cut['crop'] for name, x in evals.items()},
+          interpolation={name: x.cut['interpolation']
+                         for name, x in evals.items()}))
