@@ -20,6 +20,8 @@ HOMES = {
     'clu': ('mixer/training/',),
     'matplotlib': ('mixer/analysis/figures',),
     'sklearn': ('mixer/data/',),
+    'apache_beam': ('mixer/data/',),
+    'PIL': ('mixer/data/', 'mixer/analysis/feeding.py'),
 }
 FLAGS = ('absl.flags', 'absl.app', 'ml_collections.config_flags')
 MODEL_LIBRARIES = {'jax', 'flax', 'numpy', 'mixer'}
