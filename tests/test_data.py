@@ -506,6 +506,31 @@ def test_a_set_on_the_device_needs_no_tensorflow(photos):
 # The pipeline.
 
 
+@pytest.mark.slow
+def test_resident_memory_stays_flat(photos):
+  """After 1,000 batches for the buffers, 6,000 more (295 MB of pixels) add next
+  to nothing, at random and in sequence: no cache of the set hides anywhere."""
+  code = """
+import sys
+import psutil
+from mixer.data import pipeline
+data = pipeline.open_data(name='photos', split='train', dir=sys.argv[1],
+                          access=sys.argv[2], window=8, image_size=64)
+for i, _ in enumerate(data.train_batches(
+    seed=0, batch_size=4, first=0, last=7001, slots=(0, 4))):
+  if i and i % 1000 == 0:
+    print(round(psutil.Process().memory_info().rss / 2**20))
+"""
+  for access in sources.ACCESS:
+    out = subprocess.run(
+        [sys.executable, '-c', code, photos[0], access], check=True,
+        text=True, timeout=300, stdout=subprocess.PIPE,
+        cwd=os.path.dirname(os.path.dirname(__file__)))
+    first, *later = map(int, out.stdout.split())
+    print(access, first, *later, 'MiB')
+    assert len(later) == 6 and max(later) < first + 40
+
+
 def open_photos(photos, split='train', **settings):
   settings = dict(dict(image_size=32, crop='inception'), **settings)
   return pipeline.open_data(

@@ -8,7 +8,9 @@ import sys
 import time
 
 import numpy as np
+from PIL import Image
 import pytest
+from sklearn import datasets
 
 from mixer.core import checkpoint
 from mixer.core import trees
@@ -52,9 +54,9 @@ def rows(workdir):
   return out
 
 
-def signal_at(workdir, step, number, devices=1):
+def signal_at(workdir, step, number, devices=1, *extra):
   """Starts a run, sends the signal once `step` is logged; its exit code."""
-  process = start(workdir, devices)
+  process = start(workdir, devices, *extra)
   end = time.monotonic() + 200
   while process.poll() is None and time.monotonic() < end:
     try:
@@ -87,6 +89,23 @@ def equal(a, b, stopped_at=None):
                         if not k.startswith('eval/')}
   assert rows_a == rows_b
   assert sorted(rows(a)) == sorted(rows(b)) == list(range(1, STEPS + 1))
+
+
+def photo_folder(path):
+  """90 photos of three classes, and two files that are none."""
+  rng = np.random.default_rng(0)
+  pictures = datasets.load_sample_images().images
+  for i in range(90):
+    height, width = rng.integers(30, 90, 2)
+    y, x = rng.integers(0, 427 - height), rng.integers(0, 640 - width)
+    where = path / 'abc'[i % 3]
+    where.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pictures[i % 2][y:y + height, x:x + width]).save(
+        where / f'{i}.jpg')
+  (path / 'a' / 'empty.jpg').touch()
+  whole = (path / 'b' / '1.jpg').read_bytes()
+  (path / 'b' / 'cut.jpg').write_bytes(whole[:len(whole) // 2])
+  return path
 
 
 @pytest.fixture(scope='module')
@@ -129,6 +148,27 @@ def test_told_to_stop_it_saves_and_says_start_me_again(
   assert saved >= 31 and saved == max(rows(tmp_path))   # nothing is lost
   assert f'resuming at step {saved}' in finish(tmp_path, devices)
   equal(undisturbed(devices), tmp_path, stopped_at=saved)
+
+
+@pytest.mark.slow
+def test_killed_while_the_host_decodes_it_ends_with_the_same_bits(tmp_path):
+  """Crops, augmentation, and what stands in for two bad files are replayed."""
+  flags = (f'--config.data.name=folder:{photo_folder(tmp_path / "photos")}',
+           '--config.data.crop=inception', '--config.data.max_bad_fraction=0.1',
+           '--config.evals.test.split=validation',
+           '--config.run.image_size=16', '--config.run.batch_size=24')
+  finish(tmp_path / 'whole', 1, *flags)
+  cut = tmp_path / 'cut'
+  for at, number in ((45, signal.SIGKILL), (90, signal.SIGTERM)):
+    code, out = signal_at(cut, at, number, 1, *flags)
+    assert code == (42 if number == signal.SIGTERM else -number), out
+  stopped_at = max(rows(cut))
+  finish(cut, 1, *flags)
+  equal(tmp_path / 'whole', cut, stopped_at=stopped_at)
+  assert rows(cut)[STEPS]['train/bad'] > 10
+  with open(cut / 'bad_images.jsonl') as f:
+    names = [os.path.basename(json.loads(line)['image']) for line in f]
+  assert sorted(names) == ['cut.jpg', 'empty.jpg']   # each once
 
 
 def test_a_finished_run_is_evaluated_again(undisturbed):
