@@ -111,14 +111,15 @@ class Tfrecords:
     self._offsets = _offsets(shards, name)
 
   def __call__(self, records):
-    return [self._raw(int(r)) for r in records]
+    shards = np.searchsorted(self._shards.ends, records, side='right')
+    begins = self._offsets[records + shards].tolist()
+    ends = self._offsets[records + shards + 1].tolist()
+    return list(map(self._raw, shards.tolist(), begins, ends))
 
-  def _raw(self, record):
-    shard, _ = self._shards.locate(record)
-    begin, end = self._offsets[record + shard:record + shard + 2]
+  def _raw(self, shard, begin, end):
     file = _open(self._shards.paths[shard])
     try:
-      data = os.pread(file, int(end - begin) - 12, int(begin) + 12)
+      data = os.pread(file, end - begin - 12, begin + 12)
     finally:
       os.close(file)
     stored, = struct.unpack('<I', data[-4:].ljust(4))
@@ -227,7 +228,7 @@ def _offsets(shards, name):
        for p, s in zip(shards.paths, stats)]).encode()).hexdigest()[:32]
   cache = os.path.join(_cache_dir(), f'offsets-{key}.npy')
   try:
-    return np.load(cache, mmap_mode='r')
+    return np.asarray(np.load(cache, mmap_mode='r'))
   except (OSError, ValueError):
     pass
   began = time.monotonic()
@@ -242,7 +243,7 @@ def _offsets(shards, name):
     part = f'{cache}.{os.getpid()}.npy'
     np.save(part, offsets)
     os.replace(part, cache)
-    return np.load(cache, mmap_mode='r')
+    return np.asarray(np.load(cache, mmap_mode='r'))
   except OSError as e:
     log.info('%s cannot be kept (%s): the next run scans again', cache,
              e.strerror)
