@@ -21,14 +21,15 @@ SETTINGS = {
     'flip': dict(flip=True),
     'pad_crop': dict(pad_crop=3),
     'warp': dict(rotate=15.0, zoom=0.15, shift=0.1),
+    'erase': dict(erase=1.0),
     'all': dict(flip=True, pad_crop=2, rotate=30.0, zoom=0.2, shift=0.2,
-                randaugment_layers=2, randaugment_magnitude=15),
+                randaugment_layers=2, randaugment_magnitude=15, erase=0.5),
 }
+SHAPES = ((12, 12, 3), (6, 40, 1), (40, 7, 3), (4, 4, 1))
 
 
-def pixels(count=B):
-  return np.random.default_rng(0).integers(
-      0, 256, (count, SIDE, SIDE, 3), np.uint8)
+def pixels(count=B, shape=(SIDE, SIDE, 3)):
+  return np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
 
 
 def targets(count=B):
@@ -52,6 +53,11 @@ def apply(settings, images, examples, step=0):
       images, targets(len(images)), examples, jax.random.key(step)))
 
 
+def normalised(images):
+  """float32 and nothing else; rounded as in a jitted function."""
+  return np.asarray(jax.jit(augment.normalise)(images))
+
+
 def grey(images):
   """Normalised images as the levels they were."""
   return np.rint(images * 127.5 + 127.5).astype(np.uint8)
@@ -68,8 +74,9 @@ def test_normalise_maps_levels_to_minus_one_to_one():
   np.testing.assert_array_equal(grey(out), levels)
 
 
-def test_nothing_asked_is_only_normalised():
-  images, labels = apply({}, pixels(), keys())
+@pytest.mark.parametrize('settings', ({}, dict(erase=0.0, cutmix=0.0)))
+def test_nothing_asked_is_only_normalised(settings):
+  images, labels = apply(settings, pixels(), keys())
   np.testing.assert_array_equal(grey(images), pixels())
   np.testing.assert_array_equal(labels, targets())
 
@@ -210,31 +217,253 @@ def test_mixup_draws_from_beta():
   assert abs(a.std() - expected.std()) < .01
 
 
-def test_eight_devices_give_what_one_does():
-  """Sharded over the batch: crops and ops bit for bit; mixup, whose partner
-  may lie on another device, too."""
-  settings = dict(SETTINGS['all'], mixup=0.5)
+def rectangles(masks):
+  """(top, left, height, width), each [B], of masks [B, H, W], which are filled
+  rectangles and not empty."""
+  found = []
+  for mask in masks:
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    filled = np.zeros_like(mask)
+    filled[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] = True
+    np.testing.assert_array_equal(mask, filled)
+    found.append((rows[0], columns[0], len(rows), len(columns)))
+  return np.array(found).T
+
+
+def erased(shape, count, probability=1.0):
+  """(noisy images, where [B, H, W]) of black ones: no noise is exactly -1."""
+  black = np.zeros((count, *shape), np.uint8)
+  images, _ = apply(dict(erase=probability), black, keys(count))
+  return images, (images != -1).any(-1)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_erase_is_numpys(shape):
+  """Rectangle and noise, from the same draws; the rest stays bit for bit. A
+  long image cuts some rectangles to its side, a tiny one widens some to a
+  pixel."""
+  n, (height, width, _) = 64, shape
+  before = pixels(n, shape)
+  images, _ = apply(dict(erase=0.7), before, keys(n))
+  cut, widened, hit = 0, 0, 0
+  for got, expected, key in zip(images, normalised(before).copy(), keys(n)):
+    draw_key, noise_key = jax.random.split(jax.random.fold_in(key, 4))
+    draw = np.asarray(jax.random.uniform(draw_key, (5,)), np.float64)
+    area = height * width * (.02 + .31 * draw[1])
+    aspect = np.exp(np.log(.3) + draw[2] * np.log(11))
+    tall, wide = (area * aspect)**.5, (area / aspect)**.5
+    cut += round(tall) > height or round(wide) > width
+    widened += min(round(tall), round(wide)) < 1
+    tall = min(max(round(tall), 1), height)
+    wide = min(max(round(wide), 1), width)
+    top = int(draw[3] * (height - tall + 1))
+    left = int(draw[4] * (width - wide + 1))
+    if draw[0] < .7:
+      hit += 1
+      noise = jax.random.uniform(noise_key, shape, minval=-1, maxval=1)
+      expected[top:top + tall, left:left + wide] = noise[
+          top:top + tall, left:left + wide]
+    np.testing.assert_array_equal(got, expected)
+  assert 0 < hit < n
+  assert (cut > 5) == (height != width) and (widened > 0) == (width == 4)
+
+
+def test_erase_draws_area_aspect_and_place():
+  """Area uniform in 2% to 33%, log aspect in log 0.3 to log 3.3, any place,
+  none knows of another; a quarter of the images at 0.25."""
+  side, n = 48, 3000
+  _, masks = erased((side, side, 1), n)
+  top, left, tall, wide = rectangles(masks)
+  free = lambda start, length: (start + .5) / (side - length + 1)
+  shares = np.stack([
+      (tall * wide / side**2 - .02) / .31,
+      (np.log(tall / wide) - np.log(.3)) / np.log(11),
+      free(top, tall), free(left, wide)])
+  ranks = (np.arange(n) + .5) / n
+  for share in shares:   # Kolmogorov and Smirnov, and what rounding adds
+    assert np.abs(np.sort(share) - ranks).max() < 1.95 / np.sqrt(n) + .01
+  assert np.abs(np.corrcoef(shares) - np.eye(4)).max() < 4 / np.sqrt(n)
+  assert top.min() == left.min() == 0
+  assert (top + tall).max() == (left + wide).max() == side
+  _, masks = erased((side, side, 1), n, .25)
+  hit = masks.any((1, 2)).mean()
+  assert abs(hit - .25) < 4 * np.sqrt(.25 * .75 / n)
+
+
+def test_erase_fills_with_uniform_noise():
+  """Over [-1, 1], own values for each pixel, channel and example."""
+  images, masks = erased((48, 48, 3), 64)
+  noise = images[masks]
+  n = len(noise)
+  assert n > 10_000 and len(np.unique(noise)) > .99 * 3 * n
+  assert noise.min() > -1 and noise.max() < 1
+  ranks = (np.arange(3 * n) + .5) / (3 * n)
+  assert np.abs((np.sort(noise.ravel()) + 1) / 2 - ranks).max() < (
+      1.95 / np.sqrt(3 * n))
+  neighbours = np.corrcoef([*noise[1:].T, *noise[:-1].T])
+  assert np.abs(neighbours - np.eye(6)).max() < 4 / np.sqrt(n)
+
+
+def test_erase_comes_after_the_other_ops_and_before_mixing():
+  """What the others do lies around the rectangle, noise untouched in it; mixup
+  then blends it too."""
+  others = dict(flip=True, randaugment_layers=1, randaugment_magnitude=15)
+  noise, masks = erased((SIDE, SIDE, 3), B)
+  plain, _ = apply(others, pixels(), keys())
+  expected = np.where(masks[..., None], noise, plain)
+  images, _ = apply(dict(others, erase=1.0), pixels(), keys())
+  np.testing.assert_array_equal(images, expected)
+  mixed, labels = apply(dict(others, erase=1.0, mixup=0.5), pixels(), keys())
+  a = labels[1].max()   # the first is of its partner's class
+  np.testing.assert_allclose(
+      mixed, a * expected + (1 - a) * np.roll(expected, 1, axis=0),
+      rtol=0, atol=1e-6)
+
+
+def unlike(shape, count=B):
+  """Images that differ from the ones beside them in every pixel."""
+  images = pixels(count, shape) // 2 * 2
+  return images + (np.arange(count, dtype=np.uint8) % 2)[:, None, None, None]
+
+
+def foreign(images, before):
+  """Where each image shows its partner's pixels and not its own: [B, H, W]."""
+  own = normalised(before)
+  partner = np.concatenate([own[-1:], own[:-1]])
+  shown = (images == partner).all(-1)
+  np.testing.assert_array_equal(
+      images, np.where(shown[..., None], partner, own))
+  return shown
+
+
+@pytest.mark.parametrize('p', (0.2, 1.0))
+@pytest.mark.parametrize('shape', SHAPES)
+def test_cutmix_is_numpys(shape, p):
+  """One box a batch, from the same draws; labels share as the pixels do."""
+  shares, size = [], np.array(shape[:2])
+  before = unlike(shape)
+  for step in range(20):
+    images, labels = apply(dict(cutmix=p), before, keys(), step=step)
+    shown = foreign(images, before)
+    ratio_key, centre_key = jax.random.split(jax.random.key(step))
+    b = np.float64(jax.random.beta(ratio_key, p, p))
+    sides = (size * np.sqrt(1 - b)).astype(int)
+    start = np.asarray(jax.random.randint(
+        centre_key, (2,), 0, size)) - sides // 2
+    end = np.minimum(start + sides, size)
+    box = np.zeros(shape[:2], bool)
+    box[max(start[0], 0):end[0], max(start[1], 0):end[1]] = True
+    np.testing.assert_array_equal(shown, np.repeat(box[None], B, axis=0))
+    kept = 1 - box.mean()
+    shares.append(kept)
+    partner = np.concatenate([targets()[-1:], targets()[:-1]])
+    np.testing.assert_allclose(   # float32's last bit and no more
+        labels, kept * targets() + (1 - kept) * partner, rtol=0, atol=1e-7)
+  assert np.std(shares) > .1
+
+
+@pytest.mark.parametrize('p', (0.5, 1.0))
+def test_cutmix_draws_as_numpy(p):
+  """How often each pixel is the partner's, and the mean share, are those of
+  boxes that NumPy draws."""
+  height, width, n, many = 9, 14, 4000, 40_000
+  x = jnp.arange(2.)[:, None, None, None] * jnp.ones((1, height, width, 1))
+  images, labels = jax.vmap(lambda k: augment.cut(x, jnp.eye(2), k, p))(
+      jax.random.split(jax.random.key(1), n))
+  draw = np.random.default_rng(0)
+  side = np.sqrt(1 - draw.beta(p, p, many))
+  inside = []
+  for size in (height, width):
+    length = np.floor(side * size)[:, None]
+    start = draw.integers(0, size, many)[:, None] - length // 2
+    inside.append((np.arange(size) >= start)
+                  & (np.arange(size) < start + length))
+  box = inside[0][:, :, None] & inside[1][:, None, :]
+  bound = 4 * .5 / np.sqrt(n)
+  assert np.abs(np.asarray(images[:, 0, ..., 0]).mean(0)
+                - box.mean(0)).max() < bound
+  assert abs(np.asarray(labels[:, 0, 0]).mean() - 1 + box.mean()) < bound
+
+
+def test_mixup_alone_is_mix_with_the_very_key():
+  """So it draws what it drew before there was another way to mix."""
+  direct = jax.jit(lambda x, t, key: augment.mix(
+      augment.normalise(x), t, key, 0.5))
+  for step in range(5):
+    got = apply(dict(mixup=0.5), pixels(), keys(), step=step)
+    expected = direct(pixels(), targets(), jax.random.key(step))
+    for a, b in zip(got, expected):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_mixup_and_cutmix_take_turns_at_random():
+  """Each batch is wholly one or the other, half of them each; the choice says
+  nothing about the ratio."""
+  n, before = 400, unlike((SIDE, SIDE, 3))
+  own = normalised(before)
+  partner = np.concatenate([own[-1:], own[:-1]])
+  boxed, ratios = [], []
+  for step in range(n):
+    images, labels = apply(dict(mixup=0.8, cutmix=1.0), before, keys(),
+                           step=step)
+    ratios.append(labels[1, 1])
+    boxed.append(np.all((images == own) | (images == partner)))
+    if boxed[-1]:
+      assert abs(foreign(images, before).mean() + ratios[-1] - 1) < 1e-6
+    else:
+      assert ratios[-1] >= .5
+      np.testing.assert_allclose(
+          images, ratios[-1] * own + (1 - ratios[-1]) * partner,
+          rtol=0, atol=1e-6)
+  boxed, ratios = np.array(boxed), np.array(ratios)
+  assert abs(boxed.mean() - .5) < 4 * .5 / np.sqrt(n)
+  b = np.random.default_rng(0).beta(.8, .8, 10**6)
+  expected = np.maximum(b, 1 - b)
+  assert abs(ratios[~boxed].mean() - expected.mean()) < (
+      4 * expected.std() / np.sqrt((~boxed).sum()))
+
+
+@pytest.mark.parametrize('name,mixing,steps', (
+    ('all', dict(mixup=0.5), 1),
+    ('erase', dict(mixup=0.5, cutmix=1.0), 6)))
+def test_eight_devices_give_what_one_does(name, mixing, steps):
+  """Sharded over the batch: crops and ops bit for bit; mixup and cutmix, whose
+  partner may lie on another device, too."""
+  settings = dict(SETTINGS[name], **mixing)
   inputs = (pixels(), targets(), keys())
-  one = apply(settings, inputs[0], inputs[2])
   mesh = Mesh(np.array(jax.devices()), ('data',))
   assert mesh.size == 8
   spread = NamedSharding(mesh, PartitionSpec('data'))
   placed = [jax.device_put(x, spread) for x in inputs]
   function = jax.jit(augment.make(**settings))
-  eight = function(*placed, jax.random.key(0))
-  assert eight[0].sharding.spec[0] == 'data'
-  for a, b in zip(one, jax.device_get(eight)):
-    np.testing.assert_array_equal(a, b)
+  for step in range(steps):
+    one = apply(settings, inputs[0], inputs[2], step=step)
+    eight = function(*placed, jax.random.key(step))
+    assert eight[0].sharding.spec[0] == 'data'
+    for a, b in zip(one, jax.device_get(eight)):
+      np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize('settings', (
     dict(randaugment_layers=-1), dict(randaugment_layers=11),
     dict(randaugment_layers=2, randaugment_magnitude=-1), dict(mixup=-0.1),
     dict(pad_crop=-1), dict(zoom=1.0), dict(zoom=-0.1), dict(rotate=-1.0),
-    dict(shift=-0.1)))
+    dict(shift=-0.1), dict(erase=-0.1), dict(erase=1.5),
+    dict(erase=float('nan')), dict(cutmix=-0.1), dict(cutmix=float('inf'))))
 def test_bad_arguments_are_refused_with_key_and_value(settings):
   key, value = list(settings.items())[-1]
   with pytest.raises(checks.UserError) as error:
     augment.make(**settings)
   for part in ('augment', key.split('_')[-1], str(value)):
     assert part in str(error.value)
+
+
+@pytest.mark.parametrize('settings,range_', (
+    (dict(erase=25.0), 'from 0 to 1'), (dict(cutmix=-1.0), '>= 0')))
+def test_an_error_names_the_key_and_its_range(settings, range_):
+  (key, value), = settings.items()
+  with pytest.raises(checks.UserError) as error:
+    augment.make(**settings)
+  for part in (f'augment.{key}: ', range_, str(value)):
+    assert part in str(error.value)
+  assert '\n' not in str(error.value)

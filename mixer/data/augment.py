@@ -6,6 +6,8 @@ depends on how the batch is spread over devices.
 
 Axes: B batch, H height, W width, C channels, K classes.
 """
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -14,7 +16,8 @@ from mixer.data import randaugment
 
 
 def make(*, flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
-         randaugment_layers=0, randaugment_magnitude=0, mixup=0.0):
+         randaugment_layers=0, randaugment_magnitude=0, erase=0.0, mixup=0.0,
+         cutmix=0.0):
   """The training augmentation; a config's `augment` section.
 
   Args:
@@ -27,8 +30,12 @@ def make(*, flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
     shift: largest shift, as a share of the side.
     randaugment_layers: RandAugment operations in a row (the paper: 2).
     randaugment_magnitude: m of table 4 (0, 10, 15 or 20).
+    erase: probability that a rectangle of noise hides a part of the image.
     mixup: p of Beta(p, p), 0 for none. One ratio a batch; the partner of an
       example is the one before it in the batch; labels are mixed too.
+    cutmix: p of Beta(p, p), 0 for none. One box a batch, which shows the same
+      partner; labels are mixed by area. With mixup too, each batch takes one of
+      the two, at even odds.
 
   Returns:
     augment(images uint8 [B, H, W, C], targets [B, K], keys [B], key) ->
@@ -45,6 +52,12 @@ def make(*, flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
   if rotate < 0 or shift < 0:
     raise checks.UserError('augment: expected rotate >= 0 and shift >= 0, got '
                            f'{rotate} and {shift}')
+  if not 0 <= erase <= 1:
+    raise checks.UserError(
+        f'augment.erase: expected a probability from 0 to 1, got {erase}')
+  if not 0 <= cutmix < math.inf:
+    raise checks.UserError(
+        f'augment.cutmix: expected a finite number >= 0, got {cutmix}')
 
   def augment(images, targets, keys, key):
     stream = lambda n: jax.vmap(lambda k: jax.random.fold_in(k, n))(keys)
@@ -61,8 +74,17 @@ def make(*, flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
           images, stream(3), layers=randaugment_layers,
           magnitude=randaugment_magnitude)
     images = normalise(images)
-    if mixup:
+    if erase:
+      images = jax.vmap(lambda x, k: _erase(x, k, erase))(images, stream(4))
+    if mixup and cutmix:
+      choice, key = jax.random.split(key)
+      images, targets = jax.lax.cond(
+          jax.random.bernoulli(choice), lambda x, t: mix(x, t, key, mixup),
+          lambda x, t: cut(x, t, key, cutmix), images, targets)
+    elif mixup:
       images, targets = mix(images, targets, key, mixup)
+    elif cutmix:
+      images, targets = cut(images, targets, key, cutmix)
     return images, targets
 
   return augment
@@ -79,6 +101,55 @@ def mix(images, targets, key, p):
   a = jnp.maximum(b, 1 - b)
   blend = lambda x: a * x + (1 - a) * jnp.roll(x, 1, axis=0)
   return blend(images), blend(targets)
+
+
+def cut(images, targets, key, p):
+  """CutMix (https://arxiv.org/abs/1905.04899): x, and roll(x) within a box.
+
+  The box has the image's proportions and 1 - b of its area, b ~ Beta(p, p). The
+  centre is uniform and the borders cut what lies beyond, so that the labels are
+  mixed by the pixels counted: a x + (1 - a) roll(x), a the share of x.
+  """
+  ratio_key, centre_key = jax.random.split(key)
+  side = jnp.sqrt(1 - jax.random.beta(ratio_key, p, p))
+  size = jnp.array(images.shape[1:3])
+  sides = jnp.floor(side * size).astype(jnp.int32)
+  corner = jax.random.randint(centre_key, (2,), 0, size) - sides // 2
+  box = _box(images.shape[1:3], corner, sides)
+  a = jnp.mean(~box)
+  partner = lambda x: jnp.roll(x, 1, axis=0)
+  return (jnp.where(box[None], partner(images), images),
+          a * targets + (1 - a) * partner(targets))
+
+
+def _box(shape, corner, sides):
+  """Is a pixel in the box? corner and sides int32 [2]; bool [H, W, 1]."""
+  rows, columns = (
+      (jnp.arange(n) >= start) & (jnp.arange(n) < start + side)
+      for n, start, side in zip(shape, corner, sides))
+  return rows[:, None, None] & columns[None, :, None]
+
+
+def _erase(image_HWC, key, probability):
+  """Random erasing (https://arxiv.org/abs/1708.04896) of a normalised image.
+
+  Area uniform in 2% to 33% of the image, height over width log-uniform in 0.3
+  to 3.3, as in torchvision, any place within the image. The paper draws again
+  if a side does not fit; here it is cut to the image's. Noise is the paper's,
+  an own value in [0, 255] a pixel and channel: uniform over [-1, 1] by now.
+  """
+  draw_key, noise_key = jax.random.split(key)
+  draw = jax.random.uniform(draw_key, (5,))
+  size = jnp.array(image_HWC.shape[:2])
+  area = (0.02 + draw[1] * (0.33 - 0.02)) * math.prod(image_HWC.shape[:2])
+  aspect = 0.3 * (3.3 / 0.3)**draw[2]
+  sides = jnp.sqrt(area * jnp.stack([aspect, 1 / aspect]))
+  sides = jnp.clip(jnp.round(sides).astype(jnp.int32), 1, size)
+  corner = (draw[3:] * (size - sides + 1)).astype(jnp.int32)
+  box = _box(image_HWC.shape[:2], corner, sides)
+  noise = jax.random.uniform(
+      noise_key, image_HWC.shape, minval=-1.0, maxval=1.0)
+  return jnp.where(box & (draw[0] < probability), noise, image_HWC)
 
 
 def _flip(image_HWC, key):

@@ -13,7 +13,6 @@ import resource
 import struct
 import time
 
-from etils import epath
 import numpy as np
 
 from mixer.core import checks
@@ -21,7 +20,7 @@ from mixer.core import files
 from mixer.core.log import log
 from mixer.data import images as image_files
 
-NOTE = 'mixer.json'   # beside a set that mixer.prepare made: what is known
+NOTE = 'mixer.json'   # beside a set that mixer.prepare made: where it is from
 _THREADS = 16
 
 
@@ -209,11 +208,6 @@ def fingerprint(info, shards):
             for path, n in zip(shards.paths, lengths)]
   return hashlib.sha256(
       repr((info.full_name, listed)).encode()).hexdigest()[:16]
-
-
-def is_checked(info):
-  """Whether every image was decoded once, when the set was made."""
-  return (epath.Path(info.data_dir) / NOTE).exists()
 
 
 def _offsets(shards, name):

@@ -59,7 +59,6 @@ class Source:
     upright: whether EXIF rotation and transparency are minded: they are in
       files as people have them, and are not in TFDS sets, as in everybody's
       ImageNet figures.
-    checked: whether every image is known to decode.
     shards: None, or `prepared.Shards` of a set that is read in sequence.
     directory: of a TFDS set, its version's; else None.
   """
@@ -73,7 +72,6 @@ class Source:
   channels: int
   fingerprint: str
   upright: bool = False
-  checked: bool = False
   shards: Any = None
   directory: str | None = None
 
@@ -263,7 +261,7 @@ def _open_tfds(name, where, access):
       name_of=shards.name_of, decoded=False,
       channels=info.features['image'].shape[-1] or 3,
       fingerprint=prepared.fingerprint(info, shards),
-      checked=prepared.is_checked(info), directory=str(info.data_dir),
+      directory=str(info.data_dir),
       shards=shards if isinstance(reader, prepared.Sequence) else None)
 
 

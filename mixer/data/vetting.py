@@ -82,8 +82,6 @@ class Vetting:
       self._note(record, str(e))
 
   def _look(self, file):
-    if self._source.checked:
-      return _PLAIN
     plain = images.is_plain(file, max_pixels=self._max_pixels)
     if self._source.upright and not plain:
       return _ODD   # and decoded in full at every visit
