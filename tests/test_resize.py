@@ -1,0 +1,202 @@
+"""Change of resolution: the equalities of the paper's appendix C, and others."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer import models
+from mixer import pretrained
+from mixer.core import checks
+
+SIZE = 12   # of the small images; patches of 4, so a grid of 3 x 3
+
+
+def make(channels=3, size=(SIZE, SIZE), patch_size=4):
+  """A small network with all its parameters at random."""
+  model = models.create(
+      'Mixer-S/4', num_classes=5, hidden_dim=16, num_blocks=2,
+      tokens_mlp_dim=7, channels_mlp_dim=24, in_channels=channels,
+      patch_size=patch_size)
+  params = model.init(jax.random.key(0), images(1, *size, channels))['params']
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  return model, jax.tree.unflatten(tree, [
+      x + .3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+
+
+def images(count, height, width, channels=3):
+  return jax.random.normal(jax.random.key(2), (count, height, width, channels))
+
+
+def apply(model, params, x):
+  return model.apply({'params': params}, x)
+
+
+def close(a, b, tolerance=2e-5):
+  np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('parts', [(2, 2), (3, 3), (1, 2), (3, 1), (1, 1)])
+def test_blocks_mix_every_part_as_the_small_network_did(parts):
+  """After each block, in place of the raster; pre-logits and logits are the
+  means over the parts."""
+  model, params = make()
+  size = (SIZE * parts[0], SIZE * parts[1])
+  larger, enlarged = pretrained.resize(model, params, image_size=size)
+  assert larger.tokens_mlp_dim == 7 * parts[0] * parts[1]
+  x = images(2, *size)
+  logits, out = apply(larger, enlarged, x)
+  grid = lambda tokens: tokens.reshape(2, size[0] // 4, size[1] // 4, -1)
+  of_parts = []
+  for row in range(parts[0]):
+    for column in range(parts[1]):
+      part = x[:, row * SIZE:(row + 1) * SIZE,
+               column * SIZE:(column + 1) * SIZE]
+      small, inside = apply(model, params, part)
+      of_parts.append((small, inside['pre_logits']))
+      for i in range(2):
+        close(grid(out[f'block_{i}'])[:, 3 * row:3 * row + 3,
+                                      3 * column:3 * column + 3],
+              inside[f'block_{i}'].reshape(2, 3, 3, -1))
+  mean = lambda i: np.mean([part[i] for part in of_parts], axis=0)
+  close(logits, mean(0))
+  close(out['pre_logits'], mean(1))
+
+
+def test_a_tiled_image_gives_the_small_images_logits():
+  model, params = make()
+  x = images(2, SIZE, SIZE)
+  larger, enlarged = pretrained.resize(model, params, image_size=2 * SIZE)
+  close(apply(larger, enlarged, jnp.tile(x, (1, 2, 2, 1)))[0],
+        apply(model, params, x)[0])
+
+
+def test_zeros_between_the_blocks_are_parameters():
+  """Their gradients are not zero: training couples the parts."""
+  model, params = make()
+  larger, enlarged = pretrained.resize(model, params, image_size=2 * SIZE)
+  x = images(2, 2 * SIZE, 2 * SIZE)
+  grads = jax.grad(lambda p: jnp.sum(apply(larger, p, x)[0] ** 2))(enlarged)
+  first = lambda tree: tree['MixerBlock_0']['token_mixing']['Dense_0']['kernel']
+  assert first(enlarged).shape == (36, 28)
+  zeros = np.asarray(first(enlarged)) == 0
+  assert zeros.mean() == .75 and np.all(np.asarray(first(grads))[zeros] != 0)
+
+
+def test_the_same_size_changes_nothing():
+  model, params = make()
+  for method in ('block', 'resample'):
+    same, kept = pretrained.resize(
+        model, params, image_size=SIZE, method=method)
+    assert same == model
+    jax.tree.map(np.testing.assert_array_equal, kept, params)
+
+
+@pytest.mark.parametrize('size', [(8, 8), (20, 20), (16, 28), (4, 36), (24, 24)])
+def test_resampled_mixing_is_mixing_of_resampled_tokens(size):
+  """W1' t = W1 (down t), and what W2' and b2' add is `up` of what W2, b2 did."""
+  model, params = make()
+  new, resampled = pretrained.resize(
+      model, params, image_size=size, method='resample')
+  assert new.tokens_mlp_dim == 7
+  old = params['MixerBlock_1']['token_mixing']
+  mlp = resampled['MixerBlock_1']['token_mixing']
+  grid = (size[0] // 4, size[1] // 4)
+  t = images(1, *grid, 16)[0]
+  down = jax.image.resize(t, (3, 3, 16), 'linear').reshape(9, 16)
+  close(np.einsum('sd,sc->dc', mlp['Dense_0']['kernel'], t.reshape(-1, 16)),
+        np.einsum('sd,sc->dc', old['Dense_0']['kernel'], down), 1e-4)
+  close(mlp['Dense_0']['bias'], old['Dense_0']['bias'])
+  h = images(1, 1, 7)[0, 0, :, 0]
+  added = lambda m: h @ np.asarray(m['Dense_1']['kernel']) + np.asarray(
+      m['Dense_1']['bias'])
+  up = jax.image.resize(added(old).reshape(3, 3), grid, 'linear')
+  close(added(mlp).reshape(grid), up, 1e-4)
+
+
+@pytest.mark.parametrize('size', [(8, 8), (32, 20)])
+def test_resampled_a_uniform_image_gives_the_old_logits(size):
+  """If W2 and b2 do not depend on the token, all tokens stay alike, and the
+  number of them does not matter."""
+  model, params = make()
+  for i in range(2):
+    second = params[f'MixerBlock_{i}']['token_mixing']['Dense_1']
+    second.update(kernel=jnp.broadcast_to(second['kernel'][:, :1], (7, 9)),
+                  bias=jnp.full(9, .4))
+  new, resampled = pretrained.resize(
+      model, params, image_size=size, method='resample')
+  plain = lambda *s: jnp.broadcast_to(jnp.array([.3, -.5, .9]), (1, *s, 3))
+  close(apply(new, resampled, plain(*size))[0],
+        apply(model, params, plain(SIZE, SIZE))[0], 1e-4)
+
+
+def test_the_papers_form_is_taken_where_it_applies():
+  model, params = make()
+  widths = lambda size: pretrained.resize(
+      model, params, image_size=size)[0].tokens_mlp_dim
+  assert (widths(24), widths(36), widths((12, 24))) == (28, 63, 14)
+  assert (widths(8), widths(16), widths((24, 16))) == (7, 7, 7)
+
+
+def test_images_that_were_not_square():
+  model, params = make(size=(8, 16))
+  with pytest.raises(checks.UserError, match='from_size: 8 tokens'):
+    pretrained.resize(model, params, image_size=16)
+  with pytest.raises(checks.UserError, match='from_size: .*3x4.*for 8'):
+    pretrained.resize(model, params, image_size=16, from_size=(12, 16))
+  larger, enlarged = pretrained.resize(
+      model, params, image_size=(8, 32), from_size=(8, 16))
+  x = images(1, 8, 32)
+  halves = [apply(model, params, h)[0] for h in (x[:, :, :16], x[:, :, 16:])]
+  close(apply(larger, enlarged, x)[0], np.mean(halves, axis=0))
+
+
+@pytest.mark.parametrize('patch', [8, 6, (4, 8)])
+def test_an_enlarged_patch_projects_to_what_the_patch_did(patch):
+  model, params = make()
+  height, width = (patch, patch) if isinstance(patch, int) else patch
+  new, changed = pretrained.resize(
+      model, params, image_size=(3 * height, 3 * width), patch_size=patch)
+  small = images(1, 4, 4)
+  # Each patch is enlarged by itself: its borders repeat its own edge.
+  large = jax.image.resize(small, (1, height, width, 3), 'linear')
+  tokens = lambda m, p, x: apply(m, p, jnp.tile(x, (1, 3, 3, 1)))[1]['stem']
+  close(tokens(new, changed, large), tokens(model, params, small), 1e-4)
+
+
+def test_a_smaller_patch_keeps_the_shape_of_the_projection():
+  model, params = make()
+  new, changed = pretrained.resize(
+      model, params, image_size=6, patch_size=2)
+  assert changed['stem']['kernel'].shape == (2, 2, 3, 16)
+  assert apply(new, changed, images(1, 6, 6))[0].shape == (1, 5)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 6])
+def test_a_grey_image_gives_the_same_logits_whatever_the_channels(channels):
+  model, params = make()
+  new, changed = pretrained.resize(
+      model, params, image_size=SIZE, in_channels=channels)
+  assert new.in_channels == channels
+  grey = images(2, SIZE, SIZE, 1)
+  close(apply(new, changed, jnp.tile(grey, (1, 1, 1, channels)))[0],
+        apply(model, params, jnp.tile(grey, (1, 1, 1, 3)))[0])
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(image_size=16, method='block'), 'from 3x3 to 4x4; use resample'),
+    (dict(image_size=13), '13x13 is no multiple'),
+    (dict(image_size=2), '2x2 is no multiple'),
+    (dict(image_size=24, method='blocks'), "method.*did you mean 'block'"),
+])
+def test_what_does_not_fit_is_refused(settings, message):
+  model, params = make()
+  with pytest.raises(checks.UserError, match=message):
+    pretrained.resize(model, params, **settings)
+
+
+def test_parameters_that_were_given_are_left_alone():
+  model, params = make()
+  before = jax.tree.map(np.array, params)
+  pretrained.resize(model, params, image_size=24, in_channels=1, patch_size=8)
+  jax.tree.map(np.testing.assert_array_equal, before, params)
