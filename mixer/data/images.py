@@ -71,8 +71,9 @@ def pixels(file, *, channels=3, max_pixels=MAX_PIXELS, upright=True):
 
 
 def bitmap(file, *, channels=3, max_pixels=MAX_PIXELS):
-  """The same pixels as the bytes of a BMP file, which every decoder reads."""
-  return _bmp(pixels(file, channels=channels, max_pixels=max_pixels))
+  """The same pixels as the bytes of a PNG file without compression, which
+  TensorFlow reads with any number of channels, as it does not BMP."""
+  return _png(pixels(file, channels=channels, max_pixels=max_pixels))
 
 
 def one_line(error):
@@ -80,10 +81,10 @@ def one_line(error):
   return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
-def _bmp(array):
+def _png(array):
   out = io.BytesIO()
   image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
-  image.save(out, 'BMP')
+  image.save(out, 'PNG', compress_level=0)
   return out.getvalue()
 
 
@@ -107,4 +108,4 @@ def _deep_png(file):
 
 
 # Stands for an image in a row that does not count: one black pixel.
-BLANK = _bmp(np.zeros((1, 1, 3), np.uint8))
+BLANK = _png(np.zeros((1, 1, 3), np.uint8))

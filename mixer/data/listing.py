@@ -115,7 +115,7 @@ def manifest(path):
   sizes = collections.Counter(row['split'] for row in table)
   sizes = {s: sizes[s] for s in (*_STORED, *sizes) if s in sizes}
   table.sort(key=lambda row: list(sizes).index(row['split']))
-  class_names, numbers = _classes(path, table)
+  class_names, numbers = classes(path, table)
   shape = len(table), max(len(row['labels']) for row in table)
   labels, weights = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
   for record, row in enumerate(table):
@@ -370,7 +370,7 @@ def _several(value):
   return None if values in ([None], ['']) else values
 
 
-def _classes(path, table):
+def classes(path, table):
   """Class names, and {label: its class}."""
   lines = {str(label): row['line'] for row in reversed(table)
            for label in row['labels']}   # of each label's first row

@@ -20,7 +20,6 @@ from mixer.core import files
 from mixer.core.log import log
 from mixer.data import images as image_files
 
-NOTE = 'mixer.json'   # beside a set that mixer.prepare made: where it is from
 _THREADS = 16
 
 
