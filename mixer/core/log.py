@@ -17,6 +17,8 @@ def setup():
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   absl_logging.use_python_logging(quiet=True)
   absl_logging.set_verbosity(absl_logging.ERROR)
+  if hasattr(sys.stdout, 'reconfigure'):   # a file's name may be no text
+    sys.stdout.reconfigure(errors='backslashreplace')
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(logging.Formatter('%(message)s'))
   log.handlers[:] = [handler]

@@ -18,6 +18,7 @@ CROPS = dict(inception='bilinear', bit='bilinear', resmall='area',
              resize_crop='bilinear', resize='bilinear')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'area')
 _GROUP = 16   # records read by one call into Python
+_LONGEST = 16   # sides of an image's middle, of which the shorter is resized
 
 
 def batches(load, like, *, first, last, batch_size, image_size, channels, crop,
@@ -153,7 +154,13 @@ def _pixels(tf, file, key, size, channels, crop, interpolation, min_area):
     return resize(pixels, size)
   larger = tf.constant([s * 8 // 7 for s in size])
   if crop == 'resmall':
-    shape = tf.cast(tf.shape(pixels)[:2], tf.float64)
+    # A line of pixels would be enlarged to gigabytes, of which the middle is
+    # all that is shown.
+    shape = tf.shape(pixels)[:2]
+    kept = tf.minimum(shape, _LONGEST * tf.reduce_min(shape))
+    pixels = tf.slice(pixels, tf.concat([(shape - kept) // 2, [0]], 0),
+                      tf.concat([kept, [channels]], 0))
+    shape = tf.cast(kept, tf.float64)
     scale = tf.reduce_max(tf.cast(larger, tf.float64) / shape)
     larger = tf.maximum(tf.cast(tf.round(shape * scale), tf.int32), larger)
   spare = larger - size
@@ -170,17 +177,21 @@ def _pixels(tf, file, key, size, channels, crop, interpolation, min_area):
 
 def _inception(tf, file, key, channels, min_area):
   """The crop, in pixels of the image; of a JPEG nothing else is decoded."""
-  window, begin, extent = _window(tf, file, key, min_area)
+  return _cropped(tf, file, _window(tf, file, key, min_area), channels)
+
+
+def _cropped(tf, file, window, channels):
   whole = lambda: tf.io.decode_image(file, channels=channels,
                                      expand_animations=False)
   return tf.cond(
       tf.io.is_jpeg(file),
       lambda: tf.image.decode_and_crop_jpeg(file, window, channels=channels),
-      lambda: tf.slice(whole(), begin, tf.concat([extent[:2], [channels]], 0)))
+      lambda: tf.slice(whole(), tf.concat([window[:2], [0]], 0),
+                       tf.concat([window[2:], [channels]], 0)))
 
 
 def _window(tf, file, key, min_area):
-  """(top, left, height, width) of the crop; the same as begin and extent."""
+  """(top, left, height, width) of the crop."""
   shape = tf.cond(
       tf.io.is_jpeg(file), lambda: tf.image.extract_jpeg_shape(file),
       lambda: tf.shape(tf.io.decode_image(file, expand_animations=False)))
@@ -188,7 +199,7 @@ def _window(tf, file, key, min_area):
       shape, tf.zeros([0, 0, 4]), seed=key, area_range=(min_area, 1.0),
       aspect_ratio_range=(3 / 4, 4 / 3), min_object_covered=0.0,
       max_attempts=100, use_image_if_no_bounding_boxes=True)
-  return tf.concat([begin[:2], extent[:2]], 0), begin, extent
+  return tf.concat([begin[:2], extent[:2]], 0)
 
 
 def _resize(tf, pixels, size, method):
@@ -217,10 +228,9 @@ def bare(files, keys, *, channels, crop, min_area=0.05):
   import tensorflow as tf
   files = np.array(files, object)
   if crop == 'inception':
-    windows = np.array([_window(tf, file, key, min_area)[0].numpy()
+    windows = np.array([_window(tf, file, key, min_area).numpy()
                         for file, key in zip(files, keys)])
-    decode = lambda file, window: tf.image.decode_and_crop_jpeg(
-        file, window, channels=channels)
+    decode = lambda file, window: _cropped(tf, file, window, channels)
   else:
     windows = np.zeros((len(files), 4), np.int32)
     decode = lambda file, window: tf.io.decode_image(

@@ -91,6 +91,7 @@ def _png(array):
 def _opened(file, max_pixels):
   if not file:
     raise BadImage('the file is empty')
+  Image.MAX_IMAGE_PIXELS = None   # Pillow's own limit; ours comes below
   try:
     image = Image.open(io.BytesIO(file), formats=_FORMATS)
   except Exception as e:

@@ -9,6 +9,7 @@ whether a row counts, and 'bad', whether it would if it could be decoded.
 """
 import dataclasses
 import functools
+import math
 import queue
 import threading
 from typing import Any
@@ -80,10 +81,11 @@ class Data:
       RunError: if none of them can be decoded.
     """
     if self.resident is not None:
-      return
-    count = min(_PREFLIGHT, len(self))
-    _, *load = loading.evaluation(self, batch_size=count, slots=(0, count))
-    (_, (mask, *_)), = self._decode(load, 0, 1, count)
+      count, mask = len(self), ~self.bad
+    else:
+      count = min(_PREFLIGHT, len(self))
+      _, *load = loading.evaluation(self, batch_size=count, slots=(0, count))
+      (_, (mask, *_)), = self._decode(load, 0, 1, count)
     if not mask.any():
       (name, why), *_ = self.vetting.bad.values()
       raise checks.RunError(
@@ -185,7 +187,7 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
   size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
   _in_range('run.image_size', image_size, min(size) >= 1, 'at least 1')
   most = (None if max_bad_fraction is None
-          else int(max_bad_fraction * len(chosen)))
+          else math.floor(max_bad_fraction * len(chosen) + 1e-6))
   vet = vetting.Vetting(source, key=key, most=most, max_pixels=max_pixels,
                         report=report)
   data = Data(

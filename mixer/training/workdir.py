@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 
 from etils import epath
 import jax
@@ -13,7 +14,8 @@ from mixer.core import files
 from mixer.core.log import log
 
 # What may change between a run and its continuation, by the start of the key.
-_FREE = ('data.dir', 'run.log_every', 'evals', 'checkpoint', 'sharding')
+_FREE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
+         'checkpoint', 'sharding')
 
 
 @contextlib.contextmanager
@@ -90,13 +92,15 @@ class BadImages:
     self._path = os.path.join(path, name)
     text = files.read(self._path) or ''
     self._lines = dict.fromkeys(text.splitlines())
+    self._lock = threading.Lock()
 
   def __call__(self, found):
     """Adds a dict of strings."""
     line = json.dumps(found)
-    if line not in self._lines:
-      self._lines[line] = None
-      files.write(self._path, ''.join(f'{line}\n' for line in self._lines))
+    with self._lock:   # images are read by several threads
+      if line not in self._lines:
+        self._lines[line] = None
+        files.write(self._path, ''.join(f'{line}\n' for line in self._lines))
 
 
 def write_json(path, value):
