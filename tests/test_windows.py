@@ -208,7 +208,7 @@ def test_golden_windows():
 def test_seeds_and_epochs_and_readers_have_orders_of_their_own():
   """Other shards after each other, another beginning, other places in each
   window; seed + 1 with epoch - 1 is another order too."""
-  lengths = (200,) * 20
+  lengths = (100,) * 20
   given, begins, rounds = [], set(), set()
   for seed, epoch in itertools.product(range(3), range(3)):
     plan = plan_of(lengths, 8, 50, seed)
@@ -216,12 +216,12 @@ def test_seeds_and_epochs_and_readers_have_orders_of_their_own():
     parts = [part for reader in range(8) for number in numbers(plan, epoch)
              for part in plan.read(reader, number)[1]]
     begins.add(parts[0][0])
-    shards = list(dict.fromkeys(first // 200 for first, _ in parts))
+    shards = list(dict.fromkeys(first // 100 for first, _ in parts))
     zero = shards.index(0)
     rounds.add(tuple(shards[zero:] + shards[:zero]))
   assert len(begins) == len(rounds) == 9
   for one, other in itertools.combinations(given, 2):
-    assert np.mean(one == other) < .01
+    assert np.mean(one == other) < .02
   plan = plan_of(lengths, 8, 50)
   places = {tuple(plan.read(reader, number)[2])
             for reader in range(8) for number in range(20)}
@@ -252,8 +252,7 @@ def class_counts(labels_of, plan, epoch, size, classes):
       count, classes)
 
 
-@pytest.mark.parametrize('window', (300, 700))
-def test_batches_of_sorted_data_are_those_of_a_true_shuffle(window):
+def test_batches_of_sorted_data_are_those_of_a_true_shuffle():
   """50,000 examples sorted by class, which a hash put into shards when they
   were written: the class counts of batches are those of draws without
   replacement. Without the hash they are not, which this would see."""
@@ -261,7 +260,7 @@ def test_batches_of_sorted_data_are_those_of_a_true_shuffle(window):
   mean, spread = (n - size) / (n - 1), np.sqrt(2 / (classes - 1))
   written = np.random.default_rng(0).permutation(n)
   labels = np.arange(n) * classes // n
-  plan = plan_of((521,) * 95 + (505,), windows.readers_for(size, n), window)
+  plan = plan_of((521,) * 95 + (505,), windows.readers_for(size, n), 300)
   assert plan.readers == 64 and plan.runs[-1, 1] == n
 
   def fair(labels_of, epoch):

@@ -125,7 +125,8 @@ def _in_sequence(data, seed, batch_size, first, slots):
   mine = range(slots[0] // each, slots[1] // each)
 
   def load():
-    with futures.ThreadPoolExecutor(len(mine)) as pool:
+    pool = futures.ThreadPoolExecutor(len(mine))
+    try:
       streams = [_examples(data, plan, r, first * each, pool) for r in mine]
       while True:
         rows = [next(stream) for stream in streams for _ in range(each)]
@@ -135,6 +136,8 @@ def _in_sequence(data, seed, batch_size, first, slots):
         ids = _ids(np.array(epoch), np.array(record), np.array(bad))
         yield (files, order.keys(seed, epoch, record),
                ids + _targets(labels, weights))
+    finally:   # perhaps by the garbage collector, in a thread of the pool
+      pool.shutdown(wait=False, cancel_futures=True)
 
   stream = load()
   return lambda step, lo, hi: next(stream)

@@ -2,8 +2,7 @@
 
 Records are numbered shard by shard, split by split. They are read at random:
 ArrayRecord has an index, TFRecord gets one from a scan of the record headers,
-which is kept in the user's cache. TFRecord in a bucket is read in sequence,
-through TensorFlow; nothing else here imports it.
+which is kept in the user's cache. TFRecord in a bucket is read in sequence.
 """
 import concurrent.futures
 import dataclasses
@@ -12,7 +11,9 @@ import os
 import resource
 import struct
 import time
+import uuid
 
+from etils import epath
 import numpy as np
 
 from mixer.core import checks
@@ -120,12 +121,7 @@ class Tfrecords:
       data = os.pread(file, end - begin - 12, begin + 12)
     finally:
       os.close(file)
-    stored, = struct.unpack('<I', data[-4:].ljust(4))
-    crc = self._crc(data[:-4])
-    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-    if stored != masked:
-      return image_files.BadImage('the record does not match its checksum')
-    return data[:-4]
+    return _checked(self._crc, data)
 
 
 class ArrayRecords:
@@ -165,31 +161,48 @@ class Sequence:
   """TFRecord files read from some record on, as buckets want it."""
 
   def __init__(self, shards, name):
+    import google_crc32c
+    self._crc = google_crc32c.value
     self.shards = shards
     self._name = name
 
   def __call__(self, records):
-    """Serialised records, by ascending numbers of one shard."""
+    """Serialised records, by ascending numbers of one shard.
+
+    Raises:
+      RunError: if the file ends too early, or the length of a record is wrong.
+    """
     if not len(records):
       return []
-    import tensorflow as tf
     shard, first = self.shards.locate(records[0])
-    span = int(records[-1] - records[0]) + 1
-    path = self.shards.paths[shard]
-    data = tf.data.TFRecordDataset([path], buffer_size=8 << 20)
-    wanted, got = set((records - records[0]).tolist()), []
-    try:
-      for i, raw in enumerate(
-          data.skip(first).take(span).as_numpy_iterator()):
-        if i in wanted:
-          got.append(raw)
-    except tf.errors.OpError as e:
-      raise checks.RunError(f'{path}: {image_files.one_line(e.message)}') from e
-    if len(got) != len(records):
-      raise checks.RunError(
-          f'{path!r} is damaged: it ends before record {first + span} of the '
-          f'{self.shards.length(shard)} that {self._name} lists')
-    return got
+    places = set((records - records[0] + first).tolist())
+    out, path = [], self.shards.paths[shard]
+    with epath.Path(path).open('rb') as f:
+      for place in range(max(places) + 1):
+        header = f.read(12).ljust(12)
+        length, = struct.unpack('<Q', header[:8])
+        whole = _is_whole(self._crc, header[:8], header[8:])
+        data = f.read(length + 4) if whole else b''
+        if not whole or len(data) < length + 4:
+          raise checks.RunError(
+              f'{path!r} is damaged: it cannot be read from record {place} of '
+              f'the {self.shards.length(shard)} that {self._name} lists')
+        if place in places:
+          out.append(_checked(self._crc, data))
+    return out
+
+
+def _checked(crc, data):
+  """A record without its checksum, or a `BadImage` if they do not match."""
+  if _is_whole(crc, data[:-4], data[-4:]):
+    return data[:-4]
+  return image_files.BadImage('the record does not match its checksum')
+
+
+def _is_whole(crc, data, stored):
+  value = crc(data)
+  masked = (((value >> 15) | (value << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+  return struct.unpack('<I', stored.ljust(4))[0] == masked
 
 
 def shards_of(info):
@@ -216,14 +229,14 @@ def _offsets(shards, name):
   files; memory-mapped, so that it costs little memory.
   """
   stats = [_stat(path) for path in shards.paths]
+  sizes = [s.st_size for s in stats]
   key = hashlib.sha256(repr(
       [(os.path.abspath(p), s.st_size, s.st_mtime_ns)
        for p, s in zip(shards.paths, stats)]).encode()).hexdigest()[:32]
   cache = os.path.join(_cache_dir(), f'offsets-{key}.npy')
-  try:
-    return np.asarray(np.load(cache, mmap_mode='r'))
-  except (OSError, ValueError):
-    pass
+  kept = _kept(cache, shards, sizes)
+  if kept is not None:
+    return kept
   began = time.monotonic()
   log.info('%s: finding the records of %d files, once', name, len(stats))
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -233,14 +246,32 @@ def _offsets(shards, name):
            time.monotonic() - began)
   try:
     os.makedirs(os.path.dirname(cache), exist_ok=True)
-    part = f'{cache}.{os.getpid()}.npy'
-    np.save(part, offsets)
+    part = f'{cache}.{uuid.uuid4().hex}'   # many machines may share a home
+    with open(part, 'wb') as f:
+      np.save(f, offsets)
+      f.flush()
+      os.fsync(f.fileno())
     os.replace(part, cache)
-    return np.asarray(np.load(cache, mmap_mode='r'))
   except OSError as e:
     log.info('%s cannot be kept (%s): the next run scans again', cache,
-             e.strerror)
-    return offsets
+             e.strerror or e)
+  kept = _kept(cache, shards, sizes)
+  return offsets if kept is None else kept
+
+
+def _kept(cache, shards, sizes):
+  """The offsets in a file, or None if it is not there or not of these files."""
+  try:
+    out = np.asarray(np.load(cache, mmap_mode='r'))
+  except (OSError, ValueError, EOFError):
+    return None
+  ends = shards.ends + np.arange(len(sizes))   # where the end of a file is
+  begins = np.append(0, ends[:-1] + 1)
+  if (out.dtype != np.int64 or out.shape != (ends[-1] + 1,)
+      or np.any(out[begins]) or np.any(out[ends] > sizes)
+      or np.any(np.delete(np.diff(out), ends[:-1]) < 16)):
+    return None
+  return out
 
 
 def _scan(shards, shard):
