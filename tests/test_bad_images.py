@@ -381,12 +381,12 @@ def test_as_many_as_are_allowed_may_be_broken(folder, on_device):
     train(opened(folder.name, max_bad_fraction=16.5 / 91, **settings), last=7)
   text = str(error.value)
   assert text.startswith('data.max_bad_fraction: 17 images')
-  assert '16 may be' in text and 'and 7 more' in text
+  assert '16 of the split may be' in text and 'and 7 more' in text
   assert sum(name in text for name in folder.broken['train']) >= 10
   assert any(why in text for why in ('(the file is empty)', '(not an image)',
                                      '(No such file or directory)'))
   assert '\n' not in text
-  with pytest.raises(checks.RunError, match='0 may be'):
+  with pytest.raises(checks.RunError, match='0 of the split may be'):
     train(opened(folder.name, max_bad_fraction=.0, **settings), last=7)
 
 
@@ -629,7 +629,8 @@ def test_by_default_a_broken_file_in_a_thousand_stops_the_run(
     folder, commands):
   """Exit code 1, and one line with files and the key to change."""
   at, outcomes = commands
-  assert_stopped(outcomes['default'], 1, 'data.max_bad_fraction', '0 may be',
+  assert_stopped(outcomes['default'], 1, 'data.max_bad_fraction',
+                 '0 of the split may be',
                  str(folder.root / 'photos' / 'train'))
   assert any(name in outcomes['default'][2]
              for name in folder.broken['train'])
@@ -654,7 +655,7 @@ def test_a_split_whose_first_images_are_broken_stops_before_the_first_step(
   config.run.update(batch_size=BATCH, total_steps=1, total_epochs=None)
   with pytest.raises(checks.RunError) as error:
     run.train(config, str(tmp_path / 'run'))
-  assert 'validation: none of the first 8' in str(error.value)
+  assert 'none of the first 8' in str(error.value)
   assert '.jpg (not an image)' in str(error.value)
   assert_untouched(tmp_path / 'run')
 

@@ -176,7 +176,7 @@ def loaded(data, size, first, last, seed=0):
   if data.resident is not None:
     return [{**batch, 'file': batch['image']}
             for batch in train(data, size, first, last, seed)]
-  load, _ = loading.training(
+  load, *_ = loading.training(
       data, seed=seed, batch_size=size, first=first, slots=(0, size))
   out = []
   for step in range(first, last):
@@ -806,7 +806,7 @@ def test_what_is_cut_short_stops_what_is_read_in_sequence(sets, tmp_path):
 def test_readers_may_be_left_to_the_garbage_collector(sets):
   """In whichever thread it runs, one of their own too."""
   data = reopened(sets['sequential'])
-  load, _ = loading.training(
+  load, *_ = loading.training(
       data, seed=0, batch_size=4, first=0, slots=(0, 4))
   load(0, 0, 4)
   stream, = (cell.cell_contents for cell in load.__closure__)

@@ -98,8 +98,9 @@ def _rate(batches, size):
 
 def _bare(data, batch_size, steps):
   """The training pipeline's files and crops, only decoded."""
-  load, _ = loading.training(data, seed=0, batch_size=batch_size, first=0,
-                             slots=(0, batch_size))
+  load, *_ = loading.training(data, seed=0, batch_size=batch_size, first=0,
+                              slots=(0, batch_size))
+  load(0, 0, batch_size)   # which the pipelines' clocks leave out
   loaded = [load(step, 0, batch_size) for step in range(1, steps + 1)]
   files = list(itertools.chain.from_iterable(x[0] for x in loaded))
   keys = np.concatenate([x[1] for x in loaded])
@@ -109,8 +110,9 @@ def _bare(data, batch_size, steps):
 
 
 def _bare_evaluation(data):
-  files, _, _ = data.read(np.arange(min(len(data), 512)))
-  files = [file for file in files if file]
+  count = min(len(data), 512)
+  _, load, _ = loading.evaluation(data, batch_size=count, slots=(0, count))
+  files, _, _ = load(0, 0, count)
   return _timed(decode.bare(
       files, np.zeros((len(files), 2), np.int32), crop=data.cut['crop'],
       channels=data.source.channels), len(files))
@@ -153,8 +155,8 @@ def _pillow(data, batch_size, steps, directory):
   """What torchvision's RandomResizedCrop does in a thread for every core."""
   del directory
   from PIL import Image
-  load, _ = loading.training(data, seed=0, batch_size=batch_size, first=0,
-                             slots=(0, batch_size))
+  load, *_ = loading.training(data, seed=0, batch_size=batch_size, first=0,
+                              slots=(0, batch_size))
 
   def one(file, key):
     image = Image.open(io.BytesIO(file)).convert('RGB')

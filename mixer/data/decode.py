@@ -3,6 +3,7 @@
 The only module that needs TensorFlow for input; it is imported when a data
 set is too large for the device. TensorFlow never touches an accelerator.
 """
+import functools
 import importlib.util
 import os
 
@@ -48,8 +49,7 @@ def batches(load, like, *, first, last, batch_size, image_size, channels, crop,
   Yields:
     (images uint8 [b, height, width, channels], rest).
   """
-  hide_accelerators()
-  import tensorflow as tf
+  tf = _tensorflow()
   group = batch_size if in_order else next(
       g for g in range(min(_GROUP, batch_size), 0, -1) if batch_size % g == 0)
   parts = batch_size // group
@@ -91,8 +91,9 @@ def batches(load, like, *, first, last, batch_size, image_size, channels, crop,
   except tf.errors.OpError as e:
     if failed:
       raise failed[0] from None
-    raise checks.RunError('an image cannot be decoded: '
-                          + _message(e)) from e
+    raise checks.RunError(
+        f'an image cannot be decoded ({_message(e)}), though it could before: '
+        'did a file change during the run? Start it again') from e
 
 
 def check(file):
@@ -101,8 +102,7 @@ def check(file):
   Raises:
     BadImage: if that fails, whatever part of it a crop would need.
   """
-  hide_accelerators()
-  import tensorflow as tf
+  tf = _tensorflow()
   jpeg = file[:3] == b'\xff\xd8\xff'
   try:
     if jpeg:   # every coefficient is read, which can fail; few are transformed
@@ -114,6 +114,19 @@ def check(file):
                           else _message(e)) from e
 
 
+def _tensorflow():
+  hide_accelerators()
+  try:
+    import tensorflow as tf
+  except ImportError as e:
+    raise checks.UserError(
+        'data: TensorFlow decodes images on the host, and it is not installed: '
+        "pip install 'mlp-mixer[data]', or, if all fit in memory, "
+        '--config.data.on_device=True') from e
+  return tf
+
+
+@functools.cache
 def hide_accelerators():
   """Keeps TensorFlow, where it is installed, off the GPUs; before its first
   use, or it holds their memory already."""
@@ -224,8 +237,7 @@ def bare(files, keys, *, channels, crop, min_area=0.05):
   Returns:
     run(), which decodes them all once with as many threads as `batches`.
   """
-  hide_accelerators()
-  import tensorflow as tf
+  tf = _tensorflow()
   files = np.array(files, object)
   if crop == 'inception':
     windows = np.array([_window(tf, file, key, min_area).numpy()

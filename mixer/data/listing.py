@@ -358,7 +358,7 @@ def _row(path, line, cells):
     good = False
   if not good:
     raise _wrong(path, line, 'weights', weights,
-                 f'{len(labels)}, one a label, in [0, 1]')
+                 f"{len(labels)}, one a label, in [0, 1], with ';' between")
   return dict(path=name, labels=labels, weights=weights, split=split.strip(),
               line=line)
 

@@ -3,12 +3,13 @@
 `training` and `evaluation` give the function `load` that `decode.batches` asks
 for rows of a batch, and `like`, empty arrays of the kinds that it hands on. In
 training an image that cannot be decoded is replaced by another of the epoch,
-which one being a function of (seed, epoch, position); in evaluation it is left
-out.
+which one being a function of (seed, epoch, position), or by the next good one
+of its window in a set that is read in sequence; in evaluation it is left out.
 """
 from concurrent import futures
 import functools
 import itertools
+import threading
 
 import numpy as np
 
@@ -18,10 +19,13 @@ from mixer.data import order
 from mixer.data import windows
 
 _TRIES = 1000   # until an example is found that can be decoded
+_WINDOWS = 8   # likewise, of a set in sequence
+_AT_ONCE = 64   # records of a read in sequence
 
 
 def training(data, *, seed, batch_size, first, slots):
-  """(load, like), the rest being (epoch, record, bad, labels[, weights]).
+  """(load, like, close), the rest being (epoch, record, bad, labels[,
+  weights]); `close` is to be called when no more is loaded.
 
   Args:
     data: `pipeline.Data`.
@@ -32,7 +36,8 @@ def training(data, *, seed, batch_size, first, slots):
   count = np.zeros(0, np.int32)
   like = (count, count, np.zeros(0, bool)) + _no_targets(data)
   if data.source.shards:
-    return _in_sequence(data, seed, batch_size, first, slots), like
+    load, close = _in_sequence(data, seed, batch_size, first, slots)
+    return load, like, close
 
   @functools.lru_cache(maxsize=4)   # a step is asked for in parts
   def plan(step):
@@ -55,7 +60,7 @@ def training(data, *, seed, batch_size, first, slots):
     rest = _ids(epoch, record, bad) + _targets(labels, weights)
     return files, order.keys(seed, epoch, record), rest
 
-  return load, like
+  return load, like, lambda: None
 
 
 def substitute(data, seed, epoch, position, usable):
@@ -91,8 +96,11 @@ def evaluation(data, *, batch_size, slots):
     def load(number, lo, hi):
       position = np.arange(lo, hi) + number * batch_size + slots[0]
       inside = position < len(data)
-      found = data.read(np.minimum(position, len(data) - 1))
-      return _evaluated(inside, *found)
+      files, labels, weights = data.read(position[inside])
+      more = lambda x: None if x is None else np.concatenate(
+          [x, np.zeros((np.sum(~inside), *x.shape[1:]), x.dtype)])
+      files += [None] * int(np.sum(~inside))
+      return _evaluated(inside, files, more(labels), more(weights))
     return -(-len(data) // batch_size), load, like
 
   part = -(-len(data) // (batch_size // share))
@@ -114,12 +122,7 @@ def evaluation(data, *, batch_size, slots):
 def _in_sequence(data, seed, batch_size, first, slots):
   """Rows come from the readers in turn, from wherever step `first` is."""
   readers = windows.readers_for(batch_size, len(data))
-  each, share = batch_size // readers, slots[1] - slots[0]
-  if share % each:
-    raise checks.UserError(
-        f'run.batch_size: {batch_size} images are read in sequence by '
-        f'{readers} readers, which do not divide over {batch_size // share} '
-        'processes; choose a batch size with a larger power of two')
+  each, closed = batch_size // readers, threading.Event()
   plan = windows.Windows(windows.runs_of(data.split, data.source.shards.ends),
                          readers, data.window, seed)
   mine = range(slots[0] // each, slots[1] // each)
@@ -127,7 +130,8 @@ def _in_sequence(data, seed, batch_size, first, slots):
   def load():
     pool = futures.ThreadPoolExecutor(len(mine))
     try:
-      streams = [_examples(data, plan, r, first * each, pool) for r in mine]
+      streams = [_examples(data, plan, r, first * each, pool, closed)
+                 for r in mine]
       while True:
         rows = [next(stream) for stream in streams for _ in range(each)]
         epoch, record, bad, *found = zip(*rows)
@@ -140,54 +144,69 @@ def _in_sequence(data, seed, batch_size, first, slots):
       pool.shutdown(wait=False, cancel_futures=True)
 
   stream = load()
-  return lambda step, lo, hi: next(stream)
+  return lambda step, lo, hi: next(stream), closed.set
 
 
-def _examples(data, plan, reader, count, pool):
+def _examples(data, plan, reader, count, pool, closed):
   """A reader's examples from its `count`-th on; one window is read ahead."""
   number, offset = plan.at(count)
-  ahead = pool.submit(_window, data, plan, reader, number)
+  ahead = pool.submit(_window, data, plan, reader, number, closed)
   while True:
     number += 1
     rows, ahead = ahead.result(), pool.submit(
-        _window, data, plan, reader, number)
+        _window, data, plan, reader, number, closed)
     yield from rows[offset:]
     offset = 0
 
 
-def _window(data, plan, reader, number):
+def _window(data, plan, reader, number, closed):
   """The examples of a window, in its order: (epoch, record, bad, file, labels,
-  weights); one that is bad is replaced by the next good one."""
+  weights); one that is bad is replaced by the next good one, of the windows
+  that follow if there is none."""
+  epoch, rows = _rows(data, plan, reader, number, closed)
+  spare = rows
+  for later in range(1, _WINDOWS):
+    good = [i for i, row in enumerate(spare) if row[1] is not None]
+    if good:
+      break
+    _, spare = _rows(data, plan, reader, number + later, closed)
+  else:
+    data.vetting.check()
+    raise checks.RunError(
+        f'{data.source.name} {data.split.spec}: no image of {_WINDOWS} windows '
+        'can be decoded')
+  after = np.searchsorted(good, np.arange(len(rows))) % len(good)
+  return [(epoch, spare[good[g]][0], True, *spare[good[g]][1:])
+          if row[1] is None else (epoch, row[0], False, *row[1:])
+          for g, row in zip(after, rows)]
+
+
+def _rows(data, plan, reader, number, closed):
+  """(epoch, [(record, file, labels, weights)]) of a window, in its order."""
   epoch, parts, places = plan.read(reader, number)
   rows = []
   for begin, end in parts:
-    position = np.arange(begin, end)
-    found = _split(*data.read(position))
-    rows += [(r, *row) for r, row in zip(data.split.records(position), found)]
-  rows = [rows[place] for place in places]
-  good = [i for i, row in enumerate(rows) if row[1] is not None]
-  if not good:
-    data.vetting.check()
-    raise checks.RunError(
-        f'{data.source.name} {data.split.spec}: no image of a window of '
-        f'{len(rows)} can be decoded')
-  after = np.searchsorted(good, np.arange(len(rows))) % len(good)
-  return [(epoch, rows[good[g]][0], row[1] is None, *rows[good[g]][1:])
-          for g, row in zip(after, rows)]
+    for at in range(begin, end, _AT_ONCE):
+      if closed.is_set():   # nobody waits for them; the process wants to end
+        raise futures.CancelledError
+      position = np.arange(at, min(at + _AT_ONCE, end))
+      found = _split(*data.read(position))
+      rows += [(r, *row) for r, row in zip(data.split.records(position), found)]
+  return epoch, [rows[place] for place in places]
 
 
 def _rows_in_sequence(data, begin, end):
   """(file, labels, weights) of the positions [begin, end), in their order."""
   for first, last in windows.runs_of(data.split, data.source.shards.ends):
     first, last = max(first, begin), min(last, end)
-    for at in range(first, last, data.window):
-      position = np.arange(at, min(at + data.window, last))
+    for at in range(first, last, _AT_ONCE):
+      position = np.arange(at, min(at + _AT_ONCE, last))
       yield from _split(*data.read(position))
 
 
 def _evaluated(inside, files, labels, weights):
   bad = np.array([file is None for file in files], bool) & inside
-  files = [file or images.BLANK for file in files]
+  files = [images.BLANK if file is None else file for file in files]
   keys = np.zeros((len(files), 2), np.int32)
   return files, keys, (inside & ~bad, bad) + _targets(labels, weights)
 

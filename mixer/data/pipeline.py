@@ -9,6 +9,7 @@ whether a row counts, and 'bad', whether it would if it could be decoded.
 """
 import dataclasses
 import functools
+import itertools
 import math
 import queue
 import threading
@@ -28,6 +29,7 @@ from mixer.data import splits
 from mixer.data import vetting
 from mixer.data import windows
 
+EVALUATED = ('resmall', 'resize_crop', 'resize')   # what evals.NAME shows
 _PREFLIGHT = 8   # images
 
 
@@ -73,6 +75,18 @@ class Data:
                  window=self.window)
     return out
 
+  def check(self, batch_size, slots):
+    """Raises a UserError if batches cannot be shared out to the processes."""
+    if self.source.shards and self.resident is None:
+      readers = windows.readers_for(batch_size, len(self))
+      share = slots[1] - slots[0]
+      if share % (batch_size // readers):
+        raise checks.UserError(
+            f'run.batch_size: {batch_size} images of {len(self)} are read in '
+            f'sequence by {readers} readers, which do not divide over '
+            f'{batch_size // share} processes; choose a batch size with a '
+            'larger power of two, or data.access=random')
+
   def preflight(self):
     """Decodes the first images, so that a split that cannot be read stops the
     run before its first step.
@@ -89,20 +103,25 @@ class Data:
     if not mask.any():
       (name, why), *_ = self.vetting.bad.values()
       raise checks.RunError(
-          f'{self.source.name} {self.split.spec}: none of the first {count} '
-          f'images can be decoded: {name} ({why})')
+          f'{self.vetting.key}.split: none of the first {count} images of '
+          f'{self.source.name} {self.split.spec} can be decoded: {name} ({why}); '
+          'give another, or mend them')
 
   def train_batches(self, *, seed, batch_size, first, last, slots):
     """Yields the process's slots of the batches [first, last), in order."""
     if self.resident is not None:
       yield from self._resident_batches(seed, batch_size, first, last, slots)
       return
-    load = loading.training(self, seed=seed, batch_size=batch_size,
-                            first=first, slots=slots)
+    *load, close = loading.training(self, seed=seed, batch_size=batch_size,
+                                    first=first, slots=slots)
     decoded = self._decode(load, first, last, slots[1] - slots[0])
-    for image, (epoch, record, bad, labels, *weights) in ahead(decoded):
-      yield dict(epoch=epoch, record=record, bad=bad, image=image,
-                 labels=labels, **(dict(weights=weights[0]) if weights else {}))
+    try:
+      for image, (epoch, record, bad, labels, *weights) in ahead(decoded):
+        more = dict(weights=weights[0]) if weights else {}
+        yield dict(epoch=epoch, record=record, bad=bad, image=image,
+                   labels=labels, **more)
+    finally:
+      close()
 
   def eval_batches(self, *, batch_size, slots):
     """Yields each example once; 'mask' is False where a row does not count."""
@@ -172,8 +191,9 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
   if name is None or split is None:
     raise checks.UserError(f'{key}.{"name" if name is None else "split"} is '
                            'not set')
-  if crop not in decode.CROPS:
-    raise checks.unknown(f'{key}.crop', crop, list(decode.CROPS))
+  known = decode.CROPS if key == 'data' else EVALUATED
+  if crop not in known:
+    raise checks.unknown(f'{key}.crop', crop, list(known))
   if interpolation not in (None, *decode.INTERPOLATIONS):
     raise checks.unknown(f'{key}.interpolation', interpolation,
                          decode.INTERPOLATIONS)
@@ -218,7 +238,7 @@ def _load(data):
   """The whole split in memory, decoded by Pillow, so without TensorFlow."""
   source, size = data.source, data.image_size
   records = data.split.records(np.arange(len(data)))
-  images, labels, weights = source.read(records)
+  images, labels, weights = _read_all(data, records)
   bad = np.zeros(len(records), bool)
   if not source.decoded or images.shape[1:3] != size:
     out = np.zeros((len(records), *size, source.channels), np.uint8)
@@ -241,6 +261,16 @@ def _load(data):
   if weights is not None:
     resident['weights'] = weights
   return dict(resident=resident, bad=bad)
+
+
+def _read_all(data, records):
+  if not data.source.shards:
+    return data.source.read(records)
+  found, labels, weights = zip(*(   # a shard at a time
+      data.source.read(records[first:last]) for first, last in
+      windows.runs_of(data.split, data.source.shards.ends)))
+  return (list(itertools.chain(*found)), np.concatenate(labels),
+          None if weights[0] is None else np.concatenate(weights))
 
 
 def ahead(iterator):

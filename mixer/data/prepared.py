@@ -5,6 +5,7 @@ ArrayRecord has an index, TFRecord gets one from a scan of the record headers,
 which is kept in the user's cache. TFRecord in a bucket is read in sequence.
 """
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -22,6 +23,7 @@ from mixer.core.log import log
 from mixer.data import images as image_files
 
 _THREADS = 16
+_MOST_LEFT = 256   # files left open by one who reads in sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Sequence:
     self._crc = google_crc32c.value
     self.shards = shards
     self._name = name
+    self._left = {}   # (shard, next record): an open file that stands there
 
   def __call__(self, records):
     """Serialised records, by ascending numbers of one shard.
@@ -176,9 +179,13 @@ class Sequence:
       return []
     shard, first = self.shards.locate(records[0])
     places = set((records - records[0] + first).tolist())
-    out, path = [], self.shards.paths[shard]
-    with epath.Path(path).open('rb') as f:
-      for place in range(max(places) + 1):
+    out, path, last = [], self.shards.paths[shard], max(places)
+    f, begin = self._left.pop((shard, first), None), first
+    if f is None:
+      f, begin = _open_anywhere(path), 0
+    with contextlib.ExitStack() as stack:
+      stack.callback(f.close)
+      for place in range(begin, last + 1):
         header = f.read(12).ljust(12)
         length, = struct.unpack('<Q', header[:8])
         whole = _is_whole(self._crc, header[:8], header[8:])
@@ -189,6 +196,9 @@ class Sequence:
               f'the {self.shards.length(shard)} that {self._name} lists')
         if place in places:
           out.append(_checked(self._crc, data))
+      if last + 1 < self.shards.length(shard) and len(self._left) < _MOST_LEFT:
+        stack.pop_all()   # whoever reads on finds the file where it stands
+        self._left[shard, last + 1] = f
     return out
 
 
@@ -313,6 +323,13 @@ def _open(path):
     raise checks.UserError(f'cannot read {path!r}: {e.strerror}') from None
 
 
+def _open_anywhere(path):
+  try:
+    return epath.Path(path).open('rb')
+  except OSError as e:
+    raise checks.RunError(f'cannot read {path!r}: {e.strerror or e}') from None
+
+
 def _cache_dir():
   base = os.environ.get('XDG_CACHE_HOME') or os.path.join('~', '.cache')
   return os.path.join(os.path.expanduser(base), 'mlp-mixer')
@@ -321,7 +338,7 @@ def _cache_dir():
 def _allow_open_files(count):
   """Raises the soft limit of open files where the hard one allows."""
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = count + 512
+  wanted = len(os.listdir('/dev/fd')) + count + 512
   if soft != resource.RLIM_INFINITY and soft < wanted:
     if hard != resource.RLIM_INFINITY and hard < wanted:
       raise checks.UserError(

@@ -4,6 +4,7 @@ A source is opened by name and read by record number. None of this imports
 TensorFlow.
 """
 import dataclasses
+import errno
 import hashlib
 import os
 import zipfile
@@ -19,6 +20,8 @@ from mixer.data import prepared
 from mixer.data import splits
 
 ACCESS = ('random', 'sequential')
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+            errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN)
 _KINDS = ('digits', 'arrays:PATH.npz', 'folder:PATH', 'manifest:PATH',
           'a TFDS name')
 
@@ -95,6 +98,9 @@ def open_source(name, *, data_dir=None, wanted=(), access=None):
   if access is not None and access not in ACCESS:
     raise checks.unknown('data.access', access, ACCESS)
   kind, _, path = name.partition(':')
+  if kind != name and not path:
+    raise checks.UserError(f'data.name: {name!r} gives no path; is a variable '
+                           'unset?')
   if kind == name and name != 'digits':
     source = _tfds(name, data_dir, access)
   elif access == 'sequential':
@@ -199,6 +205,9 @@ def _image_files(name, listed):
       with open(listed.file(record), 'rb') as f:
         return f.read()
     except OSError as e:
+      if e.errno in _PASSING:   # not the file's fault: it would differ tomorrow
+        raise checks.RunError(f'cannot read {listed.file(record)!r}: '
+                              f'{e.strerror}; start again when it can be')
       return image_files.BadImage(e.strerror)
 
   def read(records):
@@ -235,6 +244,8 @@ def _open_tfds(name, where, access):
     how = _HOW_TO_PREPARE.get(
         name, 'prepare it once with TFDS (--config.data.name=digits needs none)'
     ).replace('DIR', where)
+    if os.path.exists(name):
+      how = f'give folder:{name} if it is a folder of classes'
     raise checks.UserError(
         f'data.name: no prepared TFDS set {name!r} in {where!r}; set '
         f'--config.data.dir to where it is, or {how}') from e
@@ -247,6 +258,11 @@ def _open_tfds(name, where, access):
   feature = info.features[label_key]
   width = listing.MAX_LABELS if hasattr(feature, 'feature') else 1
   feature = getattr(feature, 'feature', feature)
+  channels = info.features['image'].shape[-1] or 3
+  if not getattr(feature, 'num_classes', None) or channels not in (1, 3):
+    raise checks.UserError(
+        f'data.name: {name} has images of {channels} channels and {label_key} '
+        f'of {type(feature).__name__}; expected 1 or 3, and ClassLabel')
   shards = prepared.shards_of(info)
   form = info.file_format.value
   reader = _reader(name, form, where, access)(shards, name)
@@ -259,8 +275,7 @@ def _open_tfds(name, where, access):
       class_names=tuple(feature.names) if feature.names else None,
       read=lambda records: parse(records, reader(records)),
       name_of=shards.name_of, decoded=False,
-      channels=info.features['image'].shape[-1] or 3,
-      fingerprint=prepared.fingerprint(info, shards),
+      channels=channels, fingerprint=prepared.fingerprint(info, shards),
       directory=str(info.data_dir),
       shards=shards if isinstance(reader, prepared.Sequence) else None)
 

@@ -28,7 +28,7 @@ class Vetting:
   """
 
   def __init__(self, source, *, key, most, max_pixels, report=None):
-    self._source, self._key = source, key
+    self._source, self.key = source, key
     self._most, self._max_pixels, self._report = most, max_pixels, report
     records = 1 + max(int(p.records(np.int64(p.stop - p.start - 1)))
                       for p in source.stored.values())
@@ -60,10 +60,11 @@ class Vetting:
     listed = [f'{name} ({why})' for name, why in list(self.bad.values())]
     rest = len(listed) - _LISTED
     raise checks.RunError(
-        f'{self._key}.max_bad_fraction: {len(listed)} images cannot be decoded '
-        f'and {self._most} may be: {", ".join(listed[:_LISTED])}'
-        f'{f" and {rest} more" if rest > 0 else ""}; mend or remove them, or '
-        'raise it')
+        f'{self.key}.max_bad_fraction: {len(listed)} images cannot be decoded '
+        f'and {self._most} of the split may be: {", ".join(listed[:_LISTED])}'
+        f'{f" and {rest} more" if rest > 0 else ""} (bad_images.jsonl in the '
+        'workdir has all that were met); mend or remove them, or raise it, as '
+        f'in --config.{self.key}.max_bad_fraction=0.05')
 
   def _admit(self, record, file):
     state = self._state[record]
@@ -96,7 +97,7 @@ class Vetting:
       if record in self.bad:
         return
       self.bad[record] = name, reason
-    log.warning('%s: %s cannot be decoded (%s) and is left out', self._key,
+    log.warning('%s: %s cannot be decoded (%s) and is left out', self.key,
                 name, reason)
     if self._report:
-      self._report(dict(section=self._key, image=name, reason=reason))
+      self._report(dict(section=self.key, image=name, reason=reason))

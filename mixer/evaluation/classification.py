@@ -32,8 +32,8 @@ def make_count(predict, labels_of, num_classes):
     total = lambda x: jnp.sum(x * mask)
     number = lambda x: jnp.sum(x.astype(jnp.int32))
     return dict(count=number(batch['mask']), bad=number(batch['bad']),
-                right=total(hits[:, 0]), loss=total(loss),
-                right_of_5=total(jnp.any(hits, axis=-1)))
+                right=number(hits[:, 0] & batch['mask']), loss=total(loss),
+                right_of_5=number(jnp.any(hits, axis=-1) & batch['mask']))
   return count
 
 

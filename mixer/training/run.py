@@ -54,6 +54,7 @@ def train(config, workdir):
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdirs.claimed(workdir))
     data, evals = open_data(config, settings, workdirs.BadImages(workdir))
+    data.check(settings.batch_size, plan.slots(settings.batch_size))
     for split in (data, *evals.values()):
       split.preflight()
     model = make_model(config, settings, data.source)
@@ -225,8 +226,9 @@ def _resume(checkpoints, shapes, shardings, fingerprint):
   if found is None:
     return None
   params, rest, meta = found
-  differ = [f'{k} was {meta["data"].get(k)}, is {v}'
-            for k, v in fingerprint.items() if meta['data'].get(k) != v]
+  differ = [f'{k} was {meta["data"].get(k)}, is {fingerprint.get(k)}'
+            for k in dict.fromkeys((*meta['data'], *fingerprint))
+            if meta['data'].get(k) != fingerprint.get(k)]
   if differ:
     raise checks.UserError(
         'data: the run was trained on other data, or in another order: '

@@ -100,7 +100,11 @@ class BadImages:
     with self._lock:   # images are read by several threads
       if line not in self._lines:
         self._lines[line] = None
-        files.write(self._path, ''.join(f'{line}\n' for line in self._lines))
+        if files.is_remote(self._path):   # a bucket cannot append
+          files.write(self._path, ''.join(f'{x}\n' for x in self._lines))
+        else:
+          with open(self._path, 'a') as f:
+            f.write(f'{line}\n')
 
 
 def write_json(path, value):
