@@ -104,8 +104,8 @@ class Data:
       (name, why), *_ = self.vetting.bad.values()
       raise checks.RunError(
           f'{self.vetting.key}.split: none of the first {count} images of '
-          f'{self.source.name} {self.split.spec} can be decoded: {name} ({why}); '
-          'give another, or mend them')
+          f'{self.source.name} {self.split.spec} can be decoded: {name} '
+          f'({why}); give another, or mend them')
 
   def train_batches(self, *, seed, batch_size, first, last, slots):
     """Yields the process's slots of the batches [first, last), in order."""
