@@ -436,14 +436,18 @@ def test_bicubic_is_pillows(size):
   assert difference.max() <= 2 and difference.mean() < 1
 
 
-def test_bicubic_does_not_wrap_around():
-  """It overshoots beside an edge, where black must not become white."""
-  image = np.zeros((16, 16, 3), np.uint8)
-  image[:, 8:] = 255
-  out, = cut([encode(image, 'PNG')], (48, 48), 'resize',
+@pytest.mark.parametrize('channels', (1, 3))
+@pytest.mark.parametrize('side', (6, 16))
+def test_bicubic_does_not_wrap_around(side, channels):
+  """It overshoots beside an edge, where black must not become white; be it few
+  pixels, which are converted one by one, or many, which are not."""
+  image = np.zeros((1 if side == 6 else side, side, 3), np.uint8)
+  image[:, side // 2:] = 255
+  size = len(image), 3 * side
+  out, = cut([encode(image, 'PNG')], size, 'resize', channels=channels,
              interpolation='bicubic')
-  assert out[:, :22].max() < 10 and out[:, 26:].min() > 245
-  assert out.min() == 0 and out.max() == 255
+  middle = size[1] // 2
+  assert out[:, :middle - 1].max() < 10 and out[:, middle + 1:].min() > 245
 
 
 @pytest.mark.parametrize('factor', ((1, 1), (2, 2), (4, 3), (5, 1)))
@@ -473,7 +477,9 @@ class Own(Exception):
 
 def numbered(batch_size, *, calls=None, fail_at=None, error=None, wait=0.):
   """A `load` whose files and rest tell the batch and the row."""
-  file = {}
+  files = [encode(np.full((side, side, 3), level, np.uint8), 'PNG')
+           for level in range(256)
+           for side in [300 if level % 5 == 0 else 2]]   # some take longer
 
   def load(number, lo, hi):
     if calls is not None:
@@ -483,11 +489,10 @@ def numbered(batch_size, *, calls=None, fail_at=None, error=None, wait=0.):
     if fail_at == number:
       raise error
     row = np.arange(lo, hi)
-    files = [file.setdefault((number + i) % 256, encode(
-        np.full((2, 2, 3), (number + i) % 256, np.uint8), 'PNG')) for i in row]
     rest = (row + 1000 * number, (row + number) % 3 == 0,
             np.stack([row / 7, row * 0 + number], 1).astype(np.float32))
-    return files, keys_of(hi - lo), (rest[0].astype(np.int32), *rest[1:])
+    return [files[(number + i) % 256] for i in row], keys_of(hi - lo), (
+        rest[0].astype(np.int32), *rest[1:])
 
   like = (np.zeros(0, np.int32), np.zeros(0, bool),
           np.zeros((0, 2), np.float32))
@@ -541,23 +546,22 @@ def test_each_row_is_loaded_once():
 
 
 def test_in_order_means_one_row_after_the_other():
-  """What reads a file from front to back is never asked to go back, nor for
-  two things at a time."""
-  calls, busy = [], threading.Lock()
+  """Whole batches, one by one: what reads a file from front to back is never
+  asked to go back, nor for two things at a time."""
+  calls, busy, file = [], threading.Lock(), place(2, 2)
 
   def load(number, lo, hi):
     assert busy.acquire(blocking=False)
     calls.append((number, lo, hi))
     time.sleep(random.uniform(0, .003))
     busy.release()
-    return [place(2, 2)] * (hi - lo), keys_of(hi - lo), ()
+    return [file] * (hi - lo), keys_of(hi - lo), ()
 
   batches = decode.batches(
-      load, (), first=2, last=30, batch_size=6, image_size=(2, 2), channels=3,
+      load, (), first=2, last=30, batch_size=34, image_size=(2, 2), channels=3,
       crop='resize', interpolation='bilinear', in_order=True)
-  assert sum(len(image) for image, _ in batches) == 28 * 6
-  rows = [(n, i) for n, lo, hi in calls for i in range(lo, hi)]
-  assert rows == list(itertools.product(range(2, 30), range(6)))
+  assert sum(len(image) for image, _ in batches) == 28 * 34
+  assert calls == [(number, 0, 34) for number in range(2, 30)]
 
 
 @pytest.mark.parametrize('in_order', (False, True))
