@@ -790,6 +790,15 @@ def test_a_flipped_bit_is_one_bad_image_in_sequence_too(sets, flip):
   assert name.startswith(f'{path} record ') and 'checksum' in why
 
 
+def test_a_window_of_nothing_good_borrows_from_the_next(sets, flip):
+  """With windows of one record, the bad one's has no other of its own."""
+  settings, victim, _ = flip('sequential')
+  batches = train(reopened(settings, window=1), 8, 0, 16)
+  assert sum(batch['bad'].sum() for batch in batches) > 0
+  assert victim not in np.concatenate([batch['record'] for batch in batches])
+  assert_equal(train(reopened(settings, window=1), 8, 9, 10), batches[9:10])
+
+
 def test_what_is_cut_short_stops_what_is_read_in_sequence(sets, tmp_path):
   """The file is named, and the record that it ends before."""
   copy = dict(sets['sequential'], dir=str(tmp_path / 'cut'))

@@ -1,5 +1,6 @@
 """The optax pipeline and the step: formulas, purity, and many devices."""
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from mixer.data import augment
 from mixer.training import losses
 from mixer.training import loop
 from mixer.training import optimizer
+from mixer.training import run
 from mixer.training import schedule
 from mixer.training import sharding
 from mixer.training import step as steps
@@ -215,6 +217,19 @@ def test_examples_that_stood_in_are_counted_since_the_start():
   for setting in (Setting(), Setting(sharding.plan())):
     state, metrics = setting.run()
     assert int(state.bad) == int(metrics['bad']) == expected
+
+
+def test_a_run_read_in_sequence_does_not_go_on_at_random():
+  """Whichever of the two fingerprints says more."""
+  plan = sharding.plan()
+  number = jax.ShapeDtypeStruct((), jnp.int32)
+  shapes = steps.State(step=number, params={}, opt_state={}, bad=number)
+  stored = types.SimpleNamespace(restore=lambda *a: (
+      {}, dict(step=jnp.array(3)), dict(data=dict(source='a', readers=4))))
+  for now, message in ((dict(source='a'), 'readers was 4, is None'),
+                       (dict(source='b', readers=4), 'source was a, is b')):
+    with pytest.raises(UserError, match=message):
+      run._resume(stored, shapes, plan.state(shapes), now)
 
 
 def test_labels_count_as_much_as_their_weights():
