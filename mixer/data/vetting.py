@@ -97,7 +97,9 @@ class Vetting:
       if record in self.bad:
         return
       self.bad[record] = name, reason
+    # A name on a disk may hold bytes that are no text and cannot be printed.
+    printable = name.encode(errors='backslashreplace').decode()
     log.warning('%s: %s cannot be decoded (%s) and is left out', self.key,
-                name, reason)
+                printable, reason)
     if self._report:
       self._report(dict(section=self.key, image=name, reason=reason))
