@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixer import pretrained
 from mixer.core import checkpoint
 from mixer.core import checks
 from mixer.core import trees
@@ -141,23 +140,27 @@ def test_a_sharded_state_is_restored_on_other_devices(tmp_path):
   assert same(params, state(3)[0])
 
 
-def test_pretrained_load_takes_a_workdir_or_a_checkpoint(tmp_path):
+def load(path, best=False):
+  return checkpoint.load_params(checkpoint.find(path, best))
+
+
+def test_a_checkpoint_is_found_by_its_workdir_or_its_own_path(tmp_path):
   save(tmp_path / 'checkpoints', [2, 10], {2: 0.9, 10: 0.1}, best='acc')
   workdirs.agree(str(tmp_path), {'checkpoint': {'best': 'acc'}})
-  assert same(pretrained.load(tmp_path), state(10)[0])
-  assert same(pretrained.load(tmp_path, best=True), state(2)[0])
-  assert same(pretrained.load(tmp_path / 'checkpoints' / '2'), state(2)[0])
+  assert same(load(tmp_path), state(10)[0])
+  assert same(load(tmp_path, best=True), state(2)[0])
+  assert same(load(tmp_path / 'checkpoints' / '2'), state(2)[0])
 
 
-def test_pretrained_load_errors_name_the_path(tmp_path):
+def test_errors_of_finding_name_the_path(tmp_path):
   with pytest.raises(checks.UserError, match='nowhere'):
-    pretrained.load(tmp_path / 'nowhere')
+    load(tmp_path / 'nowhere')
   save(tmp_path / 'run' / 'checkpoints', [1])
   with pytest.raises(checks.UserError, match='kept no best'):
-    pretrained.load(tmp_path / 'run', best=True)
+    load(tmp_path / 'run', best=True)
   os.makedirs(tmp_path / 'checkpoints')
   with pytest.raises(checks.UserError, match='no checkpoint yet'):
-    pretrained.load(tmp_path)
+    load(tmp_path)
 
 
 def test_a_workdir_serves_one_run_at_a_time(tmp_path):

@@ -14,13 +14,13 @@ import pytest
 
 from configs import recipe
 from mixer import models
-from mixer import pretrained
 from mixer.core import checkpoint
 from mixer.core import trees
 from mixer.data import augment
 from mixer.data import pipeline
 from mixer.data import sources
 from mixer.models import cost
+from mixer.pretrained import initial
 from mixer.training import losses
 from mixer.training import optimizer
 from mixer.training import run
@@ -53,7 +53,7 @@ SECTIONS = {
     'optimizer': (optimizer.make, {'schedule'}),
     'sharding': (sharding.plan, {'devices'}),
     'checkpoint': (checkpoint.Checkpoints, {'directory'}),
-    'start': (pretrained.load, set()),
+    'start': (initial.start, {'model', 'image_size', 'widen'}),
     'run': (run.Settings, set()),
 }
 # An evaluation shows no random crop, so it has no area to set, counts what is

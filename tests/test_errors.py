@@ -80,7 +80,7 @@ MISTAKES = {
         ('checkpoint.best', 'eval/test/acuracy', 'eval/test/accuracy')),
     'missing weights': (
         (*TINY, '--config.start.weights={dir}/none'),
-        ('start.weights', '{dir}/none', 'checkpoints/')),
+        ('start.weights', '{dir}/none', 'Mixer-B/16-imagenet21k')),
     'workdir that is a file': (
         (DIGITS, '--workdir={file}'), ('--workdir', '{file}', 'another')),
 }

@@ -30,3 +30,9 @@ def read(path):
   """The text of a file, or None if it is not there."""
   path = epath.Path(path)
   return path.read_text() if path.exists() else None
+
+
+def cache():
+  """Where this user's machine keeps what can be had again."""
+  base = os.environ.get('XDG_CACHE_HOME') or os.path.join('~', '.cache')
+  return os.path.join(os.path.expanduser(base), 'mlp-mixer')

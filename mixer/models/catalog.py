@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from mixer.core import checks
 from mixer.models.mixer import MlpMixer
+from mixer.models.mixer import pair
 
 # Table 1 of https://arxiv.org/abs/2105.01601: layers, C, D_S, D_C.
 SCALES = {
@@ -17,6 +18,9 @@ SCALES = {
     'H': dict(num_blocks=32, hidden_dim=1280, tokens_mlp_dim=640,
               channels_mlp_dim=5120),
 }
+# The attributes that say what function a network computes.
+_SHAPE = ('patch_size', 'hidden_dim', 'num_blocks', 'tokens_mlp_dim',
+          'channels_mlp_dim', 'num_classes', 'in_channels', 'approximate_gelu')
 PAPER = ('Mixer-S/32', 'Mixer-S/16', 'Mixer-B/32', 'Mixer-B/16', 'Mixer-L/32',
          'Mixer-L/16', 'Mixer-H/14')
 
@@ -59,6 +63,20 @@ def create(name, *, num_classes=1000, dtype=jnp.float32, **overrides):
       settings[key] = value
   _check(settings)
   return MlpMixer(num_classes=num_classes, dtype=jnp.dtype(dtype), **settings)
+
+
+def describe(model, name=None):
+  """What `create` makes the same network from: a dict of its arguments.
+
+  Args:
+    model: as `create` makes them.
+    name: by default that of the scale with its hidden width, or 'Mixer-S/...'.
+  """
+  if name is None:
+    letter = next((letter for letter, scale in SCALES.items()
+                   if scale['hidden_dim'] == model.hidden_dim), 'S')
+    name = f'Mixer-{letter}/{pair(model.patch_size)[0]}'
+  return dict(name=name, **{key: getattr(model, key) for key in _SHAPE})
 
 
 def _check(settings):

@@ -1,4 +1,7 @@
 """Optimizers, all from optax: clip, then SGD with momentum or Adam."""
+import re
+
+import jax
 import optax
 
 from mixer.core import checks
@@ -7,7 +10,7 @@ from mixer.core import trees
 
 def make(*, schedule, name='sgd', clip_norm=1.0, momentum=0.9,
          momentum_dtype=None, b1=0.9, b2=0.999, weight_decay=0.0,
-         decay_pattern='.*/kernel'):
+         decay_pattern='.*/kernel', frozen=None, rates=None):
   """The optimizer; a config's `optimizer` section.
 
   Args:
@@ -23,9 +26,15 @@ def make(*, schedule, name='sgd', clip_norm=1.0, momentum=0.9,
       official config writes the product of both, 1e-3 * 0.1 = 1e-4.)
     decay_pattern: regular expression for whole parameter names; the default is
       every kernel, no bias and no LayerNorm, as in the official code.
+    frozen: regular expression for whole names of parameters that stay as they
+      are, such as '(stem|MixerBlock_[0-5])/.*'. They cost no gradient and no
+      state, and the clipping does not count them.
+    rates: factors of the learning rate by name, 'PATTERN=FACTOR,...'; the first
+      pattern that matches the whole name holds, others have 1.
 
   Returns:
-    An optax gradient transformation.
+    An optax gradient transformation. Its `init` raises a UserError if a pattern
+    matches no parameter, or `frozen` all.
   """
   if name not in ('sgd', 'adam'):
     raise checks.unknown('optimizer.name', name, ['sgd', 'adam'])
@@ -48,4 +57,67 @@ def make(*, schedule, name='sgd', clip_norm=1.0, momentum=0.9,
   if weight_decay:
     steps.append(optax.add_decayed_weights(
         weight_decay, mask=lambda p: trees.matches(p, decay_pattern)))
-  return optax.chain(*steps, optax.scale_by_learning_rate(schedule))
+  steps.append(optax.scale_by_learning_rate(schedule))
+  if rates:
+    steps.append(_scaled(_factors(rates)))
+  optimizer = optax.chain(*steps)
+  if frozen:
+    _pattern('frozen', frozen)
+    optimizer = optax.partition(
+        {False: optimizer, True: optax.set_to_zero()},
+        lambda params: trees.matches(params, frozen))
+  patterns = {'frozen': [frozen] if frozen else [],
+              'rates': [p for p, _ in _factors(rates)] if rates else []}
+  return optax.GradientTransformationExtraArgs(
+      lambda params: _checked(optimizer, patterns, params), optimizer.update)
+
+
+def _checked(optimizer, patterns, params):
+  names = list(trees.flatten(params))
+  for key, listed in patterns.items():
+    for pattern in listed:
+      matched = sum(bool(re.fullmatch(pattern, name)) for name in names)
+      if not matched or (key == 'frozen' and matched == len(names)):
+        raise checks.UserError(
+            f'optimizer.{key}: {pattern!r} matches '
+            f'{"every" if matched else "no"} name of a parameter as a whole; '
+            f'they are such as {names[0]!r} (parameters.txt of a workdir has '
+            'them all)')
+  return optimizer.init(params)
+
+
+def _scaled(factors):
+  def update(updates, params):
+    del params
+    flat = {name: next((f for p, f in factors if re.fullmatch(p, name)), 1.0)
+            for name in trees.flatten(updates)}
+    return jax.tree.map(   # a factor above the empty nodes of frozen ones
+        lambda factor, below: jax.tree.map(lambda u: factor * u, below),
+        trees.unflatten(flat), updates)
+  return optax.stateless(update)
+
+
+def _factors(rates):
+  """[(pattern, factor)] of 'PATTERN=FACTOR,...'."""
+  out = []
+  for part in rates.split(','):
+    pattern, _, factor = part.strip().rpartition('=')
+    try:
+      factor = float(factor)
+    except ValueError:
+      factor = -1.0
+    if not pattern or not 0 <= factor < float('inf'):
+      raise checks.UserError(
+          "optimizer.rates: expected 'PATTERN=FACTOR,...' with factors of at "
+          f'least 0, got {rates!r}')
+    out.append((_pattern('rates', pattern), factor))
+  return out
+
+
+def _pattern(key, pattern):
+  try:
+    re.compile(pattern)
+  except re.error as e:
+    raise checks.UserError(f'optimizer.{key}: {pattern!r} is no regular '
+                           f'expression: {e}') from e
+  return pattern

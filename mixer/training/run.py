@@ -1,13 +1,13 @@
 """Opens a config and builds every object of a run; the loop does the rest."""
 import contextlib
 import functools
+import json
 import os
 
 from clu import parameter_overview
 import jax
 
 from mixer import models
-from mixer import pretrained
 from mixer.core import checkpoint
 from mixer.core import checks
 from mixer.core import files
@@ -19,7 +19,8 @@ from mixer.data import decode
 from mixer.data import pipeline
 from mixer.evaluation import classification
 from mixer.models import cost
-from mixer.pretrained import load as weights
+from mixer.pretrained import initial
+from mixer.pretrained import network
 from mixer.training import loop
 from mixer.training import losses
 from mixer.training import optimizer as optimizers
@@ -111,7 +112,8 @@ def make_step(config, settings, model, total_steps):
       model, optimizer, schedule=schedule, seed=settings.seed,
       loss=losses.make(**config.loss),
       augment=augmentation.make(**config.augment),
-      num_classes=model.num_classes, micro_batches=settings.micro_batches)
+      num_classes=model.num_classes, micro_batches=settings.micro_batches,
+      frozen=config.optimizer.frozen)
   return optimizer, step_fn
 
 
@@ -123,6 +125,10 @@ def image_shape(model, settings):
 
 
 def _train(config, settings, plan, data, evals, model, workdir, stack):
+  checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(
+      os.path.join(workdir, 'checkpoints'), **config.checkpoint)))
+  model, given = _start(config, settings, model, workdir,
+                        bool(checkpoints.steps()))
   total = settings.steps(len(data))
   optimizer, step_fn = make_step(config, settings, model, total)
   init = functools.partial(
@@ -131,9 +137,9 @@ def _train(config, settings, plan, data, evals, model, workdir, stack):
   shapes = jax.eval_shape(init)
   shardings = plan.state(shapes)
   _check_best(config.checkpoint.best, evals)
-  checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(
-      os.path.join(workdir, 'checkpoints'), **config.checkpoint)))
-  given = None if checkpoints.steps() else _start(config.start, shapes)
+  if given is not None:
+    initial.merge(given, shapes.params, config.start.weights,
+                  config.start.dont_load)
   # A config that is refused must leave the workdir to the corrected one, so
   # this comes when everything else is checked.
   workdirs.agree(workdir, config.to_dict())
@@ -147,7 +153,9 @@ def _train(config, settings, plan, data, evals, model, workdir, stack):
   if not resumed:
     state = jax.jit(init, out_shardings=shardings)()
     if given is not None:
-      state = state.replace(params=jax.device_put(given, shardings.params))
+      merged = initial.merge(given, state.params, config.start.weights,
+                             config.start.dont_load)
+      state = state.replace(params=jax.device_put(merged, shardings.params))
   first = int(state.step)
 
   put = lambda tree: jax.device_put(tree, plan.replicated)
@@ -239,16 +247,16 @@ def _resume(checkpoints, shapes, shardings, fingerprint):
   return steps.State(params=params, **rest)
 
 
-def _start(section, shapes):
-  """The parameters to start from, or None."""
-  if section.weights is None:
-    return None
-  try:
-    params = pretrained.load(**section)
-  except checks.UserError as e:
-    raise checks.UserError(f'start.weights: {e}') from e
-  weights.check_fit(params, shapes.params, section.weights)
-  return params
+def _start(config, settings, model, workdir, resuming):
+  """(model, parameters to start from or None): see `initial.start`."""
+  if resuming:   # the weights may be gone; what they made of the model is not
+    card = json.loads(files.read(os.path.join(workdir, 'model.json')) or '{}')
+    widths = card.get('model', {})
+    return model.clone(tokens_mlp_dim=widths.get(
+        'tokens_mlp_dim', model.tokens_mlp_dim)), None
+  return initial.start(model, image_size=image_shape(model, settings)[:2],
+                       widen=config.model.get('tokens_mlp_dim') is None,
+                       **config.start)
 
 
 def _make_evaluate(plan, model, evals, settings, put):
@@ -306,13 +314,12 @@ def _introduce(config, settings, plan, data, evals, model, shapes, total,
 
 
 def _card(config, model, data, evals):
-  """What it takes to use the model elsewhere."""
-  return dict(
-      model=dict(config.model), num_classes=model.num_classes,
-      class_names=data.source.class_names, channels=model.in_channels,
-      image_size=data.image_size, data=data.source.name,
-      preprocessing=dict(
-          scale='(x - 127.5) / 127.5',
-          crop={name: x.cut['crop'] for name, x in evals.items()},
-          interpolation={name: x.cut['interpolation']
-                         for name, x in evals.items()}))
+  """What it takes to use the network elsewhere, see `pretrained.network`; it
+  sees images as the first evaluation does."""
+  like = next(iter(evals.values()), data)
+  crop = like.cut['crop'] if evals else 'resmall'
+  return network.make_card(
+      model, name=config.model.name, image_size=data.image_size,
+      class_names=data.source.class_names, data=data.source.name,
+      loss=config.loss.name, crop=crop,
+      interpolation=like.cut['interpolation'])

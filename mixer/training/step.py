@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from mixer.core import rng
+from mixer.core import trees
 from mixer.data import augment as augmentation
 from mixer.training import losses
 
@@ -43,7 +44,7 @@ def fetch(batch, resident):
 
 
 def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
-                    num_classes, micro_batches=1):
+                    num_classes, micro_batches=1, frozen=None):
   """The step function.
 
   Args:
@@ -58,6 +59,8 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
       before the one update. Augmentation, mixup included, is of the whole
       batch, and each row keeps its masks, so the result is the whole batch's
       but for rounding.
+    frozen: regular expression for whole names of parameters that get no
+      gradient.
 
   Returns:
     step(state, batch, resident) -> (state, metrics), metrics a dict of float32
@@ -66,6 +69,10 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
   """
   def gradient(params, images, targets, rows, rngs):
     def objective(params):
+      if frozen:
+        params = jax.tree.map(
+            lambda x, still: jax.lax.stop_gradient(x) if still else x,
+            params, trees.matches(params, frozen))
       logits, _ = model.apply(
           {'params': params}, images, train=True, rows=rows, rngs=rngs)
       return jnp.mean(loss(logits, targets)), logits

@@ -1,0 +1,147 @@
+"""Files of weights from elsewhere, kept in a cache and checked.
+
+A file's SHA-256 must be the one that its registry entry or its name tells
+(PyTorch's way: mixer_b16_224-76587d61.pth), else the one that was seen when it
+was first fetched, which is pinned beside it in the cache.
+"""
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+
+from etils import epath
+
+from mixer.core import checks
+from mixer.core import files
+from mixer.core.log import log
+
+_TIMEOUT = 60   # seconds without a byte
+_BUCKETS = 'https://storage.googleapis.com/'
+_HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
+_DEFAULT_FILE = 'model.safetensors'   # of a repository on the Hugging Face hub
+
+
+def is_url(path):
+  """Whether `local` would have to fetch it."""
+  return path.startswith(('https://', 'http://', 'gs://', 'hf://'))
+
+
+def local(url, sha256=None):
+  """The path of a local copy.
+
+  Args:
+    url: 'https://...', 'gs://BUCKET/PATH' (public buckets need no
+      credentials), or 'hf://OWNER/NAME[@REVISION][/FILE]', by default the
+      file 'model.safetensors'.
+    sha256: the expected one, or its beginning.
+
+  Raises:
+    UserError: if it cannot be had, or is not the file that it was.
+  """
+  if sha256 is None and (found := _HASH_IN_NAME.search(url)):
+    sha256 = found[1]
+  folder = os.path.join(files.cache(), 'weights', hashlib.sha256(
+      url.encode()).hexdigest()[:16])
+  path = os.path.join(folder, _basename(url))
+  pin = path + '.sha256'
+  pinned = files.read(pin)
+  if not os.path.exists(path):
+    os.makedirs(folder, exist_ok=True)
+    part = f'{path}.{uuid.uuid4().hex}'
+    log.info('fetching %s', url)
+    try:
+      _fetch(url, part)
+      _check(part, url, sha256, pinned)
+      os.replace(part, path)
+    finally:
+      with contextlib.suppress(OSError):
+        os.remove(part)
+  else:
+    _check(path, url, sha256, pinned)
+  if pinned is None:
+    files.write(pin, _digest(path) + '\n')
+  return path
+
+
+def _check(path, url, sha256, pinned):
+  digest = _digest(path)
+  for expected, whence in ((sha256, 'its name or the registry'),
+                           (pinned, 'the first time it was fetched')):
+    if expected and not digest.startswith(expected.strip()):
+      raise checks.UserError(
+          f'{url!r}: its SHA-256 is {digest[:16]}..., and {whence} says '
+          f'{expected.strip()[:16]}...: it is damaged or has changed. If you '
+          f'trust it, remove {os.path.dirname(path)!r} and fetch it again')
+
+
+def _digest(path):
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def _basename(url):
+  if url.startswith('hf://'):
+    return os.path.basename(_on_hub(url)[2])
+  return os.path.basename(urllib.parse.urlparse(url).path) or 'weights'
+
+
+def _fetch(url, part):
+  try:
+    if url.startswith('hf://'):
+      _from_hub(url, part)
+    elif url.startswith('gs://'):
+      _from_bucket(url, part)
+    else:
+      _from_web(url, part)
+  except checks.UserError:
+    raise
+  except Exception as e:   # of three libraries, all kinds
+    why = ' '.join(str(e).split())[:300] or type(e).__name__
+    raise checks.UserError(f'{url!r} cannot be fetched: {why}') from e
+
+
+def _from_web(url, part):
+  with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
+    expected = response.headers.get('Content-Length')
+    with open(part, 'wb') as out:
+      shutil.copyfileobj(response, out, 2**20)
+  if expected is not None and os.path.getsize(part) != int(expected):
+    raise OSError(f'{os.path.getsize(part)} of {expected} bytes came')
+
+
+def _from_bucket(url, part):
+  """A public object by the web; any other with the user's credentials."""
+  try:
+    _from_web(_BUCKETS + urllib.parse.quote(url.removeprefix('gs://')), part)
+  except urllib.error.HTTPError as e:
+    if e.code not in (401, 403):
+      raise
+    epath.Path(url).copy(part, overwrite=True)
+
+
+def _from_hub(url, part):
+  try:
+    import huggingface_hub
+  except ImportError as e:
+    raise checks.UserError(
+        f'{url!r} needs huggingface_hub, which is not installed: pip install '
+        'huggingface_hub') from e
+  repository, revision, name = _on_hub(url)
+  shutil.copyfile(huggingface_hub.hf_hub_download(
+      repository, name, revision=revision), part)
+
+
+def _on_hub(url):
+  """(repository, revision or None, file)."""
+  parts = url.removeprefix('hf://').split('/')
+  if len(parts) < 2 or not all(parts[:2]):
+    raise checks.UserError(f'{url!r}: expected hf://OWNER/NAME[@REVISION]'
+                           '[/FILE]')
+  name, _, revision = parts[1].partition('@')
+  return (f'{parts[0]}/{name}', revision or None,
+          '/'.join(parts[2:]) or _DEFAULT_FILE)

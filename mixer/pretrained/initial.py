@@ -1,0 +1,79 @@
+"""Parameters to start from, made for the run's images and classes."""
+import re
+
+from mixer.core import checks
+from mixer.core import trees
+from mixer.pretrained import network as networks
+from mixer.pretrained.resize import resize
+
+
+def start(model, *, image_size, widen=True, weights=None, best=False,
+          dont_load=None, method=None):
+  """The run's model and what it starts from; a config's `start` section.
+
+  Weights for other images, patches or channels are resized.
+
+  Args:
+    model: `models.MlpMixer` of the run.
+    image_size: (height, width) of the run's images.
+    widen: whether the model's D_S becomes that of the resized weights, which
+      the paper's block-diagonal form multiplies.
+    weights: as `network.open_network` takes them, or None for none.
+    best: of a workdir, the best checkpoint instead of the latest.
+    dont_load: regular expression for the whole names of parameters that start
+      afresh, such as 'head/.*'; None for none.
+    method: 'block' or 'resample', see `resize.resize`.
+
+  Returns:
+    (model, params): params a nested dict without what `dont_load` matches, or
+    None.
+
+  Raises:
+    UserError: if they cannot be had, or cannot be resized.
+  """
+  if weights is None:
+    return model, None
+  try:
+    fresh = re.compile(dont_load or r'(?!)')
+  except re.error as e:
+    raise checks.UserError(f'start.dont_load: {dont_load!r} is no regular '
+                           f'expression: {e}') from e
+  try:
+    network = networks.open_network(weights, best=best)
+    resized, params = resize(
+        network.model, network.params, image_size=image_size,
+        from_size=network.image_size, method=method,
+        patch_size=model.patch_size, in_channels=model.in_channels)
+  except checks.UserError as e:
+    raise checks.UserError(f'start.weights: {e}') from e
+  if widen:
+    model = model.clone(tokens_mlp_dim=resized.tokens_mlp_dim)
+  return model, trees.unflatten(
+      {name: value for name, value in trees.flatten(params).items()
+       if not fresh.fullmatch(name)})
+
+
+def merge(given, initial, source, dont_load=None):
+  """`given`, and from `initial` what `dont_load` matches.
+
+  Args:
+    given: as `start` returns it.
+    initial: nested dict of arrays, or of their shapes.
+    source, dont_load: of `start`.
+
+  Raises:
+    UserError: at any other difference of names or shapes; all are listed.
+  """
+  flat = trees.flatten(initial)
+  fresh = {name: value for name, value in flat.items()
+           if dont_load and re.fullmatch(dont_load, name)}
+  merged = trees.unflatten(dict(fresh, **trees.flatten(given)))
+  wrong = networks.misfits(merged, initial)
+  if wrong:
+    heads = all(w.startswith('head/') for w in wrong)
+    raise checks.UserError(
+        f'start.weights: {source!r} does not fit the model in {len(wrong)} '
+        f'places: {"; ".join(wrong)}' + (
+            "; to give it a new head, --config.start.dont_load='head/.*'"
+            if heads else ''))
+  return merged
