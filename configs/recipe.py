@@ -67,6 +67,7 @@ def base():
       start=dict(weights=optional(str), best=False, dont_load=optional(str),
                  method=optional(str)),
       evals=dict(),
+      fewshot=dict(),
       run=dict(seed=0, batch_size=4096, total_steps=optional(int),
                total_epochs=optional(float), image_size=224,
                precision=optional(str), log_every=50, eval_every=0,
@@ -78,7 +79,18 @@ def evaluation(split, **settings):
   optional = config_dict.placeholder
   return dict(dict(
       name=optional(str), split=split, dir=optional(str), crop='resmall',
-      interpolation=optional(str), on_device=optional(bool)), **settings)
+      interpolation=optional(str), on_device=optional(bool),
+      labels=optional(str)), **settings)
+
+
+def fewshot(train, test, **settings):
+  """A `fewshot.NAME` section; what it leaves open is `data`'s. Examples are
+  picked from `train`; shots, seeds and l2 are big_vision's."""
+  optional = config_dict.placeholder
+  return dict(dict(
+      name=optional(str), train=train, test=test, dir=optional(str),
+      crop='resize_crop', interpolation=optional(str), on_device=optional(bool),
+      shots=(1, 5, 10, 25), seeds=3, l2=2.0**10), **settings)
 
 
 def pretrain(model, argument):

@@ -88,9 +88,9 @@ def _input():
     raise checks.UserError('--config: input is measured on the data of a '
                            'config, such as --config=configs/mixer_b16.py')
   from mixer.analysis import feeding
-  from mixer.training import run
+  from mixer.training import evaluations
   config = _CONFIG.value
-  data, evals = run.open_data(config, run.Settings(**config.run))
+  data, evals, _ = evaluations.open_splits(config, config.run.image_size)
   if data.resident is not None:
     raise checks.UserError(
         f'data.name: {config.data.name} lives on the device, where its input '

@@ -2,6 +2,8 @@
 import glob
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -210,3 +212,28 @@ def test_a_bucket_gets_whole_files(tmp_path, monkeypatch):
   writer.close()
   writers.Writer(str(tmp_path), resumed_at=1).close()
   assert [r['step'] for r in writers.read(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize('devices', (1, 2))
+def test_parameters_load_on_fewer_devices(tmp_path, devices):
+  """What eight devices have saved, a laptop can use."""
+  params, rest = state(3)
+  assert len(jax.devices()) == 8
+  everywhere = jax.sharding.NamedSharding(
+      jax.sharding.Mesh(np.array(jax.devices()), ('data',)),
+      jax.sharding.PartitionSpec())
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
+  checkpoints.save(3, *jax.device_put((params, rest), everywhere), {})
+  checkpoints.wait()
+  checkpoints.close()
+  code = ('import sys; from mixer.core import checkpoint, trees; '
+          'p = checkpoint.load_params(sys.argv[1]); '
+          'print(trees.digest(p).tolist())')
+  out = subprocess.run(
+      [sys.executable, '-c', code, str(tmp_path / 'checkpoints' / '3')],
+      cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+      text=True, capture_output=True, timeout=120, env=dict(
+          os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=(
+              f'--xla_force_host_platform_device_count={devices}')))
+  assert out.returncode == 0, out.stderr
+  assert out.stdout.strip() == str(trees.digest(params).tolist())

@@ -192,8 +192,11 @@ def load_params(path):
   step = os.path.basename(path)
   try:
     with _quiet(), ocp.CheckpointManager(
-        os.path.dirname(path), item_names=_ITEMS,
+        os.path.dirname(path), item_handlers=dict(
+            params=ocp.StandardCheckpointHandler(),
+            meta=ocp.JsonCheckpointHandler()),
         options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+      # The shapes, so as to have them on this device, whatever they were on.
       shapes = manager.item_metadata(int(step))['params']
       device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       abstract = jax.tree.map(

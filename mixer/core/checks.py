@@ -34,7 +34,7 @@ def unknown(what, value, choices):
   return UserError(f'{what}: {value!r} is unknown{hint} (known: {known})')
 
 
-def run(main, positional=0):
+def run(main, positional=0, log_to=None):
   """Runs `main(argv)` as an absl app whose mistakes are single lines.
 
   absl itself exits 1 on a bad flag, and ml_collections raises a traceback on a
@@ -42,9 +42,10 @@ def run(main, positional=0):
 
   Args:
     main: the command.
-    positional: how many arguments it takes that are not flags.
+    positional: how many arguments it takes that are not flags; None for any.
+    log_to: stream of the log, by default standard output.
   """
-  log.setup()
+  log.setup(log_to)
 
   def parse(argv):
     try:
@@ -56,7 +57,7 @@ def run(main, positional=0):
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
             OSError) as e:
       _die(_unknown_key(argv) or _plain(e), USAGE)
-    if len(rest) > 1 + positional:
+    if positional is not None and len(rest) > 1 + positional:
       _die(f'unexpected argument {rest[-1]!r}: settings are flags, as in '
            '--config.run.batch_size=64', USAGE)
     return rest

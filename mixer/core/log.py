@@ -10,8 +10,8 @@ import sys
 log = logging.getLogger('mixer')
 
 
-def setup():
-  """Called once by a command, never at import."""
+def setup(stream=None):
+  """Called once by a command, never at import; standard output by default."""
   from absl import logging as absl_logging
   # TensorFlow's start-up lines; its resizing does not use oneDNN anyway.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
@@ -19,7 +19,7 @@ def setup():
   absl_logging.set_verbosity(absl_logging.ERROR)
   if hasattr(sys.stdout, 'reconfigure'):   # a file's name may be no text
     sys.stdout.reconfigure(errors='backslashreplace')
-  handler = logging.StreamHandler(sys.stdout)
+  handler = logging.StreamHandler(stream or sys.stdout)
   handler.setFormatter(logging.Formatter('%(message)s'))
   log.handlers[:] = [handler]
   log.propagate = False

@@ -16,7 +16,6 @@ import threading
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mixer.core import checks
 from mixer.core.log import log
@@ -27,9 +26,9 @@ from mixer.data import order
 from mixer.data import sources
 from mixer.data import splits
 from mixer.data import vetting
+from mixer.data import views
 from mixer.data import windows
 
-EVALUATED = ('resmall', 'resize_crop', 'resize')   # what evals.NAME shows
 _PREFLIGHT = 8   # images
 
 
@@ -42,7 +41,8 @@ class Data:
     split: `splits.Split`.
     vetting: `vetting.Vetting` of the split.
     image_size: (height, width).
-    cut: what `decode.batches` is told of the crop.
+    cut: what of an image is shown, as `decode.batches` is told; of a resident
+      split, what was.
     window: of a set that is read in sequence, in examples.
     resident: None, or {'image': uint8 [N, H, W, C], 'labels': int32 [N, L]}
       and perhaps 'weights', float32 [N, L]: the whole split, to be put on the
@@ -160,8 +160,8 @@ class Data:
 def open_data(*, name, split, dir=None, access=None, window=1024,
               crop='inception', min_area=0.05, interpolation=None,
               max_pixels=image_files.MAX_PIXELS, max_bad_fraction=None,
-              on_device=False, image_size=224, wanted=(), report=None,
-              key='data'):
+              on_device=False, labels=None, image_size=224, wanted=(),
+              report=None, key='data'):
   """Opens a split of a data set; a config's `data` and `evals.NAME` sections.
 
   Args:
@@ -180,6 +180,11 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
       evaluation, where they are left out and counted.
     on_device: whether the whole split is decoded at the start, resized to
       `image_size` and kept on the device. Sources that are arrays always are.
+      Evaluation's crops are what they are on the host; of a random crop,
+      nothing can be kept, so the images are whole. Arrays of just `image_size`
+      stay as they are, whatever the crop.
+    labels: a JSON file of labels by file name that replace the set's own, such
+      as ReaL's; see `relabel`.
     image_size: an int, or (height, width).
     wanted: all splits that the run asks of this source.
     report: called with a dict for every bad image, or None.
@@ -191,7 +196,7 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
   if name is None or split is None:
     raise checks.UserError(f'{key}.{"name" if name is None else "split"} is '
                            'not set')
-  known = decode.CROPS if key == 'data' else EVALUATED
+  known = decode.CROPS if key == 'data' else views.CROPS
   if crop not in known:
     raise checks.unknown(f'{key}.crop', crop, list(known))
   if interpolation not in (None, *decode.INTERPOLATIONS):
@@ -202,7 +207,8 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
             0 <= (max_bad_fraction or 0) <= 1, '0 <= x <= 1')
   _in_range(f'{key}.window', window, window >= 1, 'at least 1')
   _in_range(f'{key}.max_pixels', max_pixels, max_pixels >= 1, 'at least 1')
-  source = _open(name, dir, tuple(sorted(set(wanted) | {split})), access)
+  source = _open(name, dir, tuple(sorted(set(wanted) | {split})), access,
+                 labels)
   chosen = splits.select(source.stored, split, f'{key}.split')
   size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
   _in_range('run.image_size', image_size, min(size) >= 1, 'at least 1')
@@ -216,11 +222,7 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
                interpolation=interpolation or decode.CROPS[crop]))
   if not on_device and not source.decoded:
     return data
-  if crop != 'resize':
-    log.info('%s: images in memory are resized whole; %s.crop=%r is for '
-             'those that are decoded on the host', key, key, crop)
-  cut = dict(crop='resize', interpolation='bilinear')
-  return dataclasses.replace(data, cut=cut, **_load(data))
+  return dataclasses.replace(data, **_load(data))
 
 
 def _in_range(key, value, inside, expected):
@@ -229,18 +231,25 @@ def _in_range(key, value, inside, expected):
 
 
 @functools.lru_cache(maxsize=8)
-def _open(name, data_dir, wanted, access):
+def _open(name, data_dir, wanted, access, labels):
   return sources.open_source(name, data_dir=data_dir, wanted=wanted,
-                             access=access)
+                             access=access, labels=labels)
 
 
 def _load(data):
   """The whole split in memory, decoded by Pillow, so without TensorFlow."""
-  source, size = data.source, data.image_size
+  source, size, cut = data.source, data.image_size, data.cut
   records = data.split.records(np.arange(len(data)))
   images, labels, weights = _read_all(data, records)
   bad = np.zeros(len(records), bool)
-  if not source.decoded or images.shape[1:3] != size:
+  ready = source.decoded and images.shape[1:3] == size
+  if ready or cut['crop'] not in views.CROPS:
+    if cut['crop'] != 'resize':
+      log.info('%s: images in memory are kept whole, resized if need be; '
+               '%s.crop=%r is for those that are decoded on the host',
+               data.vetting.key, data.vetting.key, cut['crop'])
+    cut = dict(cut, crop='resize')
+  if not ready:
     out = np.zeros((len(records), *size, source.channels), np.uint8)
     for i, image in enumerate(images):
       if not source.decoded:
@@ -248,11 +257,8 @@ def _load(data):
         if image is None:
           bad[i] = True
           continue
-      picture = Image.fromarray(image.squeeze(-1) if source.channels == 1
-                                else image)
-      if picture.size != size[::-1]:
-        picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
-      out[i] = np.asarray(picture).reshape(*size, -1)
+      out[i] = views.view(image, size=size, crop=cut['crop'],
+                          interpolation=cut['interpolation'])
     images = out
     log.info('%s %s: %d images in memory, %.0f MB', source.name,
              data.split.spec, len(out), out.nbytes / 1e6)
@@ -260,7 +266,7 @@ def _load(data):
   resident = dict(image=images, labels=labels)
   if weights is not None:
     resident['weights'] = weights
-  return dict(resident=resident, bad=bad)
+  return dict(resident=resident, bad=bad, cut=cut)
 
 
 def _read_all(data, records):

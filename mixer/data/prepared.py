@@ -50,22 +50,40 @@ class Shards:
     return int(self.ends[shard] - (self.ends[shard - 1] if shard else 0))
 
 
-@dataclasses.dataclass(frozen=True)
+def integers(key):
+  """features -> the integers of one of them."""
+  return lambda features: features[key].int64_list.value
+
+
+def stored_image(features):
+  """The bytes of the image, as they were stored."""
+  return features['image'].bytes_list.value[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Parser:
   """Serialised records to images, labels and weights.
 
+  What labels and images are is said by functions of a record's features, the
+  map from name to tf.train.Feature of a tf.train.Example; of what TFDS nests,
+  the names are joined by '/', and the values of all entries by one another.
+
   Attributes:
-    label_key: 'label' or 'labels'.
     width: L, the most labels of an example.
     num_classes: of the labels.
-    weighted: whether every label has a weight.
     name_of: record number -> where it is.
+    labels_of: features -> the labels, a sequence of ints.
+    image_of: features -> the encoded image; may raise `BadImage`.
+    fewest: labels of an example.
+    weighted: whether every label has a weight.
   """
-  label_key: str
   width: int
   num_classes: int
-  weighted: bool
   name_of: object
+  labels_of: object
+  image_of: object = stored_image
+  fewest: int = 1
+  weighted: bool = False
 
   def __call__(self, records, serialised):
     """As `sources.Source.read`; an entry may be a `BadImage` instead.
@@ -81,13 +99,16 @@ class Parser:
         out.append(raw)
         continue
       feature = tf_example_pb2.Example.FromString(raw).features.feature
-      out.append(feature['image'].bytes_list.value[0])
-      values = feature[self.label_key].int64_list.value
-      if not 0 < len(values) <= self.width or not all(
+      try:
+        out.append(self.image_of(feature))
+      except image_files.BadImage as e:
+        out.append(e)
+      values = self.labels_of(feature)
+      if not self.fewest <= len(values) <= self.width or not all(
           0 <= v < self.num_classes for v in values):
         raise checks.RunError(
             f'{self.name_of(record)} has the labels {list(values)}; expected '
-            f'1 to {self.width}, from 0 to {self.num_classes - 1}')
+            f'{self.fewest} to {self.width}, from 0 to {self.num_classes - 1}')
       labels[row, :len(values)] = values
       if self.weighted:
         weights[row, :len(values)] = feature['weights'].float_list.value
@@ -243,7 +264,7 @@ def _offsets(shards, name):
   key = hashlib.sha256(repr(
       [(os.path.abspath(p), s.st_size, s.st_mtime_ns)
        for p, s in zip(shards.paths, stats)]).encode()).hexdigest()[:32]
-  cache = os.path.join(_cache_dir(), f'offsets-{key}.npy')
+  cache = os.path.join(files.cache(), f'offsets-{key}.npy')
   kept = _kept(cache, shards, sizes)
   if kept is not None:
     return kept
@@ -328,11 +349,6 @@ def _open_anywhere(path):
     return epath.Path(path).open('rb')
   except OSError as e:
     raise checks.RunError(f'cannot read {path!r}: {e.strerror or e}') from None
-
-
-def _cache_dir():
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.join('~', '.cache')
-  return os.path.join(os.path.expanduser(base), 'mlp-mixer')
 
 
 def _allow_open_files(count):

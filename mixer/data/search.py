@@ -13,6 +13,7 @@ from mixer.data import records
 from mixer.data import runner as runners
 from mixer.data import sources
 from mixer.data import splits
+from mixer.data import tfds_sets
 
 _STEP = 256   # records compared at a time
 
@@ -74,7 +75,7 @@ class Job:
 
 def is_stored(name):
   """Whether data.name means a prepared set of TFDS."""
-  return ':' not in name and name != 'digits'
+  return tfds_sets.is_name(name)
 
 
 def pixels(file):

@@ -17,28 +17,16 @@ from mixer.core import files
 from mixer.data import images as image_files
 from mixer.data import listing
 from mixer.data import prepared
+from mixer.data import relabel
 from mixer.data import splits
+from mixer.data import tfds_sets
+from mixer.data import vtab
 
 ACCESS = ('random', 'sequential')
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
             errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN)
 _KINDS = ('digits', 'arrays:PATH.npz', 'folder:PATH', 'manifest:PATH',
-          'a TFDS name')
-
-_HOW_TO_PREPARE = {
-    'imagenet2012': (
-        'put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into '
-        'DIR/downloads/manual and run once: python -c "import '
-        "tensorflow_datasets as t; t.builder('imagenet2012', data_dir='DIR')"
-        '.download_and_prepare()"'),
-    'imagenet21k': (
-        'make it once from the per-synset tars: python -m mixer.prepare build '
-        '--source=tars:TARS --data_dir=DIR'),
-    'jft': (
-        'give your own large set, which jft stands for: '
-        '--config.data.name=manifest:PATH, or prepared once with python -m '
-        'mixer.prepare build --source=manifest:PATH --name=jft --data_dir=DIR'),
-}
+          'vtab:TASK', 'a TFDS name')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +35,7 @@ class Source:
 
   Attributes:
     name: as in the config.
-    stored: {split name: splits.Piece}.
+    stored: {split name: splits.Piece, or Split of several}.
     num_classes: of the labels.
     class_names: one a class, or None.
     read: record numbers [n] -> (images, labels, weights): a list of encoded
@@ -79,18 +67,21 @@ class Source:
   directory: str | None = None
 
 
-def open_source(name, *, data_dir=None, wanted=(), access=None):
+def open_source(name, *, data_dir=None, wanted=(), access=None, labels=None):
   """The source `name`.
 
   Args:
-    name: 'digits', 'arrays:PATH.npz', 'folder:PATH', 'manifest:PATH', or the
-      name of a TFDS set.
+    name: 'digits', 'arrays:PATH.npz', 'folder:PATH', 'manifest:PATH',
+      'vtab:TASK' (see `vtab.TASKS`), or the name of a TFDS set, with its
+      config and version if it has several: 'imagenet_v2/topimages:3.0.0'.
     data_dir: where TFDS sets lie; by default TFDS's own (~/tensorflow_datasets
       or $TFDS_DATA_DIR).
     wanted: all the splits that will be asked of it, so that a missing
       held-out one can be carved from the only one there is.
     access: 'random', or 'sequential' for TFRecord only; by default sequential
       for TFRecord in a bucket and random for all else.
+    labels: a JSON file of labels that replace the source's own by file name,
+      see `relabel`; an image may then have none.
 
   Raises:
     UserError: if it is unknown or not there, with the way to get it.
@@ -101,20 +92,24 @@ def open_source(name, *, data_dir=None, wanted=(), access=None):
   if kind != name and not path:
     raise checks.UserError(f'data.name: {name!r} gives no path; is a variable '
                            'unset?')
-  if kind == name and name != 'digits':
-    source = _tfds(name, data_dir, access)
+  if kind == 'vtab' or tfds_sets.is_name(name):
+    source = _tfds(name, data_dir, access, labels)
   elif access == 'sequential':
     raise checks.UserError(
         f"data.access: {name} is read at random; 'sequential' is for TFDS sets "
         'in TFRecord format')
-  elif name == 'digits':
-    source = _digits()
-  elif kind == 'arrays':
-    source = _arrays(name)
   elif kind in ('folder', 'manifest'):
-    source = _image_files(name, getattr(listing, kind)(path))
-  else:
+    source = _image_files(name, getattr(listing, kind)(path), labels)
+  elif kind not in ('digits', 'arrays'):
     raise checks.unknown('data.name', name, _KINDS)
+  elif labels:
+    raise checks.UserError(
+        f'labels: {labels!r} is looked up by file names, and {name} has none; '
+        'expected folder:PATH, manifest:PATH or a TFDS set')
+  else:
+    source = _digits() if kind == 'digits' else _arrays(name)
+  if labels:
+    _check_names(source)
   stored = splits.carve(source.stored, wanted, name)
   return dataclasses.replace(source, stored=stored)
 
@@ -198,8 +193,10 @@ def _in_memory(name, images, labels, class_names, stored):
       channels=images.shape[-1], fingerprint=digest.hexdigest()[:16])
 
 
-def _image_files(name, listed):
+def _image_files(name, listed, labels):
   """A folder or a manifest, as `listing` found it."""
+  other = labels and relabel.load(labels, len(listed.class_names))
+
   def load(record):
     try:
       with open(listed.file(record), 'rb') as f:
@@ -210,24 +207,32 @@ def _image_files(name, listed):
                               f'{e.strerror}; start again when it can be')
       return image_files.BadImage(e.strerror)
 
+  def targets(records):
+    if other:
+      return other.rows([listed.paths[int(r)] for r in records]), None
+    return listed.labels[records], (
+        None if listed.weights is None else listed.weights[records])
+
   def read(records):
-    weights = None if listed.weights is None else listed.weights[records]
-    return [load(int(r)) for r in records], listed.labels[records], weights
+    return [load(int(r)) for r in records], *targets(records)
 
   return Source(
       name=name, stored=splits.whole(listed.sizes), read=read,
       name_of=lambda record: listed.file(int(record)),
       num_classes=len(listed.class_names), class_names=listed.class_names,
-      decoded=False, channels=3, fingerprint=listed.fingerprint, upright=True)
+      decoded=False, channels=3, upright=True,
+      fingerprint=_with_labels(listed.fingerprint, other))
 
 
-def _tfds(name, data_dir, access):
-  """A prepared TFDS set."""
+def _tfds(name, data_dir, access, labels):
+  """A prepared TFDS set, or a task of VTAB on one."""
   where = data_dir or os.environ.get('TFDS_DATA_DIR') or os.path.join(
       '~', 'tensorflow_datasets')
   where = os.path.expanduser(where)
+  task = (vtab.find(name.partition(':')[2]) if name.startswith('vtab:')
+          else None)
   try:
-    return _open_tfds(name, where, access)
+    return _open_tfds(name, where, access, task, labels)
   except ImportError as e:
     raise checks.UserError(
         f'data.name: {name!r} is read with TFDS, and {e.name} is not '
@@ -235,49 +240,45 @@ def _tfds(name, data_dir, access):
         'requirements.txt') from e
 
 
-def _open_tfds(name, where, access):
-  import tensorflow_datasets as tfds
-  try:
-    builder = tfds.core.read_only_builder.builder_from_files(
-        name, data_dir=where)
-  except Exception as e:
-    how = _HOW_TO_PREPARE.get(
-        name, 'prepare it once with TFDS (--config.data.name=digits needs none)'
-    ).replace('DIR', where)
-    if os.path.exists(name):
-      how = f'give folder:{name} if it is a folder of classes'
-    raise checks.UserError(
-        f'data.name: no prepared TFDS set {name!r} in {where!r}; set '
-        f'--config.data.dir to where it is, or {how}') from e
-  info = builder.info
-  label_key = next((k for k in ('label', 'labels') if k in info.features), None)
-  if 'image' not in info.features or label_key is None:
-    raise checks.UserError(
-        f"data.name: {name} has the features {sorted(info.features)}; expected "
-        "'image' and 'label' or 'labels'")
-  feature = info.features[label_key]
-  width = listing.MAX_LABELS if hasattr(feature, 'feature') else 1
-  feature = getattr(feature, 'feature', feature)
-  channels = info.features['image'].shape[-1] or 3
-  if not getattr(feature, 'num_classes', None) or channels not in (1, 3):
-    raise checks.UserError(
-        f'data.name: {name} has images of {channels} channels and {label_key} '
-        f'of {type(feature).__name__}; expected 1 or 3, and ClassLabel')
+def _open_tfds(name, where, access, task, labels):
+  info = tfds_sets.info_of(task.dataset if task else name, where)
+  sizes = {k: s.num_examples for k, s in info.splits.items()}
+  parsing, class_names = (task.parsing(info) if task
+                          else tfds_sets.parsing(name, info))
+  other = labels and relabel.load(labels, parsing['num_classes'])
+  if other:
+    parsing.update(tfds_sets.relabelled(name, info, other))
   shards = prepared.shards_of(info)
   form = info.file_format.value
   reader = _reader(name, form, where, access)(shards, name)
-  parse = prepared.Parser(
-      label_key=label_key, width=width, num_classes=feature.num_classes,
-      weighted='weights' in info.features, name_of=shards.name_of)
+  parse = prepared.Parser(name_of=shards.name_of, **parsing)
   return Source(
-      name=name, num_classes=feature.num_classes,
-      stored=splits.whole({k: s.num_examples for k, s in info.splits.items()}),
-      class_names=tuple(feature.names) if feature.names else None,
+      name=name, num_classes=parse.num_classes, class_names=class_names,
+      stored=task.stored(sizes) if task else splits.whole(sizes),
       read=lambda records: parse(records, reader(records)),
       name_of=shards.name_of, decoded=False,
-      channels=channels, fingerprint=prepared.fingerprint(info, shards),
+      channels=3 if task else info.features['image'].shape[-1] or 3,
+      fingerprint=_with_labels(prepared.fingerprint(info, shards), other),
       directory=str(info.data_dir),
       shards=shards if isinstance(reader, prepared.Sequence) else None)
+
+
+def _with_labels(fingerprint, other):
+  return fingerprint if not other else hashlib.sha256(
+      (fingerprint + other.digest).encode()).hexdigest()[:16]
+
+
+def _check_names(source):
+  """Raises at once what reading would, if no split begins with a file that
+  other labels know; the training images, say, need none."""
+  error = None
+  for piece in source.stored.values():
+    try:
+      source.read(piece.records(np.arange(1)))
+      return
+    except checks.UserError as e:
+      error = e
+  raise error
 
 
 def _reader(name, form, where, access):

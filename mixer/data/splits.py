@@ -45,15 +45,24 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """The examples of a split as a sequence of pieces."""
+  """The examples of a split as a sequence of pieces.
+
+  A source may store one under a name too, where a `Piece` does not do.
+  """
   spec: str
   pieces: tuple
+  start = 0
+
+  @property
+  def stop(self):
+    return len(self)
 
   def __len__(self):
     return sum(p.stop - p.start for p in self.pieces)
 
   def records(self, position):
     """The record numbers of positions, an int array in [0, len)."""
+    position = np.asarray(position)
     ends = np.cumsum([p.stop - p.start for p in self.pieces])
     which = np.searchsorted(ends, position, side='right')
     out = np.empty_like(position)
@@ -116,12 +125,25 @@ def select(stored, spec, key):
     count = piece.stop - piece.start
     start = _bound(match['start'], count, 0)
     stop = max(start, _bound(match['stop'], count, count))
-    pieces.append(dataclasses.replace(
-        piece, start=piece.start + start, stop=piece.start + stop))
+    pieces += _cut(piece, start, stop)
   out = Split(spec, tuple(p for p in pieces if p.stop > p.start))
   if not len(out):
     sizes = ', '.join(f'{n}: {p.stop - p.start}' for n, p in stored.items())
     raise checks.UserError(f'{key}: {spec!r} holds no examples ({sizes})')
+  return out
+
+
+def _cut(stored, start, stop):
+  """The pieces of the positions [start, stop) of a Piece, or of a Split."""
+  if isinstance(stored, Piece):
+    return [dataclasses.replace(
+        stored, start=stored.start + start, stop=stored.start + stop)]
+  out, before = [], 0
+  for piece in stored.pieces:
+    count = piece.stop - piece.start
+    out += _cut(piece, *np.clip([start - before, stop - before], 0, count)
+                .tolist())
+    before += count
   return out
 
 

@@ -1,58 +1,95 @@
-"""Accuracy over a whole split, every example counted exactly once."""
+"""Accuracy over a whole split, every example counted exactly once.
+
+Axes: B examples of a batch, N of the split, L labels of one example padded by
+-1, K classes, T the likeliest classes that are kept.
+"""
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mixer.core import checks
 
+MOST = 5   # T: as many as top-5 accuracy needs
 
-def make_count(predict, labels_of, num_classes):
-  """count(params, batch, resident) -> sums over the examples not masked.
+
+def probabilities(logits, loss):
+  """Of classes [..., K]: the softmax of logits, or of a network trained with
+  the sigmoid loss, whose classes do not exclude each other, their sigmoid."""
+  return (jax.nn.sigmoid if loss == 'sigmoid' else jax.nn.softmax)(logits)
+
+
+def make_outcome(predict, labels_of, num_classes, loss='softmax'):
+  """outcome(params, batch, resident) -> what became of each example.
 
   Args:
     predict: (params, batch, resident) -> logits [B, K].
-    labels_of: (batch, resident) -> int32 [B, L] padded by -1.
+    labels_of: (batch, resident) -> int32 [B, L].
     num_classes: K.
+    loss: of the training, for probabilities.
 
   Returns:
-    A function to jit; its sums are 'count', 'right', 'right_of_5', 'loss', and
-    'bad', the images left out since they cannot be decoded.
-    An example is right if any of its labels is the likeliest class (among the
-    five likeliest for 'right_of_5'); the loss is the softmax cross-entropy
-    against its first label.
+    A function to jit, with a replicated result: 'labels' int32 [B, L]; 'best',
+    int32 [B, T], the likeliest classes in their order, and 'probabilities',
+    float32 [B, T], of them; 'loss' float32 [B], the softmax cross-entropy
+    against the first label; 'mask' and 'bad', bool [B], as in the batch.
   """
-  def count(params, batch, resident):
+  def outcome(params, batch, resident):
     logits = predict(params, batch, resident).astype(jnp.float32)
     labels = labels_of(batch, resident)
-    mask = batch['mask'].astype(jnp.float32)
-    _, best = jax.lax.top_k(logits, min(5, num_classes))
-    hits = jnp.any(best[:, :, None] == labels[:, None, :], axis=-1)
-    loss = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.maximum(labels[:, 0], 0))
-    total = lambda x: jnp.sum(x * mask)
-    number = lambda x: jnp.sum(x.astype(jnp.int32))
-    return dict(count=number(batch['mask']), bad=number(batch['bad']),
-                right=number(hits[:, 0] & batch['mask']), loss=total(loss),
-                right_of_5=number(jnp.any(hits, axis=-1) & batch['mask']))
-  return count
+    _, best = jax.lax.top_k(logits, min(MOST, num_classes))
+    return dict(
+        labels=labels, best=best, mask=batch['mask'], bad=batch['bad'],
+        probabilities=jnp.take_along_axis(
+            probabilities(logits, loss), best, axis=-1),
+        loss=optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.maximum(labels[:, 0], 0)))
+  return outcome
 
 
-def score(name, count_fn, params, batches, resident, expected):
-  """The metrics 'eval/NAME/...' of a split of `expected` examples.
+def collect(key, outcome_fn, params, batches, resident, expected):
+  """The outcomes of a split of `expected` examples: NumPy arrays [N, ...], in
+  the order of the batches, those that cannot be decoded included.
 
   Raises:
-    RunError: if not each of them was counted once, or none can be decoded.
+    RunError: if not each of them was met once, or none can be decoded.
   """
-  sums = None
-  for batch in batches:
-    part = count_fn(params, batch, resident)
-    sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
-  sums = {k: float(v) for k, v in jax.device_get(sums).items()}
-  count, bad = int(sums['count']), int(sums['bad'])
-  if count + bad != expected or not count:
-    raise checks.RunError(f'evals.{name}: counted {count} of {expected} '
-                          f'examples, and {bad} that cannot be decoded')
-  return {f'eval/{name}/accuracy': sums['right'] / count,
-          f'eval/{name}/accuracy_top5': sums['right_of_5'] / count,
-          f'eval/{name}/loss': sums['loss'] / count,
-          f'eval/{name}/examples': count, f'eval/{name}/bad': bad}
+  parts = [outcome_fn(params, batch, resident) for batch in batches]
+  whole = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
+  met = whole['mask'] | whole['bad']
+  found = {name: x[met] for name, x in whole.items()}
+  count = int(found['mask'].sum())
+  if len(found['mask']) != expected or not count:
+    raise checks.RunError(
+        f'{key}: counted {count} of {expected} examples, and '
+        f'{int(found["bad"].sum())} that cannot be decoded')
+  return found
+
+
+def score(name, found):
+  """The metrics 'eval/NAME/...' of what `collect` found.
+
+  An example is right if any of its labels is the likeliest class, or among the
+  five likeliest. One without a label is left out, as ReaL wants it, and counted
+  as 'unlabelled' where there is any.
+  """
+  unlabelled = found['mask'] & ~np.any(found['labels'] >= 0, axis=1)
+  counted = found['mask'] & ~unlabelled
+  if not counted.any():
+    raise checks.RunError(f'evals.{name}: no example has a label')
+  hits = hit(found)[counted]
+  count = int(counted.sum())
+  out = dict(accuracy=hits[:, 0].sum() / count,
+             accuracy_top5=hits.any(axis=1).sum() / count,
+             loss=found['loss'][counted].astype(np.float64).sum() / count,
+             examples=count, bad=int(found['bad'].sum()))
+  if unlabelled.any():
+    out['unlabelled'] = int(unlabelled.sum())
+  return {f'eval/{name}/{kind}': value if isinstance(value, int)
+          else float(value) for kind, value in out.items()}
+
+
+def hit(found):
+  """Is each of the likeliest classes one of the labels? bool [N, T]."""
+  return np.any(found['best'][:, :, None] == found['labels'][:, None, :],
+                axis=-1)

@@ -16,11 +16,10 @@ from mixer.core import peak
 from mixer.core import trees
 from mixer.data import augment as augmentation
 from mixer.data import decode
-from mixer.data import pipeline
-from mixer.evaluation import classification
 from mixer.models import cost
 from mixer.pretrained import initial
 from mixer.pretrained import network
+from mixer.training import evaluations
 from mixer.training import loop
 from mixer.training import losses
 from mixer.training import optimizer as optimizers
@@ -32,10 +31,6 @@ from mixer.training import step as steps
 from mixer.training import stop
 from mixer.training import workdir as workdirs
 from mixer.training import writer as writers
-
-# What evals.NAME has from data, unless it is given.
-_INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
-              'on_device')
 
 
 def train(config, workdir):
@@ -54,37 +49,15 @@ def train(config, workdir):
   settings.check_devices(plan.mesh.size)
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdirs.claimed(workdir))
-    data, evals = open_data(config, settings, workdirs.BadImages(workdir))
+    data, evals, fewshots = evaluations.open_splits(
+        config, settings.image_size, workdirs.BadImages(workdir))
     data.check(settings.batch_size, plan.slots(settings.batch_size))
-    for split in (data, *evals.values()):
+    for split in (data, *evals.values(), *(
+        s for few in fewshots.values() for s in (few.train, few.test))):
       split.preflight()
     model = make_model(config, settings, data.source)
-    return _train(config, settings, plan, data, evals, model, workdir, stack)
-
-
-def open_data(config, settings, report=None):
-  """The training split and {name: evaluation split}.
-
-  Args:
-    config: of the run.
-    settings: its `run` section.
-    report: called with a dict for every image that cannot be decoded.
-  """
-  sections = {'data': dict(config.data)}
-  for name, section in config.evals.items():
-    inherited = {k: config.data[k] for k in _INHERITED
-                 if k in config.data and section.get(k) is None}
-    given = {k: v for k, v in section.items() if v is not None}
-    sections[f'evals.{name}'] = dict(inherited, **given)
-  opened = {}
-  for key, section in sections.items():
-    wanted = tuple(s['split'] for s in sections.values()
-                   if s['name'] == section['name'] and s['split'])
-    opened[key] = pipeline.open_data(
-        **section, image_size=settings.image_size, wanted=wanted, key=key,
-        report=report)
-  return opened.pop('data'), {k.removeprefix('evals.'): v
-                              for k, v in opened.items()}
+    return _train(config, settings, plan, data, evals, fewshots, model, workdir,
+                  stack)
 
 
 def make_model(config, settings, source):
@@ -124,7 +97,8 @@ def image_shape(model, settings):
   return (*size, model.in_channels)
 
 
-def _train(config, settings, plan, data, evals, model, workdir, stack):
+def _train(config, settings, plan, data, evals, fewshots, model, workdir,
+           stack):
   checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(
       os.path.join(workdir, 'checkpoints'), **config.checkpoint)))
   model, given = _start(config, settings, model, workdir,
@@ -136,13 +110,14 @@ def _train(config, settings, plan, data, evals, model, workdir, stack):
       image_shape=image_shape(model, settings))
   shapes = jax.eval_shape(init)
   shardings = plan.state(shapes)
-  _check_best(config.checkpoint.best, evals)
+  _check_best(config.checkpoint.best, evaluations.metrics(evals, fewshots))
   if given is not None:
     initial.merge(given, shapes.params, config.start.weights,
                   config.start.dont_load)
   # A config that is refused must leave the workdir to the corrected one, so
   # this comes when everything else is checked.
-  workdirs.agree(workdir, config.to_dict())
+  workdirs.agree(workdir, {name: section for name, section in
+                           config.to_dict().items() if name != 'sweep'})
   workdirs.write_json(os.path.join(workdir, 'model.json'),
                       _card(config, model, data, evals))
   _introduce(config, settings, plan, data, evals, model, shapes, total, workdir)
@@ -160,7 +135,9 @@ def _train(config, settings, plan, data, evals, model, workdir, stack):
 
   put = lambda tree: jax.device_put(tree, plan.replicated)
   resident = None if data.resident is None else put(data.resident)
-  evaluate = _make_evaluate(plan, model, evals, settings, put)
+  ask = evaluations.make(plan, model, evals, fewshots,
+                         batch_size=settings.batch_size, loss=config.loss.name)
+  evaluate = lambda state: ask(state.params)
 
   def save(step, state, scores):
     checkpoints.save(step, state.params,
@@ -203,19 +180,17 @@ def _train(config, settings, plan, data, evals, model, workdir, stack):
   return scores
 
 
-def _check_best(metric, evals):
+def _check_best(metric, known):
   """The metric to keep the best by is one that is evaluated; more is better."""
-  known = [f'eval/{name}/{kind}' for name in evals
-           for kind in ('accuracy', 'accuracy_top5')]
   if metric is not None and metric not in known:
     raise checks.unknown('checkpoint.best', metric, known)
 
 
 def _check_sections(config):
   expected = ('model', 'data', 'augment', 'loss', 'schedule', 'optimizer',
-              'sharding', 'checkpoint', 'start', 'evals', 'run')
+              'sharding', 'checkpoint', 'start', 'evals', 'fewshot', 'run')
   for name in config:
-    if name not in expected:
+    if name not in (*expected, 'sweep'):   # `analysis.sweep`'s, not a run's
       raise checks.unknown('config', name, expected)
   missing = [name for name in expected if name not in config]
   if missing:
@@ -257,31 +232,6 @@ def _start(config, settings, model, workdir, resuming):
   return initial.start(model, image_size=image_shape(model, settings)[:2],
                        widen=config.model.get('tokens_mlp_dim') is None,
                        **config.start)
-
-
-def _make_evaluate(plan, model, evals, settings, put):
-  """evaluate(state) -> metrics of all evaluation splits."""
-  predict = steps.make_predict(model)
-  count = jax.jit(
-      classification.make_count(
-          predict, lambda batch, resident: steps.fetch(batch, resident)[1],
-          model.num_classes),
-      out_shardings=plan.replicated)
-  size = settings.batch_size
-  slots = plan.slots(size)
-  residents = {name: None if data.resident is None else put(data.resident)
-               for name, data in evals.items()}
-
-  def evaluate(state):
-    scores = {}
-    for name, data in evals.items():
-      batches = data.eval_batches(batch_size=size, slots=slots)
-      scores.update(classification.score(
-          name, count, state.params, map(plan.put_batch, batches),
-          residents[name], len(data)))
-    return scores
-
-  return evaluate
 
 
 def _introduce(config, settings, plan, data, evals, model, shapes, total,

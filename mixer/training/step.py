@@ -124,6 +124,16 @@ def make_predict(model):
   return predict
 
 
+def make_features(model):
+  """features(params, batch, resident) -> pre_logits [B, C], as in evaluation.
+  """
+  def features(params, batch, resident=None):
+    images, *_ = fetch(batch, resident)
+    _, out = model.apply({'params': params}, augmentation.normalise(images))
+    return out['pre_logits']
+  return features
+
+
 def right(logits, targets):
   """Is the likeliest class among the targets' heaviest? float32 [B].
 

@@ -15,7 +15,7 @@ from mixer.core.log import log
 
 # What may change between a run and its continuation, by the start of the key.
 _FREE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
-         'checkpoint', 'sharding')
+         'fewshot', 'checkpoint', 'sharding')
 
 
 @contextlib.contextmanager

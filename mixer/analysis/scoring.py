@@ -1,0 +1,182 @@
+"""A network put to the evaluations of a config, and what it gets wrong."""
+import json
+import os
+
+import jax
+import ml_collections
+import numpy as np
+
+from mixer.core import checks
+from mixer.core import files
+from mixer.core.log import log
+from mixer.evaluation import classification
+from mixer.evaluation import confusion
+from mixer.training import evaluations
+from mixer.training import sharding
+
+_IMAGENET, _V2 = 'imagenet2012', 'imagenet_v2/matched-frequency'
+
+
+def config_of(network):
+  """The config of the run that a network is from.
+
+  Raises:
+    UserError: if it is from none.
+  """
+  run = _workdir(network)
+  text = run and files.read(os.path.join(run, 'config.json'))
+  if not text:
+    raise checks.UserError(
+        f'--config is required: {network.name!r} is not from a run, so its '
+        'evaluations are unknown; give a config with `evals`, such as '
+        '--config=configs/mixer_b16.py')
+  return ml_collections.ConfigDict(json.loads(text))
+
+
+def asked(config, network, *, real=None, v2=False, fewshot=None):
+  """The config's evaluations, and those of the flags.
+
+  Args:
+    config: with `data`, `evals` and perhaps `fewshot`.
+    network: `pretrained.Network`.
+    real: path of ReaL's labels, for ImageNet's validation set.
+    v2: whether ImageNet-V2 is asked too.
+    fewshot: split whose examples fit a linear model, for each evaluation.
+
+  Returns:
+    A config with 'data', 'evals' and 'fewshot'.
+
+  Raises:
+    UserError: if ReaL's labels are wanted and there is no such split.
+  """
+  plain = config.to_dict()
+  data, evals = plain['data'], dict(plain['evals'])
+  few = dict(plain.get('fewshot') or {})
+  on_imagenet = [name for name, section in evals.items()
+                 if section['split'] == 'validation'
+                 and (section['name'] or data['name']) == _IMAGENET]
+  if real and not on_imagenet:
+    raise checks.UserError(
+        f"--real: ReaL labels are for evaluations of {_IMAGENET}'s split "
+        f'validation; the config has {", ".join(evals) or "none"}')
+  for name in on_imagenet if real else ():
+    evals[f'{name}_real'] = dict(evals[name], labels=real)
+  if v2:
+    evals['v2'] = dict(split='test', crop='resmall', interpolation=None)
+    evals['v2'].update(name=_V2, on_device=False)
+  for name, section in list(evals.items()) if fewshot else ():
+    few[name] = dict(
+        train=fewshot, test=section['split'],
+        crop='resize' if section['crop'] == 'resize' else 'resize_crop',
+        **{k: section.get(k) for k in ('name', 'dir', 'interpolation',
+                                       'on_device')})
+  if not _workdir(network):   # its own preprocessing, not the config's
+    like = network.card['preprocessing']
+    log.info('images are shown as the network was made for: %s, %s',
+             like['crop'], like['interpolation'])
+    for section in evals.values():
+      section.update(like)
+  return ml_collections.ConfigDict(dict(data=data, evals=evals, fewshot=few))
+
+
+def evaluate(network, config, *, batch_size, worst=10):
+  """(results, rows of predictions), both fit for JSON.
+
+  Args:
+    network: `pretrained.Network`.
+    config: as `asked` returns it.
+    batch_size: images at a time; made a multiple of the devices.
+    worst: classes and pairs to list.
+
+  Returns:
+    ({'checkpoint', 'model', 'image_size', 'evals': {name: scores, worst
+    classes, confused pairs}, 'fewshot': {name: {shots: accuracy}}}, an
+    iterator of {'eval', 'image', 'labels', 'classes', 'probabilities'}).
+
+  Raises:
+    UserError: if the classes of a split are not the network's.
+  """
+  plan = sharding.plan()
+  batch_size = -(-batch_size // plan.mesh.size) * plan.mesh.size
+  _, evals, fewshots = evaluations.open_splits(
+      config, network.image_size, training=False)
+  if not evals and not fewshots:
+    raise checks.UserError('--config: it has no evaluations')
+  for name, split in list(evals.items()):
+    wrong = _other_classes(network, split.source)
+    if wrong and not fewshots:
+      raise checks.UserError(f'evals.{name}: {wrong}')
+    if wrong:
+      log.info('evals.%s is left out: %s', name, wrong)
+      del evals[name]
+  ask = evaluations.make(plan, network.model, evals, fewshots,
+                         batch_size=batch_size, loss=network.card['loss'])
+  details = {}
+  scores = ask(jax.device_put(network.params, plan.replicated), details)
+  result = dict(checkpoint=network.name, model=network.card['model']['name'],
+                image_size=list(network.image_size), evals={}, fewshot={})
+  for name, split in evals.items():
+    result['evals'][name] = dict(
+        _of(scores, name), split=split.split.spec, data=split.source.name,
+        preprocessing=split.cut, **_mistakes(details[name], split, worst))
+  for name, few in fewshots.items():
+    result['fewshot'][name] = {
+        str(shot): scores[f'eval/{name}/accuracy_{shot}shot']
+        for shot in few.settings['shots']}
+  return result, _predictions(evals, details)
+
+
+def _of(scores, name):
+  """The metrics of one evaluation, without the prefix and the few shots."""
+  prefix = f'eval/{name}/'
+  return {k.removeprefix(prefix): v for k, v in scores.items()
+          if k.startswith(prefix) and not k.endswith('shot')}
+
+
+def _mistakes(found, split, worst):
+  best = np.where(found['mask'], found['best'][:, 0], -1)
+  names = split.source.class_names
+  return dict(
+      worst_classes=confusion.worst_classes(
+          found['labels'], best, names=names, most=worst),
+      confused_pairs=confusion.confused_pairs(
+          found['labels'], best, names=names, most=worst))
+
+
+def _predictions(evals, details):
+  for name, split in evals.items():
+    found, source = details[name], split.source
+    named = lambda classes: [
+        source.class_names[i] if source.class_names
+        and i < len(source.class_names) else str(i) for i in classes.tolist()]
+    records = split.split.records(np.arange(len(split)))
+    for row, record in enumerate(records.tolist()):
+      labels = found['labels'][row]
+      more = dict(error='it cannot be decoded') if found['bad'][row] else dict(
+          classes=named(found['best'][row]),
+          probabilities=found['probabilities'][row].tolist())
+      yield dict(eval=name, image=source.name_of(record),
+                 labels=named(labels[labels >= 0]), **more)
+
+
+def _other_classes(network, source):
+  """Why a network cannot be asked for the classes of a source, or None."""
+  have, names = network.model.num_classes or 0, network.card['class_names']
+  if have < source.num_classes or (
+      have > source.num_classes and not _workdir(network)):
+    return (f'{source.name} has {source.num_classes} classes, the network '
+            f'{have or "no head"}; fine-tune it on them, or ask with --fewshot')
+  for i, (ours, theirs) in enumerate(zip(names or (),
+                                         source.class_names or ())):
+    # A release's are synsets with a word: 'n01440764 tench'.
+    if ours != theirs and not ours.startswith(f'{theirs} '):
+      return (f'class {i} of {source.name} is {theirs!r}, of the network '
+              f'{ours!r}: they were made for different classes')
+
+
+def _workdir(network):
+  """Of the run that a network is from, or None."""
+  parts = network.name.rstrip('/').split('/')
+  if len(parts) > 2 and parts[-2] == 'checkpoints':
+    return '/'.join(parts[:-2])
+  return None

@@ -1,0 +1,77 @@
+"""Class probabilities for image files, without TensorFlow.
+
+Images are decoded by Pillow and cut as in evaluation (`mixer.data.views`), so
+the probabilities of a file are those that the evaluation gives it.
+"""
+from concurrent import futures
+import itertools
+import os
+
+import numpy as np
+
+from mixer.core import checks
+from mixer.data import images
+from mixer.data import views
+
+
+def expand(paths):
+  """Image files by their paths: those given, and all below folders given.
+
+  Raises:
+    UserError: if a folder holds none.
+  """
+  out = []
+  for path in paths:
+    path = os.path.expanduser(path)
+    if not os.path.isdir(path):
+      out.append(path)
+      continue
+    found = sorted(os.path.join(where, name)
+                   for where, _, names in os.walk(path) for name in names
+                   if name.lower().endswith(images.SUFFIXES))
+    if not found:
+      raise checks.UserError(f'{path!r} holds no images '
+                             f'({", ".join(images.SUFFIXES)})')
+    out += found
+  return out
+
+
+def predict(paths, probabilities, *, image_size, channels, crop, interpolation,
+            batch_size=32):
+  """Yields (path, float32 [K] or `images.BadImage`), in their order.
+
+  Args:
+    paths: of image files.
+    probabilities: uint8 [B, *image_size, channels] -> [B, K]; always called
+      with B = batch_size, so that it is compiled once.
+    image_size: (height, width).
+    channels: 1 or 3.
+    crop, interpolation: as `views.view` takes them.
+    batch_size: images at a time.
+  """
+  def load(path):
+    try:
+      with open(path, 'rb') as f:
+        pixels = images.pixels(f.read(), channels=channels)
+      return views.view(pixels, size=image_size, crop=crop,
+                        interpolation=interpolation)
+    except OSError as e:
+      return images.BadImage(e.strerror or str(e))
+    except images.BadImage as e:
+      return e
+
+  paths = iter(paths)
+  with futures.ThreadPoolExecutor() as pool:
+    take = lambda: [(path, pool.submit(load, path))
+                    for path in itertools.islice(paths, batch_size)]
+    ahead = take()
+    while ahead:
+      batch, ahead = ahead, take()   # which is decoded in the meantime
+      loaded = [(path, x.result()) for path, x in batch]
+      good = [x for _, x in loaded if not isinstance(x, images.BadImage)]
+      filled = np.zeros((batch_size, *image_size, channels), np.uint8)
+      if good:
+        filled[:len(good)] = good
+        found = iter(np.asarray(probabilities(filled)))
+      for path, x in loaded:
+        yield path, x if isinstance(x, images.BadImage) else next(found)

@@ -1,0 +1,160 @@
+"""What a config asks of a network: splits opened once, put to any parameters.
+
+The `evals` section holds classifications, the `fewshot` section linear models
+fitted to a few examples a class.
+"""
+import dataclasses
+
+import jax
+import numpy as np
+
+from mixer.data import pipeline
+from mixer.evaluation import classification
+from mixer.evaluation import fewshot
+from mixer.training import step as steps
+
+# What a section has from data, unless it is given.
+_INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
+              'on_device')
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+  """A few-shot evaluation: two splits, and the keywords of
+  `fewshot.accuracies`."""
+  train: pipeline.Data
+  test: pipeline.Data
+  settings: dict
+
+
+def open_splits(config, image_size, report=None, training=True):
+  """All splits that a config names.
+
+  Args:
+    config: of a run.
+    image_size: of all of them, an int or (height, width).
+    report: called with a dict for every image that cannot be decoded.
+    training: whether the training split is wanted too.
+
+  Returns:
+    (training split or None, {name: evaluation split}, {name: FewShot}).
+  """
+  inherit = lambda section: dict(
+      {k: config.data[k] for k in _INHERITED if k in config.data},
+      **{k: v for k, v in section.items() if v is not None})
+  sections = {'data': dict(config.data)} if training else {}
+  sections.update({f'evals.{name}': inherit(section)
+                   for name, section in config.evals.items()})
+  settings = {}
+  for name, section in config.get('fewshot', {}).items():
+    common, parts, settings[name] = fewshot_splits(**section)
+    sections.update({f'fewshot.{name}.{part}': inherit(dict(common, split=split))
+                     for part, split in parts.items()})
+  opened = {}
+  for key, section in sections.items():
+    wanted = tuple(s['split'] for s in sections.values()
+                   if s['name'] == section['name'] and s['split'])
+    opened[key] = pipeline.open_data(
+        **section, image_size=image_size, wanted=wanted, key=key, report=report)
+  return (opened.get('data'),
+          {name: opened[f'evals.{name}'] for name in config.evals},
+          {name: FewShot(opened[f'fewshot.{name}.train'],
+                         opened[f'fewshot.{name}.test'], more)
+           for name, more in settings.items()})
+
+
+def fewshot_splits(*, train='train', test='test', name=None, dir=None,
+                   crop='resize_crop', interpolation=None, on_device=None,
+                   shots=(1, 5, 10, 25), seeds=3, l2=2.0**10):
+  """What a config's `fewshot.NAME` section asks; what is None is `data`'s.
+
+  Args:
+    train, test: splits; examples are picked from the first.
+    name, dir, crop, interpolation, on_device: as `pipeline.open_data` takes
+      them.
+    shots: examples a class, each count an evaluation of its own.
+    seeds: repeats with other examples; the mean is reported.
+    l2: of the ridge regression (big_vision: 2^10).
+
+  Returns:
+    (settings of both splits, {'train': split, 'test': split}, keywords of
+    `fewshot.accuracies`).
+  """
+  common = dict(name=name, dir=dir, crop=crop, interpolation=interpolation,
+                on_device=on_device)
+  return (common, dict(train=train, test=test),
+          dict(shots=tuple(shots), seeds=tuple(range(seeds)), l2=l2))
+
+
+def metrics(evals, fewshots):
+  """The names of all metrics of which more is better."""
+  return [f'eval/{name}/{kind}' for name in evals
+          for kind in ('accuracy', 'accuracy_top5')] + [
+              _fewshot_name(name, shot) for name, few in fewshots.items()
+              for shot in few.settings['shots']]
+
+
+def make(plan, model, evals, fewshots, *, batch_size, loss='softmax'):
+  """ask(params, details=None) -> {metric: number} of all evaluations.
+
+  Args:
+    plan: `sharding.Plan`; batches are spread over its devices.
+    model: whose predictions are evaluated.
+    evals, fewshots: as `open_splits` gives them.
+    batch_size: images at a time, over all devices.
+    loss: of the training, 'softmax' or 'sigmoid', for probabilities.
+
+  Returns:
+    A function; into `details`, a dict, it puts {name: arrays} of each example
+    of `evals`, as `classification.collect` returns them.
+  """
+  labels_of = lambda batch, resident: steps.fetch(batch, resident)[1]
+  replicated = lambda f: jax.jit(f, out_shardings=plan.replicated)
+  outcome = replicated(classification.make_outcome(
+      steps.make_predict(model), labels_of, model.num_classes, loss))
+  features = steps.make_features(model)
+  featured = replicated(lambda params, batch, resident: dict(
+      features=features(params, batch, resident), mask=batch['mask'],
+      labels=labels_of(batch, resident)[:, 0], bad=batch['bad']))
+  put = lambda tree: jax.device_put(tree, plan.replicated)
+  splits = [*evals.values(), *(s for few in fewshots.values()
+                               for s in (few.train, few.test))]
+  residents = {id(s): None if s.resident is None else put(s.resident)
+               for s in splits}
+
+  def found(key, function, params, split):
+    batches = split.eval_batches(batch_size=batch_size,
+                                 slots=plan.slots(batch_size))
+    return classification.collect(
+        key, function, params, map(plan.put_batch, batches),
+        residents[id(split)], len(split))
+
+  def ask(params, details=None):
+    scores = {}
+    for name, split in evals.items():
+      outcomes = found(f'evals.{name}', outcome, params, split)
+      scores.update(classification.score(name, outcomes))
+      if details is not None:
+        details[name] = outcomes
+    for name, few in fewshots.items():
+      train, test = (found(f'fewshot.{name}.{part}', featured, params, split)
+                     for part, split in (('train', few.train),
+                                         ('test', few.test)))
+      classes = max(few.train.source.num_classes, few.test.source.num_classes)
+      results = fewshot.accuracies(
+          train['features'], _labels(train), test['features'], _labels(test),
+          num_classes=classes, **few.settings)
+      scores.update({_fewshot_name(name, shot): value
+                     for shot, value in fewshot.means(results).items()})
+    return scores
+
+  return ask
+
+
+def _labels(found):
+  """The first label of each example, -1 for one that cannot be decoded."""
+  return np.where(found['mask'], found['labels'], -1)
+
+
+def _fewshot_name(name, shot):
+  return f'eval/{name}/accuracy_{shot}shot'

@@ -1,0 +1,261 @@
+"""Evaluation and prediction by their commands: the same images, numbers that
+agree, mistakes in one line."""
+import csv
+import io
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn import datasets
+
+from configs import recipe
+from mixer import models
+from mixer import pretrained
+from mixer.core import checks
+from mixer.evaluation import prediction
+from mixer.pretrained import formats
+from mixer.training import run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CLASSES = ('china', 'flower', 'noise')
+
+
+def photos(root, each=6):
+  """Real photos in odd sizes and formats, two classes, and one of noise."""
+  rng = np.random.default_rng(0)
+  for split, seed in (('train', 0), ('validation', 1)):
+    for name, image in zip(CLASSES, (*datasets.load_sample_images().images,
+                                     None)):
+      folder = root / split / name
+      folder.mkdir(parents=True)
+      for i in range(each):
+        height, width = rng.integers(60, 300, 2)
+        if image is None:
+          pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        else:
+          top, left = rng.integers(0, 100, 2) + seed
+          pixels = image[top:top + height, left:left + width]
+        picture = Image.fromarray(pixels)
+        if i == 0:
+          picture = picture.convert('L')
+        if i == 1:   # upright only by its EXIF
+          exif = Image.Exif()
+          exif[0x0112] = 6
+          picture.save(folder / f'{i}.jpg', exif=exif)
+          continue
+        picture.save(folder / f'{i}.{("jpg", "png", "webp")[i % 3]}')
+  return root
+
+
+def config_for(root, *, on_device, crop='resmall', interpolation=None):
+  c = recipe.base()
+  c.model.update(name='Mixer-S/16', hidden_dim=32, num_blocks=2,
+                 tokens_mlp_dim=16, channels_mlp_dim=64)
+  c.data.update(name=f'folder:{root}', crop='bit', on_device=on_device)
+  c.evals = dict(validation=recipe.evaluation(
+      'validation', crop=crop, interpolation=interpolation))
+  c.schedule.learning_rate = 0.3
+  c.run.update(batch_size=8, total_steps=12, image_size=64, log_every=12)
+  return c.lock()
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(folder of photos, workdir of a run on them)."""
+  root = photos(tmp_path_factory.mktemp('photos'))
+  workdir = tmp_path_factory.mktemp('runs') / 'photos'
+  run.train(config_for(root, on_device=False), str(workdir))
+  return root, workdir
+
+
+def command(name, *arguments, code=0):
+  out = subprocess.run(
+      [sys.executable, '-m', f'mixer.{name}', *map(str, arguments)], cwd=ROOT,
+      text=True, capture_output=True, timeout=300,
+      env=dict(os.environ, JAX_PLATFORMS='cpu'))
+  assert out.returncode == code, out.stdout + out.stderr
+  assert 'Traceback' not in out.stderr
+  return out
+
+
+def asked(trained, tmp_path, *arguments):
+  """(scores, {file: row of predictions}) of mixer.evaluate."""
+  scores, rows = tmp_path / 'scores.json', tmp_path / 'rows.jsonl'
+  command('evaluate', f'--checkpoint={trained[1]}', f'--json={scores}',
+          f'--predictions={rows}', *arguments)
+  rows = [json.loads(line) for line in rows.read_text().splitlines()]
+  return json.loads(scores.read_text()), {r['image']: r for r in rows}
+
+
+def difference(rows, predicted):
+  """Of the probabilities of each image and class, the largest."""
+  assert rows.keys() == {p['path'] for p in predicted}
+  worst = 0
+  for p in predicted:
+    row = rows[p['path']]
+    theirs = dict(zip(row['classes'], row['probabilities']))
+    assert theirs.keys() == set(p['classes'])
+    worst = max(worst, *(abs(theirs[c] - v) for c, v in zip(
+        p['classes'], p['probabilities'])))
+  return worst
+
+
+def test_predictions_are_those_of_the_evaluation(trained, tmp_path):
+  """To 1e-3, on files of the evaluated split; no TensorFlow is loaded."""
+  root, workdir = trained
+  scores, rows = asked(trained, tmp_path)
+  out = subprocess.run(
+      [sys.executable, '-c', 'import sys; sys.modules["tensorflow"] = None; '
+       'import runpy; sys.argv = ["predict"] + sys.argv[1:]; '
+       'runpy.run_module("mixer.predict", run_name="__main__")',
+       f'--checkpoint={workdir}', '--format=json', '--batch_size=5',
+       str(root / 'validation')], cwd=ROOT, text=True, capture_output=True,
+      timeout=300)
+  assert out.returncode == 0, out.stderr
+  predicted = json.loads(out.stdout)
+  assert len(predicted) == 18
+  assert difference(rows, predicted) < 1e-3
+  right = sum(pathlib.Path(p['path']).parent.name == p['classes'][0]
+              for p in predicted)
+  assert scores['evals']['validation']['accuracy'] == right / 18
+  for p in predicted:
+    assert p['probabilities'] == sorted(p['probabilities'], reverse=True)
+    assert sum(p['probabilities']) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize('crop,interpolation', (
+    ('resize_crop', 'bicubic'), ('resize', 'area')))
+def test_images_on_the_device_are_seen_alike(trained, tmp_path, crop,
+                                             interpolation):
+  """A run in memory, and its card, have the crop that was asked for."""
+  root, _ = trained
+  config = config_for(root, on_device=True, crop=crop,
+                      interpolation=interpolation)
+  run.train(config, str(tmp_path / 'run'))
+  card = json.loads((tmp_path / 'run' / 'model.json').read_text())
+  assert card['preprocessing'] == dict(crop=crop, interpolation=interpolation)
+  _, rows = asked((root, tmp_path / 'run'), tmp_path)
+  out = command('predict', f'--checkpoint={tmp_path / "run"}',
+                '--format=json', root / 'validation')
+  assert difference(rows, json.loads(out.stdout)) < 1e-3
+
+
+def test_files_that_cannot_be_read_are_named_and_skipped(trained, tmp_path):
+  root, workdir = trained
+  good = root / 'validation' / 'china' / '3.jpg'
+  (tmp_path / 'text.jpg').write_text('no image')
+  (tmp_path / '[red]cut.jpg').write_bytes(good.read_bytes()[:900])
+  given = (tmp_path / 'text.jpg', good, tmp_path / '[red]cut.jpg',
+           tmp_path / 'none.png', good)
+  out = command('predict', f'--checkpoint={workdir}', '--format=json', *given,
+                code=1)
+  rows = json.loads(out.stdout)
+  assert [r['path'] for r in rows] == list(map(str, given))
+  assert ['error' in r for r in rows] == [True, False, True, True, False]
+  assert rows[1] == rows[4]
+  assert out.stderr.startswith('error: 3 of 5 files')
+  assert 'none.png' in out.stderr
+  out = command('predict', f'--checkpoint={workdir}', '--format=csv',
+                '--top_k=2', *given, code=1)
+  table = list(csv.DictReader(io.StringIO(out.stdout)))
+  assert [r['rank'] for r in table] == ['', '1', '2', '', '', '1', '2']
+  out = command('predict', f'--checkpoint={workdir}', *given, code=1)
+  assert '[red]cut.jpg' in out.stdout and 'china' in out.stdout
+
+
+def test_mistakes_are_one_line(trained, tmp_path):
+  root, workdir = trained
+  (tmp_path / 'empty').mkdir()
+  other = tmp_path / 'other.npz'
+  model = models.create('Mixer-S/16', num_classes=7, hidden_dim=16,
+                        num_blocks=1, tokens_mlp_dim=4, channels_mlp_dim=8)
+  params = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))['params']
+  formats.save(str(other), params)
+  for name, arguments, said in (
+      ('predict', (root,), '--checkpoint'),
+      ('predict', (f'--checkpoint={workdir}',), 'image files'),
+      ('predict', (f'--checkpoint={workdir}', tmp_path / 'empty'), 'no images'),
+      ('predict', (f'--checkpoint={tmp_path / "gone"}', root), 'gone'),
+      ('evaluate', (f'--checkpoint={other}',), '--config is required'),
+      ('evaluate', (f'--checkpoint={workdir}', '--real=real.json'), 'ReaL'),
+      ('evaluate', (f'--checkpoint={other}', '--config=configs/cifar10.py',
+                    f'--config.data.name=folder:{root}',
+                    '--config.evals.test.split=validation'), '3 classes')):
+    out = command(name, *arguments, code=2)
+    assert len(out.stderr.splitlines()) == 1 and said in out.stderr
+
+
+def test_every_example_is_counted_once_at_any_batch_size(trained, tmp_path):
+  """Also on several devices; and few-shot accuracies do not change either."""
+  root, workdir = trained
+  found = []
+  for batch, devices in ((1, 1), (7, 1), (18, 2), (64, 4)):
+    out = tmp_path / f'{batch}.json'
+    done = subprocess.run(
+        [sys.executable, '-m', 'mixer.evaluate', f'--checkpoint={workdir}',
+         f'--batch_size={batch}', f'--json={out}', '--fewshot=train'],
+        cwd=ROOT, text=True, capture_output=True, timeout=300,
+        env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=(
+            f'--xla_force_host_platform_device_count={devices}')))
+    assert done.returncode == 0, done.stderr
+    found.append(json.loads(out.read_text()))
+  for other in found[1:]:
+    assert other['fewshot'] == found[0]['fewshot']
+    ours, theirs = (dict(x['evals']['validation']) for x in (found[0], other))
+    assert ours.pop('loss') == pytest.approx(theirs.pop('loss'), rel=1e-5)
+    assert ours == theirs
+  assert found[0]['evals']['validation']['examples'] == 18
+
+
+def test_real_labels_leave_out_what_has_none(trained, tmp_path):
+  """ReaL: any label is right, an image without one is not counted."""
+  root, workdir = trained
+  renamed = tmp_path / 'photos'
+  shutil.copytree(root, renamed)
+  files = sorted((renamed / 'validation').rglob('*.*'))
+  for i, file in enumerate(files, 1):
+    file.rename(file.parent / f'ILSVRC2012_val_{i:08}{file.suffix}')
+  labels = [[0, 1, 2]] * 10 + [[]] * (len(files) - 10)
+  (tmp_path / 'real.json').write_text(json.dumps(labels))
+  config = config_for(renamed, on_device=False)
+  with config.unlocked():
+    config.evals.real = recipe.evaluation(
+        'validation', labels=str(tmp_path / 'real.json'))
+  scores = run.train(config, str(tmp_path / 'run'))
+  assert scores['eval/real/accuracy'] == 1.0
+  assert scores['eval/real/examples'] == 10
+  assert scores['eval/real/unlabelled'] == len(files) - 10
+  assert 'eval/validation/unlabelled' not in scores
+
+
+def test_a_file_of_weights_predicts_as_its_run(trained, tmp_path):
+  """With the card beside it, classes and preprocessing come along."""
+  root, workdir = trained
+  network = pretrained.open_network(workdir)
+  formats.save(str(tmp_path / 'w.npz'), network.params)
+  (tmp_path / 'w.npz.json').write_text(json.dumps(network.card))
+  photo = str(root / 'validation' / 'flower' / '2.webp')
+  rows = [json.loads(command(
+      'predict', f'--checkpoint={c}', '--format=json', photo).stdout)
+          for c in (workdir, tmp_path / 'w.npz')]
+  assert rows[0] == rows[1]
+  assert set(rows[0][0]['classes']) == set(CLASSES)
+
+
+def test_expand(tmp_path):
+  for name in ('b/2.PNG', 'b/1.jpg', 'a.txt', 'c/d/3.webp'):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+  found = prediction.expand([str(tmp_path), str(tmp_path / 'a.txt')])
+  assert [os.path.relpath(f, tmp_path) for f in found] == [
+      'b/1.jpg', 'b/2.PNG', 'c/d/3.webp', 'a.txt']
+  with pytest.raises(checks.UserError, match='no images'):
+    os.makedirs(tmp_path / 'none')
+    prediction.expand([str(tmp_path / 'none')])
