@@ -4,6 +4,7 @@ Images are two photographs and noise, H != W, so that axes cannot trade places.
 All comparisons are exact unless a tolerance is stated and its reason given.
 """
 import functools
+import re
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -325,11 +326,55 @@ def test_mixed_batch_equals_each_op_alone():
     np.testing.assert_array_equal(mixed[b], alone[0], err_msg=name)
 
 
+# The forms for TPUs, which run anywhere, against the others.
+
+
 def test_both_histograms_agree():
-  levels = jnp.asarray(photos()[..., 0].reshape(4, -1))
-  expected = [np.bincount(row, minlength=256) for row in np.asarray(levels)]
-  np.testing.assert_array_equal(ra._count_by_adding(levels), expected)
-  np.testing.assert_array_equal(ra._count_by_comparing(levels), expected)
+  levels = photos()[..., 0].reshape(4, -1).copy()
+  levels[0] = 77  # More than bfloat16 can count.
+  expected = [np.bincount(row, minlength=256) for row in levels]
+  for count in ra._count_by_adding, ra._count_by_products:
+    np.testing.assert_array_equal(count(jnp.asarray(levels)), expected)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_both_look_ups_agree(channels):
+  images = photos()[..., :channels]
+  tables = np.random.default_rng(0).integers(
+      0, 256, (4, channels, 256), np.uint8)
+  example = np.arange(4)[:, None, None, None]
+  expected = tables[example, np.arange(channels), images]
+  for look_up in ra._look_up, ra._look_up_by_products:
+    got = look_up(jnp.asarray(tables), jnp.asarray(images))
+    assert got.dtype == jnp.uint8
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize('magnitude', (3,) + MAGNITUDES)
+def test_both_warps_agree(magnitude):
+  places = jnp.asarray(ra._places(magnitude, HEIGHT, WIDTH))
+  moves = jnp.asarray(np.random.default_rng(0).permutation(11))
+  pixels = jnp.asarray(np.random.default_rng(1).integers(
+      0, 256, (11, HEIGHT * WIDTH + 1, 3), np.uint8))
+  got = [move(pixels, places, moves) for move in (ra._move_each, ra._move_all)]
+  assert got[0].dtype == got[1].dtype == jnp.uint8
+  np.testing.assert_array_equal(*got)
+  for b, move in enumerate(moves):
+    np.testing.assert_array_equal(got[1][b], pixels[b][places[move]])
+
+
+@pytest.mark.parametrize('platform, addresses, products', [
+    ('tpu', HEIGHT * WIDTH, 2), ('cuda', 4 * HEIGHT * WIDTH * 3, 0),
+    ('cpu', 4 * HEIGHT * WIDTH * 3, 0)])
+def test_a_tpu_fetches_only_rows_of_the_batch(platform, addresses, products):
+  """In the program before compilation: the largest gather, and the form."""
+  program = randaugment.trace(
+      photos(), keys_of(0, 4), layers=1, magnitude=15).lower(
+          lowering_platforms=(platform,)).as_text()
+  shapes = re.findall(r'"stablehlo.gather".*, tensor<([0-9x]+)x1xi32>', program)
+  sizes = [np.prod([int(n) for n in shape.split('x')]) for shape in shapes]
+  assert max(sizes) == addresses
+  assert program.count('stablehlo.dot_general') == products
 
 
 # Draws and layers.

@@ -35,6 +35,7 @@ OPS = (
 
 _FILL = 128
 _INDEX = {name: i for i, name in enumerate(OPS)}
+_MOVES = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
 
 
 def randaugment(images, keys, *, layers, magnitude):
@@ -100,8 +101,9 @@ def apply_op(images, ops, *, negate, centre, magnitude):
 
   # At most one primitive of an example is not neutral: each may therefore read
   # `images` itself, which leaves XLA one fused pass once the tables are there.
-  mapped = _look_up(_tables(images, ops, magnitude),
-                    _warp(images, ops, negate, magnitude)).astype(jnp.float32)
+  mapped = jax.lax.platform_dependent(
+      _tables(images, ops, magnitude), _warp(images, ops, negate, magnitude),
+      tpu=_look_up_by_products, default=_look_up).astype(jnp.float32)
   other = jnp.where(drawn('Color'), _grey(images), mapped)
   other = jnp.where(drawn('Sharpness'), _smooth(images), other)
   blended = _blend(other, mapped, _enhancement(magnitude))  # Neutral if equal.
@@ -134,47 +136,61 @@ def _blend(image1, image2, factor):
   return jnp.floor(jnp.clip(image1 + scaled, 0, 255))
 
 
-def _transforms(magnitude, height, width):
-  """Matrices from an output's (x, y, 1) to the input's (x, y), as in tfa.image.
+def _places(magnitude, height, width):
+  """The pixel that each one shows, P for none, as in tfa.image: int32 [11, P].
 
-  For both signs and every op: float32 NumPy [2, 16, 2, 3].
+  First all stay where they are, then come the _MOVES with sign 1, and with -1.
   """
   level = magnitude / 10
-  maps = np.tile(np.eye(2, 3, dtype=np.float32), (2, len(OPS), 1, 1))
-  right, bottom = np.float32(width - 1), np.float32(height - 1)
-  for signed, sign in zip(maps, (1, -1)):
+  maps = [np.eye(2, 3)]  # From an output's (x, y, 1) to the input's (x, y).
+  for sign in 1, -1:
     angle = np.float32(sign * level * 30) * np.float32(np.pi / 180)
     cos, sin = np.cos(angle), np.sin(angle)
-    signed[_INDEX['Rotate']] = (
-        (cos, -sin, (right - (cos * right - sin * bottom)) / 2),
-        (sin, cos, (bottom - (sin * right + cos * bottom)) / 2))
-    signed[_INDEX['ShearX'], 0, 1] = sign * level * 0.3
-    signed[_INDEX['ShearY'], 1, 0] = sign * level * 0.3
-    signed[_INDEX['TranslateX'], 0, 2] = sign * level * 100
-    signed[_INDEX['TranslateY'], 1, 2] = sign * level * 100
-  return maps
+    right, bottom = np.float32([width - 1, height - 1])
+    shear, shift = sign * level * 0.3, sign * level * 100
+    maps += [((cos, -sin, (right - (cos * right - sin * bottom)) / 2),
+              (sin, cos, (bottom - (sin * right + cos * bottom)) / 2)),
+             ((1, shear, 0), (0, 1, 0)), ((1, 0, 0), (shear, 1, 0)),
+             ((1, 0, shift), (0, 1, 0)), ((1, 0, 0), (0, 1, shift))]
+  a, b, c = np.array(maps, np.float32).T[..., None]  # [2, 11, 1]
+  # Not on a device, which may fuse a product with a sum: so pixels half-way
+  # (a diagonal, at 45 degrees) round alike everywhere, away from zero as in C.
+  row, column = np.indices((height, width), np.float32).reshape(2, -1)
+  xy = (a * column + b * row + c).astype(np.float64)
+  x, y = np.trunc(xy + np.copysign(0.5, xy))
+  inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+  return np.where(inside, y * width + x, height * width).astype(np.int32)
 
 
 def _warp(images, ops, negate, magnitude):
   """Rotates, shears or shifts, by nearest neighbour; uint8 [B, H, W, C]."""
   batch, height, width, channels = images.shape
-  maps = _transforms(magnitude, height, width)
-  # Products are made here and only added on the device, so that pixels half-way
-  # between two neighbours (a diagonal, at 45 degrees) round alike everywhere.
-  by_column = maps[..., :1] * np.arange(width, dtype=np.float32)
-  by_row = maps[..., 1:2] * np.arange(height, dtype=np.float32)
-  sign = negate.astype(jnp.int32)
-  x_BHW, y_BHW = (
-      jax.lax.round(  # Half-way cases away from zero, as in C.
-          jnp.asarray(by_column[:, :, i])[sign, ops][:, None, :]
-          + jnp.asarray(by_row[:, :, i])[sign, ops][:, :, None]
-          + jnp.asarray(maps[:, :, i, 2])[sign, ops][:, None, None])
-      for i in (0, 1))
-  inside = (x_BHW >= 0) & (x_BHW < width) & (y_BHW >= 0) & (y_BHW < height)
-  place_BHW = (jnp.clip(y_BHW, 0, height - 1) * width
-               + jnp.clip(x_BHW, 0, width - 1)).astype(jnp.int32)
-  moved = _take(images.reshape(batch, height * width, channels), place_BHW)
-  return jnp.where(inside[..., None], moved, jnp.uint8(_FILL))
+  moves = np.zeros((2, len(OPS)), np.int32)  # Rows of places, by sign and op.
+  moves[:, [_INDEX[name] for name in _MOVES]] = np.arange(1, 11).reshape(2, 5)
+  pixels_BPC = jnp.pad(images.reshape(batch, height * width, channels),
+                       ((0, 0), (0, 1), (0, 0)), constant_values=_FILL)
+  return jax.lax.platform_dependent(
+      pixels_BPC, jnp.asarray(_places(magnitude, height, width)),
+      jnp.asarray(moves)[negate.astype(jnp.int32), ops],
+      tpu=_move_all, default=_move_each).reshape(images.shape)
+
+
+# On CPUs and GPUs each pixel reads or counts at an address of its own, cheaply.
+# A TPU would go pixel by pixel. Its forms are made of whole vectors: many times
+# the arithmetic, and the same bits (XLA's estimates are in BENCHMARKS.md).
+def _move_each(pixels_BPC, places, moves_B):
+  """Pixels of example b at places[moves_B[b]]: [B, P, C] of [B, P + 1, C]."""
+  return _take(pixels_BPC, places[moves_B])
+
+
+def _move_all(pixels_BPC, places, moves_B):
+  """_move_each that moves the whole batch in every way, then selects."""
+  pixels_PCB = pixels_BPC.transpose(1, 2, 0)  # B last: it fills the vectors.
+  moved = pixels_PCB[:-1]
+  for move in range(1, len(places)):
+    all_moved = pixels_PCB.at[places[move]].get(mode='promise_in_bounds')
+    moved = jnp.where(moves_B == move, all_moved, moved)
+  return moved.transpose(2, 0, 1)
 
 
 def _take(values, places):
@@ -203,7 +219,7 @@ def _tables(images, ops, magnitude):
 
   def of_channel(levels_BP):
     counts_BK = jax.lax.platform_dependent(
-        levels_BP, tpu=_count_by_comparing, default=_count_by_adding)
+        levels_BP, tpu=_count_by_products, default=_count_by_adding)
     table_BK = jnp.where((ops == _INDEX['Equalize'])[:, None],
                          _equalize(counts_BK), fixed_BK)
     return jnp.where((ops == _INDEX['AutoContrast'])[:, None],
@@ -215,19 +231,23 @@ def _tables(images, ops, magnitude):
   return jnp.moveaxis(jax.lax.map(of_channel, levels_CBP), 0, 1)
 
 
-# Adding into 256 counters is one cheap step a pixel on CPUs and GPUs (50 times
-# faster than comparing, measured on a CPU). A TPU adds one pixel at a time;
-# there, 256 comparisons a pixel that fuse with their sum suit its vector unit.
 def _count_by_adding(levels_BP):
   """Histogram: int32 [B, K]."""
   counts = jnp.zeros(256, jnp.int32)
   return jax.vmap(lambda levels: counts.at[levels].add(1))(levels_BP)
 
 
-def _count_by_comparing(levels_BP):
-  """Histogram: int32 [B, K]."""
-  levels = np.arange(256, dtype=np.uint8)[None, None, :]
-  return jnp.sum(levels_BP[:, :, None] == levels, axis=1, dtype=jnp.int32)
+def _count_by_products(levels_BP):
+  """Histogram, of at most 2^24 pixels: int32 [B, K]."""
+  counts_BIJ = jnp.einsum(
+      'bip,bjp->bij', *_split(levels_BP), preferred_element_type=jnp.float32)
+  return counts_BIJ.reshape(-1, 256).astype(jnp.int32)
+
+
+def _split(levels):
+  """One-hot high (I) and low (J) 4 bits of [B, ...]: bfloat16 [B, 16, ...]."""
+  return (jax.nn.one_hot(bits, 16, axis=1, dtype=jnp.bfloat16)
+          for bits in (levels >> 4, levels & 15))
 
 
 def _equalize(counts_BK):
@@ -258,6 +278,17 @@ def _look_up(tables_BCK, images):
   batch, channels, levels = tables_BCK.shape
   shelf = np.arange(channels, dtype=np.int32)[None, None, None, :] * levels
   return _take(tables_BCK.reshape(batch, channels * levels), images + shelf)
+
+
+def _look_up_by_products(tables_BCK, images):
+  """_look_up: a product takes 16 entries by I, a sum takes one of them by J."""
+  tables_BCIJ = tables_BCK.reshape(*tables_BCK.shape[:2], 16, 16)
+  high_BIHWC, low_BJHWC = _split(images)
+  # Exact: bfloat16 holds every level, and all addends but one are zero.
+  entries_BJHWC = jnp.einsum(
+      'bcij,bihwc->bjhwc', tables_BCIJ.astype(jnp.bfloat16), high_BIHWC,
+      preferred_element_type=jnp.float32)
+  return jnp.sum(entries_BJHWC * low_BJHWC, axis=1).astype(jnp.uint8)
 
 
 def _grey(images):
