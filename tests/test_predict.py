@@ -130,12 +130,10 @@ def test_predictions_are_those_of_the_evaluation(trained, tmp_path):
     assert sum(p['probabilities']) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize('crop,interpolation', (
-    ('resize_crop', 'bicubic'), ('resize', 'area')))
-def test_images_on_the_device_are_seen_alike(trained, tmp_path, crop,
-                                             interpolation):
+def test_images_on_the_device_are_seen_alike(trained, tmp_path):
   """A run in memory, and its card, have the crop that was asked for."""
   root, _ = trained
+  crop, interpolation = 'resize_crop', 'bicubic'
   config = config_for(root, on_device=True, crop=crop,
                       interpolation=interpolation)
   run.train(config, str(tmp_path / 'run'))
@@ -172,16 +170,13 @@ def test_files_that_cannot_be_read_are_named_and_skipped(trained, tmp_path):
 
 def test_mistakes_are_one_line(trained, tmp_path):
   root, workdir = trained
-  (tmp_path / 'empty').mkdir()
   other = tmp_path / 'other.npz'
   model = models.create('Mixer-S/16', num_classes=7, hidden_dim=16,
                         num_blocks=1, tokens_mlp_dim=4, channels_mlp_dim=8)
   params = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))['params']
   formats.save(str(other), params)
   for name, arguments, said in (
-      ('predict', (root,), '--checkpoint'),
       ('predict', (f'--checkpoint={workdir}',), 'image files'),
-      ('predict', (f'--checkpoint={workdir}', tmp_path / 'empty'), 'no images'),
       ('predict', (f'--checkpoint={tmp_path / "gone"}', root), 'gone'),
       ('evaluate', (f'--checkpoint={other}',), '--config is required'),
       ('evaluate', (f'--checkpoint={workdir}', '--real=real.json'), 'ReaL'),
@@ -196,7 +191,7 @@ def test_every_example_is_counted_once_at_any_batch_size(trained, tmp_path):
   """Also on several devices; and few-shot accuracies do not change either."""
   root, workdir = trained
   found = []
-  for batch, devices in ((1, 1), (7, 1), (18, 2), (64, 4)):
+  for batch, devices in ((7, 1), (64, 4)):
     out = tmp_path / f'{batch}.json'
     done = subprocess.run(
         [sys.executable, '-m', 'mixer.evaluate', f'--checkpoint={workdir}',
