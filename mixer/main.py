@@ -30,30 +30,12 @@ def main(argv):
   if _CONFIG.value is None:
     raise checks.UserError('--config is required, such as '
                            '--config=configs/digits.py')
-  _one_length(_CONFIG.value.run)
+  checks.one_length(_CONFIG.value.run)
   from mixer.training import run  # after the flags: a typo is told at once
-  workdir = _WORKDIR.value or os.path.join('runs', _name())
+  workdir = _WORKDIR.value or os.path.join(
+      'runs', checks.config_name())
   scores = run.train(_CONFIG.value, workdir)
   _report(scores, workdir)
-
-
-def _one_length(section):
-  """On the command line, a length in steps or in epochs overrides the other."""
-  given = config_flags.get_override_values(flags.FLAGS['config'])
-  lengths = [k for k in ('total_steps', 'total_epochs') if f'run.{k}' in given]
-  if len(lengths) == 2:
-    raise checks.UserError('--config.run.total_steps and '
-                           '--config.run.total_epochs: give one of them')
-  if lengths:
-    other, = {'total_steps', 'total_epochs'} - set(lengths)
-    section[other] = None
-
-
-def _name():
-  path = config_flags.get_config_filename(flags.FLAGS['config'])
-  file, _, argument = path.partition(':')
-  name = os.path.splitext(os.path.basename(file))[0]
-  return re.sub(r'[^\w.]+', '-', f'{name} {argument}'.strip())
 
 
 def _report(scores, workdir):

@@ -14,6 +14,7 @@ import pytest
 
 from configs import recipe
 from mixer import models
+from mixer.analysis import sweep
 from mixer.core import checkpoint
 from mixer.core import trees
 from mixer.data import augment
@@ -21,6 +22,7 @@ from mixer.data import pipeline
 from mixer.data import sources
 from mixer.models import cost
 from mixer.pretrained import initial
+from mixer.training import evaluations
 from mixer.training import losses
 from mixer.training import optimizer
 from mixer.training import run
@@ -38,15 +40,20 @@ SCALES = {'mixer_s32': 'Mixer-S/32', 'mixer_s16': 'Mixer-S/16',
 DATASETS = ('imagenet2012', 'imagenet21k', 'jft')
 RECIPES = ('sgd', 'adam')
 ARGUMENTS = ('', *DATASETS, *(f'{d},{r}' for d in DATASETS for r in RECIPES))
-SHIPPED = [(n, a) for n in NAMES for a in (ARGUMENTS if n in SCALES else ('',))]
+FINETUNE = ('', 'b16,imagenet2012', 's16,oxford_iiit_pet', 'h14,vtab-dtd',
+            'b32,vtab-clevr_count', 'l16,folder=PATH')
+SHIPPED = [(n, a) for n in NAMES for a in (
+    ARGUMENTS if n in SCALES else FINETUNE if n == 'finetune' else ('',))]
 # Classes where no data set is there to say so: ImageNet-21k's, JFT-300M's.
 CLASSES = {'imagenet2012': 1000, 'imagenet21k': 21_841, 'jft': 18_291,
-           'digits': 10, 'cifar10': 10}
+           'digits': 10, 'cifar10': 10, 'oxford_iiit_pet': 37, 'vtab:dtd': 47,
+           'vtab:clevr_count': 8, 'folder:PATH': 3}
 
 # What a section is the keyword arguments of, and those that run.py adds.
 SECTIONS = {
     'model': (models.create, {'dtype'}),
-    'data': (pipeline.open_data, {'image_size', 'wanted', 'report', 'key'}),
+    'data': (pipeline.open_data,
+             {'image_size', 'wanted', 'report', 'key', 'labels'}),
     'augment': (augment.make, set()),
     'loss': (losses.make, set()),
     'schedule': (schedule.make, {'total_steps'}),
@@ -58,7 +65,7 @@ SECTIONS = {
 }
 # An evaluation shows no random crop, so it has no area to set, counts what is
 # bad however much it is, and reads as `data` does.
-EVALUATION = (pipeline.open_data, SECTIONS['data'][1] | {
+EVALUATION = (pipeline.open_data, SECTIONS['data'][1] - {'labels'} | {
     'min_area', 'max_bad_fraction', 'access', 'window', 'max_pixels'})
 
 # Exact parameter counts at 224x224: without a head, with 1,000 classes, and
@@ -137,8 +144,12 @@ def test_sections_are_those_of_the_contract(name, argument):
   """These and no others; every key is one that its function takes, and every
   argument is a key, so that no default hides in the code."""
   config = load(name, argument)
-  assert set(config) == {*SECTIONS, 'evals'}
+  assert set(config) - {'sweep'} == {*SECTIONS, 'evals', 'fewshot'}
   assert config.evals
+  assert ('sweep' in config) == (name == 'finetune')
+  if 'sweep' in config:
+    assert mismatch(config.sweep, sweep.sweep, {'config', 'workdir', 'grid'}
+                    ) == (set(), set())
   for key, (function, supplied) in SECTIONS.items():
     assert mismatch(config[key], function, supplied) == (set(), set()), key
   for key in config.evals:
@@ -212,7 +223,7 @@ def traced(config, batch_size=8):
 @pytest.mark.parametrize('name,argument', [
     *((n, '') for n in NAMES),
     *(('mixer_s32', a) for a in ARGUMENTS if a not in ('', 'imagenet2012')),
-    ('mixer_b16', 'imagenet2012,adam')])
+    ('mixer_b16', 'imagenet2012,adam'), ('finetune', 'b32,vtab-clevr_count')])
 def test_the_whole_step_traces(name, argument):
   """Augmentation, loss, gradient and update fit together at every scale, and
   the state after a step has the form it had before."""
@@ -331,14 +342,14 @@ def test_evaluations_inherit_from_data():
   """name, dir and placement are the data's unless they are given."""
   config = load('digits')
   config.evals.again = dict(config.evals.test, split='train[:100]')
-  data, evals = run.open_data(config, settings_of(config))
+  data, evals, _ = evaluations.open_splits(config, config.run.image_size)
   assert len(data) == 1437
   assert {name: len(e) for name, e in evals.items()} == {
       'test': 360, 'again': 100}
   assert {e.source.name for e in evals.values()} == {'digits'}
   config.evals.test.name = 'nothing:of the kind'
   with pytest.raises(ValueError, match='nothing:of the kind'):
-    run.open_data(config, settings_of(config))
+    evaluations.open_splits(config, config.run.image_size)
 
 
 @pytest.mark.parametrize('argument', (
@@ -353,6 +364,7 @@ def test_a_bad_argument_is_a_value_error_with_the_choices(argument):
 
 @pytest.mark.parametrize('config,argument,remedy', (
     ('mixer_b16', 'imagenet2012,adan', 'sgd, adam'),
+    ('finetune', 'b16,cifar', 'cifar100'),
     ('digits', 'adam', 'no argument')))
 def test_a_bad_argument_ends_in_one_line(config, argument, remedy):
   """Exit code 2, the argument and what it may be, and no traceback."""

@@ -21,6 +21,10 @@ HOMES = {
     'matplotlib': ('mixer/analysis/figures',),
     'sklearn': ('mixer/data/',),
     'apache_beam': ('mixer/data/',),
+    'jax2onnx': ('mixer/pretrained/exported.py',),
+    'onnx': ('mixer/pretrained/exported.py',),
+    'onnxruntime': ('mixer/pretrained/exported.py',),
+    'huggingface_hub': ('mixer/pretrained/fetch.py',),
     'PIL': ('mixer/data/', 'mixer/analysis/feeding.py'),
 }
 FLAGS = ('absl.flags', 'absl.app', 'ml_collections.config_flags')
@@ -188,7 +192,12 @@ def test_nothing_acts_at_import():
     ('from mixer import pretrained', ('tensorflow', 'clu', 'sklearn')),
     ('from mixer.training import run', ('tensorflow', 'matplotlib')),
     ('from mixer.data import decode', ('tensorflow',)),
+    ('from mixer.data import views', ('tensorflow', 'PIL', 'jax')),
     ('import mixer.main', ('tensorflow', 'jax')),
+    ('import mixer.export', ('tensorflow', 'jax', 'onnx')),
+    ('import mixer.predict', ('tensorflow', 'jax')),
+    ('import mixer.evaluate', ('tensorflow', 'jax')),
+    ('import mixer.study', ('tensorflow', 'jax')),
 ))
 def test_imports_stay_light(statement, absent):
   """What need not be loaded is not: in a fresh interpreter."""

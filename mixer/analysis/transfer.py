@@ -143,9 +143,9 @@ def sizes_table(found):
   out = tables.Table(
       title=f'trained at {found["size"]}: {share(found["accuracy"])} after '
       f'{found["steps"]} steps', title_justify='left')
-  for column in ('size', 'method', 'resized', f'+ {found["tuning_steps"]} steps',
-                 f'scratch, {found["tuning_steps"]} steps',
-                 f'scratch, {found["steps"]} steps'):
+  short, whole = found['tuning_steps'], found['steps']
+  for column in ('size', 'method', 'resized', f'+ {short} steps',
+                 f'scratch, {short} steps', f'scratch, {whole} steps'):
     out.add_column(column, justify='left' if column == 'method' else 'right')
   for r in found['rows']:
     out.add_row(str(r['size']), r['method'], *(

@@ -4,6 +4,8 @@ Exit codes: 0 done; 1 failed, a restart would fail again; 2 bad usage or
 config; 42 told to stop, saved, start me again.
 """
 import difflib
+import os
+import re
 import sys
 
 from absl import app
@@ -20,6 +22,10 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
   """A run that failed and must not be restarted as it is: exit code 1."""
+
+
+class Diverged(RunError):
+  """A run whose loss is not finite."""
 
 
 class Stopped(Exception):
@@ -73,6 +79,32 @@ def run(main, positional=0, log_to=None):
       _die(e, RESTART, label='stopped')
 
   app.run(guarded, flags_parser=parse)
+
+
+def one_length(section):
+  """On the command line a length in steps or in epochs overrides the other.
+
+  Args:
+    section: `run` of --config, changed in place.
+  """
+  from ml_collections import config_flags
+  given = config_flags.get_override_values(flags.FLAGS['config'])
+  lengths = [k for k in ('total_steps', 'total_epochs') if f'run.{k}' in given]
+  if len(lengths) == 2:
+    raise UserError('--config.run.total_steps and --config.run.total_epochs: '
+                    'give one of them')
+  if lengths:
+    other, = {'total_steps', 'total_epochs'} - set(lengths)
+    section[other] = None
+
+
+def config_name():
+  """--config as the name of a folder: 'finetune-b16-cifar10'."""
+  from ml_collections import config_flags
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  file, _, argument = path.partition(':')
+  name = os.path.splitext(os.path.basename(file))[0]
+  return re.sub(r'[^\w.]+', '-', f'{name} {argument}'.strip())
 
 
 def _unknown_key(argv):

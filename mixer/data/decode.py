@@ -124,8 +124,8 @@ def _tensorflow():
   except ImportError as e:
     raise checks.UserError(
         'data: TensorFlow decodes images on the host, and it is not installed: '
-        "pip install 'mlp-mixer[data]', or, if all fit in memory, "
-        '--config.data.on_device=True') from e
+        "pip install '.[data]' in this project's folder, or, if all fit in "
+        'memory, --config.data.on_device=True') from e
   return tf
 
 

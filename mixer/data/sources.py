@@ -236,8 +236,8 @@ def _tfds(name, data_dir, access, labels):
   except ImportError as e:
     raise checks.UserError(
         f'data.name: {name!r} is read with TFDS, and {e.name} is not '
-        "installed: pip install 'mlp-mixer[data]', or the pinned "
-        'requirements.txt') from e
+        "installed: pip install '.[data]' in this project's folder, or the "
+        'pinned requirements.txt') from e
 
 
 def _open_tfds(name, where, access, task, labels):

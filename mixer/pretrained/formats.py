@@ -65,14 +65,14 @@ def load(path):
   except checks.UserError:
     raise
   except Exception as e:   # the readers of three formats raise all kinds
-    why = ' '.join(str(e).split())[:200]
+    why = ' '.join(str(e).split())
     if 'allow_pickle' in why or 'Unpickler' in why or 'weights_only' in why:
       why = ('it holds pickled objects, which can run any code; ask its author '
              'for npz or safetensors')
     elif isinstance(e, (zipfile.BadZipFile, zlib.error, EOFError)):
-      why = f'it is cut short or damaged ({why})'
+      why = f'it is cut short or damaged ({why[:200]})'
     raise checks.UserError(
-        f'{path!r} cannot be read as {suffix[1:]}: {why}') from e
+        f'{path!r} cannot be read as {suffix[1:]}: {why[:200]}') from e
   flat = {name: _float32(value, name, path) for name, value in flat.items()}
   if 'stem.proj.weight' in flat:
     return from_timm(flat, path)

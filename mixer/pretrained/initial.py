@@ -3,6 +3,7 @@ import re
 
 from mixer.core import checks
 from mixer.core import trees
+from mixer.models import catalog
 from mixer.pretrained import network as networks
 from mixer.pretrained.resize import resize
 
@@ -16,9 +17,11 @@ def start(model, *, image_size, widen=True, weights=None, best=False,
   Args:
     model: `models.MlpMixer` of the run.
     image_size: (height, width) of the run's images.
-    widen: whether the model's D_S becomes that of the resized weights, which
-      the paper's block-diagonal form multiplies.
-    weights: as `network.open_network` takes them, or None for none.
+    widen: whether the model's D_S is that of the resized weights, which the
+      paper's block-diagonal form multiplies. If it is False the model's stands,
+      unless it is that of the weights before they were resized.
+    weights: as `network.open_network` takes them, or None for none; '' where
+      some are needed and the user has to say which.
     best: of a workdir, the best checkpoint instead of the latest.
     dont_load: regular expression for the whole names of parameters that start
       afresh, such as 'head/.*'; None for none.
@@ -33,6 +36,11 @@ def start(model, *, image_size, widen=True, weights=None, best=False,
   """
   if weights is None:
     return model, None
+  if not weights:
+    raise checks.UserError(
+        'start.weights: not given, and no ImageNet-21k weights of '
+        f'{catalog.describe(model)["name"]} are released; give your own, a '
+        'workdir or a file, as in --config.start.weights=runs/mixer_s32')
   try:
     fresh = re.compile(dont_load or r'(?!)')
   except re.error as e:
@@ -46,7 +54,7 @@ def start(model, *, image_size, widen=True, weights=None, best=False,
         patch_size=model.patch_size, in_channels=model.in_channels)
   except checks.UserError as e:
     raise checks.UserError(f'start.weights: {e}') from e
-  if widen:
+  if widen or model.tokens_mlp_dim == network.model.tokens_mlp_dim:
     model = model.clone(tokens_mlp_dim=resized.tokens_mlp_dim)
   return model, trees.unflatten(
       {name: value for name, value in trees.flatten(params).items()

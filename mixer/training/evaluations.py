@@ -48,8 +48,8 @@ def open_splits(config, image_size, report=None, training=True):
   settings = {}
   for name, section in config.get('fewshot', {}).items():
     common, parts, settings[name] = fewshot_splits(**section)
-    sections.update({f'fewshot.{name}.{part}': inherit(dict(common, split=split))
-                     for part, split in parts.items()})
+    for part, split in parts.items():
+      sections[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
   opened = {}
   for key, section in sections.items():
     wanted = tuple(s['split'] for s in sections.values()

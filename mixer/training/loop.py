@@ -61,7 +61,7 @@ def train(state, job):
     (state, metrics of the final evaluation).
 
   Raises:
-    RunError: at the first logged step whose loss is not finite.
+    Diverged: at the first logged step whose loss is not finite.
     Stopped: after a signal, when the state has been saved.
   """
   step = first = int(state.step)
@@ -135,7 +135,7 @@ def _finite(step, metrics):
   bad = [f'{k} = {float(v)}' for k, v in jax.device_get(metrics).items()
          if not math.isfinite(float(v))]
   if bad:
-    raise checks.RunError(
+    raise checks.Diverged(
         f'step {step}: {", ".join(bad)}; the run has diverged. Earlier '
         'checkpoints are intact; try a lower schedule.learning_rate')
 

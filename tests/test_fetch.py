@@ -1,0 +1,219 @@
+"""Weights from elsewhere: real HTTP on loopback, a cache, and checksums."""
+import hashlib
+import http.server
+import os
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer import models
+from mixer import pretrained
+from mixer.core import checks
+from mixer.pretrained import fetch
+from mixer.pretrained import formats
+
+DATA = b'weights' * 1000
+DIGEST = hashlib.sha256(DATA).hexdigest()
+COMMIT = 'c' * 40
+
+
+class Server:
+  """Serves `self.files`, {path: bytes}; `asked` are the paths asked for.
+
+  Files are sent as the Hugging Face hub sends them; of those in `cut` half the
+  bytes are. A path with an int for its bytes ends with that status.
+  """
+
+  def __init__(self):
+    self.files, self.asked, self.cut = {}, [], set()
+    server = self
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+
+      def do_GET(self):
+        server.asked.append(self.path)
+        data = server.files.get(self.path, 404)
+        self.send_response(data if isinstance(data, int) else 200)
+        body = b'' if isinstance(data, int) else data
+        self.send_header('Content-Length', str(len(body)))
+        self.send_header('ETag', f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header('X-Repo-Commit', COMMIT)
+        self.end_headers()
+        if self.command == 'GET':
+          cut = self.path in server.cut
+          self.wfile.write(body[:len(body) // 2] if cut else body)
+
+      do_HEAD = do_GET
+
+      def log_message(self, *args):
+        pass
+
+    self.http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    self.address = f'http://127.0.0.1:{self.http.server_port}'
+    threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+  def stop(self):
+    self.http.shutdown()
+    self.http.server_close()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
+    monkeypatch.delenv(name, raising=False)
+  running = Server()
+  yield running
+  running.stop()
+
+
+def cached(tmp_path):
+  """The files in the cache, by name."""
+  return {path.name: path for path in (tmp_path / 'cache').rglob('*')
+          if path.is_file()}
+
+
+def refused(url, sha256=None):
+  with pytest.raises(checks.UserError) as error:
+    fetch.local(url, sha256)
+  assert url in str(error.value) and '\n' not in str(error.value)
+  return str(error.value)
+
+
+def test_a_file_is_fetched_once(server, tmp_path):
+  server.files['/some/w.npz'] = DATA
+  url = f'{server.address}/some/w.npz'
+  path = fetch.local(url)
+  assert path.startswith(str(tmp_path / 'cache' / 'mlp-mixer'))
+  with open(path, 'rb') as f:
+    assert f.read() == DATA
+  assert server.asked == ['/some/w.npz']
+  assert cached(tmp_path).keys() == {'w.npz', 'w.npz.sha256'}
+  assert cached(tmp_path)['w.npz.sha256'].read_text().strip() == DIGEST
+  server.stop()
+  assert fetch.local(url) == path
+
+
+def test_files_of_one_name_are_kept_apart(server):
+  for folder in 'ab':
+    server.files[f'/{folder}/w.npz'] = folder.encode()
+  a, b = (fetch.local(f'{server.address}/{folder}/w.npz') for folder in 'ab')
+  assert open(a).read() == 'a' and open(b).read() == 'b'
+
+
+def test_the_first_file_is_pinned(server, tmp_path):
+  """Another file at the address is refused, until the pin is removed too."""
+  server.files['/w.npz'] = DATA
+  url = f'{server.address}/w.npz'
+  path = fetch.local(url)
+  os.remove(path)
+  server.files['/w.npz'] = DATA + b'!'
+  line = refused(url)
+  assert DIGEST[:16] in line and 'the first time it was fetched' in line
+  assert os.path.dirname(path) in line
+  assert cached(tmp_path).keys() == {'w.npz.sha256'}
+  server.files['/w.npz'] = DATA
+  assert fetch.local(url) == path
+
+
+def test_a_damaged_copy_is_refused(server):
+  server.files['/w.npz'] = DATA
+  url = f'{server.address}/w.npz'
+  path = fetch.local(url)
+  with open(path, 'r+b') as f:
+    f.seek(99)
+    f.write(b'?')
+  assert 'the first time it was fetched' in refused(url)
+
+
+def test_a_given_checksum(server, tmp_path):
+  server.files['/w.npz'] = DATA
+  url = f'{server.address}/w.npz'
+  line = refused(url, '0' * 64)
+  assert 'its name or the registry says 0000' in line
+  assert cached(tmp_path) == {}
+  fetch.local(url, DIGEST)
+  fetch.local(url, DIGEST[:8])
+  assert '0000' in refused(url, '0' * 64)   # of what is cached as well
+
+
+def test_a_checksum_in_the_name(server, tmp_path):
+  right, wrong = f'/m_224-{DIGEST[:8]}.pth', '/m_224-01234567.pth'
+  server.files[right] = server.files[wrong] = DATA
+  fetch.local(server.address + right)
+  assert 'says 01234567' in refused(server.address + wrong)
+  assert not any('01234567' in name for name in cached(tmp_path))
+
+
+def test_what_cannot_be_had(server, tmp_path):
+  server.files.update({'/cut.npz': DATA, '/busy.npz': 503})
+  server.cut.add('/cut.npz')
+  assert '404' in refused(f'{server.address}/none.npz')
+  assert '503' in refused(f'{server.address}/busy.npz')
+  assert f'of {len(DATA)} bytes' in refused(f'{server.address}/cut.npz')
+  assert cached(tmp_path) == {}
+  server.stop()
+  assert 'cannot be fetched' in refused(f'{server.address}/none.npz')
+
+
+def test_buckets_by_the_web(server, monkeypatch):
+  """A public object needs no credentials, whatever its name."""
+  monkeypatch.setattr(fetch, '_BUCKETS', server.address + '/')
+  server.files['/models/a%20folder/w.npz'] = DATA
+  path = fetch.local('gs://models/a folder/w.npz')
+  assert open(path, 'rb').read() == DATA
+  assert '404' in refused('gs://models/none.npz')
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+  """huggingface_hub with the server as its hub."""
+  from huggingface_hub import constants
+  monkeypatch.setattr(constants, 'ENDPOINT', server.address)
+  monkeypatch.setattr(
+      constants, 'HUGGINGFACE_CO_URL_TEMPLATE',
+      server.address + '/{repo_id}/resolve/{revision}/{filename}')
+  monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+  monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
+  return server
+
+
+def test_the_hub(hub, tmp_path):
+  hub.files.update({
+      '/timm/mixer/resolve/main/model.safetensors': DATA,
+      '/timm/mixer/resolve/v1/sub/w.npz': b'older'})
+  path = fetch.local('hf://timm/mixer')
+  assert os.path.basename(path) == 'model.safetensors'
+  assert open(path, 'rb').read() == DATA
+  path = fetch.local('hf://timm/mixer@v1/sub/w.npz')
+  assert os.path.basename(path) == 'w.npz'
+  assert open(path, 'rb').read() == b'older'
+  assert {'model.safetensors', 'w.npz'} <= cached(tmp_path).keys()
+  assert 'cannot be fetched' in refused('hf://timm/none')
+  for bad in ('hf://timm', 'hf:///mixer', 'hf://timm/'):
+    assert 'expected hf://OWNER/NAME' in refused(bad)
+
+
+def test_the_hub_needs_its_library(server, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+  assert 'pip install huggingface_hub' in refused('hf://timm/mixer')
+
+
+def test_a_network_by_its_address(server, tmp_path):
+  """Its model by its shapes; a page in its place is no weights."""
+  model = models.create('Mixer-S/8', hidden_dim=8, num_blocks=1, num_classes=3,
+                        tokens_mlp_dim=4, channels_mlp_dim=4)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']
+  formats.save(str(tmp_path / 'w.npz'), params)
+  server.files['/w.npz'] = (tmp_path / 'w.npz').read_bytes()
+  network = pretrained.open_network(f'{server.address}/w.npz')
+  assert network.image_size == (16, 16) and network.model.num_classes == 3
+  assert np.array_equal(network.params['stem']['kernel'],
+                        params['stem']['kernel'])
+  server.files['/page.npz'] = b'<html>sign in</html>'
+  with pytest.raises(checks.UserError, match='page.npz'):
+    pretrained.open_network(f'{server.address}/page.npz')

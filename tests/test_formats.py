@@ -1,0 +1,451 @@
+"""Files of weights: what goes in comes out, what is no Mixer is refused."""
+import hashlib
+import json
+import os
+import pathlib
+import pickle
+import platform
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from mixer import models
+from mixer import pretrained
+from mixer.core import checks
+from mixer.core import trees
+from mixer.pretrained import formats
+from mixer.pretrained import network as networks
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TORCH_PINS = ROOT / 'launch' / 'requirements-torch.txt'
+SMALL = dict(patch_size=8, hidden_dim=16, num_blocks=2, tokens_mlp_dim=8,
+             channels_mlp_dim=24)
+IMAGES = np.random.default_rng(1).uniform(-1, 1, (2, 32, 32, 3)).astype('f4')
+# Of google-research/vision_transformer's own module, whose parameters are
+# `golden()`'s; made by
+#   from vit_jax import models_mixer as m
+#   m.MlpMixer(types.SimpleNamespace(size=(8, 8)), num_classes=5, num_blocks=2,
+#              hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24
+#              ).apply({'params': params}, images, train=False)
+GOLDEN = [[-0.3037858009338379, -0.2846144139766693, 0.10805097222328186,
+           0.24072536826133728, 0.10109949111938477],
+          [-0.08553158491849899, -0.4184933602809906, 0.10609441995620728,
+           0.16740617156028748, 0.01619867980480194]]
+
+
+def make(size=32, num_classes=5, **more):
+  """A small model and its shapes."""
+  model = models.create('Mixer-S/8', num_classes=num_classes,
+                        **dict(SMALL, **more))
+  height, width = (size, size) if isinstance(size, int) else size
+  images = jnp.zeros((1, height, width, model.in_channels))
+  return model, trees.flatten(
+      jax.eval_shape(model.init, jax.random.key(0), images)['params'])
+
+
+def golden(**more):
+  """(model, {name: array}, images), at random from one stream, by name."""
+  model, shapes = make(**more)
+  rng = np.random.default_rng(0)
+  flat = {name: rng.normal(0, .3, shapes[name].shape).astype(np.float32)
+          for name in sorted(shapes)}
+  return model, flat, rng.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+
+
+def logits(model, params, images=IMAGES):
+  return np.asarray(model.apply({'params': params}, images)[0])
+
+
+def same(a, b):
+  a, b = trees.flatten(a), trees.flatten(b)
+  assert a.keys() == b.keys()
+  for name in a:
+    assert a[name].dtype == b[name].dtype == np.float32
+    assert np.array_equal(a[name].view(np.uint32), b[name].view(np.uint32))
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """Saves {name: array} under a file's name, returns the path."""
+  def save(name, flat):
+    path = str(tmp_path / name)
+    if name.endswith('.npz'):
+      np.savez(path, **flat)
+    else:
+      safetensors.save_file(flat, path)
+    return path
+  return save
+
+
+def refused(path):
+  with pytest.raises(checks.UserError) as error:
+    pretrained.open_network(path)
+  assert str(path) in str(error.value) and '\n' not in str(error.value)
+  return str(error.value)
+
+
+@pytest.mark.parametrize('name,layout', (
+    ('w.npz', 'official'), ('w.safetensors', 'official'),
+    ('w.safetensors', 'timm')))
+@pytest.mark.parametrize('num_classes', (5, 0))
+def test_saved_weights_come_back(tmp_path, name, layout, num_classes):
+  _, flat, _ = golden(num_classes=num_classes)
+  flat['stem/bias'][:3] = np.nan, -0.0, np.inf
+  params = trees.unflatten(flat)
+  path = str(tmp_path / name)
+  formats.save(path, params, layout)
+  same(formats.load(path), params)
+  assert os.listdir(tmp_path) == [name]
+
+
+def test_layouts_of_names(tmp_path):
+  """Those of PAPER 7.2 and 7.4, in the orientation of theirs."""
+  _, flat, _ = golden()
+  formats.save(str(tmp_path / 'w.npz'), trees.unflatten(flat))
+  with np.load(tmp_path / 'w.npz') as f:
+    assert set(f.files) == set(flat)
+    assert len(f.files) == 6 + 12 * 2
+  path = str(tmp_path / 'w.safetensors')
+  formats.save(path, trees.unflatten(flat), 'timm')
+  theirs = safetensors.load_file(path)
+  assert {k: v.shape for k, v in theirs.items() if 'blocks.1' not in k} == {
+      'stem.proj.weight': (16, 3, 8, 8), 'stem.proj.bias': (16,),
+      'blocks.0.norm1.weight': (16,), 'blocks.0.norm1.bias': (16,),
+      'blocks.0.mlp_tokens.fc1.weight': (8, 16),
+      'blocks.0.mlp_tokens.fc1.bias': (8,),
+      'blocks.0.mlp_tokens.fc2.weight': (16, 8),
+      'blocks.0.mlp_tokens.fc2.bias': (16,),
+      'blocks.0.norm2.weight': (16,), 'blocks.0.norm2.bias': (16,),
+      'blocks.0.mlp_channels.fc1.weight': (24, 16),
+      'blocks.0.mlp_channels.fc1.bias': (24,),
+      'blocks.0.mlp_channels.fc2.weight': (16, 24),
+      'blocks.0.mlp_channels.fc2.bias': (16,),
+      'norm.weight': (16,), 'norm.bias': (16,),
+      'head.weight': (5, 16), 'head.bias': (5,)}
+  assert theirs['stem.proj.weight'][3, 2, 5, 6] == flat['stem/kernel'][
+      5, 6, 2, 3]
+  assert theirs['blocks.1.norm2.weight'][4] == flat[
+      'MixerBlock_1/LayerNorm_1/scale'][4]
+
+
+@pytest.mark.parametrize('inside', ('', 'params/', 'opt/target/'))
+def test_official_weights_give_the_official_logits(saved, inside):
+  """The published file, and a training checkpoint of big_vision."""
+  _, flat, images = golden()
+  rest = {'opt/state/step': np.int32(7), 'chrono': np.zeros(2)}
+  path = saved('w.npz', {inside + k: v for k, v in flat.items()}
+               | (rest if inside else {}))
+  network = pretrained.open_network(path)
+  np.testing.assert_allclose(logits(network.model, network.params, images),
+                             GOLDEN, atol=1e-5)
+
+
+def test_the_first_layout(saved):
+  """PAPER 7.3: before flax.linen modules were numbered across classes, and the
+  MLPs' weights had axes of one element."""
+  _, flat, images = golden()
+  old = {}
+  for name, value in flat.items():
+    name = name.replace('MixerBlock_', 'Mixer/encoderblock_')
+    name = name.replace('LayerNorm_1', 'LayerNorm_2')
+    if 'mixing' in name:
+      name = re.sub(r'_mixing/Dense_(\d)/(\w+)', lambda m: (
+          f'_mixing_phase_0/{m[2]}{int(m[1]) + 1}'), name)
+      value = value[None] if 'kernel' in name else value[None, None]
+    name = name.replace('pre_head_layer_norm', 'Mixer/encoder_norm')
+    old[name.replace('stem/', 'embedding/')] = value
+  assert 'Mixer/encoderblock_0/token_mixing_phase_0/kernel1' in old
+  assert 'Mixer/encoderblock_1/LayerNorm_2/scale' in old
+  network = pretrained.open_network(saved('w.npz', old))
+  same(network.params, trees.unflatten(flat))
+  np.testing.assert_allclose(logits(network.model, network.params, images),
+                             GOLDEN, atol=1e-5)
+  del old['Mixer/encoder_norm/scale'], old['Mixer/encoder_norm/bias']
+  assert 'encoder_norm' in refused(saved('cut.npz', old))
+
+
+@pytest.mark.parametrize('dtype,tolerance', (
+    (np.float16, 1e-3), (ml_dtypes.bfloat16, 1e-2), (np.float64, 0)))
+def test_other_floats_come_in_as_float32(saved, dtype, tolerance):
+  _, flat, _ = golden()
+  given = {k: v.astype(dtype) for k, v in flat.items()}
+  if dtype == np.float64:
+    path = saved('w.npz', given)
+  else:
+    path = saved('w.safetensors', given)
+  same(formats.load(path), trees.unflatten(
+      {k: v.astype(np.float32) for k, v in given.items()}))
+  np.testing.assert_allclose(formats.load(path)['stem']['kernel'],
+                             flat['stem/kernel'], rtol=tolerance)
+
+
+@pytest.mark.parametrize('size,more', (
+    (32, {}), (24, dict(num_blocks=11, hidden_dim=12)), (32, dict(
+        patch_size=(8, 4), tokens_mlp_dim=9, size=(32, 16))),
+    (16, dict(num_classes=0, in_channels=1)),
+    (8, dict(num_blocks=1, channels_mlp_dim=7, in_channels=4))))
+def test_attributes_are_inferred(saved, size, more):
+  more = dict(more)
+  size = more.pop('size', (size, size))
+  model, shapes = make(size, **more)
+  rng = np.random.default_rng(0)
+  network = pretrained.open_network(saved('w.npz', {
+      k: rng.normal(size=v.shape).astype('f4') for k, v in shapes.items()}))
+  assert network.image_size == size
+  for key in ('patch_size', 'hidden_dim', 'num_blocks', 'tokens_mlp_dim',
+              'channels_mlp_dim', 'num_classes', 'in_channels'):
+    assert getattr(network.model, key) == getattr(model, key), key
+  assert network.card['class_names'] is None
+  assert network.card['preprocessing'] == dict(crop='resmall',
+                                               interpolation='bilinear')
+
+
+def test_images_that_are_not_square(saved):
+  _, shapes = make((16, 48))
+  path = saved('w.npz', {k: np.ones(v.shape, 'f4') for k, v in shapes.items()})
+  assert 'from_size' in refused(path) and '12 tokens' in refused(path)
+  network = pretrained.open_network(path, from_size=(16, 48))
+  assert network.image_size == (16, 48)
+  with pytest.raises(checks.UserError, match='token_mixing'):
+    pretrained.open_network(path, from_size=(16, 32))
+
+
+def test_a_card_beside_a_file(saved):
+  model, flat, _ = golden(approximate_gelu=False)
+  path = saved('w.npz', flat)
+  card = networks.make_card(
+      model, image_size=(32, 32), class_names='abcde', data='letters',
+      loss='sigmoid', crop='resize', interpolation='area')
+  pathlib.Path(path + '.json').write_text(json.dumps(card))
+  network = pretrained.open_network(path)
+  assert network.card == json.loads(json.dumps(card))
+  assert not network.model.approximate_gelu
+  pathlib.Path(path + '.json').write_text(json.dumps(dict(card, model=dict(
+      card['model'], hidden_dim=32))))
+  assert 'its card says' in refused(path) and 'stem/bias' in refused(path)
+  pathlib.Path(path + '.json').write_text('{"model": 1}')
+  assert 'lacks image_size' in refused(path)
+  pathlib.Path(path + '.json').write_text('nonsense')
+  assert 'is no card' in refused(path)
+
+
+@pytest.mark.parametrize('name', ('w.npz', 'w.safetensors'))
+@pytest.mark.parametrize('share', (0, .001, .01, .3, .9, .999))
+def test_a_file_cut_short(saved, name, share):
+  _, flat, _ = golden()
+  path = saved(name, flat)
+  data = pathlib.Path(path).read_bytes()
+  pathlib.Path(path).write_bytes(data[:int(share * len(data))])
+  assert 'cannot be read as ' + name[2:] in refused(path)
+
+
+def test_other_bytes_are_noticed(saved):
+  """npz has a checksum of every array; safetensors only begins with a plan."""
+  _, flat, _ = golden()
+  for name, what in (('w.npz', flat['stem/kernel'].tobytes()[:64]),
+                     ('w.npz', flat['head/bias'].tobytes()),
+                     ('w.safetensors', b'{"')):
+    path = saved(name, flat)
+    data = bytearray(pathlib.Path(path).read_bytes())
+    data[data.index(what) + 1] ^= 0xff
+    pathlib.Path(path).write_bytes(data)
+    assert 'cannot be read' in refused(path)
+
+
+class Trap:
+  """What creates a file when it is unpickled."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return open, (self.path, 'w')
+
+
+def test_nothing_is_unpickled(tmp_path):
+  sprung = tmp_path / 'sprung'
+  trap = Trap(str(sprung))
+  _, flat, _ = golden()
+  inside = np.empty(1, object)
+  inside[0] = trap
+  np.savez(tmp_path / 'inside.npz', **dict(flat, **{'stem/bias': inside}))
+  (tmp_path / 'pickle.npz').write_bytes(pickle.dumps(trap))
+  (tmp_path / 'pickle.safetensors').write_bytes(pickle.dumps(trap))
+  for name in ('inside.npz', 'pickle.npz', 'pickle.safetensors'):
+    line = refused(str(tmp_path / name))
+    if name.endswith('.npz'):
+      assert 'pickled objects, which can run any code' in line
+  assert not sprung.exists()
+  pickle.loads((tmp_path / 'pickle.npz').read_bytes())
+  assert sprung.exists()   # so the trap is one
+
+
+@pytest.mark.parametrize('change,said', (
+    (lambda flat: flat.update({'stem/bias': np.arange(16)}),
+     "'stem/bias' is of int64"),
+    (lambda flat: flat.update({'stem/bias': np.array(['a'] * 16)}),
+     "'stem/bias' is of <U1"),
+    (lambda flat: flat.update({'stem/bias': np.zeros(16, complex)}),
+     "'stem/bias' is of complex128"),
+    (lambda flat: flat.pop('MixerBlock_1/LayerNorm_0/scale'),
+     'MixerBlock_1/LayerNorm_0/scale: missing, the model has (16,)'),
+    (lambda flat: flat.update({'extra/kernel': np.zeros(3)}),
+     'extra/kernel: (3,), the model has none'),
+    (lambda flat: flat.update({'head/bias': np.zeros(6)}),
+     'head/bias: (6,), the model has (5,)'),
+    (lambda flat: flat.update({'stem/kernel': np.zeros((8, 8, 3))}),
+     "'stem/kernel' is [8, 8, 3], expected a tensor of 4 axes"),
+    (lambda flat: flat.update({'head': np.zeros(6)}), 'head: (6,)'),
+    (lambda flat: [flat.pop(k) for k in list(flat) if 'Block_0' in k] and None,
+     'holds no Mixer'),
+    (lambda flat: flat.pop('MixerBlock_0/token_mixing/Dense_0/kernel'),
+     "'MixerBlock_0/token_mixing/Dense_0/kernel' is missing"),
+    (lambda flat: [flat.pop(k) for k in list(flat) if 'Block_1' in k] and None,
+     None)))
+def test_what_does_not_fit_is_named(saved, change, said):
+  _, flat, _ = golden()
+  change(flat)
+  path = saved('w.npz', flat)
+  if said is None:   # a network of one block
+    assert pretrained.open_network(path).model.num_blocks == 1
+  else:
+    assert said in refused(path)
+
+
+def test_other_networks_are_refused(saved, tmp_path):
+  vit = {'Transformer/encoderblock_0/LayerNorm_0/scale': np.ones(8),
+         'cls': np.zeros((1, 1, 8)), 'embedding/kernel': np.zeros((4, 4, 3, 8))}
+  line = refused(saved('vit.npz', vit))
+  assert 'holds no Mixer' in line and "expected 'stem/kernel'" in line
+  _, flat, _ = golden()
+  theirs = formats.to_timm(trees.unflatten(flat))
+  line = refused(saved('w.safetensors', dict(theirs, cls_token=np.zeros(3))))
+  assert "'cls_token' is no parameter of timm's Mixer" in line
+  assert 'no such file' in refused(str(tmp_path / 'none.npz'))
+  (tmp_path / 'w.h5').write_text('')
+  assert '.npz, .safetensors' in refused(str(tmp_path / 'w.h5'))
+  with pytest.raises(checks.UserError, match='--best'):
+    pretrained.open_network(saved('w.npz', flat), best=True)
+
+
+def test_saving_says_what_is_wrong(tmp_path):
+  params = trees.unflatten(golden()[1])
+  for name, layout in (('w.npz', 'timm'), ('w.pth', 'official'),
+                       ('w.bin', 'timm'), ('none/w.npz', 'official')):
+    path = str(tmp_path / name)
+    with pytest.raises(checks.UserError, match=re.escape(path)):
+      formats.save(path, params, layout)
+  assert os.listdir(tmp_path) == []
+
+
+def test_pth_without_torch(tmp_path, monkeypatch):
+  (tmp_path / 'w.pth').write_bytes(b'')
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  line = refused(str(tmp_path / 'w.pth'))
+  assert 'needs torch' in line and 'pip install torch' in line
+
+
+# In an environment with torch and timm; what it prints is one JSON object.
+_TORCH = r'''
+import json, sys
+import numpy as np
+import torch
+try:
+  import torchvision
+except RuntimeError:   # a build for CUDA, beside torch for CPUs: timm's Mixer
+  # needs none of its operators, only their names
+  for name in [m for m in sys.modules if m.startswith('torchvision')]:
+    del sys.modules[name]
+  kept = torch.library.Library('torchvision', 'DEF')
+  for name in ('nms', 'qnms'):
+    kept.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold)'
+                ' -> Tensor')
+import timm
+from safetensors import torch as safetensors
+from timm.models import mlp_mixer
+
+where = sys.argv[1]
+torch.manual_seed(0)
+images = torch.from_numpy(np.load(f'{where}/images.npy').transpose(0, 3, 1, 2))
+make = lambda: mlp_mixer.MlpMixer(
+    num_classes=5, img_size=32, patch_size=8, num_blocks=2, embed_dim=16,
+    mlp_ratio=(.5, 1.5)).eval()
+model = make()
+model.load_state_dict(safetensors.load_file(f'{where}/ours.safetensors'))
+out = dict(ours=model(images).tolist())
+model = make()
+with torch.no_grad():
+  for value in model.parameters():
+    value.add_(torch.randn_like(value) * .3)
+out['theirs'] = model(images).tolist()
+state = {k: v.contiguous() for k, v in model.state_dict().items()}
+safetensors.save_file(state, f'{where}/theirs.safetensors')
+torch.save(state, f'{where}/theirs.pth')
+torch.save(dict(state_dict={'module.' + k: v.half() for k, v in state.items()}),
+           f'{where}/half.pth')
+torch.save(model, f'{where}/whole.pth')
+print(json.dumps(out))
+'''
+
+
+def torch_python():
+  """A Python with torch and timm: this one, or one of .venv-torch, made once;
+  the stamp is written last."""
+  probe = 'import torch, timm, safetensors'
+  if not subprocess.run([sys.executable, '-c', probe],
+                        capture_output=True).returncode:
+    return sys.executable
+  where = ROOT / '.venv-torch'
+  stamp, python = where / 'installed', where / 'bin' / 'python'
+  wanted = f'{platform.python_version()} ' + hashlib.sha256(
+      TORCH_PINS.read_bytes()).hexdigest()
+  if not stamp.exists() or stamp.read_text() != wanted:
+    subprocess.run([sys.executable, '-m', 'venv', '--clear', where], check=True)
+    extra = (['--extra-index-url', 'https://download.pytorch.org/whl/cpu']
+             if sys.platform == 'linux' else [])
+    subprocess.run([python, '-m', 'pip', 'install', '-q', '-r', TORCH_PINS,
+                    *extra], check=True)
+    stamp.write_text(wanted)
+  return str(python)
+
+
+@pytest.mark.slow
+def test_timm_reads_ours_and_we_read_theirs(tmp_path):
+  """Logits of timm's own module, both ways; exactly with the erf form of GELU,
+  and within what the forms differ by with the tanh form."""
+  model, flat, images = golden()
+  params = trees.unflatten(flat)
+  formats.save(str(tmp_path / 'ours.safetensors'), params, 'timm')
+  np.save(tmp_path / 'images.npy', images)
+  out = subprocess.run([torch_python(), '-c', _TORCH, str(tmp_path)],
+                       capture_output=True, text=True)
+  assert out.returncode == 0, out.stderr
+  out = json.loads(out.stdout.splitlines()[-1])
+  exact = model.clone(approximate_gelu=False)
+  np.testing.assert_allclose(logits(exact, params, images), out['ours'],
+                             atol=1e-5)
+  difference = np.abs(logits(model, params, images) - out['ours']).max()
+  assert 2e-6 < difference < 5e-3
+  print(f'erf {np.abs(logits(exact, params, images) - out["ours"]).max():.1e}, '
+        f'tanh {difference:.1e}')
+  names = ['theirs.safetensors']
+  try:
+    import torch
+    del torch
+    names += ['theirs.pth', 'half.pth']
+    assert 'pickled objects' in refused(str(tmp_path / 'whole.pth'))
+  except ImportError:
+    assert 'pip install torch' in refused(str(tmp_path / 'theirs.pth'))
+  for name in names:
+    network = pretrained.open_network(str(tmp_path / name))
+    assert network.model.num_classes == 5 and network.image_size == (32, 32)
+    np.testing.assert_allclose(
+        logits(network.model.clone(approximate_gelu=False), network.params,
+               images), out['theirs'], atol=5e-3 if 'half' in name else 1e-5)

@@ -1,0 +1,304 @@
+"""A sweep: one run a value, a choice on held-out images, a final run."""
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+import numpy as np
+import pytest
+from rich import console as consoles
+from sklearn import datasets
+
+from configs import finetune
+from mixer import models
+from mixer.analysis import sweep
+from mixer.core import checks
+from mixer.pretrained import formats
+from mixer.training import run
+from mixer.training import writer
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SIZES = dict(patch_size=4, hidden_dim=16, num_blocks=1, channels_mlp_dim=32)
+RATE = 'schedule.learning_rate'
+DEV = 'eval/dev/accuracy'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled(tmp_path_factory):
+  """What one run compiles, the others need not."""
+  keys = {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+          'jax_persistent_cache_min_compile_time_secs': 0.1}
+  before = {key: getattr(jax.config, key) for key in keys}
+  for settings in (keys, before):
+    for key, value in settings.items():
+      jax.config.update(key, value)
+    compilation_cache.reset_cache()
+    if settings is keys:
+      yield
+
+
+def digits(path, count=600):
+  """The digits in colour at 8x8: the first `count` to train, 120 to test."""
+  images, labels = datasets.load_digits(return_X_y=True)
+  images = (images * 15).astype(np.uint8).reshape(-1, 8, 8, 1)
+  images = np.repeat(images, 3, -1)
+  np.savez(path, train_images=images[:count], train_labels=labels[:count],
+           test_images=images[-120:], test_labels=labels[-120:])
+  return f'arrays:{path}'
+
+
+def weights(path, size=8):
+  """Random weights of the small network."""
+  model = models.create('Mixer-S/4', num_classes=3, tokens_mlp_dim=6, **SIZES)
+  params = model.init(jax.random.key(0), np.zeros((1, size, size, 3)))['params']
+  formats.save(str(path), jax.tree.map(np.asarray, params))
+  return str(path)
+
+
+def small(tmp_path, **changes):
+  """A config of configs/finetune.py on the digits, a few steps long."""
+  c = finetune.get_config('s32,cifar10')
+  c.model.update(**SIZES)
+  c.data.name = digits(tmp_path / 'digits.npz')
+  c.start.weights = weights(tmp_path / 'weights.npz')
+  c.augment.flip = False
+  c.schedule.warmup_steps = 2
+  c.run.update(batch_size=64, total_steps=12, image_size=8, log_every=1,
+               eval_every=0)
+  c.sweep.learning_rates = (0.003, 0.3)
+  c.update_from_flattened_dict(changes)
+  return c.lock()
+
+
+def go(config, workdir, **grid):
+  section = dict(config.sweep)
+  return sweep.sweep(config, str(workdir), grid=grid, **section)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  path = tmp_path_factory.mktemp('sweep')
+  config = small(path)
+  return config, path / 'w', go(config, path / 'w')
+
+
+def runs_of(monkeypatch, spoil=lambda config, workdir: None):
+  """The names of the runs that are really begun from here on."""
+  begun, real = [], run.train
+
+  def train(config, workdir):
+    begun.append(os.path.basename(workdir))
+    spoil(config, workdir)
+    return real(config, workdir)
+
+  monkeypatch.setattr(run, 'train', train)
+  return begun
+
+
+def test_the_best_on_held_out_images_is_trained_on_all(finished):
+  config, workdir, found = finished
+  scores = {name: r['scores'][DEV] for name, r in found['runs'].items()}
+  assert list(scores) == [f'{RATE}=0.003', f'{RATE}=0.3']
+  assert found['choice'] == max(scores, key=scores.get) == f'{RATE}=0.3'
+  assert scores[f'{RATE}=0.3'] > scores[f'{RATE}=0.003']
+  assert list(found['final']) == ['eval/test/accuracy', *[
+      k for k in found['final'] if k != 'eval/test/accuracy']]
+  assert found == json.loads((workdir / 'sweep.json').read_text())
+
+  read = lambda name: json.loads((workdir / name / 'config.json').read_text())
+  for name, rate in zip(scores, (0.003, 0.3)):
+    tried = read(name)
+    assert tried['schedule']['learning_rate'] == rate
+    assert tried['data']['split'] == 'train[:98%]'
+    assert {k: e['split'] for k, e in tried['evals'].items()} == {
+        'dev': 'train[98%:]'}
+    rows = writer.read(workdir / name)
+    assert rows[-1]['step'] == 12 and rows[-1][DEV] == scores[name]
+  final = read('final')
+  assert final['schedule']['learning_rate'] == 0.3
+  assert final['data']['split'] == 'train' and list(final['evals']) == ['test']
+  assert 'sweep' not in final
+  assert config.schedule.learning_rate == 0.03   # the caller's is untouched
+
+
+def test_a_finished_sweep_is_told_again(finished, monkeypatch):
+  config, workdir, found = finished
+  begun = runs_of(monkeypatch)
+  assert go(config, workdir) == found and begun == []
+
+
+def test_another_config_or_grid_is_refused_by_key(finished, monkeypatch):
+  config, workdir, _ = finished
+  begun = runs_of(monkeypatch)
+  with pytest.raises(checks.UserError, match='grid.schedule.learning_rate was'):
+    go(config, workdir, **{RATE: [0.003, 0.01]})
+  other = config.copy_and_resolve_references()
+  other.run.total_steps = 13
+  with pytest.raises(checks.UserError, match='run.total_steps was 12, is 13'):
+    go(other, workdir)
+  assert begun == []
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch, finished):
+  """Killed in the second run, and then in the final one; the same end."""
+  *_, found = finished
+  config, workdir = small(tmp_path), tmp_path / 'w'
+  config.start.weights = finished[0].start.weights
+  stop = []
+
+  def spoil(config, workdir):
+    if any(name in workdir for name in stop):
+      raise checks.Stopped('told to')
+
+  begun = runs_of(monkeypatch, spoil)
+  for stopped in ('0.3', 'final'):
+    stop[:] = [stopped]
+    with pytest.raises(checks.Stopped):
+      go(config, workdir)
+  stop.clear()
+  again = go(config, workdir)
+  assert begun == [f'{RATE}=0.003', f'{RATE}=0.3', f'{RATE}=0.3', 'final',
+                   'final']
+  assert again == found
+
+
+def test_a_run_that_diverges_has_lost(tmp_path, monkeypatch):
+  """It is told in the table and not tried again; the sweep goes on."""
+  config = small(tmp_path, **{'optimizer.clip_norm': 0.0,
+                              'run.total_steps': 6})
+  config.sweep.learning_rates = (1e38, 0.01)
+  found = go(config, tmp_path / 'w')
+  bad, good = found['runs'].values()
+  assert 'diverged' in bad['failed'] and 'scores' not in bad
+  assert found['choice'] == f'{RATE}=0.01' and good['scores']
+  begun = runs_of(monkeypatch)
+  assert go(config, tmp_path / 'w') == found and not begun
+  config.sweep.learning_rates = (1e38,)
+  with pytest.raises(checks.RunError, match='all 1 runs.*lower'):
+    go(config, tmp_path / 'v')
+
+
+def test_other_failures_stop_the_sweep(tmp_path, monkeypatch):
+  def spoil(config, workdir):
+    raise checks.RunError('the disk is full')
+  runs_of(monkeypatch, spoil)
+  with pytest.raises(checks.RunError, match='disk'):
+    go(small(tmp_path), tmp_path / 'w')
+  assert not (tmp_path / 'w' / 'sweep.json').exists()
+
+
+def test_of_equals_the_smaller_rate_then_the_earlier():
+  runs = {name: dict(learning_rate=rate, values={}, scores={DEV: score})
+          for name, rate, score in (
+              ('a', .3, .5), ('b', .1, .9), ('c', .03, .9), ('d', .03, .9))}
+  assert sweep.choose(runs, DEV) == dict(choice='c', tied=['d', 'b'])
+
+
+def test_the_table_tells_all():
+  row = lambda rate, **more: dict(values={RATE: rate}, learning_rate=rate,
+                                  **more)
+  runs = {'a': row(.03, scores={DEV: .5}), 'b': row(.01, scores={DEV: .5}),
+          'c': row(9., failed='it has diverged'), 'd': row(.1, scores={DEV: 0})}
+  found = dict(metric=DEV, train='train[:98%]', dev='train[98%:]', runs=runs,
+               final={'eval/test/accuracy': .875, 'eval/test/loss': 1.},
+               **sweep.choose(runs, DEV))
+  console = consoles.Console(width=120, record=True, file=io.StringIO())
+  console.print(sweep.table(found))
+  lines = console.export_text().splitlines()
+  line = lambda word: next(line for line in lines if word in line)
+  assert 'train[:98%]' in lines[0] and 'train[98%:]' in lines[0]
+  assert '0.01 ' in line('chosen: of equals the smaller')
+  assert '0.03 ' in line('as good') and '50.00%' in line('as good')
+  assert '9.0 ' in line('diverged')
+  assert 'with b: test/accuracy 87.50%' in line('on all')
+
+
+def test_several_keys_are_all_combinations(tmp_path):
+  config = small(tmp_path)
+  grid = sweep.parse_grid(
+      [f'{RATE}=1,0.5', 'augment.flip=true,False', 'model.patch_size=4'],
+      config)
+  assert grid == {RATE: [1.0, 0.5], 'augment.flip': [True, False],
+                  'model.patch_size': [4]}
+  trials = sweep._trials(config, grid)
+  assert len(trials) == 4
+  assert trials[f'{RATE}=0.5,augment.flip=True,model.patch_size=4'] == {
+      RATE: 0.5, 'augment.flip': True, 'model.patch_size': 4}
+
+
+@pytest.mark.parametrize('text,words', (
+    ('schedule.rate=1', 'schedule.rate.*such as'),
+    ('learning_rate=1', 'learning_rate=1.*such as'),
+    (f'{RATE}=fast', 'learning_rate=fast: expected float'),
+    (f'{RATE}=0.1,', 'learning_rate=: expected float'),
+    ('run.total_steps=1.5', 'total_steps=1.5: expected int'),
+    ('augment.flip=maybe', 'flip=maybe: expected bool'),
+    ('evals.test.crop=resize', 'evals.test.crop'),
+    ('data.split=train', 'data.split'),
+))
+def test_a_bad_grid_is_told(text, words, tmp_path):
+  with pytest.raises(checks.UserError, match=words):
+    sweep.parse_grid([text], finetune.get_config('b16,cifar10'))
+
+
+def test_a_value_that_is_out_of_range_is_told_before_the_first_run(
+    tmp_path, monkeypatch):
+  begun = runs_of(monkeypatch)
+  with pytest.raises(checks.UserError, match='learning_rate.*-1'):
+    go(small(tmp_path), tmp_path / 'w', **{RATE: [0.1, -1.0]})
+  with pytest.raises(checks.UserError, match="sweep.metric.*'eval/dev/loss'"):
+    go(small(tmp_path, **{'sweep.metric': 'eval/dev/loss'}), tmp_path / 'w')
+  assert begun == [] and not (tmp_path / 'w').exists()
+
+
+def study(*flags):
+  env = dict(os.environ, JAX_PLATFORMS='cpu', COLUMNS='120', XLA_FLAGS='')
+  return subprocess.run(
+      [sys.executable, '-m', 'mixer.study', *flags], cwd=ROOT, env=env,
+      capture_output=True, text=True, timeout=120)
+
+
+def test_the_command(tmp_path):
+  """At the end a table with the choice, and the score of the final run."""
+  c = small(tmp_path)
+  flags = [f'--config.model.{k}={v}' for k, v in SIZES.items()]
+  out = study(
+      'sweep', '--config=configs/finetune.py:s32,cifar10', *flags,
+      f'--config.data.name={c.data.name}', '--config.run.image_size=8',
+      f'--config.start.weights={c.start.weights}', '--config.run.batch_size=64',
+      '--config.run.total_epochs=1', f'--grid={RATE}=0.03,0.3',
+      f'--workdir={tmp_path}/w')
+  assert out.returncode == 0, out.stderr
+  found = json.loads((tmp_path / 'w' / 'sweep.json').read_text())
+  assert list(found['runs']) == [f'{RATE}=0.03', f'{RATE}=0.3']
+  told = out.stdout[out.stdout.index('trained on train[:98%]'):]
+  assert 'chosen' in told and f'{tmp_path}/w/final' in told.replace('\n', '')
+  for row in found['runs'].values():
+    assert f'{row["scores"][DEV]:.2%}' in told
+  assert f'{found["final"]["eval/test/accuracy"]:.2%}' in told
+
+
+@pytest.mark.parametrize('flags,words', (
+    ((), ('one experiment', 'sweep', 'none')),
+    (('swep', '--config=configs/finetune.py'), ('sweep', 'swep')),
+    (('sweep',), ('--config', 'configs/finetune.py')),
+    (('sweep', '--config=configs/digits.py'), ('`sweep`', 'finetune.py')),
+))
+def test_a_mistake_is_one_line(flags, words):
+  out = study(*flags)
+  assert out.returncode == 2 and len(out.stderr.splitlines()) == 1, out.stderr
+  assert out.stderr.startswith('error: ')
+  for word in words:
+    assert word in out.stderr
+
+
+def test_the_runs_start_from_the_same_weights(finished):
+  """The values are compared, not the luck of the draw."""
+  _, workdir, found = finished
+  first = [writer.read(workdir / name)[0]['train/loss']
+           for name in found['runs']]
+  assert first[0] == first[1]
