@@ -70,8 +70,8 @@ def base():
       fewshot=dict(),
       run=dict(seed=0, batch_size=4096, total_steps=optional(int),
                total_epochs=optional(float), image_size=224,
-               precision=optional(str), log_every=50, eval_every=0,
-               micro_batches=1)))
+               image_width=optional(int), precision=optional(str), log_every=50,
+               eval_every=0, micro_batches=1)))
 
 
 def evaluation(split, **settings):

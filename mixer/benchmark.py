@@ -89,8 +89,10 @@ def _input():
                            'config, such as --config=configs/mixer_b16.py')
   from mixer.analysis import feeding
   from mixer.training import evaluations
+  from mixer.training import settings
   config = _CONFIG.value
-  data, evals, _ = evaluations.open_splits(config, config.run.image_size)
+  data, evals, _ = evaluations.open_splits(
+      config, settings.Settings(**config.run).image_size)
   if data.resident is not None:
     raise checks.UserError(
         f'data.name: {config.data.name} lives on the device, where its input '

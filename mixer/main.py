@@ -48,9 +48,11 @@ done: {loop.summary(scores)}
 the run lies in {workdir}: metrics.jsonl, checkpoints/, model.json
 next:
   {python} -m tensorboard.main --logdir={workdir}
+  {python} -m mixer.evaluate --checkpoint={workdir}
+  {python} -m mixer.predict --checkpoint={workdir} IMAGE...
+  {python} -m mixer.export --checkpoint={workdir} --format=onnx --out=FILE.onnx
   {python} -m mixer.main {same} \\
-    --config.run.seed=1 --workdir={workdir}-seed1
-  {python} -m mixer.benchmark train {same}""")
+    --config.run.seed=1 --workdir={workdir}-seed1""")
 
 
 if __name__ == '__main__':

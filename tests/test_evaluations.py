@@ -208,3 +208,28 @@ def test_a_fewshot_section_is_the_arguments_of_one_function():
   assert parts == dict(train='train', test='test')
   assert settings == dict(shots=(1, 5, 10, 25), seeds=(0, 1, 2), l2=1024.0)
   assert common['crop'] == 'resize_crop'
+
+
+def test_images_need_not_be_square(tmp_path):
+  """From the command line too: a height and a width; and what starts from it at
+  another size is the paper's enlargement, part by part."""
+  config = tiny()
+  config.checkpoint.best = None
+  config.fewshot = dict()
+  config.run.update(image_size=8, image_width=12, total_steps=2)
+  run.train(config, str(tmp_path / 'small'))
+  small = pretrained.open_network(tmp_path / 'small')
+  assert small.image_size == (8, 12)
+  config.run.update(image_size=16, total_steps=1)
+  config.schedule.learning_rate = 1e-12
+  config.start.weights = str(tmp_path / 'small')
+  run.train(config, str(tmp_path / 'tall'))
+  tall = pretrained.open_network(tmp_path / 'tall')
+  assert tall.image_size == (16, 12) and tall.model.tokens_mlp_dim == 16
+  images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 12, 1))
+  logits = lambda n, x: n.model.apply({'params': n.params}, x)[0]
+  halves = [logits(small, images[:, i:i + 8]) for i in (0, 8)]
+  np.testing.assert_allclose(logits(tall, images), np.mean(halves, axis=0),
+                             atol=1e-5)
+  with pytest.raises(checks.UserError, match='image_width'):
+    run.Settings(batch_size=1, total_steps=1, image_size=(8, 8), image_width=8)

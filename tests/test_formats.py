@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+import urllib.request
 
 import jax
 import jax.numpy as jnp
@@ -395,6 +396,16 @@ print(json.dumps(out))
 '''
 
 
+def builds_for_cpus():
+  """Where pip finds them, if it can be reached: PyPI has CUDA's 2 GB."""
+  url = 'https://download.pytorch.org/whl/cpu'
+  try:
+    urllib.request.urlopen(f'{url}/torch/', timeout=10).close()
+  except OSError:
+    return []
+  return ['--extra-index-url', url]
+
+
 def torch_python():
   """A Python with torch and timm: this one, or one of .venv-torch, made once;
   the stamp is written last."""
@@ -408,10 +419,8 @@ def torch_python():
       TORCH_PINS.read_bytes()).hexdigest()
   if not stamp.exists() or stamp.read_text() != wanted:
     subprocess.run([sys.executable, '-m', 'venv', '--clear', where], check=True)
-    extra = (['--extra-index-url', 'https://download.pytorch.org/whl/cpu']
-             if sys.platform == 'linux' else [])
     subprocess.run([python, '-m', 'pip', 'install', '-q', '-r', TORCH_PINS,
-                    *extra], check=True)
+                    *builds_for_cpus()], check=True)
     stamp.write_text(wanted)
   return str(python)
 

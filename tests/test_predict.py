@@ -11,6 +11,7 @@ import sys
 
 import jax
 import numpy as np
+import onnxruntime
 from PIL import Image
 import pytest
 from sklearn import datasets
@@ -19,7 +20,10 @@ from configs import recipe
 from mixer import models
 from mixer import pretrained
 from mixer.core import checks
+from mixer.data import images
+from mixer.data import views
 from mixer.evaluation import prediction
+from mixer.pretrained import exported
 from mixer.pretrained import formats
 from mixer.training import run
 
@@ -254,3 +258,27 @@ def test_expand(tmp_path):
   with pytest.raises(checks.UserError, match='no images'):
     os.makedirs(tmp_path / 'none')
     prediction.expand([str(tmp_path / 'none')])
+
+
+@pytest.mark.parametrize('format', ('onnx', 'stablehlo'))
+def test_exported_programs_give_the_predictions(trained, tmp_path, format):
+  """On real photos, to 1e-4: the file that is served, and the command."""
+  root, workdir = trained
+  network = pretrained.open_network(workdir)
+  path = str(tmp_path / f'photos.{format}')
+  exported.export(network, path, format=format, preprocess=True)
+  files = sorted(map(str, (root / 'validation' / 'china').iterdir()))
+  pixels = np.stack([
+      views.view(images.pixels(open(file, 'rb').read()), size=(64, 64),
+                 **network.card['preprocessing']) for file in files])
+  if format == 'onnx':
+    session = onnxruntime.InferenceSession(path)
+    found, = session.run(None, {session.get_inputs()[0].name: pixels})
+  else:
+    with open(path, 'rb') as f:
+      found = np.asarray(
+          jax.export.deserialize(bytearray(f.read())).call(pixels))
+  out = command('predict', f'--checkpoint={workdir}', '--format=json', *files)
+  for row, values in zip(json.loads(out.stdout), found, strict=True):
+    named = dict(zip(row['classes'], row['probabilities']))
+    np.testing.assert_allclose([named[c] for c in CLASSES], values, atol=1e-4)

@@ -15,6 +15,7 @@ class Settings:
     total_steps, total_epochs: the length; exactly one is given.
     seed: of the initial parameters, the order, and every random draw.
     image_size: side in pixels, or (height, width).
+    image_width: in pixels, where image_size is the height only.
     precision: 'float32' or 'bfloat16', of the computation; parameters stay
       float32. None: bfloat16 on accelerators, float32 on a CPU.
     log_every, eval_every: in steps; eval_every 0 is only at the end.
@@ -26,6 +27,7 @@ class Settings:
   total_epochs: float | None = None
   seed: int = 0
   image_size: int | tuple = 224
+  image_width: int | None = None
   precision: str | None = None
   log_every: int = 50
   eval_every: int = 0
@@ -36,6 +38,12 @@ class Settings:
       if getattr(self, key) < 1:
         raise checks.UserError(f'run.{key}: expected at least 1, got '
                                f'{getattr(self, key)}')
+    if self.image_width is not None:
+      if not isinstance(self.image_size, int):
+        raise checks.UserError('run.image_width: image_size is '
+                               f'{self.image_size} already; give one of them')
+      object.__setattr__(self, 'image_size',
+                         (self.image_size, self.image_width))
     lengths = [self.total_steps, self.total_epochs]
     if lengths.count(None) != 1 or any(v is not None and v <= 0
                                        for v in lengths):
