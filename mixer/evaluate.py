@@ -52,8 +52,9 @@ def main(argv):
                            '--checkpoint=runs/digits')
   for flag in (_JSON, _PREDICTIONS):
     folder = os.path.dirname(os.path.abspath(flag.value or ''))
-    if flag.value and not os.path.isdir(folder):
-      raise checks.UserError(f'--{flag.name}: there is no folder {folder!r}')
+    if flag.value and (not os.path.isdir(folder) or os.path.isdir(flag.value)):
+      raise checks.UserError(f'--{flag.name}: {flag.value!r}: expected a file '
+                             'in a folder that is there')
   from mixer import pretrained
   from mixer.analysis import scoring
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
@@ -62,13 +63,13 @@ def main(argv):
                          fewshot=_FEWSHOT.value)
   result, details = scoring.evaluate(network, config, batch_size=_BATCH.value,
                                      worst=_WORST.value)
-  if _PREDICTIONS.value:
-    with open(_PREDICTIONS.value, 'w') as f:
-      f.writelines(json.dumps(row) + '\n' for row in details)
+  _show(result)
   if _JSON.value:
     with open(_JSON.value, 'w') as f:
       f.write(json.dumps(result, indent=2) + '\n')
-  _show(result)
+  if _PREDICTIONS.value:
+    with open(_PREDICTIONS.value, 'w') as f:
+      f.writelines(json.dumps(row) + '\n' for row in details)
 
 
 def _show(result):

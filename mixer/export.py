@@ -19,7 +19,9 @@ Programs take float32 images of the network's own size in [-1, 1], any number
 at once, and give logits; with --preprocess uint8 images and probabilities; with
 --input_size uint8 photos of that size, from which the program itself makes the
 crop of evaluation. In Python StableHLO runs on CPUs, GPUs and TPUs as
-jax.export.deserialize(bytearray(open(FILE, 'rb').read())).call(images).
+jax.export.deserialize(bytearray(open(FILE, 'rb').read())).call(images); ONNX
+as onnxruntime.InferenceSession(FILE).run(None, {'images': images}), images
+[number, height, width, channels].
 """
 import re
 
@@ -29,12 +31,11 @@ from mixer.core import checks
 
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'A workdir, one of its checkpoints, a file or address '
-    'of weights, or the name of a release.', required=True)
+    'of weights, or the name of a release.')
 _BEST = flags.DEFINE_bool('best', False, 'Of a workdir, the best checkpoint.')
 _FORMAT = flags.DEFINE_enum('format', None, ['npz', 'safetensors', 'stablehlo',
-                                             'onnx'], 'Of the file.',
-                            required=True)
-_OUT = flags.DEFINE_string('out', None, 'The file.', required=True)
+                                             'onnx'], 'Of the file.')
+_OUT = flags.DEFINE_string('out', None, 'The file.')
 _LAYOUT = flags.DEFINE_enum('layout', 'official', ['official', 'timm'],
                             "Of safetensors: whose names. timm's GELU is the "
                             'exact one, see above.')
@@ -46,6 +47,11 @@ _INPUT_SIZE = flags.DEFINE_string('input_size', None, 'With --preprocess: '
 
 def main(argv):
   del argv
+  for flag, example in ((_CHECKPOINT, 'runs/digits'), (_FORMAT, 'onnx'),
+                        (_OUT, 'digits.onnx')):
+    if flag.value is None:
+      raise checks.UserError(f'--{flag.name} is required, such as '
+                             f'--{flag.name}={example}')
   from mixer import pretrained
   from mixer.pretrained import exported
   options = dict(format=_FORMAT.value, layout=_LAYOUT.value,

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from PIL import Image
 import pytest
 from sklearn import datasets
 from sklearn import linear_model
@@ -159,6 +160,57 @@ def test_other_classes_are_refused_or_left_to_the_few_shots(trained, tmp_path):
   result, rows = scoring.evaluate(network, config, batch_size=8)
   assert result['evals'] == {} and not list(rows)
   assert result['fewshot'] == {'all': {'1': 1.0}}
+
+
+def folder(root, classes, each=20):
+  for name in classes:
+    (root / name).mkdir(parents=True)
+    for i in range(each):
+      pixels = np.full((8, 8, 3), 10 * classes.index(name) + i, np.uint8)
+      Image.fromarray(pixels).save(root / name / f'{i}.png')
+  return f'folder:{root}'
+
+
+def on_images(data, **section):
+  c = tiny()
+  c.data.update(name=data, on_device=True)
+  c.model.in_channels = 3
+  c.fewshot = dict()
+  c.evals = dict(validation=recipe.evaluation('validation', crop='resize',
+                                              **section))
+  c.checkpoint.best = None
+  c.run.total_steps = 2
+  return c
+
+
+def test_a_carved_split_is_the_one_of_the_training(tmp_path):
+  """Every tenth image, which training left out; also when asked alone."""
+  name = folder(tmp_path / 'photos', ('a', 'b'))
+  scores = run.train(on_images(name), str(tmp_path / 'run'))
+  network = pretrained.open_network(tmp_path / 'run')
+  config = scoring.asked(scoring.config_of(network), network)
+  result, rows = scoring.evaluate(network, config, batch_size=8)
+  found = result['evals']['validation']
+  assert found['examples'] == scores['eval/validation/examples'] == 4
+  assert found['loss'] == pytest.approx(scores['eval/validation/loss'])
+  assert [r['labels'] for r in rows] == [['a'], ['a'], ['b'], ['b']]
+
+
+def test_an_evaluation_of_other_classes_is_refused(tmp_path):
+  """A class that is missing shifts the others' numbers."""
+  name = folder(tmp_path / 'three', ('ant', 'bee', 'cat'))
+  other = folder(tmp_path / 'two', ('bee', 'cat'))
+  with pytest.raises(checks.UserError, match="evals.validation: class 0 .*bee"):
+    run.train(on_images(name, name=other), str(tmp_path / 'run'))
+
+
+def test_a_split_that_lacks_a_class_cannot_teach_it(trained):
+  network = pretrained.open_network(trained[0])
+  config = ml_collections.ConfigDict(dict(
+      data=dict(name='digits'), evals={},
+      fewshot=dict(few=dict(train='train[:3]', test='test', shots=(1,)))))
+  with pytest.raises(checks.UserError, match='no example to learn from'):
+    scoring.evaluate(network, config, batch_size=64)
 
 
 def outcome_of(labels, logits, **flags):

@@ -98,6 +98,7 @@ def called(monkeypatch, capsys):
     flags.FLAGS.unparse_flags()
     for name in flags.FLAGS.flags_by_module_dict()['mixer.export']:
       name.unparse()
+    monkeypatch.setattr(os, '_exit', sys.exit)
     with pytest.raises(SystemExit) as end:
       checks.run(command.main)
     out = capsys.readouterr()

@@ -77,9 +77,9 @@ def cached(tmp_path):
           if path.is_file()}
 
 
-def refused(url, sha256=None):
+def refused(url):
   with pytest.raises(checks.UserError) as error:
-    fetch.local(url, sha256)
+    fetch.local(url)
   assert url in str(error.value) and '\n' not in str(error.value)
   return str(error.value)
 
@@ -128,17 +128,6 @@ def test_a_damaged_copy_is_refused(server):
     f.seek(99)
     f.write(b'?')
   assert 'the first time it was fetched' in refused(url)
-
-
-def test_a_given_checksum(server, tmp_path):
-  server.files['/w.npz'] = DATA
-  url = f'{server.address}/w.npz'
-  line = refused(url, '0' * 64)
-  assert 'its name or the registry says 0000' in line
-  assert cached(tmp_path) == {}
-  fetch.local(url, DIGEST)
-  fetch.local(url, DIGEST[:8])
-  assert '0000' in refused(url, '0' * 64)   # of what is cached as well
 
 
 def test_a_checksum_in_the_name(server, tmp_path):

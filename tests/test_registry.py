@@ -141,7 +141,7 @@ def test_a_release_as_a_network(tmp_path, monkeypatch, name, folded):
   assert network.card['model']['name'] == 'Mixer-B/16'
   assert len(network.card['class_names']) == 1000
   assert network.card['preprocessing'] == dict(
-      crop='resmall', interpolation='bilinear' if folded else 'area')
+      crop='resmall', interpolation='bilinear_antialias' if folded else 'area')
   assert network.card['loss'] == (
       'sigmoid' if name.endswith('imagenet1k') else 'softmax')
   assert network.model.approximate_gelu is not folded

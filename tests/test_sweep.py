@@ -204,6 +204,7 @@ def test_the_table_tells_all():
   runs = {'a': row(.03, scores={DEV: .5}), 'b': row(.01, scores={DEV: .5}),
           'c': row(9., failed='it has diverged'), 'd': row(.1, scores={DEV: 0})}
   found = dict(metric=DEV, train='train[:98%]', dev='train[98%:]', runs=runs,
+               tested=['test'],
                final={'eval/test/accuracy': .875, 'eval/test/loss': 1.},
                **sweep.choose(runs, DEV))
   console = consoles.Console(width=120, record=True, file=io.StringIO())

@@ -50,26 +50,28 @@ def asked(config, network, *, real=None, v2=False, fewshot=None):
     UserError: if ReaL's labels are wanted and there is no such split.
   """
   plain = config.to_dict()
+  if not plain.get('data') or 'evals' not in plain:
+    raise checks.UserError('--config: expected the sections data and evals; '
+                           'start from recipe.base()')
   data, evals = plain['data'], dict(plain['evals'])
   few = dict(plain.get('fewshot') or {})
   on_imagenet = [name for name, section in evals.items()
-                 if section['split'] == 'validation'
-                 and (section['name'] or data['name']) == _IMAGENET]
+                 if section.get('split') == 'validation'
+                 and (section.get('name') or data['name']) == _IMAGENET]
   if real and not on_imagenet:
     raise checks.UserError(
         f"--real: ReaL labels are for evaluations of {_IMAGENET}'s split "
         f'validation; the config has {", ".join(evals) or "none"}')
+  for name, section in evals.items() if fewshot else ():
+    few[name] = dict(
+        train=fewshot, test=section['split'],
+        crop='resize' if section.get('crop') == 'resize' else 'resize_crop',
+        **{k: section.get(k) for k in ('name', 'dir', 'interpolation',
+                                       'on_device')})
   for name in on_imagenet if real else ():
     evals[f'{name}_real'] = dict(evals[name], labels=real)
   if v2:
-    evals['v2'] = dict(split='test', crop='resmall', interpolation=None)
-    evals['v2'].update(name=_V2, on_device=False)
-  for name, section in list(evals.items()) if fewshot else ():
-    few[name] = dict(
-        train=fewshot, test=section['split'],
-        crop='resize' if section['crop'] == 'resize' else 'resize_crop',
-        **{k: section.get(k) for k in ('name', 'dir', 'interpolation',
-                                       'on_device')})
+    evals['v2'] = dict(name=_V2, split='test', crop='resmall', on_device=False)
   if not _workdir(network):   # its own preprocessing, not the config's
     like = network.card['preprocessing']
     log.info('images are shown as the network was made for: %s, %s',
@@ -103,9 +105,12 @@ def evaluate(network, config, *, batch_size, worst=10):
   if not evals and not fewshots:
     raise checks.UserError('--config: it has no evaluations')
   for name, split in list(evals.items()):
-    wrong = _other_classes(network, split.source)
+    wrong = evaluations.other_classes(
+        split.source, network.model.num_classes, network.card['class_names'],
+        exactly=not _workdir(network))
     if wrong and not fewshots:
-      raise checks.UserError(f'evals.{name}: {wrong}')
+      raise checks.UserError(f'evals.{name}: {wrong}; fine-tune it on them, or '
+                             'ask with --fewshot')
     if wrong:
       log.info('evals.%s is left out: %s', name, wrong)
       del evals[name]
@@ -118,12 +123,13 @@ def evaluate(network, config, *, batch_size, worst=10):
   for name, split in evals.items():
     result['evals'][name] = dict(
         _of(scores, name), split=split.split.spec, data=split.source.name,
-        preprocessing=split.cut, **_mistakes(details[name], split, worst))
+        preprocessing=split.cut,
+        **_mistakes(details[name], _names(network, split), worst))
   for name, few in fewshots.items():
     result['fewshot'][name] = {
         str(shot): scores[f'eval/{name}/accuracy_{shot}shot']
         for shot in few.settings['shots']}
-  return result, _predictions(evals, details)
+  return result, _predictions(network, evals, details)
 
 
 def _of(scores, name):
@@ -133,9 +139,14 @@ def _of(scores, name):
           if k.startswith(prefix) and not k.endswith('shot')}
 
 
-def _mistakes(found, split, worst):
+def _names(network, split):
+  """One a class of the network, which may have more than the source."""
+  names = list(split.source.class_names or network.card['class_names'] or ())
+  return names + [str(i) for i in range(len(names), network.model.num_classes)]
+
+
+def _mistakes(found, names, worst):
   best = np.where(found['mask'], found['best'][:, 0], -1)
-  names = split.source.class_names
   return dict(
       worst_classes=confusion.worst_classes(
           found['labels'], best, names=names, most=worst),
@@ -143,12 +154,11 @@ def _mistakes(found, split, worst):
           found['labels'], best, names=names, most=worst))
 
 
-def _predictions(evals, details):
+def _predictions(network, evals, details):
   for name, split in evals.items():
     found, source = details[name], split.source
-    named = lambda classes: [
-        source.class_names[i] if source.class_names
-        and i < len(source.class_names) else str(i) for i in classes.tolist()]
+    names = _names(network, split)
+    named = lambda classes: [names[i] for i in classes.tolist()]
     records = split.split.records(np.arange(len(split)))
     for row, record in enumerate(records.tolist()):
       labels = found['labels'][row]
@@ -157,21 +167,6 @@ def _predictions(evals, details):
           probabilities=found['probabilities'][row].tolist())
       yield dict(eval=name, image=source.name_of(record),
                  labels=named(labels[labels >= 0]), **more)
-
-
-def _other_classes(network, source):
-  """Why a network cannot be asked for the classes of a source, or None."""
-  have, names = network.model.num_classes or 0, network.card['class_names']
-  if have < source.num_classes or (
-      have > source.num_classes and not _workdir(network)):
-    return (f'{source.name} has {source.num_classes} classes, the network '
-            f'{have or "no head"}; fine-tune it on them, or ask with --fewshot')
-  for i, (ours, theirs) in enumerate(zip(names or (),
-                                         source.class_names or ())):
-    # A release's are synsets with a word: 'n01440764 tench'.
-    if ours != theirs and not ours.startswith(f'{theirs} '):
-      return (f'class {i} of {source.name} is {theirs!r}, of the network '
-              f'{ours!r}: they were made for different classes')
 
 
 def _workdir(network):

@@ -44,9 +44,10 @@ def sweep(config, workdir, *, learning_rates, train, dev,
     grid: {key of the config: values}; of several keys all combinations.
 
   Returns:
-    What sweep.json holds: 'metric', 'train', 'dev'; 'runs', {name: {'values',
-    'learning_rate', and 'scores' or 'failed'}}; 'choice', the name of the best;
-    'tied', those as good; 'final', the scores of the run on all.
+    What sweep.json holds: 'metric', 'train', 'dev'; 'tested', the splits of the
+    final evaluation; 'runs', {name: {'values', 'learning_rate', and 'scores' or
+    'failed'}}; 'choice', the name of the best; 'tied', those as good; 'final',
+    the scores of the run on all.
 
   Raises:
     UserError: if a value is refused, or WORKDIR holds another sweep.
@@ -63,8 +64,9 @@ def sweep(config, workdir, *, learning_rates, train, dev,
     path = os.path.join(workdir, 'sweep.json')
     text = files.read(path)
     found = json.loads(text or '{}') or dict(
-        metric=metric, train=train, dev=dev, runs={}, choice=None, tied=[],
-        final=None)
+        metric=metric, train=train, dev=dev,
+        tested=[e.split for e in config.evals.values()], runs={}, choice=None,
+        tied=[], final=None)
 
     # Only what has ended claims the directory: a config that is refused at
     # once leaves it to the corrected one.
@@ -104,8 +106,9 @@ def parse_grid(texts, config):
     *path, leaf = key.split('.')
     section = config
     for part in path:
-      section = section[part] if part in section else {}
-    if not path or leaf not in section or key in grid:
+      section = section.get(part, {}) if hasattr(section, 'get') else {}
+    if not path or not hasattr(section, 'get') or leaf not in section or (
+        key in grid):
       raise checks.UserError(
           f'--grid: {text!r}: expected KEY=V1,V2,... with a key of the config, '
           f'given once, such as {RATE}=0.01,0.03')
@@ -142,9 +145,12 @@ def table(found):
   final = ', '.join(f'{name.removeprefix("eval/")} {value:.2%}'
                     for name, value in found['final'].items()
                     if name.endswith('/accuracy'))
+  on = 'on all'
+  if found['dev'] in found['tested']:
+    on = 'of the images that it was chosen by, so a little too good'
   out = tables.Table(
       title=f'trained on {found["train"]}, judged by {metric} on '
-      f'{found["dev"]}', caption=f'on all, with {found["choice"]}: {final}')
+      f'{found["dev"]}', caption=f'{on}, with {found["choice"]}: {final}')
   rows = found['runs']
   for key in next(iter(rows.values()))['values']:
     out.add_column(key, justify='right', overflow='fold')

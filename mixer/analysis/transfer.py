@@ -14,11 +14,12 @@ from mixer.core import checks
 from mixer.data import pipeline
 from mixer.evaluation import fewshot
 from mixer.pretrained import network as networks
+from mixer.pretrained.resize import METHODS
 from mixer.pretrained.resize import resize as resized
 from mixer.training import evaluations
 from mixer.training import run
+from mixer.training import settings as settings_lib
 from mixer.training import sharding
-from mixer.training import step as steps
 
 SHOTS, SEEDS = (1, 5, 10, 25), 3
 
@@ -47,6 +48,7 @@ def left_out(config, workdir, *, classes=4, examples=250, tuning_steps=150,
   Raises:
     UserError: if the set is not in memory, or has too few classes.
   """
+  _check(config)
   base, others, names = _split_classes(config, workdir, classes, examples)
   pretrained = os.path.join(workdir, 'pretrained')
   scores = run.train(_on(config, base, dict(test='test')), pretrained)
@@ -85,13 +87,17 @@ def sizes(config, workdir, *, image_sizes, methods=(None,), tuning_steps=200,
     'scratch': after as many steps as fine-tuning, 'full': after as many as the
     first training}]}.
   """
+  _check(config)
+  for method in methods:
+    if method not in (None, *METHODS):
+      raise checks.unknown('--methods', method, METHODS)
   first = os.path.join(workdir, 'first')
   scores = run.train(config, first)
   name = next(iter(config.evals))
   metric, rows = f'eval/{name}/accuracy', []
   network = networks.open_network(first)
   for size in image_sizes:
-    at = _with(config, run=dict(image_size=size))
+    at = _with(config, run=dict(image_size=size, image_width=None))
     short = _short(at, tuning_steps)
     scratch = run.train(short, os.path.join(workdir, f'scratch-{size}'))
     full = run.train(at, os.path.join(workdir, f'full-{size}'))
@@ -111,7 +117,8 @@ def sizes(config, workdir, *, image_sizes, methods=(None,), tuning_steps=200,
           size=size, method=method or _default(network, size),
           before=before[metric], tuned=tuned[metric], scratch=scratch[metric],
           full=full[metric]))
-  return dict(size=config.run.image_size, accuracy=scores[metric],
+  return dict(size='x'.join(map(str, network.image_size)),
+              accuracy=scores[metric],
               steps=config.run.total_steps, tuning_steps=tuning_steps,
               rows=rows)
 
@@ -153,9 +160,14 @@ def sizes_table(found):
   return out
 
 
+def _check(config):
+  if not config.evals:
+    raise checks.UserError('evals: the config evaluates nothing; add one')
+
+
 def _split_classes(config, workdir, classes, examples):
   """(npz of the classes that stay, npz of the others, names of the others)."""
-  size = config.run.image_size
+  size = settings_lib.Settings(**config.run).image_size
   splits = {}
   for part, split in (('train', config.data.split),
                       ('test', next(iter(config.evals.values())).split)):

@@ -149,4 +149,8 @@ def _die(message, code, label='error'):
   sys.stdout.flush()
   text = ' '.join(str(message).split())
   print(f'{label}: {text}', file=sys.stderr, flush=True)
+  if 'tensorflow' in sys.modules:
+    # Its threads may be decoding still, for a pipeline that the error keeps
+    # alive; to wait for them can hang the interpreter's end, or abort it.
+    os._exit(code)
   sys.exit(code)

@@ -45,7 +45,8 @@ def batches(load, like, *, first, last, batch_size, image_size, channels, crop,
       whole image, aspect ignored. Evaluation's three give the pixels of
       `views.view`.
     interpolation: 'bilinear' without antialiasing, as the official code
-      does; 'bicubic' with it, as Pillow and timm do; or 'area'.
+      does; 'bilinear_antialias' and 'bicubic' with it, as Pillow and timm do;
+      or 'area'.
     min_area: of the Inception crop.
     in_order: whether `load` must be called for one row after the other.
 
@@ -241,10 +242,12 @@ def _window(tf, file, key, min_area):
 
 def _resize(tf, pixels, size, method):
   """Resized, and cut to whole levels, as the official code does."""
+  antialias = method in ('bilinear_antialias', 'bicubic')
+  method = method.removesuffix('_antialias')
   if method == 'bilinear':   # TensorFlow's is twice as fast on floats
     pixels = tf.cast(pixels, tf.float32)
   pixels = tf.image.resize(pixels, size, method=method,
-                           antialias=method == 'bicubic')
+                           antialias=antialias)
   if method == 'bicubic':   # which overshoots
     pixels = tf.clip_by_value(pixels, 0.0, 255.0)
   return tf.cast(pixels, tf.uint8)

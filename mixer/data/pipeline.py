@@ -174,7 +174,7 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
     crop: 'inception', 'bit' or 'resize' for training, 'resmall',
       'resize_crop' or 'resize' for evaluation; see `decode.batches`.
     min_area: smallest share of the image that an Inception crop shows.
-    interpolation: 'bilinear', 'bicubic' or 'area'; by default the crop's.
+    interpolation: one of `views.INTERPOLATIONS`; by default the crop's.
     max_pixels: of an image; a larger one counts as bad.
     max_bad_fraction: of the split that may be bad; None for any number, as in
       evaluation, where they are left out and counted.

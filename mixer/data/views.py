@@ -11,10 +11,9 @@ import functools
 import numpy as np
 
 CROPS = ('resmall', 'resize_crop', 'resize')
-INTERPOLATIONS = ('bilinear', 'bicubic', 'area')
+INTERPOLATIONS = ('bilinear', 'bilinear_antialias', 'bicubic', 'area')
 LONGEST = 16   # sides of an image's middle, of which the shorter is resized
 _AT_ONCE = 2**17   # pixels
-_SUPPORT = 2   # pixels to either side that Keys' cubic reaches
 
 
 def view(pixels, *, size, crop, interpolation):
@@ -94,7 +93,8 @@ def weights(old, new, interpolation):
   Args:
     old, new: pixels.
     interpolation: 'bilinear', without antialiasing: the two neighbours;
-      'bicubic', with it: Keys' kernel, a = -1/2; 'area', the mean of what a
+      'bilinear_antialias', with it, as Pillow and timm do; 'bicubic', with it:
+      Keys' kernel, a = -1/2; 'area', the mean of what a
       pixel of the result covers. Centres are at halves.
 
   Returns:
@@ -130,8 +130,11 @@ def _taps(old, new, interpolation):
 
   Where fewer count the weight is 0. Those of 'area' are yet to be scaled.
   """
-  start, weight = dict(bilinear=_bilinear, bicubic=_bicubic,
-                       area=_area)[interpolation](old, new)
+  start, weight = dict(
+      bilinear=_bilinear, area=_area,
+      bilinear_antialias=functools.partial(_antialiased, _triangle, 1),
+      bicubic=functools.partial(_antialiased, _keys, 2))[interpolation](
+          old, new)
   index = start.astype(int)[:, None] + np.arange(weight.shape[1])
   return np.minimum(index, old - 1), weight
 
@@ -157,26 +160,31 @@ def _area(old, new):
   return start, np.where(at < stop, weight, np.float32(0))
 
 
-def _bicubic(old, new):
+def _antialiased(kernel, support, old, new):
+  """By a kernel that reaches `support` pixels to either side."""
   half = np.float32(.5)
   scale = np.float32(1 / (np.float32(new) / np.float32(old)))
   stretch = np.maximum(scale, np.float32(1))   # the antialiasing
   middle = ((np.arange(new, dtype=np.float32) + half) * scale)[:, None]
-  reach = np.float32(_SUPPORT) * stretch
+  reach = np.float32(support) * stretch
   start = np.clip(np.ceil(middle - reach - half), 0, old - 1)
   last = np.clip(np.floor(middle + reach - half), 0, old - 1)
   at = start + np.arange(int(np.max(last - start)) + 1, dtype=np.float32)
-  weight = _keys(np.abs((at + half - middle) * (np.float32(1) / stretch)))
+  weight = kernel(np.abs((at + half - middle) * (np.float32(1) / stretch)))
   weight = np.where(at <= last, weight, np.float32(0))
   total = np.add.accumulate(weight, axis=1)[:, -1:]   # one after the other
   return start[:, 0], weight * (np.float32(1) / total)
+
+
+def _triangle(x):
+  return np.maximum(np.float32(1) - x, np.float32(0))
 
 
 def _keys(x):
   """Keys' cubic convolution kernel with a = -1/2 (IEEE ASSP 29(6), 1981)."""
   near = (1.5 * x - 2.5) * x * x + 1
   far = ((-.5 * x + 2.5) * x - 4) * x + 2
-  return np.where(x < 1, near, np.where(x < _SUPPORT, far, np.float32(0)))
+  return np.where(x < 1, near, np.where(x < 2, far, np.float32(0)))
 
 
 def _lerp(axis, array, index, weight):

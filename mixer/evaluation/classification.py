@@ -54,7 +54,10 @@ def collect(key, outcome_fn, params, batches, resident, expected):
   Raises:
     RunError: if not each of them was met once, or none can be decoded.
   """
-  parts = [outcome_fn(params, batch, resident) for batch in batches]
+  parts = []
+  for batch in batches:
+    parts.append(outcome_fn(params, batch, resident))
+    jax.block_until_ready(parts[-3:][0])   # or batches pile up on the device
   whole = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
   met = whole['mask'] | whole['bad']
   found = {name: x[met] for name, x in whole.items()}

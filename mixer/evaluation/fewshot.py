@@ -81,6 +81,12 @@ def accuracies(train_features, train_labels, test_features, test_labels, *,
           f'{name}: expected numbers above 0, got {list(values)}')
   train, labels = _labelled('train', train_features, train_labels, num_classes)
   test, truth = _labelled('test', test_features, test_labels, num_classes)
+  none = sorted(set(scarce(labels, shots=1, num_classes=num_classes))
+                & set(truth.tolist()))
+  if none:
+    raise checks.UserError(
+        f'few-shot: the classes {none[:10]} are tested and have no example to '
+        'learn from; take the whole split (folders lie class by class)')
   _tell_scarce(labels, shots, num_classes)
   results = {}
   for shot in shots:

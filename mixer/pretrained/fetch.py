@@ -1,8 +1,8 @@
 """Files of weights from elsewhere, kept in a cache and checked.
 
-A file's SHA-256 must be the one that its registry entry or its name tells
-(PyTorch's way: mixer_b16_224-76587d61.pth), else the one that was seen when it
-was first fetched, which is pinned beside it in the cache.
+A file's SHA-256 must be the one that was seen when it was first fetched, which
+is pinned beside it in the cache; PyTorch's files have its beginning in their
+names as well: mixer_b16_224-76587d61.pth.
 """
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ from mixer.core.log import log
 
 _TIMEOUT = 60   # seconds without a byte
 _BUCKETS = 'https://storage.googleapis.com/'
-_HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
+_HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.(pth|pt)$')
 _DEFAULT_FILE = 'model.safetensors'   # of a repository on the Hugging Face hub
 
 
@@ -31,46 +31,49 @@ def is_url(path):
   return path.startswith(('https://', 'http://', 'gs://', 'hf://'))
 
 
-def local(url, sha256=None):
+def local(url):
   """The path of a local copy.
 
   Args:
     url: 'https://...', 'gs://BUCKET/PATH' (public buckets need no
       credentials), or 'hf://OWNER/NAME[@REVISION][/FILE]', by default the
       file 'model.safetensors'.
-    sha256: the expected one, or its beginning.
 
   Raises:
     UserError: if it cannot be had, or is not the file that it was.
   """
-  if sha256 is None and (found := _HASH_IN_NAME.search(url)):
-    sha256 = found[1]
+  found = _HASH_IN_NAME.search(url)
+  named = found and found[1]
   folder = os.path.join(files.cache(), 'weights', hashlib.sha256(
       url.encode()).hexdigest()[:16])
   path = os.path.join(folder, _basename(url))
   pin = path + '.sha256'
   pinned = files.read(pin)
   if not os.path.exists(path):
-    os.makedirs(folder, exist_ok=True)
     part = f'{path}.{uuid.uuid4().hex}'
     log.info('fetching %s', url)
     try:
+      os.makedirs(folder, exist_ok=True)
       _fetch(url, part)
-      _check(part, url, sha256, pinned)
+      _check(part, url, named, pinned)
       os.replace(part, path)
+    except OSError as e:
+      raise checks.UserError(
+          f'{url!r} cannot be kept in {folder!r}: {e.strerror or e}; '
+          'XDG_CACHE_HOME says where') from e
     finally:
       with contextlib.suppress(OSError):
         os.remove(part)
   else:
-    _check(path, url, sha256, pinned)
+    _check(path, url, named, pinned)
   if pinned is None:
     files.write(pin, _digest(path) + '\n')
   return path
 
 
-def _check(path, url, sha256, pinned):
+def _check(path, url, named, pinned):
   digest = _digest(path)
-  for expected, whence in ((sha256, 'its name or the registry'),
+  for expected, whence in ((named, 'its name'),
                            (pinned, 'the first time it was fetched')):
     if expected and not digest.startswith(expected.strip()):
       raise checks.UserError(
@@ -87,7 +90,8 @@ def _digest(path):
 def _basename(url):
   if url.startswith('hf://'):
     return os.path.basename(_on_hub(url)[2])
-  return os.path.basename(urllib.parse.urlparse(url).path) or 'weights'
+  name = os.path.basename(urllib.parse.urlparse(url).path)
+  return 'weights' if name in ('', '.', '..') else name
 
 
 def _fetch(url, part):
@@ -102,7 +106,8 @@ def _fetch(url, part):
     raise
   except Exception as e:   # of three libraries, all kinds
     why = ' '.join(str(e).split())[:300] or type(e).__name__
-    raise checks.UserError(f'{url!r} cannot be fetched: {why}') from e
+    raise checks.UserError(f'{url!r} cannot be fetched: {why}; a file that you '
+                           'have may be given instead') from e
 
 
 def _from_web(url, part):

@@ -11,6 +11,7 @@ import re
 import zipfile
 import zlib
 
+import ml_dtypes
 import numpy as np
 
 from mixer.core import checks
@@ -41,13 +42,19 @@ _TIMM = (
 
 
 def load(path):
-  """The parameters in a file, a nested dict with the published names.
+  """The parameters in a file, as `read` gives them."""
+  return read(path)[0]
+
+
+def read(path):
+  """(parameters, layout) of a file: a nested dict with the published names, and
+  'official' or 'timm'.
 
   Args:
     path: of a local file, with one of SUFFIXES.
 
   Returns:
-    NumPy arrays, float32.
+    The parameters are NumPy arrays, float32.
 
   Raises:
     UserError: if it is not there, cannot be read, would have to be unpickled,
@@ -57,11 +64,11 @@ def load(path):
   if suffix not in SUFFIXES:
     raise checks.UserError(f'{path!r}: expected a file of weights that ends in '
                            f'{", ".join(SUFFIXES)}')
-  read = {'.npz': _npz, '.safetensors': _safetensors}.get(suffix, _torch)
+  flat_of = {'.npz': _npz, '.safetensors': _safetensors}.get(suffix, _torch)
   if not os.path.isfile(path):
     raise checks.UserError(f'{path!r}: no such file')
   try:
-    flat = read(path)
+    flat = flat_of(path)
   except checks.UserError:
     raise
   except Exception as e:   # the readers of three formats raise all kinds
@@ -75,8 +82,8 @@ def load(path):
         f'{path!r} cannot be read as {suffix[1:]}: {why[:200]}') from e
   flat = {name: _float32(value, name, path) for name, value in flat.items()}
   if 'stem.proj.weight' in flat:
-    return from_timm(flat, path)
-  return _official(flat, path)
+    return from_timm(flat, path), 'timm'
+  return _official(flat, path), 'official'
 
 
 def save(path, params, layout='official'):
@@ -132,6 +139,9 @@ def from_timm(flat, source):
     if match is None:
       raise checks.UserError(f"{source!r}: {name!r} is no parameter of timm's "
                              'Mixer')
+    if axes is not None and value.ndim != len(axes):
+      raise checks.UserError(f'{source!r}: {name!r} is {list(value.shape)}; '
+                             f'expected {len(axes)} axes')
     ours = ours.replace('#', ''.join(match.groups()))
     out[ours] = value if axes is None else value.transpose(np.argsort(axes))
   return trees.unflatten({k: np.ascontiguousarray(v) for k, v in out.items()})
@@ -229,7 +239,9 @@ def _library(name, path):
 
 
 def _float32(value, name, path):
-  if value.dtype.kind not in 'fV' and 'float' not in str(value.dtype):
+  if value.dtype == np.dtype('V2'):   # how NumPy stores bfloat16
+    value = value.view(ml_dtypes.bfloat16)
+  if value.dtype.kind != 'f' and 'float' not in str(value.dtype):
     raise checks.UserError(f'{path!r}: {name!r} is of {value.dtype}; expected '
                            'floating point')
   return np.asarray(value, np.float32)

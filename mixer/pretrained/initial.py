@@ -2,6 +2,7 @@
 import re
 
 from mixer.core import checks
+from mixer.core.log import log
 from mixer.core import trees
 from mixer.models import catalog
 from mixer.pretrained import network as networks
@@ -48,17 +49,28 @@ def start(model, *, image_size, widen=True, weights=None, best=False,
                            f'expression: {e}') from e
   try:
     network = networks.open_network(weights, best=best)
+  except checks.UserError as e:
+    raise checks.UserError(f'start.weights: {e}') from e
+  try:
     resized, params = resize(
         network.model, network.params, image_size=image_size,
         from_size=network.image_size, method=method,
         patch_size=model.patch_size, in_channels=model.in_channels)
   except checks.UserError as e:
-    raise checks.UserError(f'start.weights: {e}') from e
+    raise checks.UserError(f'start: {e}') from e
+  if model.approximate_gelu != network.model.approximate_gelu:
+    log.info('start    the model takes over the %s form of GELU of the weights',
+             'tanh' if network.model.approximate_gelu else 'exact')
+    model = model.clone(approximate_gelu=network.model.approximate_gelu)
   if widen or model.tokens_mlp_dim == network.model.tokens_mlp_dim:
     model = model.clone(tokens_mlp_dim=resized.tokens_mlp_dim)
-  return model, trees.unflatten(
-      {name: value for name, value in trees.flatten(params).items()
-       if not fresh.fullmatch(name)})
+  kept = {name: value for name, value in trees.flatten(params).items()
+          if not fresh.fullmatch(name)}
+  size = 'x'.join(map(str, network.image_size))
+  log.info('start    %s: %s at %s; afresh: %s', network.name,
+           network.card['model']['name'], size,
+           ', '.join(sorted(trees.flatten(params).keys() - kept)) or 'nothing')
+  return model, trees.unflatten(kept)
 
 
 def merge(given, initial, source, dont_load=None):
@@ -80,8 +92,8 @@ def merge(given, initial, source, dont_load=None):
   if wrong:
     heads = all(w.startswith('head/') for w in wrong)
     raise checks.UserError(
-        f'start.weights: {source!r} does not fit the model in {len(wrong)} '
-        f'places: {"; ".join(wrong)}' + (
+        f'start.weights: {source!r} does not fit the model: '
+        f'{"; ".join(wrong)}' + (
             "; to give it a new head, --config.start.dont_load='head/.*'"
             if heads else ''))
   return merged

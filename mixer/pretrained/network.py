@@ -23,6 +23,7 @@ from mixer.core import checks
 from mixer.core import files
 from mixer.core import trees
 from mixer.core.log import log
+from mixer.data import views
 from mixer.models import catalog
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
@@ -80,10 +81,10 @@ def open_network(weights, *, best=False, from_size=None):
     return _released(release, weights)
   path = fetch.local(weights) if fetch.is_url(weights) else (
       os.path.expanduser(weights))
-  params = formats.load(path)
+  params, layout = formats.read(path)
   text = files.read(path + '.json')
   card = None if text is None else _parse(text, path + '.json')
-  return _checked(params, card, weights, from_size)
+  return _checked(params, card, weights, from_size, tanh=layout != 'timm')
 
 
 def load(weights, *, best=False):
@@ -140,13 +141,30 @@ def infer(params, source, from_size=None):
 
 
 def misfits(params, wanted):
-  """Every name or shape of `params` that is not the `wanted` tree's, in words.
-  """
+  """Every name or shape of `params` that is not the `wanted` tree's, in words;
+  blocks that differ alike share a line."""
   have = {k: tuple(v.shape) for k, v in trees.flatten(params).items()}
   want = {k: tuple(v.shape) for k, v in trees.flatten(wanted).items()}
-  return [f'{k}: {have.get(k, "missing")}, the model has {want.get(k, "none")}'
-          for k in sorted(have.keys() | want.keys())
-          if have.get(k) != want.get(k)]
+  blocks = {}
+  for name in have.keys() | want.keys():
+    ours, theirs = have.get(name, 'missing'), want.get(name, 'none')
+    if name not in have or name not in want or ours != theirs:
+      _, number, rest = re.fullmatch(r'(MixerBlock_(\d+)/)?(.*)', name).groups()
+      line = f'{rest}: {ours}, the model has {theirs}'
+      blocks.setdefault(line, []).append(int(number or -1))
+  return [(f'MixerBlock_{_ranges(numbers)}/' if numbers != [-1] else '') + line
+          for line, numbers in sorted(blocks.items())]
+
+
+def _ranges(numbers):
+  """'0-3,7' of [0, 1, 2, 3, 7]."""
+  runs = []
+  for n in sorted(numbers):
+    if runs and n == runs[-1][1] + 1:
+      runs[-1][1] = n
+    else:
+      runs.append([n, n])
+  return ','.join(str(a) if a == b else f'{a}-{b}' for a, b in runs)
 
 
 def _is_file(weights):
@@ -157,6 +175,11 @@ def _is_file(weights):
 def _of_a_run(path, best):
   if not files.is_remote(path) and not os.path.exists(
       os.path.expanduser(path)):
+    steps = os.path.dirname(os.path.expanduser(path))
+    if os.path.basename(steps) == 'checkpoints' and os.path.isdir(steps):
+      there = sorted(filter(str.isdigit, os.listdir(steps)), key=int)
+      raise checks.UserError(f'{path!r}: no such checkpoint; there are those '
+                             f'of the steps {", ".join(there) or "none"}')
     raise checks.UserError(
         f'{path!r}: no such workdir or file, and no release of that name '
         f'(known: {", ".join(registry.names())})')
@@ -198,10 +221,11 @@ def _for_signed_pixels(params):
       bias=bias_C + kernel_PPcC.sum(axis=(0, 1, 2)) / 2))
 
 
-def _checked(params, card, source, from_size=None):
+def _checked(params, card, source, from_size=None, tanh=True):
   inferred = card is None
   if inferred:
     model, size = infer(params, source, from_size)
+    model = model.clone(approximate_gelu=tanh)   # timm computes the exact form
     card = make_card(model, image_size=size, **_USUAL)
   else:
     model = models.create(**card['model'])
@@ -211,8 +235,12 @@ def _checked(params, card, source, from_size=None):
   if wrong:
     raise checks.UserError(
         f'{source!r} is not the {card["model"]["name"]} that '
-        f'{"its shapes suggest" if inferred else "its card says"}, in '
-        f'{len(wrong)} places: {"; ".join(wrong)}')
+        f'{"its shapes suggest" if inferred else "its card says"}: '
+        f'{"; ".join(wrong)}')
+  if inferred:
+    log.info('%s has no card: it is taken to be for images of %s pixels, '
+             'crop %s, %s', source, 'x'.join(map(str, card['image_size'])),
+             *card['preprocessing'].values())
   return Network(model, params, card, source)
 
 
@@ -225,4 +253,17 @@ def _parse(text, file):
   if missing:
     raise checks.UserError(f'{file!r} lacks {", ".join(missing)}; a card is '
                            'written by training and by mixer.export')
+  size, like = card['image_size'], card['preprocessing']
+  for key, right in (
+      ('model', isinstance(card['model'], dict) and 'name' in card['model']),
+      ('image_size', isinstance(size, list) and len(size) == 2
+       and all(isinstance(side, int) for side in size)),
+      ('loss', card['loss'] in ('softmax', 'sigmoid')),
+      ('preprocessing', isinstance(like, dict)
+       and like.keys() == {'crop', 'interpolation'}
+       and like['crop'] in views.CROPS
+       and like['interpolation'] in views.INTERPOLATIONS)):
+    if not right:
+      raise checks.UserError(f'{file!r}: {key} is {card[key]!r}, which is not '
+                             'what training and mixer.export write')
   return card

@@ -10,6 +10,8 @@ The JFT weights, H/14, L/32 and everything at 448 pixels are unreleased.
 """
 import dataclasses
 import importlib.resources
+import os
+import re
 
 from mixer.core import checks
 
@@ -20,10 +22,10 @@ _TIMM = ('https://github.com/huggingface/pytorch-image-models/releases/download/
 _MIIL = 'https://github.com/huggingface/pytorch-image-models/releases/download/'
 
 # What a network expects of its images; the crop and interpolation are
-# `mixer.data.decode`'s. timm's own runs scored with bicubic at 0.875.
+# `mixer.data.views`'. timm's bilinear is Pillow's, antialiased.
 _OFFICIAL = dict(crop='resmall', interpolation='area', scale='(-1, 1)')
-_BICUBIC = dict(crop='resmall', interpolation='bicubic', scale='(-1, 1)')
-_UNIT = dict(crop='resmall', interpolation='bilinear', scale='(0, 1)')
+_UNIT = dict(crop='resmall', interpolation='bilinear_antialias',
+             scale='(0, 1)')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def _google(name, folder, **more):
 
 _SCRATCH = ('ImageNet-1k from scratch, 300 epochs. timm calls the same weights '
             'goog_in21k_ft_in1k, which they are not: ImageNet-21k weights '
-            'fine-tuned on ImageNet were never released (AUTHOR)')
+            'fine-tuned on ImageNet were never released, an author says')
 _HEAD_21K = ('the head has 21,843 classes; their order is not published with '
              'the weights, so classes have no names')
 _SAM = ('trained with sharpness-aware minimisation; users measured 68.9% to '
@@ -131,13 +133,22 @@ def find(name):
   Raises:
     UserError: if it looks like one of our names and is none.
   """
-  address = name.replace('gs://mixer_models/', _GOOGLE)
+  address = _plain(name)
   for release in RELEASES:
     if address in (release.name, release.url, *release.also):
       return release
-  if name.startswith('Mixer-') and '.' not in name:
+  if re.fullmatch('Mixer-[A-Z]/[^/.]+', name) and not os.path.exists(name):
     raise checks.unknown('weights', name, names())
   return None
+
+
+def _plain(address):
+  """One form of the many that an address of the same file may have."""
+  address = address.replace('gs://mixer_models/', _GOOGLE)
+  address = re.sub('^https://huggingface.co/', 'hf://', address)
+  address = re.sub('^(hf://[^/]+/[^/@]+)(@main)?(/resolve/main)?'
+                   '(/model.safetensors)?$', r'\1', address)
+  return address
 
 
 def class_names(release):

@@ -8,6 +8,8 @@ import dataclasses
 import jax
 import numpy as np
 
+from mixer.core import checks
+from mixer.core.log import log
 from mixer.data import pipeline
 from mixer.evaluation import classification
 from mixer.evaluation import fewshot
@@ -42,7 +44,7 @@ def open_splits(config, image_size, report=None, training=True):
   inherit = lambda section: dict(
       {k: config.data[k] for k in _INHERITED if k in config.data},
       **{k: v for k, v in section.items() if v is not None})
-  sections = {'data': dict(config.data)} if training else {}
+  sections = {'data': dict(config.data)}
   sections.update({f'evals.{name}': inherit(section)
                    for name, section in config.evals.items()})
   settings = {}
@@ -52,15 +54,41 @@ def open_splits(config, image_size, report=None, training=True):
       sections[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
   opened = {}
   for key, section in sections.items():
+    if key == 'data' and not training:   # but a split may be carved from it
+      continue
     wanted = tuple(s['split'] for s in sections.values()
-                   if s['name'] == section['name'] and s['split'])
+                   if s['name'] == section['name'] and s.get('split'))
     opened[key] = pipeline.open_data(
         **section, image_size=image_size, wanted=wanted, key=key, report=report)
+  few = {name: FewShot(opened[f'fewshot.{name}.train'],
+                       opened[f'fewshot.{name}.test'], more)
+         for name, more in settings.items()}
+  for name, parts in few.items():
+    _tell_shared(name, parts)
   return (opened.get('data'),
-          {name: opened[f'evals.{name}'] for name in config.evals},
-          {name: FewShot(opened[f'fewshot.{name}.train'],
-                         opened[f'fewshot.{name}.test'], more)
-           for name, more in settings.items()})
+          {name: opened[f'evals.{name}'] for name in config.evals}, few)
+
+
+def other_classes(source, num_classes, names, exactly=False):
+  """Why a network cannot be asked for the classes of a source, or None.
+
+  Args:
+    source: `sources.Source`.
+    num_classes: of the network, None or 0 without a head.
+    names: of its classes, or None.
+    exactly: whether it may have no more classes than the source.
+  """
+  have = num_classes or 0
+  if have < source.num_classes or (exactly and have > source.num_classes):
+    return (f'{source.name} has {source.num_classes} classes, the network '
+            f'{have or "no head"}')
+  for i, (ours, theirs) in enumerate(zip(names or (),
+                                         source.class_names or ())):
+    # A release's are synsets with a word: 'n01440764 tench'.
+    if ours != theirs and not ours.startswith(f'{theirs} '):
+      return (f'class {i} of {source.name} is {theirs!r}, of the network '
+              f'{ours!r}: they were made for different classes')
+  return None
 
 
 def fewshot_splits(*, train='train', test='test', name=None, dir=None,
@@ -80,6 +108,9 @@ def fewshot_splits(*, train='train', test='test', name=None, dir=None,
     (settings of both splits, {'train': split, 'test': split}, keywords of
     `fewshot.accuracies`).
   """
+  for key, values in (('shots', shots), ('seeds', [seeds]), ('l2', [l2])):
+    if not len(values) or not all(v > 0 for v in values):
+      raise checks.UserError(f'fewshot.{key}: expected above 0, got {values}')
   common = dict(name=name, dir=dir, crop=crop, interpolation=interpolation,
                 on_device=on_device)
   return (common, dict(train=train, test=test),
@@ -149,6 +180,17 @@ def make(plan, model, evals, fewshots, *, batch_size, loss='softmax'):
     return scores
 
   return ask
+
+
+def _tell_shared(name, few):
+  """Says so if a linear model is tested on what it is fitted to."""
+  if few.train.source.fingerprint == few.test.source.fingerprint:
+    train, test = (s.split.records(np.arange(len(s)))
+                   for s in (few.train, few.test))
+    shared = np.intersect1d(train, test).size
+    if shared:
+      log.warning('fewshot.%s: %d of the %d test examples are among those that '
+                  'it learns from', name, shared, len(test))
 
 
 def _labels(found):

@@ -30,7 +30,8 @@ def make(*, schedule, name='sgd', clip_norm=1.0, momentum=0.9,
       are, such as '(stem|MixerBlock_[0-5])/.*'. They cost no gradient and no
       state, and the clipping does not count them.
     rates: factors of the learning rate by name, 'PATTERN=FACTOR,...'; the first
-      pattern that matches the whole name holds, others have 1.
+      pattern that matches the whole name holds, others have 1; none may have a
+      comma inside.
 
   Returns:
     An optax gradient transformation. Its `init` raises a UserError if a pattern
@@ -55,6 +56,7 @@ def make(*, schedule, name='sgd', clip_norm=1.0, momentum=0.9,
   else:
     steps.append(optax.scale_by_adam(b1, b2, mu_dtype=momentum_dtype))
   if weight_decay:
+    _pattern('decay_pattern', decay_pattern)
     steps.append(optax.add_decayed_weights(
         weight_decay, mask=lambda p: trees.matches(p, decay_pattern)))
   steps.append(optax.scale_by_learning_rate(schedule))
@@ -66,7 +68,8 @@ def make(*, schedule, name='sgd', clip_norm=1.0, momentum=0.9,
     optimizer = optax.partition(
         {False: optimizer, True: optax.set_to_zero()},
         lambda params: trees.matches(params, frozen))
-  patterns = {'frozen': [frozen] if frozen else [],
+  patterns = {'decay_pattern': [decay_pattern] if weight_decay else [],
+              'frozen': [frozen] if frozen else [],
               'rates': [p for p, _ in _factors(rates)] if rates else []}
   return optax.GradientTransformationExtraArgs(
       lambda params: _checked(optimizer, patterns, params), optimizer.update)

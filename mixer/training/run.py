@@ -56,6 +56,11 @@ def train(config, workdir):
         s for few in fewshots.values() for s in (few.train, few.test))):
       split.preflight()
     model = make_model(config, settings, data.source)
+    for name, split in evals.items():
+      wrong = evaluations.other_classes(
+          split.source, model.num_classes, data.source.class_names)
+      if wrong:
+        raise checks.UserError(f'evals.{name}: {wrong}')
     return _train(config, settings, plan, data, evals, fewshots, model, workdir,
                   stack)
 
@@ -226,9 +231,9 @@ def _start(config, settings, model, workdir, resuming):
   """(model, parameters to start from or None): see `initial.start`."""
   if resuming:   # the weights may be gone; what they made of the model is not
     card = json.loads(files.read(os.path.join(workdir, 'model.json')) or '{}')
-    widths = card.get('model', {})
-    return model.clone(tokens_mlp_dim=widths.get(
-        'tokens_mlp_dim', model.tokens_mlp_dim)), None
+    kept = {key: card['model'][key] for key in (
+        'tokens_mlp_dim', 'approximate_gelu') if key in card.get('model', {})}
+    return model.clone(**kept), None
   return initial.start(model, image_size=image_shape(model, settings)[:2],
                        widen=config.model.get('tokens_mlp_dim') is None,
                        **config.start)
