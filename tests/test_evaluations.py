@@ -200,8 +200,10 @@ def test_an_evaluation_of_other_classes_is_refused(tmp_path):
   """A class that is missing shifts the others' numbers."""
   name = folder(tmp_path / 'three', ('ant', 'bee', 'cat'))
   other = folder(tmp_path / 'two', ('bee', 'cat'))
+  config = on_images(name, name=other)
+  config.evals.validation.split = 'train'
   with pytest.raises(checks.UserError, match="evals.validation: class 0 .*bee"):
-    run.train(on_images(name, name=other), str(tmp_path / 'run'))
+    run.train(config, str(tmp_path / 'run'))
 
 
 def test_a_split_that_lacks_a_class_cannot_teach_it(trained):
