@@ -217,7 +217,8 @@ def test_a_split_that_lacks_a_class_cannot_teach_it(trained):
 
 def outcome_of(labels, logits, **flags):
   rows = len(labels)
-  batch = dict(mask=jnp.ones(rows, bool), bad=jnp.zeros(rows, bool))
+  batch = dict(mask=jnp.ones(rows, bool), bad=jnp.zeros(rows, bool),
+               position=jnp.arange(rows))
   batch.update({k: jnp.array(v) for k, v in flags.items()})
   made = classification.make_outcome(
       lambda params, batch, resident: jnp.array(logits, jnp.float32),
@@ -238,6 +239,13 @@ def test_any_label_is_right_and_none_is_left_out():
   assert scores['eval/x/accuracy'] == pytest.approx(2 / 3)
   assert (scores['eval/x/examples'], scores['eval/x/unlabelled'],
           scores['eval/x/bad']) == (3, 1, 1)
+
+
+def test_outcomes_are_in_the_splits_order():
+  """Whatever order the rows of a batch came in."""
+  found = outcome_of([[0], [1], [2]], np.eye(3), position=[2, 0, 1])()
+  assert found['labels'][:, 0].tolist() == [1, 2, 0]
+  assert found['position'].tolist() == [0, 1, 2]
 
 
 def test_an_example_that_is_missing_stops_the_run():

@@ -83,15 +83,15 @@ def substitute(data, seed, epoch, position, usable):
 
 
 def evaluation(data, *, batch_size, slots):
-  """(number of batches, load, like), the rest being (mask, bad, labels[,
-  weights]).
+  """(number of batches, load, like), the rest being (mask, bad, position,
+  labels[, weights]).
 
   Processes that read in sequence take consecutive parts of the split, since
   only the sums over all of it matter.
   """
   share = slots[1] - slots[0]
   no_flags, no_targets = np.zeros(0, bool), _no_targets(data)
-  like = (no_flags, no_flags) + no_targets
+  like = (no_flags, no_flags, np.zeros(0, np.int32)) + no_targets
   if not data.source.shards:
     def load(number, lo, hi):
       position = np.arange(lo, hi) + number * batch_size + slots[0]
@@ -100,7 +100,7 @@ def evaluation(data, *, batch_size, slots):
       more = lambda x: None if x is None else np.concatenate(
           [x, np.zeros((np.sum(~inside), *x.shape[1:]), x.dtype)])
       files += [None] * int(np.sum(~inside))
-      return _evaluated(inside, files, more(labels), more(weights))
+      return _evaluated(inside, position, files, more(labels), more(weights))
     return -(-len(data) // batch_size), load, like
 
   part = -(-len(data) // (batch_size // share))
@@ -110,11 +110,11 @@ def evaluation(data, *, batch_size, slots):
   blank = (None, *blank, None)[:3]
 
   def load(number, lo, hi):
-    del number
+    position = begin + number * share + np.arange(lo, hi)
     taken = list(itertools.islice(rows, hi - lo))
     inside = np.arange(lo, hi) < lo + len(taken)
     taken += [blank] * (hi - lo - len(taken))
-    return _evaluated(inside, *_columns(taken))
+    return _evaluated(inside, position, *_columns(taken))
 
   return -(-part // share), load, like
 
@@ -204,11 +204,12 @@ def _rows_in_sequence(data, begin, end):
       yield from _split(*data.read(position))
 
 
-def _evaluated(inside, files, labels, weights):
+def _evaluated(inside, position, files, labels, weights):
   bad = np.array([file is None for file in files], bool) & inside
   files = [images.BLANK if file is None else file for file in files]
   keys = np.zeros((len(files), 2), np.int32)
-  return files, keys, (inside & ~bad, bad) + _targets(labels, weights)
+  flags = inside & ~bad, bad, position.astype(np.int32)
+  return files, keys, flags + _targets(labels, weights)
 
 
 def _one(data, position):

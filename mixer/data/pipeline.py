@@ -5,7 +5,8 @@ int32 [B], from which all randomness of an example is keyed; 'bad', bool [B],
 whether it stands in for one that cannot be decoded; and either 'image' and
 'labels' (and 'weights') themselves, or, for a data set that lives on the
 device, 'position', its place there. An evaluation batch has 'mask', bool [B],
-whether a row counts, and 'bad', whether it would if it could be decoded.
+whether a row counts, 'bad', whether it would if it could be decoded, and
+'position' in the split.
 """
 import dataclasses
 import functools
@@ -129,8 +130,9 @@ class Data:
       count, *load = loading.evaluation(
           self, batch_size=batch_size, slots=slots)
       decoded = self._decode(load, 0, count, slots[1] - slots[0])
-      for image, (mask, bad, labels, *_) in ahead(decoded):
-        yield dict(image=image, labels=labels, mask=mask, bad=bad)
+      for image, (mask, bad, position, labels, *_) in ahead(decoded):
+        yield dict(image=image, labels=labels, mask=mask, bad=bad,
+                   position=position)
       return
     for begin in range(0, len(self), batch_size):
       place = np.arange(*slots) + begin

@@ -32,7 +32,8 @@ def make_outcome(predict, labels_of, num_classes, loss='softmax'):
     A function to jit, with a replicated result: 'labels' int32 [B, L]; 'best',
     int32 [B, T], the likeliest classes in their order, and 'probabilities',
     float32 [B, T], of them; 'loss' float32 [B], the softmax cross-entropy
-    against the first label; 'mask' and 'bad', bool [B], as in the batch.
+    against the first label; 'mask' and 'bad', bool [B], and 'position', int32
+    [B], as in the batch.
   """
   def outcome(params, batch, resident):
     logits = predict(params, batch, resident).astype(jnp.float32)
@@ -40,6 +41,7 @@ def make_outcome(predict, labels_of, num_classes, loss='softmax'):
     _, best = jax.lax.top_k(logits, min(MOST, num_classes))
     return dict(
         labels=labels, best=best, mask=batch['mask'], bad=batch['bad'],
+        position=batch['position'],
         probabilities=jnp.take_along_axis(
             probabilities(logits, loss), best, axis=-1),
         loss=optax.softmax_cross_entropy_with_integer_labels(
@@ -49,7 +51,7 @@ def make_outcome(predict, labels_of, num_classes, loss='softmax'):
 
 def collect(key, outcome_fn, params, batches, resident, expected):
   """The outcomes of a split of `expected` examples: NumPy arrays [N, ...], in
-  the order of the batches, those that cannot be decoded included.
+  its order, those that cannot be decoded included.
 
   Raises:
     RunError: if not each of them was met once, or none can be decoded.
@@ -66,7 +68,8 @@ def collect(key, outcome_fn, params, batches, resident, expected):
     raise checks.RunError(
         f'{key}: counted {count} of {expected} examples, and '
         f'{int(found["bad"].sum())} that cannot be decoded')
-  return found
+  order = np.argsort(found['position'])   # processes may take turns
+  return {name: x[order] for name, x in found.items()}
 
 
 def score(name, found):

@@ -146,7 +146,8 @@ def make(plan, model, evals, fewshots, *, batch_size, loss='softmax'):
   features = steps.make_features(model)
   featured = replicated(lambda params, batch, resident: dict(
       features=features(params, batch, resident), mask=batch['mask'],
-      labels=labels_of(batch, resident)[:, 0], bad=batch['bad']))
+      labels=labels_of(batch, resident)[:, 0], bad=batch['bad'],
+      position=batch['position']))
   put = lambda tree: jax.device_put(tree, plan.replicated)
   splits = [*evals.values(), *(s for few in fewshots.values()
                                for s in (few.train, few.test))]
