@@ -170,3 +170,26 @@ def test_help_is_worth_reading():
   assert out.returncode == 0 and not out.stderr
   for part in ('python -m mixer.main', '--config', '--workdir', '42'):
     assert part in out.stdout
+
+
+def test_a_key_that_nobody_reads_is_one_line(tmp_path):
+  """In a config of one's own, where no override could have caught it."""
+  (tmp_path / 'mine.py').write_text(
+      'from configs import digits\n'
+      'def get_config():\n'
+      '  c = digits.get_config()\n'
+      '  c.augment.flop = True\n'
+      '  return c\n')
+  out = main(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/run')
+  assert_one_line(out, 'config.augment', "'flop'", "'flip'")
+  assert not (tmp_path / 'run').exists()
+
+
+def test_ctrl_c_before_there_is_a_run(tmp_path):
+  """While data is listed, say: one line, no traceback, 130."""
+  code = ('import os, signal, sys; from mixer.core import checks; '
+          'checks.run(lambda argv: os.kill(os.getpid(), signal.SIGINT) or '
+          'signal.pause())')
+  out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True,
+                       capture_output=True, timeout=SECONDS)
+  assert (out.returncode, out.stderr) == (130, 'stopped: by Ctrl-C\n')

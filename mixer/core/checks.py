@@ -1,7 +1,8 @@
 """Errors for people, and how a command ends.
 
 Exit codes: 0 done; 1 failed, a restart would fail again; 2 bad usage or
-config; 42 told to stop, saved, start me again.
+config; 42 told to stop, saved, start me again; 130 stopped by Ctrl-C, with
+nothing to save.
 """
 import difflib
 import os
@@ -13,7 +14,7 @@ from absl import flags
 
 from mixer.core import log
 
-FAILED, USAGE, RESTART = 1, 2, 42
+FAILED, USAGE, RESTART, INTERRUPTED = 1, 2, 42, 130
 
 
 class UserError(ValueError):
@@ -77,6 +78,8 @@ def run(main, positional=0, log_to=None):
       _die(e, FAILED)
     except Stopped as e:
       _die(e, RESTART, label='stopped')
+    except KeyboardInterrupt:   # a run that can save catches the signal itself
+      _die('by Ctrl-C', INTERRUPTED, label='stopped')
 
   app.run(guarded, flags_parser=parse)
 

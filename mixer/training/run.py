@@ -1,6 +1,7 @@
 """Opens a config and builds every object of a run; the loop does the rest."""
 import contextlib
 import functools
+import inspect
 import json
 import os
 
@@ -16,6 +17,7 @@ from mixer.core import peak
 from mixer.core import trees
 from mixer.data import augment as augmentation
 from mixer.data import decode
+from mixer.data import pipeline
 from mixer.models import cost
 from mixer.pretrained import initial
 from mixer.pretrained import network
@@ -31,6 +33,12 @@ from mixer.training import step as steps
 from mixer.training import stop
 from mixer.training import workdir as workdirs
 from mixer.training import writer as writers
+
+# Whose keyword arguments the sections are.
+_READERS = dict(
+    data=pipeline.open_data, augment=augmentation.make, loss=losses.make,
+    schedule=schedules.make, optimizer=optimizers.make, sharding=sharding.plan,
+    checkpoint=checkpoint.Checkpoints, start=initial.start, run=Settings)
 
 
 def train(config, workdir):
@@ -201,6 +209,15 @@ def _check_sections(config):
   if missing:
     raise checks.UserError(f'config: the sections {", ".join(missing)} are '
                            'missing; start from recipe.base()')
+  sections = dict({name: (config[name], function)
+                   for name, function in _READERS.items()},
+                  **{f'evals.{name}': (section, pipeline.open_data)
+                     for name, section in config.evals.items()})
+  for name, (section, function) in sections.items():
+    known = list(inspect.signature(function).parameters)
+    for key in section:
+      if key not in known:
+        raise checks.unknown(f'config.{name}', key, known)
 
 
 def _resume(checkpoints, shapes, shardings, fingerprint):
