@@ -168,8 +168,9 @@ def test_files_that_cannot_be_read_are_named_and_skipped(trained, tmp_path):
                 '--top_k=2', *given, code=1)
   table = list(csv.DictReader(io.StringIO(out.stdout)))
   assert [r['rank'] for r in table] == ['', '1', '2', '', '', '1', '2']
+  assert '[red]cut.jpg' in out.stderr
   out = command('predict', f'--checkpoint={workdir}', *given, code=1)
-  assert '[red]cut.jpg' in out.stdout and 'china' in out.stdout
+  assert 'not an image' in out.stdout and 'china' in out.stdout
 
 
 def test_mistakes_are_one_line(trained, tmp_path):

@@ -196,7 +196,7 @@ def judged(data, size, processes=1, process=0):
   count, load, _ = loading.evaluation(data, batch_size=of_all, slots=slots)
   loads = [load(number, 0, size) for number in range(count)]
   return [(mask, bad, files, labels)
-          for files, _, (mask, bad, labels) in loads]
+          for files, _, (mask, bad, _, labels) in loads]
 
 
 def counted(data, size, processes=1):
@@ -514,7 +514,8 @@ def test_evaluation_decodes_what_it_counts(sets, kind):
   import tensorflow as tf
 
   def decoded(file):
-    image = tf.io.decode_image(file, channels=3, expand_animations=False)
+    image = tf.io.decode_jpeg(file, 3, dct_method='INTEGER_ACCURATE') if (
+        tf.io.is_jpeg(file)) else tf.io.decode_image(file, channels=3)
     return tf.cast(tf.image.resize(image, (SIDE, SIDE)), tf.uint8)
 
   data = reopened(sets[kind], crop='resize')

@@ -18,6 +18,9 @@ def tiny():
   return c.lock()
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope='module')
 def found(tmp_path_factory):
   workdir = str(tmp_path_factory.mktemp('left_out'))
