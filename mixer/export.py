@@ -60,7 +60,7 @@ def main(argv):
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
   model = network.card['model']
   height, width = network.image_size
-  print(f'{network.name}: {model["name"]} for {height}x{width} images, '
+  print(f'{network.name}: {network.title}, for {height}x{width} images, '
         f'{model["num_classes"] or "no"} classes')
   out = exported.export(network, _OUT.value, **options)
   print(f'{_OUT.value}: {_FORMAT.value}, {out["bytes"] / 2**20:,.1f} MiB; '

@@ -90,7 +90,7 @@ def _table(rows, network):
   from rich import text
   size = 'x'.join(map(str, network.image_size))
   out = table.Table(box=box.SIMPLE_HEAD, title=text.Text(
-      f'{network.card["model"]["name"]} at {size}, {network.name}'))
+      f'{network.title}, at {size}: {network.name}'))
   out.add_column('image', overflow='fold')
   out.add_column('class', overflow='fold')
   out.add_column('probability', justify='right')

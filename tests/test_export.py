@@ -257,7 +257,8 @@ def test_the_command(tmp_path, called, format):
     code, out, err = called(*args)
   assert (code, err) == (0, '')
   first, second, third = out.splitlines()
-  assert first == f'{weights}: Mixer-S/8 for 32x32 images, 5 classes'
+  assert first.startswith(f'{weights}: Mixer-S/8, hidden_dim ')
+  assert first.endswith('for 32x32 images, 5 classes')
   assert second.startswith(f'{path}: {format}, 0.0 MiB; read back, ')
   assert third == f'{path}.json: its card'
   if format in exported.PROGRAMS:

@@ -9,6 +9,7 @@ import pytest
 from mixer import models
 from mixer.core import trees
 from mixer.core.checks import UserError
+from mixer.models import catalog
 from mixer.models import cost
 from mixer.models import mixer as mixer_lib
 
@@ -298,3 +299,12 @@ def test_errors_name_the_value_and_the_choices(make, words):
     make()
   for word in words:
     assert word in str(e.value)
+
+
+def test_a_title_tells_what_differs_from_the_name():
+  plain = models.create('Mixer-B/16', num_classes=7)
+  assert catalog.title(catalog.describe(plain)) == 'Mixer-B/16'
+  other = models.create('Mixer-B/16', patch_size=8, hidden_dim=48)
+  assert catalog.title(catalog.describe(other, 'Mixer-B/16')) == (
+      'Mixer-B/16, patch_size 8, hidden_dim 48')
+  assert models.create(**catalog.describe(other, 'Mixer-B/16')) == other

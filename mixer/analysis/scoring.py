@@ -118,7 +118,7 @@ def evaluate(network, config, *, batch_size, worst=10):
                          batch_size=batch_size, loss=network.card['loss'])
   details = {}
   scores = ask(jax.device_put(network.params, plan.replicated), details)
-  result = dict(checkpoint=network.name, model=network.card['model']['name'],
+  result = dict(checkpoint=network.name, model=network.title,
                 image_size=list(network.image_size), evals={}, fewshot={})
   for name, split in evals.items():
     result['evals'][name] = dict(

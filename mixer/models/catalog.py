@@ -79,6 +79,15 @@ def describe(model, name=None):
   return dict(name=name, **{key: getattr(model, key) for key in _SHAPE})
 
 
+def title(settings):
+  """What `describe` gives, for people: 'Mixer-B/16, patch_size 8'."""
+  usual = describe(create(settings['name']), settings['name'])
+  differ = [f'{key} {settings[key]}' for key in usual
+            if key not in ('num_classes', 'in_channels', 'approximate_gelu')
+            and settings.get(key, usual[key]) != usual[key]]
+  return ', '.join([settings['name'], *differ])
+
+
 def _check(settings):
   for key, value in settings.items():
     if key in ('dropout_rate', 'stochastic_depth'):

@@ -67,8 +67,8 @@ def start(model, *, image_size, widen=True, weights=None, best=False,
   kept = {name: value for name, value in trees.flatten(params).items()
           if not fresh.fullmatch(name)}
   size = 'x'.join(map(str, network.image_size))
-  log.info('start    %s: %s at %s; afresh: %s', network.name,
-           network.card['model']['name'], size,
+  log.info('start    %s: %s, at %s; afresh: %s', network.name,
+           network.title, size,
            ', '.join(sorted(trees.flatten(params).keys() - kept)) or 'nothing')
   return model, trees.unflatten(kept)
 

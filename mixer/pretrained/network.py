@@ -54,6 +54,11 @@ class Network:
     """(height, width) in pixels."""
     return tuple(self.card['image_size'])
 
+  @property
+  def title(self):
+    """The model's name, and what differs from it."""
+    return catalog.title(self.card['model'])
+
 
 def open_network(weights, *, best=False, from_size=None):
   """The network that `weights` names.
