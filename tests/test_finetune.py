@@ -336,7 +336,7 @@ def test_frozen_and_rates_go_together():
 
 @pytest.mark.parametrize('optimizer,words', (
     (dict(frozen='stem'), "optimizer.frozen: 'stem' matches no name"),
-    (dict(frozen='.*'), "optimizer.frozen: '.*' matches every name"),
+    (dict(frozen='.*'), "optimizer.frozen: '.*' matches every parameter"),
     (dict(frozen='('), r"optimizer.frozen: '\(' is no regular"),
     (dict(rates='Head/.*=2'), "optimizer.rates: 'Head/.*' matches no name"),
     (dict(rates='head/.*'), "optimizer.rates: expected 'PATTERN=FACTOR"),
@@ -375,6 +375,62 @@ def test_without_dont_load_every_difference_is_told(tmp_path):
   for name in ('Dense_0/kernel', 'Dense_0/bias', 'Dense_1/kernel'):
     assert f'MixerBlock_0/channel_mixing/{name}' in str(e.value)
   assert 'head/bias: (5,), the model has (3,)' in str(e.value)
+
+
+@pytest.mark.parametrize('mine,size,flags', (
+    (dict(hidden_dim=24, num_blocks=3), 8, 'hidden_dim=16 num_blocks=1'),
+    (dict(tokens_mlp_dim=9), 8, 'tokens_mlp_dim=6'),
+    (dict(tokens_mlp_dim=9), 16, 'tokens_mlp_dim=24'),
+))
+def test_the_remedy_names_the_flags_with_which_weights_fit(
+    tmp_path, mine, size, flags):
+  released(tmp_path / 'w.npz', classes=3)
+  def start(**sizes):
+    model = models.create('Mixer-S/4', num_classes=3, **dict(TINY, **sizes))
+    tuned, given = initial.start(
+        model, image_size=(size, size), weights=str(tmp_path / 'w.npz'),
+        widen='tokens_mlp_dim' not in sizes)
+    initial.merge(given, tuned.init(jax.random.key(3), jnp.zeros(
+        (1, size, size, 3)))['params'], 'w.npz')
+
+  with pytest.raises(checks.UserError) as e:
+    start(**mine)
+  told = str(e.value).partition('; for a model of their widths, ')[2]
+  assert told == ' '.join(f'--config.model.{f}' for f in flags.split())
+  start(**dict(mine, **{key: int(value) for key, value in (
+      flag.split('=') for flag in flags.split())}))
+
+
+def test_a_pattern_of_dont_load_that_does_nothing_is_told(tmp_path):
+  """A head that was meant to be new would be the old one; weights without a
+  head have nothing to leave out, and start one."""
+  _, params = released(tmp_path / 'w.npz', classes=3)
+  formats.save(str(tmp_path / 'headless.npz'),
+               {k: v for k, v in params.items() if k != 'head'})
+  model = models.create('Mixer-S/4', num_classes=3, **TINY)
+  start = lambda file, pattern: initial.start(
+      model, image_size=(8, 8), weights=str(tmp_path / file),
+      dont_load=pattern)[1]
+  with pytest.raises(checks.UserError, match="dont_load: 'haed/.*' matches no"):
+    start('w.npz', 'haed/.*')
+  assert 'head' not in start('headless.npz', 'head/.*')
+  assert 'stem' not in start('w.npz', 'stem/.*')
+
+
+def test_what_is_made_of_the_weights_is_said(tmp_path, caplog):
+  caplog.set_level('INFO', 'mixer')
+  released(tmp_path / 'w.npz', classes=3)
+  def said(size, **sizes):
+    model = models.create('Mixer-S/4', num_classes=3, **dict(TINY, **sizes))
+    initial.start(model, image_size=size, weights=str(tmp_path / 'w.npz'))
+    return caplog.messages[-1].partition(', at ')[2]
+
+  assert said((8, 8)) == '8x8; afresh: nothing'
+  assert said((12, 8)) == '8x8, made for 12x8; afresh: nothing'
+  assert said((16, 16)) == (
+      '8x8, made for 16x16, tokens_mlp_dim 24; afresh: nothing')
+  assert said((16, 16), patch_size=8) == (
+      '8x8, made for 16x16, patch_size 8; afresh: nothing')
 
 
 def test_a_run_resumes_when_its_weights_are_gone(tmp_path):

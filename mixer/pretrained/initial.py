@@ -8,6 +8,11 @@ from mixer.models import catalog
 from mixer.pretrained import network as networks
 from mixer.pretrained.resize import resize
 
+# Where the shapes of parameters show the settings that widths come from.
+_WIDTHS = dict(hidden_dim='stem/bias',
+               tokens_mlp_dim='MixerBlock_0/token_mixing/Dense_0/bias',
+               channels_mlp_dim='MixerBlock_0/channel_mixing/Dense_0/bias')
+
 
 def start(model, *, image_size, widen=True, weights=None, best=False,
           dont_load=None, method=None):
@@ -33,7 +38,8 @@ def start(model, *, image_size, widen=True, weights=None, best=False,
     None.
 
   Raises:
-    UserError: if they cannot be had, or cannot be resized.
+    UserError: if they cannot be had, or cannot be resized, or `dont_load`
+      matches nothing.
   """
   if weights is None:
     return model, None
@@ -42,11 +48,7 @@ def start(model, *, image_size, widen=True, weights=None, best=False,
         'start.weights: not given, and no ImageNet-21k weights of '
         f'{catalog.describe(model)["name"]} are released; give your own, a '
         'workdir or a file, as in --config.start.weights=runs/mixer_s32')
-  try:
-    fresh = re.compile(dont_load or r'(?!)')
-  except re.error as e:
-    raise checks.UserError(f'start.dont_load: {dont_load!r} is no regular '
-                           f'expression: {e}') from e
+  fresh = _compiled(dont_load)
   try:
     network = networks.open_network(weights, best=best)
   except checks.UserError as e:
@@ -64,12 +66,19 @@ def start(model, *, image_size, widen=True, weights=None, best=False,
     model = model.clone(approximate_gelu=network.model.approximate_gelu)
   if widen or model.tokens_mlp_dim == network.model.tokens_mlp_dim:
     model = model.clone(tokens_mlp_dim=resized.tokens_mlp_dim)
-  kept = {name: value for name, value in trees.flatten(params).items()
+  flat = trees.flatten(params)
+  kept = {name: value for name, value in flat.items()
           if not fresh.fullmatch(name)}
-  size = 'x'.join(map(str, network.image_size))
-  log.info('start    %s: %s, at %s; afresh: %s', network.name,
-           network.title, size,
-           ', '.join(sorted(trees.flatten(params).keys() - kept)) or 'nothing')
+  # Weights without a head start one afresh.
+  if dont_load and len(kept) == len(flat) and not fresh.fullmatch(
+      'head/kernel'):
+    raise checks.UserError(
+        f'start.dont_load: {dont_load!r} matches no name of a parameter as a '
+        "whole; they are such as 'stem/kernel' (parameters.txt of a workdir "
+        'has them all)')
+  log.info('start    %s: %s, at %s%s; afresh: %s', network.name, network.title,
+           _size(network.image_size), _change(network, resized, image_size),
+           ', '.join(sorted(flat.keys() - kept)) or 'nothing')
   return model, trees.unflatten(kept)
 
 
@@ -90,10 +99,47 @@ def merge(given, initial, source, dont_load=None):
   merged = trees.unflatten(dict(fresh, **trees.flatten(given)))
   wrong = networks.misfits(merged, initial)
   if wrong:
-    heads = all(w.startswith('head/') for w in wrong)
     raise checks.UserError(
         f'start.weights: {source!r} does not fit the model: '
-        f'{"; ".join(wrong)}' + (
-            "; to give it a new head, --config.start.dont_load='head/.*'"
-            if heads else ''))
+        f'{"; ".join(wrong)}{_remedy(wrong, merged, initial)}')
   return merged
+
+
+def _compiled(dont_load):
+  try:
+    return re.compile(dont_load or r'(?!)')
+  except re.error as e:
+    raise checks.UserError(f'start.dont_load: {dont_load!r} is no regular '
+                           f'expression: {e}') from e
+
+
+def _change(network, resized, image_size):
+  """What was made of the weights, in words; nothing if they stay."""
+  made = [f'{key} {getattr(resized, key)}'
+          for key in ('patch_size', 'in_channels', 'tokens_mlp_dim')
+          if getattr(resized, key) != getattr(network.model, key)]
+  if not made and tuple(image_size) == network.image_size:
+    return ''
+  return ', made for ' + ', '.join([_size(image_size), *made])
+
+
+def _size(sides):
+  return 'x'.join(map(str, sides))
+
+
+def _remedy(wrong, given, wanted):
+  """The flags that make the model one for which weights do fit."""
+  if all(w.startswith('head/') for w in wrong):
+    return "; to give it a new head, --config.start.dont_load='head/.*'"
+  have, want = _widths(given), _widths(wanted)
+  flags = [f'--config.model.{key}={value}' for key, value in have.items()
+           if value != want.get(key)]
+  return f'; for a model of their widths, {" ".join(flags)}' if flags else ''
+
+
+def _widths(params):
+  flat = trees.flatten(params)
+  blocks = {name.partition('/')[0] for name in flat
+            if name.startswith('MixerBlock_')}
+  return dict({key: flat[name].shape[-1] for key, name in _WIDTHS.items()
+               if name in flat}, num_blocks=len(blocks))

@@ -82,9 +82,10 @@ def _checked(optimizer, patterns, params):
       matched = sum(bool(re.fullmatch(pattern, name)) for name in names)
       if not matched or (key == 'frozen' and matched == len(names)):
         raise checks.UserError(
-            f'optimizer.{key}: {pattern!r} matches '
-            f'{"every" if matched else "no"} name of a parameter as a whole; '
-            f'they are such as {names[0]!r} (parameters.txt of a workdir has '
+            f'optimizer.{key}: {pattern!r} matches ' + (
+                'every parameter, and none is left to train' if matched else
+                'no name of a parameter as a whole') +
+            f'; they are such as {names[0]!r} (parameters.txt of a workdir has '
             'them all)')
   return optimizer.init(params)
 
