@@ -215,7 +215,12 @@ def test_the_table_tells_all():
   assert '0.01 ' in line('chosen: of equals the smaller')
   assert '0.03 ' in line('as good') and '50.00%' in line('as good')
   assert '9.0 ' in line('diverged')
-  assert 'with b: test/accuracy 87.50%' in line('on all')
+  assert 'with b: test/accuracy 87.50%' in line('final run')
+  assert 'too good' not in ' '.join(lines)
+  console.print(sweep.table(dict(found, tested=['train[98%:]'])))
+  told = ' '.join(console.export_text().split())
+  assert ('with b: test/accuracy 87.50%, on the images that it was chosen by, '
+          'so a little too good') in told
 
 
 def test_several_keys_are_all_combinations(tmp_path):
@@ -232,7 +237,12 @@ def test_several_keys_are_all_combinations(tmp_path):
 
 
 @pytest.mark.parametrize('text,words', (
-    ('schedule.rate=1', 'schedule.rate.*such as'),
+    ('schedule.learning_rat=1',
+     "--grid: schedule: 'learning_rat' is unknown; .*'learning_rate'"),
+    ('shedule.rate=1', "--grid: 'shedule' is unknown; .*'schedule'"),
+    ('schedule.learning_rate.x.y=1', 'schedule.learning_rate is a setting'),
+    ('schedule.learning_rate=', 'such as schedule.learning_rate'),
+    ('0.01,0.1', "'0.01,0.1'.*such as"),
     ('learning_rate=1', 'learning_rate=1.*such as'),
     (f'{RATE}=fast', 'learning_rate=fast: expected float'),
     (f'{RATE}=0.1,', 'learning_rate=: expected float'),

@@ -104,14 +104,14 @@ def parse_grid(texts, config):
   for text in texts:
     key, _, values = text.partition('=')
     *path, leaf = key.split('.')
-    section = config
-    for part in path:
-      section = section.get(part, {}) if hasattr(section, 'get') else {}
-    if not path or not hasattr(section, 'get') or leaf not in section or (
-        key in grid):
+    if not path or not values or key in grid:
       raise checks.UserError(
           f'--grid: {text!r}: expected KEY=V1,V2,... with a key of the config, '
           f'given once, such as {RATE}=0.01,0.03')
+    section = config
+    for i, part in enumerate(path):
+      section = _at(section, path[:i], part)
+    _at(section, path, leaf)
     if path[0] in _FIXED or key == 'data.split':
       raise checks.UserError(f'--grid: {key} does not tell runs apart: a sweep '
                              'sets splits, evaluations and checkpoints itself')
@@ -119,6 +119,16 @@ def parse_grid(texts, config):
         _value(key, value, section.get_type(leaf))
         for value in values.split(',')))
   return grid
+
+
+def _at(section, path, key):
+  """section[key], of the section of a config that lies at `path`."""
+  if not hasattr(section, 'keys'):
+    raise checks.UserError(f'--grid: {".".join(path)} is a setting, and has no '
+                           f'{key!r} below it')
+  if key not in section:
+    raise checks.unknown(': '.join(['--grid', *path]), key, list(section))
+  return section[key]
 
 
 def choose(runs, metric):
@@ -145,12 +155,13 @@ def table(found):
   final = ', '.join(f'{name.removeprefix("eval/")} {value:.2%}'
                     for name, value in found['final'].items()
                     if name.endswith('/accuracy'))
-  on = 'on all'
-  if found['dev'] in found['tested']:
-    on = 'of the images that it was chosen by, so a little too good'
+  seen = found['dev'] in found['tested']
+  caption = f'final run with {found["choice"]}: {final}' + (
+      ', on the images that it was chosen by, so a little too good'
+      if seen else '')
   out = tables.Table(
       title=f'trained on {found["train"]}, judged by {metric} on '
-      f'{found["dev"]}', caption=f'{on}, with {found["choice"]}: {final}')
+      f'{found["dev"]}', caption=caption)
   rows = found['runs']
   for key in next(iter(rows.values()))['values']:
     out.add_column(key, justify='right', overflow='fold')
