@@ -23,7 +23,7 @@ def view(pixels, *, size, crop, interpolation):
     pixels: uint8 [h, w, c], the whole image.
     size: (height, width) of the result.
     crop: 'resmall', 'resize_crop' or 'resize', see `decode.batches`.
-    interpolation: 'bilinear', 'bicubic' or 'area', see `weights`.
+    interpolation: one of INTERPOLATIONS, see `weights`.
 
   Returns:
     uint8 [*size, c]; a view of `pixels` where the size does not change.
@@ -94,8 +94,8 @@ def weights(old, new, interpolation):
     old, new: pixels.
     interpolation: 'bilinear', without antialiasing: the two neighbours;
       'bilinear_antialias', with it, as Pillow and timm do; 'bicubic', with it:
-      Keys' kernel, a = -1/2; 'area', the mean of what a
-      pixel of the result covers. Centres are at halves.
+      Keys' kernel, a = -1/2; 'area', the mean of what a pixel of the result
+      covers. Centres are at halves.
 
   Returns:
     float32 [new, old], read-only; its rows sum to 1. An image is resized by one
