@@ -25,59 +25,21 @@
 # command makes a new one and resumes.
 #
 # On the VM mixer.main is started again when it exits with 42 (told to stop, and
-# saved) or above 126 (killed, crashed); it ends with 0 or any other code.
+# saved) or above 126 (killed, crashed), as launch/restart.sh --help says.
 #
-# The Cloud TPU API behind `gcloud compute tpus tpu-vm` is frozen: it gets fixes
-# but no new features, and no TPU after v6e. From TPU7x on, and for slices of
-# several VMs, use Compute Engine or GKE:
+# launch/tpu_pod.sh is for slices of several VMs. The Cloud TPU API behind both
+# is frozen: it gets fixes but no new features, and no TPU after v6e. From TPU7x
+# on use GKE (launch/gke.sh) or Compute Engine:
 # https://docs.cloud.google.com/tpu/docs/tpus-in-compute-engine
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+me=launch/tpu_vm.sh
+source launch/shell.sh
+source launch/tpu.sh
 
 readonly UV=0.13.8 PYTHON_VERSION=3.12
-RESTART_SECONDS=${RESTART_SECONDS:-10}
-
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
-# "$@" as one line that a shell reads back as the same words.
-quoted() {
-  local word line='' mark="'" escaped="'\\''"
-  for word in "$@"; do
-    if [[ ! $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then
-      word="'${word//$mark/$escaped}'"
-    fi
-    line+=${line:+ }$word
-  done
-  echo "$line"
-}
-
-call() {
-  if [[ $dry_run == yes ]]; then
-    quoted "$@"
-  else
-    "$@"
-  fi
-}
 
 # ---- Here: gcloud.
-
-tpu() {
-  local verb=$1
-  shift
-  call gcloud compute tpus tpu-vm "$verb" "$@" "--zone=$zone" \
-    ${project:+"--project=$project"}
-}
-
-on_vm() {
-  tpu ssh "$name" "--command=$1"
-}
-
-state_of_vm() {
-  tpu describe "$name" '--format=value(state)' 2>/dev/null || true
-}
 
 create_or_reuse() {
   local state=
@@ -95,25 +57,6 @@ create_or_reuse() {
   esac
   tpu create "$name" "--accelerator-type=$type" "--version=$version" \
     ${spot:+"$spot"}
-}
-
-pack() {
-  mkdir -p build
-  # macOS's tar would add files of its own without that variable.
-  git ls-files -z |
-    COPYFILE_DISABLE=1 tar --null -czf build/checkout.tar.gz -T -
-}
-
-copy_checkout() {
-  on_vm "mkdir -p mlp-mixer && { flock -n mlp-mixer/run.lock true ||\
- { echo 'error: a run is going on: use log, interrupt or stop' >&2; exit 2; } }"
-  if [[ $dry_run == yes ]]; then
-    echo 'git ls-files -z | tar --null -czf build/checkout.tar.gz -T -'
-  else
-    pack
-  fi
-  tpu scp build/checkout.tar.gz "$name:mlp-mixer/checkout.tar.gz"
-  on_vm 'cd mlp-mixer && tar -xzf checkout.tar.gz && ./launch/tpu_vm.sh install'
 }
 
 follow() {
@@ -148,48 +91,42 @@ install() {
     -r launch/requirements-tpu.txt
 }
 
-# Leaves `loop` behind, which lives on when the connection ends.
+# Leaves `loop` behind, which lives on when the connection ends, and holds the
+# lock; where one is at work it stays.
 start() {
+  exec 9>run.lock
+  flock -n 9 || return 0
   rm -f run.code
   nohup ./launch/tpu_vm.sh loop -- "$@" >run.log 2>&1 </dev/null &
   echo $! >run.pid
 }
 
 loop() {
-  local child='' code=0 started quick=0 stopping=no
-  exec 9>run.lock
-  flock -n 9 || fail "a run is going on in $PWD"
-  trap 'stopping=yes; kill -TERM "$child" 2>/dev/null || true' TERM
-  while [[ $stopping == no ]]; do
-    started=$SECONDS
-    .venv/bin/python -m mixer.main "$@" 9>&- &
-    child=$!
-    code=0
-    wait "$child" || code=$?
-    # The signal ends the first wait, not the child, which is still saving.
-    if [[ $stopping == yes ]]; then
-      code=0
-      wait "$child" || code=$?
-      break
-    fi
-    [[ $code == 42 || $code -gt 126 ]] || break
-    # A run that dies early again and again will not mend by itself.
-    if [[ $code != 42 && $((SECONDS - started)) -lt 300 ]]; then
-      quick=$((quick + 1))
-    else
-      quick=0
-    fi
-    [[ $quick -lt 5 ]] || break
-    echo "mixer.main exited with $code: starting it again"
-    sleep "$RESTART_SECONDS"
-  done
-  echo "mixer.main exited with $code"
+  source launch/restart.sh
+  restart main "$@"
   echo "$code" >run.code
 }
 
+# Without the lock, which must not outlive the loop.
+main() {
+  exec .venv/bin/python -m mixer.main "$@" 9>&-
+}
+
+# A word on the run: going, its code, or lost, as after the VM has rebooted; and
+# the VM's name.
+outcome() {
+  local word=going
+  if flock -n run.lock true; then
+    word=$(cat run.code 2>/dev/null || echo lost)
+  fi
+  echo "outcome $word $(hostname)"
+}
+
+# Shows the log, from its line $1 counted from the end; exits as the run does.
 follow_here() {
   [[ -f run.pid ]] || fail "no run was started on this VM"
-  tail -n +1 -s 0.2 -F --pid="$(cat run.pid)" run.log 2>/dev/null || true
+  tail -n "${1:-+1}" -s 0.2 -F --pid="$(cat run.pid)" run.log 2>/dev/null ||
+    true
   exit "$(cat run.code 2>/dev/null || echo 1)"
 }
 
@@ -197,8 +134,12 @@ follow_here() {
 
 command=${1:-}
 [[ $# -eq 0 ]] || shift
-name='' zone='' project='' type=v3-8 version='' spot='' dry_run=no
+# shellcheck disable=SC2034  # for flag
+known='name zone project type version'
+name='' zone='' project='' type=v3-8 version='' spot=''
+types='v2-8, v3-8, v4-8, v5p-8, v5litepod-N or v6e-N'
 while [[ $# -gt 0 ]]; do
+  taken=1
   case $1 in
   --)
     shift
@@ -206,49 +147,29 @@ while [[ $# -gt 0 ]]; do
     ;;
   --spot) spot=--spot ;;
   --dry-run) dry_run=yes ;;
-  --name=* | --zone=* | --project=* | --type=* | --version=*)
-    flag=${1%%=*}
-    printf -v "${flag#--}" %s "${1#*=}"
-    ;;
-  --name | --zone | --project | --type | --version)
-    [[ $# -gt 1 ]] || fail "$1 wants a value; see launch/tpu_vm.sh --help"
-    printf -v "${1#--}" %s "$2"
-    shift
-    ;;
-  *) fail "unknown argument $1; mixer.main's own go after --" ;;
+  *) flag "$@" || fail "unknown argument $1; mixer.main's own go after --" ;;
   esac
-  shift
+  shift "$taken"
 done
 
 case $command in
-install | start | loop)
+install | start | loop | outcome)
   "$command" "$@"
   exit
   ;;
-follow) follow_here ;;
+follow) follow_here "$@" ;;
 -h | --help | help)
-  sed -n '2,/^set /s/^# \{0,1\}//p' launch/tpu_vm.sh
+  usage
   exit
   ;;
 run | log | interrupt | stop) ;;
 *) fail "COMMAND is '$command', not run, log, interrupt or stop;" \
-  "see launch/tpu_vm.sh --help" ;;
+  "see $me --help" ;;
 esac
 
-[[ -n $name ]] || fail "--name=NAME is missing; see launch/tpu_vm.sh --help"
-[[ -n $zone ]] || fail "--zone=ZONE is missing; see launch/tpu_vm.sh --help"
-chips=${type##*-}
-case $type in
-v2-* | v3-* | v4-*) image=tpu-ubuntu2204-base ;;
-v5litepod-*) image=v2-alpha-tpuv5-lite ;;
-v5p-*) image=v2-alpha-tpuv5 ;;
-v6e-*) image=v2-alpha-tpuv6e ;;
-*) fail "--type is '$type'; expected v2-8, v3-8, v4-8, v5p-8, v5litepod-N or" \
-  "v6e-N" ;;
-esac
-[[ $chips =~ ^[1-8]$ ]] || fail "--type=$type is a slice of several VMs;" \
-  "expected at most 8, see the end of launch/tpu_vm.sh --help"
-version=${version:-$image}
+check_flags
+[[ ${type##*-} =~ ^[1-8]$ ]] || fail "--type=$type is a slice of several VMs;" \
+  "expected at most 8, or launch/tpu_pod.sh"
 
 case $command in
 run) run "$@" ;;
