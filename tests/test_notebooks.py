@@ -1,41 +1,198 @@
 """The notebooks run from a folder that is not a checkout, as on Colab."""
+import importlib.metadata
+import importlib.util
+import io
 import os
 import pathlib
 import re
+import subprocess
+import sys
+import types
 
 import nbclient
 import nbformat
+from PIL import Image
 import pytest
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _NOTEBOOKS = sorted((_ROOT / 'launch' / 'colab').glob('*.ipynb'))
 _IDS = [path.stem for path in _NOTEBOOKS]
+_each = pytest.mark.parametrize('path', _NOTEBOOKS, ids=_IDS)
 
 
-@pytest.mark.parametrize('path', _NOTEBOOKS, ids=_IDS)
+def _cells(path):
+  """{id: source}"""
+  return {cell.id: cell.source
+          for cell in nbformat.read(path, as_version=4).cells}
+
+
+def _run(name, folder, monkeypatch):
+  """(what a notebook prints, how many pictures it shows), executed cell by
+  cell, offline and in short, in a folder of its own."""
+  monkeypatch.setenv('MIXER_OFFLINE', '1')
+  monkeypatch.setenv('MIXER_NOTEBOOK_STEPS', '20')
+  # On Colab it is `pip install -e` that makes the package importable.
+  monkeypatch.setenv('PYTHONPATH', str(_ROOT))
+  # What the tests ask of their own JAX is not the notebook's.
+  for variable in ('XLA_FLAGS', 'JAX_NUMPY_RANK_PROMOTION'):
+    monkeypatch.delenv(variable, raising=False)
+  notebook = nbformat.read(
+      _ROOT / 'launch' / 'colab' / f'{name}.ipynb', as_version=4)
+  client = nbclient.NotebookClient(
+      notebook, timeout=300, resources={'metadata': {'path': str(folder)}})
+  client.execute()
+  outputs = [out for cell in notebook.cells for out in cell.get('outputs', ())]
+  printed = ''.join(out.text for out in outputs if out.output_type == 'stream')
+  shown = ''.join(out.data.get('text/html', '') for out in outputs
+                  if out.output_type == 'display_data')
+  assert os.listdir(folder) == ['runs']
+  assert 'Training will run on CPU: 1 x cpu\n' in printed
+  return printed, shown.count('<img src="data:image/png;base64,')
+
+
+@_each
 def test_no_outputs_are_kept(path):
   for cell in nbformat.read(path, as_version=4).cells:
     if cell.cell_type == 'code':
       assert not cell.outputs and cell.execution_count is None, cell.id
 
 
-@pytest.mark.parametrize('path', _NOTEBOOKS, ids=_IDS)
-def test_runs(path, tmp_path, monkeypatch):
-  monkeypatch.setenv('MIXER_NOTEBOOK_STEPS', '20')
-  # On Colab it is `pip install -e` that makes the package importable.
-  monkeypatch.setenv('PYTHONPATH', str(_ROOT))
-  # What the tests ask of their own JAX is not the notebook's.
-  for name in ('XLA_FLAGS', 'JAX_NUMPY_RANK_PROMOTION'):
-    monkeypatch.delenv(name, raising=False)
-  notebook = nbformat.read(path, as_version=4)
-  client = nbclient.NotebookClient(
-      notebook, timeout=300, resources={'metadata': {'path': str(tmp_path)}})
-  client.execute()
-  printed = ''.join(
-      out.get('text', '') for cell in notebook.cells
-      for out in cell.get('outputs', []) if out.output_type == 'stream')
+@_each
+def test_lines_fit(path):
+  for name, source in _cells(path).items():
+    for line in source.splitlines():
+      assert len(line) <= 80 and line == line.rstrip(), (name, line)
+
+
+def test_they_begin_alike():
+  digits, finetune = map(_cells, _NOTEBOOKS)
+  for name in ('install-text', 'devices-text', 'devices'):
+    assert digits[name] == finetune[name]
+  # Fine-tuning only has more to install.
+  ours = [line for line in digits['install'].splitlines()
+          if "install('mlp-mixer')" not in line]
+  assert ours == [line for line in finetune['install'].splitlines()
+                  if line in ours]
+
+
+def _install(path, folder, monkeypatch, *, absent, fails=''):
+  """The commands that the first cell runs where modules are absent."""
+  commands = []
+
+  def run(command, **_):
+    commands.append(command)
+    return subprocess.CompletedProcess(
+        command, int(bool(fails) and command[-1].endswith(fails)))
+
+  find = importlib.util.find_spec
+  monkeypatch.chdir(folder)
+  monkeypatch.setattr(sys, 'path', list(sys.path))
+  monkeypatch.setattr(subprocess, 'run', run)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: (
+      None if name in absent else find(name, *rest)))
+  exec(_cells(path)['install'], {})
+  return commands
+
+
+@_each
+def test_install_leaves_what_is_there(path, tmp_path, monkeypatch):
+  """pip is bound to the versions of Colab; the code is the clone's."""
+  monkeypatch.setenv('MIXER_REPOSITORY', 'https://host/it.git')
+  clone, *pips = _install(path, tmp_path, monkeypatch, absent=('mixer',))
+  assert clone[:2] == ['git', 'clone']
+  assert clone[-2:] == ['https://host/it.git', 'mlp-mixer']
+  assert [pip[-1] for pip in pips] == ['mlp-mixer', 'mlp-mixer[export]'][
+      :1 + (path.stem == 'finetune')]
+  for pip in pips:
+    assert pip[:4] == [sys.executable, '-m', 'pip', 'install']
+    assert pip[pip.index('-c') + 1] == 'kept.txt'
+  kept = (tmp_path / 'kept.txt').read_text().split()
+  for name in ('jax', 'jaxlib', 'numpy', 'protobuf'):
+    assert f'{name}=={importlib.metadata.version(name)}' in kept
+
+
+@_each
+def test_install_in_a_checkout_does_nothing(path, tmp_path, monkeypatch):
+  assert _install(path, tmp_path, monkeypatch, absent=()) == []
+
+
+@_each
+def test_install_needs_an_address(path, tmp_path, monkeypatch):
+  monkeypatch.delenv('MIXER_REPOSITORY', raising=False)
+  with pytest.raises(AssertionError, match='REPOSITORY'):
+    _install(path, tmp_path, monkeypatch, absent=('mixer',))
+
+
+@_each
+def test_a_failed_install_is_said(path, tmp_path, monkeypatch):
+  (tmp_path / 'mlp-mixer').mkdir()
+  with pytest.raises(AssertionError, match='pip failed'):
+    _install(path, tmp_path, monkeypatch, absent=('mixer',), fails='mlp-mixer')
+
+
+def test_tensorflow_and_onnx_only_where_they_fit(tmp_path, monkeypatch, capsys):
+  """A TensorFlow that is there is not installed over, one that is not comes
+  with the package; without ONNX the rest is installed all the same."""
+  path = _ROOT / 'launch' / 'colab' / 'finetune.ipynb'
+  (tmp_path / 'mlp-mixer').mkdir()
+  commands = _install(path, tmp_path, monkeypatch, fails='[export]',
+                      absent=('mixer', 'tensorflow'))
+  assert [c[-1] for c in commands] == ['mlp-mixer[data]', 'mlp-mixer[export]']
+  assert 'Without ONNX' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('how', ('upload', 'folder'))
+def test_own_photos(how, tmp_path, monkeypatch):
+  """Those uploaded and those in a folder, where other files are left out and
+  equal names do not meet; every fourth of a class is held out."""
+  photo = io.BytesIO()
+  Image.new('RGB', (4, 4)).save(photo, 'PNG')
+  cells = _cells(_ROOT / 'launch' / 'colab' / 'finetune.ipynb')
+  monkeypatch.chdir(tmp_path)
+  if how == 'upload':
+    files = types.ModuleType('google.colab')
+    files.files = types.SimpleNamespace(upload=lambda: {
+        f'{i}.png': photo.getvalue() for i in range(6)})
+    monkeypatch.setitem(sys.modules, 'google.colab', files)
+    photos = 'upload'
+  else:
+    for name in ('cat', 'dog'):
+      for i in range(6):
+        path = tmp_path / 'mine' / name / f'day{i}' / 'a.png'
+        path.parent.mkdir(parents=True)
+        path.write_bytes(photo.getvalue())
+      (tmp_path / 'mine' / name / '.DS_Store').write_text('')
+    photos = 'mine'
+  scope = dict(pathlib=pathlib, RUN=tmp_path / 'run', PHOTOS=photos,
+               CLASSES='cat,  dog')
+  exec(cells['photos'], scope)
+  for name in ('cat', 'dog'):
+    for split, count in (('train', 4), ('validation', 2)):
+      folder = tmp_path / 'run' / 'photos' / split / name
+      assert [p.suffix for p in folder.iterdir()] == ['.png'] * count
+
+
+def test_digits(tmp_path, monkeypatch):
+  printed, _ = _run('digits', tmp_path, monkeypatch)
   assert re.search(r'accuracy on held-out digits: \d+\.\d+%', printed), printed
   right = int(re.search(r'(\d+) of 360 right', printed)[1])
   counted = float(re.search(r'digits: (.*)%', printed)[1])
   assert abs(right - counted * 3.6) < 1.5   # training rounds the grey levels
-  assert os.listdir(tmp_path) == ['runs']
+
+
+# Five processes that each load JAX and compile take 50 seconds of CPU time.
+@pytest.mark.slow
+def test_finetune(tmp_path, monkeypatch):
+  printed, pictures = _run('finetune', tmp_path, monkeypatch)
+  for name in ('flower', 'leaves', 'temple'):
+    assert f'{name}: 18 photos to train on\n' in printed
+  assert 'digits/checkpoints/20: ' in printed   # what it starts from
+  right = int(re.search(r'(\d+) of 21 right', printed)[1])
+  counted = float(re.search(r'on held-out photos: (.*)%', printed)[1])
+  assert abs(right - counted * .21) < .01   # both see the same pixels
+  assert right > 12
+  assert pictures == 3 * 8 + 21
+  pairs = re.findall(r'(\d+\.\d+)% in JAX, +(\d+\.\d+)% by ONNX', printed)
+  assert len(pairs) == 3
+  for ours, theirs in pairs:
+    assert abs(float(ours) - float(theirs)) < .05
