@@ -47,7 +47,7 @@ def base():
           hidden_dim=optional(int), num_blocks=optional(int),
           tokens_mlp_dim=optional(int), channels_mlp_dim=optional(int),
           dropout_rate=0.0, stochastic_depth=0.0, head_bias=0.0,
-          approximate_gelu=True),
+          approximate_gelu=True, remat=optional(str), scan=False),
       data=dict(name='', split='train', dir=optional(str),
                 access=optional(str), window=1024, crop='inception',
                 min_area=0.05, interpolation=optional(str), max_pixels=2**27,
@@ -62,7 +62,7 @@ def base():
                      momentum_dtype=optional(str), b1=0.9, b2=0.999,
                      weight_decay=0.0, decay_pattern='.*/kernel',
                      frozen=optional(str), rates=optional(str)),
-      sharding=dict(strategy='replicate'),
+      sharding=dict(strategy='replicate', fsdp=optional(int), model=1),
       checkpoint=dict(every=1000, keep=2, best=optional(str)),
       start=dict(weights=optional(str), best=False, dont_load=optional(str),
                  method=optional(str)),
@@ -71,7 +71,8 @@ def base():
       run=dict(seed=0, batch_size=4096, total_steps=optional(int),
                total_epochs=optional(float), image_size=224,
                image_width=optional(int), precision=optional(str), log_every=50,
-               eval_every=0, micro_batches=1)))
+               eval_every=0, micro_batches=1,
+               heartbeat_timeout_seconds=30)))
 
 
 def evaluation(split, **settings):

@@ -22,6 +22,8 @@ from rich import console as consoles
 from rich import table as tables
 
 from mixer.core import checks
+from mixer.core import command
+from mixer.core import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Takes model, batch and image size from a config.')
@@ -56,14 +58,15 @@ def main(argv):
     if given:
       raise checks.UserError(f'--{given[0]}: the config has it; set it there, '
                              'as in --config.run.batch_size=16')
+  command.join()
   from mixer.analysis import peers
   from mixer.analysis import throughput
   from mixer.training import sharding
   model, batch_size, image_size = _subject()
   plan = sharding.plan()
-  if batch_size % plan.mesh.size:
+  if batch_size % plan.parts:
     raise checks.UserError(f'--batch_size: {batch_size} images do not divide '
-                           f'over {plan.mesh.size} devices')
+                           f'over {plan.parts} devices')
   images, labels = throughput.images_and_labels(
       batch_size, image_size, model.in_channels, model.num_classes)
   ours = (throughput.training(model, images=images, labels=labels, plan=plan)
@@ -78,8 +81,9 @@ def main(argv):
                              seconds=_SECONDS.value)
   out = throughput.report(mode, model, candidates, peaks, dtype=dtype,
                           batch_size=batch_size, image_size=image_size)
-  _show(out)
-  print(json.dumps(out))
+  if processes.first():
+    _show(out)
+    print(json.dumps(out))
 
 
 def _input():
@@ -161,4 +165,4 @@ def _show(out):
 
 
 if __name__ == '__main__':
-  checks.run(main, positional=1)
+  command.run(main, positional=1, several=True)

@@ -20,6 +20,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixer.core import checks
+from mixer.core import command
+from mixer.core import processes
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The network; see above.')
 _BEST = flags.DEFINE_bool('best', False, 'Of a workdir, the best checkpoint '
@@ -55,6 +57,7 @@ def main(argv):
     if flag.value and (not os.path.isdir(folder) or os.path.isdir(flag.value)):
       raise checks.UserError(f'--{flag.name}: {flag.value!r}: expected a file '
                              'in a folder that is there')
+  command.join()
   from mixer import pretrained
   from mixer.analysis import scoring
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
@@ -63,6 +66,8 @@ def main(argv):
                          fewshot=_FEWSHOT.value)
   result, details = scoring.evaluate(network, config, batch_size=_BATCH.value,
                                      worst=_WORST.value)
+  if not processes.first():
+    return
   _show(result)
   if _JSON.value:
     with open(_JSON.value, 'w') as f:
@@ -110,4 +115,4 @@ def _show(result):
 
 
 if __name__ == '__main__':
-  checks.run(main)
+  command.run(main, several=True)

@@ -28,6 +28,7 @@ import re
 from absl import flags
 
 from mixer.core import checks
+from mixer.core import command
 
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'A workdir, one of its checkpoints, a file or address '
@@ -87,4 +88,4 @@ def _input_size():
 
 
 if __name__ == '__main__':
-  checks.run(main)
+  command.run(main)

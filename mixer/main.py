@@ -5,7 +5,9 @@
     --config.data.dir=/data/tfds --workdir=/data/runs/b16
 
 The same command goes on with a run that was stopped or killed. Exit codes: 0
-done, 1 failed, 2 bad usage or config, 42 told to stop and saved.
+done, 1 failed, 2 bad usage or config, 42 told to stop and saved, 134 another
+process of the run is gone. Several processes start themselves under Slurm, Open
+MPI, on TPU slices and in GKE's jobs; elsewhere each gets the last three flags.
 """
 import os
 import re
@@ -16,6 +18,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixer.core import checks
+from mixer.core import command
+from mixer.core import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file in configs/, and after a colon its argument; '
@@ -30,19 +34,24 @@ def main(argv):
   if _CONFIG.value is None:
     raise checks.UserError('--config is required, such as '
                            '--config=configs/digits.py')
-  checks.one_length(_CONFIG.value.run)
+  command.one_length(_CONFIG.value.run)
   from mixer.training import run  # after the flags: a typo is told at once
   workdir = _WORKDIR.value or os.path.join(
-      'runs', checks.config_name())
+      'runs', command.config_name())
+  settings = run.check(_CONFIG.value)
+  command.join(heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds)
+  run.keep_compiled(workdir)
   scores = run.train(_CONFIG.value, workdir)
-  _report(scores, workdir)
+  if processes.first():
+    _report(scores, workdir)
 
 
 def _report(scores, workdir):
   from mixer.training import loop
   python = os.path.relpath(sys.executable)
   python = 'python' if python.startswith('..') else python
-  same = shlex.join(a for a in sys.argv[1:] if not re.match('-+workdir', a))
+  same = shlex.join(a for a in sys.argv[1:] if not re.match(
+      '-+(workdir|coordinator|num_processes|process_id)', a))
   print(f"""
 done: {loop.summary(scores)}
 the run lies in {workdir}: metrics.jsonl, checkpoints/, model.json
@@ -56,4 +65,4 @@ next:
 
 
 if __name__ == '__main__':
-  checks.run(main)
+  command.run(main, several=True)

@@ -15,6 +15,7 @@ import sys
 from absl import flags
 
 from mixer.core import checks
+from mixer.core import command
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The network; see above.')
 _BEST = flags.DEFINE_bool('best', False, "Of a workdir, the best checkpoint "
@@ -124,4 +125,4 @@ def _csv(rows, network):
 
 
 if __name__ == '__main__':
-  checks.run(main, positional=None, log_to=sys.stderr)
+  command.run(main, positional=None, log_to=sys.stderr)

@@ -41,6 +41,7 @@ from rich import console as consoles
 from rich import table as tables
 
 from mixer.core import checks
+from mixer.core import command
 
 _SOURCE = flags.DEFINE_string(
     'source', None, 'build: folder:PATH, manifest:PATH or tars:DIR; dedup: the '
@@ -189,4 +190,4 @@ def _before_dashes():
 
 if __name__ == '__main__':
   options = _before_dashes()
-  checks.run(lambda argv: main(argv, options), positional=1)
+  command.run(lambda argv: main(argv, options), positional=1)

@@ -31,6 +31,7 @@ from ml_collections import config_flags
 from rich import console as consoles
 
 from mixer.core import checks
+from mixer.core import command
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file in configs/, and after a colon its argument; '
@@ -59,9 +60,9 @@ def main(argv):
   if _CONFIG.value is None:
     raise checks.UserError('--config is required, such as '
                            '--config=configs/finetune.py:b16,cifar10')
-  checks.one_length(_CONFIG.value.run)
+  command.one_length(_CONFIG.value.run)
   EXPERIMENTS[argv[1]](_CONFIG.value, _WORKDIR.value or os.path.join(
-      'runs', f'{argv[1]}-{checks.config_name()}'))
+      'runs', f'{argv[1]}-{command.config_name()}'))
 
 
 def _sweep(config, workdir):
@@ -114,4 +115,4 @@ EXPERIMENTS = {'sweep': _sweep, 'left_out': _left_out, 'sizes': _sizes}
 
 
 if __name__ == '__main__':
-  checks.run(main, positional=1)
+  command.run(main, positional=1)

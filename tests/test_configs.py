@@ -175,7 +175,7 @@ def test_sections_are_accepted_by_their_functions(name, argument, tmp_path):
   """Called, not only bound: no value is refused."""
   config = load(name, argument)
   settings = settings_of(config)
-  settings.check_devices(sharding.plan(**config.sharding).mesh.size)
+  settings.check_devices(sharding.plan(**config.sharding).parts)
   model = run.make_model(config, settings, source_of(config))
   total = settings.steps(1_281_167)
   run.make_step(config, settings, model, total)

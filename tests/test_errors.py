@@ -187,8 +187,8 @@ def test_a_key_that_nobody_reads_is_one_line(tmp_path):
 
 def test_ctrl_c_before_there_is_a_run(tmp_path):
   """While data is listed, say: one line, no traceback, 130."""
-  code = ('import os, signal, sys; from mixer.core import checks; '
-          'checks.run(lambda argv: os.kill(os.getpid(), signal.SIGINT) or '
+  code = ('import os, signal, sys; from mixer.core import command; '
+          'command.run(lambda argv: os.kill(os.getpid(), signal.SIGINT) or '
           'signal.pause())')
   out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True,
                        capture_output=True, timeout=SECONDS)

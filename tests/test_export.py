@@ -16,6 +16,7 @@ from mixer import export as command
 from mixer import models
 from mixer import pretrained
 from mixer.core import checks
+from mixer.core import command as commands
 from mixer.core import trees
 from mixer.data import views
 from mixer.pretrained import exported
@@ -100,7 +101,7 @@ def called(monkeypatch, capsys):
       name.unparse()
     monkeypatch.setattr(os, '_exit', sys.exit)
     with pytest.raises(SystemExit) as end:
-      checks.run(command.main)
+      commands.run(command.main)
     out = capsys.readouterr()
     return end.value.code or 0, out.out, out.err
   return call

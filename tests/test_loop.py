@@ -37,6 +37,7 @@ def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
         **settings):
   seen = seen or Recorder()
   guard = types.SimpleNamespace(requested=None)
+  guard.asked = lambda step: guard.requested
 
   def step_fn(state, batch, resident):
     if batch + 1 == stop_at:

@@ -104,10 +104,10 @@ def test_equals_the_papers_equations(approximate):
 
 def test_zeroed_mlps_make_a_block_the_identity():
   block, x = mixer_lib.MixerBlock(7, 20), images().reshape(3, 24, 12)
-  variables = block.init(jax.random.key(0), x, jnp.arange(3), train=False)
+  variables = block.init(jax.random.key(0), x, train=False)
   mlps = {k: jax.tree.map(jnp.zeros_like, v) if 'mixing' in k else v
           for k, v in variables['params'].items()}
-  y = block.apply({'params': mlps}, x, jnp.arange(3), train=False)
+  y = block.apply({'params': mlps}, x, train=False)
   np.testing.assert_array_equal(y, x)
 
 
@@ -116,7 +116,7 @@ def test_a_block_is_a_depthwise_then_a_1x1_convolution():
   convolution of full receptive field whose kernel all channels share."""
   block, x = mixer_lib.MixerBlock(7, 20), images().reshape(3, 24, 12)
   shapes = jax.eval_shape(
-      lambda k: block.init(k, x, jnp.arange(3), train=False), jax.random.key(0))
+      lambda k: block.init(k, x, train=False), jax.random.key(0))
   rng = np.random.default_rng(0)
   p = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.3,
                                          s.dtype), shapes)['params']
@@ -145,7 +145,7 @@ def test_a_block_is_a_depthwise_then_a_1x1_convolution():
       norm(x, p['LayerNorm_0']), tokens['Dense_0'])), tokens['Dense_1'])
   y = u + pointwise(jax.nn.gelu(pointwise(
       norm(u, p['LayerNorm_1']), channels['Dense_0'])), channels['Dense_1'])
-  got = block.apply({'params': p}, x, jnp.arange(3), train=False)
+  got = block.apply({'params': p}, x, train=False)
   np.testing.assert_allclose(got, y, rtol=1e-4, atol=1e-4)
 
 
@@ -245,7 +245,7 @@ def test_stochastic_depth_grows_linearly_and_does_not_rescale():
       rtol=1e-5, atol=1e-5)   # the first block always stays
   block = mixer_lib.MixerBlock(7, 20)
   params = {'params': variables['params']['MixerBlock_1']}
-  full = block.apply(params, plain['block_0'], jnp.arange(1), train=False)
+  full = block.apply(params, plain['block_0'], train=False)
   kept = np.isclose(out['block_1'], full, atol=1e-4).all((1, 2)).mean()
   gone = np.isclose(out['block_1'], plain['block_0'], atol=1e-4).all(
       (1, 2)).mean()

@@ -99,7 +99,7 @@ def evaluate(network, config, *, batch_size, worst=10):
     UserError: if the classes of a split are not the network's.
   """
   plan = sharding.plan()
-  batch_size = -(-batch_size // plan.mesh.size) * plan.mesh.size
+  batch_size = -(-batch_size // plan.parts) * plan.parts
   _, evals, fewshots = evaluations.open_splits(
       config, network.image_size, training=False)
   if not evals and not fewshots:

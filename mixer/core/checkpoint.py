@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from mixer.core import checks
 from mixer.core import files
 from mixer.core.log import log
+from mixer.core import processes
 from mixer.core import trees
 
 _ITEMS = ('params', 'rest', 'meta')
@@ -49,7 +50,9 @@ class Checkpoints:
       keepers.append(managers.BestN(
           get_metric_fn=_metric(best), n=1, reverse=False))
     root = epath.Path(files.absolute(self.directory))
-    _remove_partial(root)
+    if processes.first():
+      _remove_partial(root)
+    processes.meet('partial checkpoints are gone')
     self._manager = ocp.CheckpointManager(
         root, item_names=_ITEMS,
         options=ocp.CheckpointManagerOptions(
@@ -103,13 +106,18 @@ class Checkpoints:
     """
     steps = self.steps()
     for step in reversed(steps):
+      found = damaged = None
       try:
-        return self._restore(step, params, rest)
+        found = self._restore(step, params, rest)
       except Exception as e:
-        log.warning('checkpoint %s/%d cannot be used (%s); trying the one '
-                        'before it', self.directory, step,
-                        ' '.join(str(e).split())[:300])
         damaged = e
+      # A part of it may be damaged, which only some processes read.
+      if processes.all_agree(found is not None):
+        return found
+      damaged = damaged or 'another process cannot read it'
+      log.warning('checkpoint %s/%d cannot be used (%s); trying the one before '
+                  'it', self.directory, step,
+                  ' '.join(str(damaged).split())[:300])
     if steps:
       raise checks.RunError(
           f'none of the checkpoints {steps} in {self.directory!r} can be read; '
@@ -120,11 +128,12 @@ class Checkpoints:
     """Renames later ones, which could not be read, to 'STEP.damaged', so that
     those steps can be saved again and nothing is thrown away."""
     root = epath.Path(files.absolute(self.directory))
-    for later in self.steps():
+    for later in self.steps() if processes.first() else ():
       if later > step:
         taken = sum(p.name.startswith(f'{later}.damaged')
                     for p in root.iterdir())
         (root / str(later)).rename(root / f'{later}.damaged{taken or ""}')
+    processes.meet('damaged checkpoints are set aside')
     self._manager.reload()
 
   def close(self):
@@ -231,9 +240,8 @@ def _quiet():
 def _remove_partial(root):
   """Removes what a killed process left half written. Orbax would do it in a
   thread that nobody waits for."""
-  if jax.process_index() == 0:
-    for partial in ocp.utils.tmp_checkpoints(root):
-      partial.get().rmtree()
+  for partial in ocp.utils.tmp_checkpoints(root):
+    partial.get().rmtree()
 
 
 def _digest(params, rest):

@@ -28,14 +28,21 @@ def count(tree):
   return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
 
 
-@jax.jit
 def digest(tree):
   """A fingerprint of every leaf's bits, the same on any mesh: uint32 [leaves].
 
   Integer sums commute exactly, so the order in which devices add does not
   matter; each element is mixed with its position, so swaps are seen too.
   """
-  return jnp.stack([_leaf_digest(x) for x in jax.tree.leaves(tree)])
+  leaves = jax.tree.leaves(tree)
+  mesh = getattr(getattr(leaves[0], 'sharding', None), 'mesh', None)
+  everywhere = mesh and jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec())
+  return jax.jit(_digests, out_shardings=everywhere)(leaves)
+
+
+def _digests(leaves):
+  return jnp.stack([_leaf_digest(x) for x in leaves])
 
 
 def _leaf_digest(x):

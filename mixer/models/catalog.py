@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from mixer.core import checks
 from mixer.models.mixer import MlpMixer
 from mixer.models.mixer import pair
+from mixer.models.mixer import REMAT
 
 # Table 1 of https://arxiv.org/abs/2105.01601: layers, C, D_S, D_C.
 SCALES = {
@@ -39,8 +40,8 @@ def create(name, *, num_classes=1000, dtype=jnp.float32, **overrides):
     dtype: of the computation, float32 or bfloat16; parameters are float32.
     **overrides: any attribute of `MlpMixer`: patch_size, hidden_dim,
       num_blocks, tokens_mlp_dim, channels_mlp_dim, in_channels, dropout_rate,
-      stochastic_depth, approximate_gelu, head_bias. None keeps the scale's
-      value.
+      stochastic_depth, approximate_gelu, head_bias, remat, scan. None keeps
+      the scale's value.
 
   Returns:
     A flax module: `model.init(key, images)`, and
@@ -93,7 +94,10 @@ def _check(settings):
     if key in ('dropout_rate', 'stochastic_depth'):
       if not 0 <= value < 1:
         raise checks.UserError(f'model.{key}: expected 0 <= x < 1, got {value}')
-    elif key not in ('approximate_gelu', 'head_bias'):
+    elif key == 'remat':
+      if value not in REMAT:
+        raise checks.unknown('model.remat', value, REMAT)
+    elif key not in ('approximate_gelu', 'head_bias', 'scan'):
       sides = value if isinstance(value, (tuple, list)) else (value,)
       if not all(isinstance(v, int) and v > 0 for v in sides):
         raise checks.UserError(

@@ -2,6 +2,10 @@
 
 Axes: B batch, N any leading axes, I inputs, O outputs of a dense layer.
 """
+from typing import Any
+import zlib
+
+import flax
 import jax
 
 
@@ -21,12 +25,51 @@ def training_dot(x_NI, kernel_IO, dimension_numbers, precision=None,
   return out.reshape(*x_NI.shape[:-1], kernel_IO.shape[-1])
 
 
-def keep_mask(key, rows_B, rate, shape):
-  """Bernoulli(1 - rate) draws, one block of `shape` an example: [B, *shape].
+@flax.struct.dataclass
+class Draws:
+  """What training leaves out at random, of all blocks or of one.
+
+  Attributes:
+    dropout, depth: keys of dropout and of stochastic depth, or None for none;
+      of all blocks [num_blocks].
+    kept: float32, the probability of keeping a branch; likewise.
+    rows_B: int32 [B], the rows of the global batch.
+  """
+  dropout: Any
+  depth: Any
+  kept: Any
+  rows_B: Any
+
+  def of_block(self, i):
+    """Of all blocks, those of one."""
+    at = lambda x: None if x is None else x[i]
+    return Draws(dropout=at(self.dropout), depth=at(self.depth),
+                 kept=self.kept[i], rows_B=self.rows_B)
+
+  def keep(self, name, rate, shape):
+    """Which units stay, bool [B, *shape]; `name` tells places of a block
+    apart."""
+    return keep_mask(_named(self.dropout, name), self.rows_B, 1 - rate, shape)
+
+  def drop_path(self, name, branch_BSC):
+    """A branch without the examples that leave it out."""
+    if self.depth is None:
+      return branch_BSC
+    keep_B11 = keep_mask(_named(self.depth, name), self.rows_B, self.kept,
+                         (1, 1))
+    return branch_BSC * keep_B11.astype(branch_BSC.dtype)
+
+
+def keep_mask(key, rows_B, kept, shape):
+  """Bernoulli(kept) draws, one block of `shape` an example: [B, *shape].
 
   Example b draws from fold_in(key, rows_B[b]) alone, so its mask does not
   depend on how the global batch is cut into micro-batches or over devices.
   """
   def one(row):
-    return jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, shape)
+    return jax.random.bernoulli(jax.random.fold_in(key, row), kept, shape)
   return jax.vmap(one)(rows_B)
+
+
+def _named(key, name):
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))

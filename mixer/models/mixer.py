@@ -8,10 +8,18 @@ its published one from the order of construction, so that order is fixed.
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mixer.core.checks import UserError
 from mixer.models import layers
+
+
+# What is kept of a block for its backward pass.
+_REMAT = dict(block=jax.checkpoint_policies.nothing_saveable,
+              dots=jax.checkpoint_policies.dots_saveable)
+REMAT = tuple(_REMAT)
 
 
 class MlpBlock(nn.Module):
@@ -30,21 +38,20 @@ class MlpBlock(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, rows_B, *, train):
-    """x [B, T, F] -> [B, T, F]; rows_B as in `MlpMixer`."""
+  def __call__(self, x, draws, *, train):
+    """x [B, T, F] -> [B, T, F]; draws as in `MixerBlock`."""
     dot = layers.training_dot if train else None
     dense = lambda width: nn.Dense(width, dtype=self.dtype, dot_general=dot)
     h = dense(self.mlp_dim)(x)
     h = nn.gelu(h, approximate=self.approximate_gelu)
-    h = self._dropout(h, rows_B, train)
+    h = self._dropout(h, draws, 'hidden')
     y = dense(x.shape[-1])(h)
-    return self._dropout(y, rows_B, train)
+    return self._dropout(y, draws, 'output')
 
-  def _dropout(self, x, rows_B, train):
-    if not train or not self.dropout_rate:
+  def _dropout(self, x, draws, where):
+    if draws is None or not self.dropout_rate:
       return x
-    keep = layers.keep_mask(self.make_rng('dropout'), rows_B,
-                            self.dropout_rate, x.shape[1:])
+    keep = draws.keep(f'{self.name}/{where}', self.dropout_rate, x.shape[1:])
     return jnp.where(keep, x / (1 - self.dropout_rate), jnp.zeros_like(x))
 
 
@@ -57,35 +64,36 @@ class MixerBlock(nn.Module):
   Attributes:
     tokens_mlp_dim: D_S.
     channels_mlp_dim: D_C.
-    drop_path_rate: probability, for each example and branch, of leaving the
-      branch out in training. The kept branch is not rescaled, as in the
-      official training code (timm and scenic divide it by 1 - rate).
   """
   tokens_mlp_dim: int
   channels_mlp_dim: int
   dropout_rate: float = 0.0
-  drop_path_rate: float = 0.0
   approximate_gelu: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BSC, rows_B, *, train):
+  def __call__(self, x_BSC, draws=None, *, train):
+    """x [B, S, C] -> [B, S, C].
+
+    Args:
+      x_BSC: tokens.
+      draws: `layers.Draws` of this block in training, whose `drop_path_rate` is
+        the probability, for each example and branch, of leaving the branch out.
+        The kept branch is not rescaled, as in the official training code (timm
+        and scenic divide it by 1 - rate). None for no dropout of either kind.
+      train: which form the matrix products take, see `layers.training_dot`.
+    """
     mlp = lambda width, name: MlpBlock(
         width, self.dropout_rate, self.approximate_gelu, self.dtype, name=name)
+    drop = lambda branch_BSC, name: branch_BSC if draws is None else (
+        draws.drop_path(name, branch_BSC))
     y_BCS = jnp.swapaxes(nn.LayerNorm(dtype=self.dtype)(x_BSC), 1, 2)
-    y_BCS = mlp(self.tokens_mlp_dim, 'token_mixing')(y_BCS, rows_B, train=train)
-    u_BSC = x_BSC + self._drop_path(jnp.swapaxes(y_BCS, 1, 2), rows_B, train)
+    y_BCS = mlp(self.tokens_mlp_dim, 'token_mixing')(y_BCS, draws, train=train)
+    u_BSC = x_BSC + drop(jnp.swapaxes(y_BCS, 1, 2), 'token_mixing')
     y_BSC = nn.LayerNorm(dtype=self.dtype)(u_BSC)
     y_BSC = mlp(self.channels_mlp_dim, 'channel_mixing')(
-        y_BSC, rows_B, train=train)
-    return u_BSC + self._drop_path(y_BSC, rows_B, train)
-
-  def _drop_path(self, branch_BSC, rows_B, train):
-    if not train or not self.drop_path_rate:
-      return branch_BSC
-    keep_B11 = layers.keep_mask(self.make_rng('stochastic_depth'), rows_B,
-                                self.drop_path_rate, (1, 1))
-    return branch_BSC * keep_B11.astype(branch_BSC.dtype)
+        y_BSC, draws, train=train)
+    return u_BSC + drop(y_BSC, 'channel_mixing')
 
 
 class MlpMixer(nn.Module):
@@ -109,6 +117,12 @@ class MlpMixer(nn.Module):
       i / (n - 1) of it.
     approximate_gelu: tanh form (the released weights') or exact erf.
     dtype: of the computation; parameters are float32.
+    remat: what training computes again in the backward pass instead of keeping
+      it: None for nothing; 'block' for all inside a block, of which only the
+      input is kept; 'dots' for all but the matrix products.
+    scan: whether training runs the blocks as one loop over their parameters,
+      stacked for the step: less to compile, and to hold with `remat`. Names and
+      results are the same; `out` then lacks the blocks' outputs in training.
   """
   patch_size: Any
   hidden_dim: int
@@ -122,6 +136,8 @@ class MlpMixer(nn.Module):
   stochastic_depth: float = 0.0
   approximate_gelu: bool = True
   dtype: Any = jnp.float32
+  remat: str | None = None
+  scan: bool = False
 
   @nn.compact
   def __call__(self, images, *, train=False, rows=None):
@@ -150,11 +166,13 @@ class MlpMixer(nn.Module):
         self.hidden_dim, patch, strides=patch, padding='VALID',
         dtype=self.dtype, name='stem')(images)
     x_BSC = out['input_tokens'] = x.reshape(x.shape[0], -1, self.hidden_dim)
-    for i in range(self.num_blocks):
-      rate = i / max(self.num_blocks - 1, 1) * self.stochastic_depth
-      x_BSC = out[f'block_{i}'] = MixerBlock(
-          self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout_rate, rate,
-          self.approximate_gelu, self.dtype)(x_BSC, rows_B, train=train)
+    draws = self._draws(rows_B) if train else None
+    if train and (self.remat or self.scan) and not self.is_initializing():
+      x_BSC = self._cheaper_blocks(x_BSC, draws, out)
+    else:
+      for i in range(self.num_blocks):
+        x_BSC = out[f'block_{i}'] = self._block(name=f'MixerBlock_{i}')(
+            x_BSC, draws and draws.of_block(i), train=train)
     x_BSC = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x_BSC)
     x_BC = out['pre_logits'] = jnp.mean(x_BSC, axis=1, dtype=jnp.float32)
     if not self.num_classes:
@@ -163,6 +181,45 @@ class MlpMixer(nn.Module):
         self.num_classes, kernel_init=nn.initializers.zeros,
         bias_init=nn.initializers.constant(self.head_bias), name='head')(x_BC)
     return logits, out
+
+  def _block(self, **where):
+    return MixerBlock(self.tokens_mlp_dim, self.channels_mlp_dim,
+                      self.dropout_rate, self.approximate_gelu, self.dtype,
+                      **where)
+
+  def _draws(self, rows_B):
+    """`layers.Draws` of all blocks."""
+    n = self.num_blocks
+    keys = lambda name, rate: jax.vmap(jax.random.fold_in, (None, 0))(
+        self.make_rng(name), jnp.arange(n)) if rate else None
+    keep = [1 - i / max(n - 1, 1) * self.stochastic_depth for i in range(n)]
+    return layers.Draws(
+        dropout=keys('dropout', self.dropout_rate), rows_B=rows_B,
+        depth=keys('stochastic_depth', self.stochastic_depth),
+        kept=np.array(keep, np.float32))
+
+  def _cheaper_blocks(self, x_BSC, draws, out):
+    """All blocks, with `remat` and `scan`: functions of their parameters."""
+    block = self._block(parent=None)
+    run = lambda x_BSC, params, draws: block.apply(
+        {'params': params}, x_BSC, draws, train=True)
+    if self.remat:   # a loop keeps its steps apart by itself
+      run = jax.checkpoint(run, policy=_REMAT[self.remat],
+                           prevent_cse=not self.scan)
+    blocks = [self.variables['params'][f'MixerBlock_{i}']
+              for i in range(self.num_blocks)]
+    if not self.scan:
+      for i, params in enumerate(blocks):
+        x_BSC = out[f'block_{i}'] = run(x_BSC, params, draws.of_block(i))
+      return x_BSC
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+
+    def body(x_BSC, of_block):
+      params, drawn = of_block
+      return run(x_BSC, params, drawn.replace(rows_B=draws.rows_B)), None
+
+    return jax.lax.scan(
+        body, x_BSC, (stacked, draws.replace(rows_B=None)))[0]
 
   def _check(self, images, patch):
     if images.ndim != 4:

@@ -81,7 +81,8 @@ def train(state, job):
     if step == first + 1:
       jax.block_until_ready(metrics)
       clock.restart(step)   # leaves the compilation out of the rate
-    stopping = bool(job.guard.requested) and step < job.total_steps
+    asked = job.guard.asked(step)
+    stopping = bool(asked) and step < job.total_steps
     # Whoever asks a run to stop does not wait for an evaluation.
     evaluating = due(step, job.eval_every, job.total_steps) and not stopping
     saving = due(step, job.save_every, job.total_steps)
@@ -101,7 +102,7 @@ def train(state, job):
       clock.restart(step)
       if stopping:
         raise checks.Stopped(
-            f'{job.guard.requested} at step {step:,}, which is saved; the same '
+            f'{asked} at step {step:,}, which is saved; the same '
             'command goes on from there')
   return state, scores
 

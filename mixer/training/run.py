@@ -4,9 +4,11 @@ import functools
 import inspect
 import json
 import os
+import re
 
 from clu import parameter_overview
 import jax
+import numpy as np
 
 from mixer import models
 from mixer.core import checkpoint
@@ -14,10 +16,12 @@ from mixer.core import checks
 from mixer.core import files
 from mixer.core.log import log
 from mixer.core import peak
+from mixer.core import processes
 from mixer.core import trees
 from mixer.data import augment as augmentation
 from mixer.data import decode
 from mixer.data import pipeline
+from mixer.models import catalog
 from mixer.models import cost
 from mixer.pretrained import initial
 from mixer.pretrained import network
@@ -51,12 +55,12 @@ def train(config, workdir):
   Returns:
     The metrics of the final evaluation.
   """
-  _check_sections(config)
-  settings = Settings(**config.run)
+  settings = check(config)
   plan = sharding.plan(**config.sharding)
-  settings.check_devices(plan.mesh.size)
+  settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdirs.claimed(workdir))
+    processes.meet('the workdir is there')
     data, evals, fewshots = evaluations.open_splits(
         config, settings.image_size, workdirs.BadImages(workdir))
     data.check(settings.batch_size, plan.slots(settings.batch_size))
@@ -71,6 +75,25 @@ def train(config, workdir):
         raise checks.UserError(f'evals.{name}: {wrong}')
     return _train(config, settings, plan, data, evals, fewshots, model, workdir,
                   stack)
+
+
+def check(config):
+  """The `Settings` of a config, whose sections and keys are all there are; no
+  device is touched.
+
+  Raises:
+    UserError: naming the section or the key.
+  """
+  _check_sections(config)
+  return Settings(**config.run)
+
+
+def keep_compiled(workdir):
+  """Has JAX keep what it compiles in the workdir, so that the same command
+  started again need not; JAX_COMPILATION_CACHE_DIR is another place."""
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir',
+                      os.path.join(files.absolute(workdir), 'compiled'))
 
 
 def make_model(config, settings, source):
@@ -261,24 +284,30 @@ def _introduce(config, settings, plan, data, evals, model, shapes, total,
   """Says what is about to run; the whole list of parameters goes to a file."""
   say = log.info
   device = plan.mesh.devices.flat[0]
-  changed = [f'{k}={v}' for k, v in config.model.items()
-             if k != 'name' and v not in (None, 0.0)]
-  say('model    %s%s', config.model.name,
-      f' with {", ".join(changed)}' if changed else '')
-  say('         %s parameters, %.3g GFLOPs an image',
-      f'{trees.count(shapes.params):,}',
+  say('model    %s', catalog.title(catalog.describe(model, config.model.name)))
+  count, frozen = trees.count(shapes.params), config.optimizer.frozen
+  still = frozen and sum(
+      int(np.prod(x.shape)) for name, x in trees.flatten(shapes.params).items()
+      if re.fullmatch(frozen, name))
+  say('         %s parameters%s, %.3g GFLOPs an image', f'{count:,}',
+      f', {count - still:,} of them trained' if still else '',
       cost.forward_flops(model, settings.image_size) / 1e9)
   say('data     %s %s: %s images, %d classes', data.source.name,
       data.split.spec, f'{len(data):,}', data.source.num_classes)
   for name, held_out in evals.items():
     say('         evaluated as %s: %s images of %s', name,
         f'{len(held_out):,}', held_out.split.spec)
-  say('devices  %d x %s, %s, state: %s', plan.mesh.size, device.device_kind,
-      settings.dtype, plan.strategy)
+  mesh = ' x '.join(f'{axis} {n}' for axis, n in plan.mesh.shape.items()
+                    if n > 1)
+  say('devices  %d x %s, %s, state: %s%s', plan.mesh.size, device.device_kind,
+      settings.dtype, plan.strategy, f' ({mesh})' if mesh else '')
   say('run      %s steps of %d images, %.1f epochs', f'{total:,}',
       settings.batch_size, total * settings.batch_size / len(data))
   say('workdir  %s', workdir)
-  if jax.process_index() == 0:
+  if processes.several():
+    for number, host, devices in processes.table():
+      say('process  %d on %s: %s', number, host, devices)
+  if processes.first():
     files.write(
         os.path.join(workdir, 'parameters.txt'),
         parameter_overview.get_parameter_overview(

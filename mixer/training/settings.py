@@ -21,6 +21,8 @@ class Settings:
     log_every, eval_every: in steps; eval_every 0 is only at the end.
     micro_batches: parts a batch is cut into to save memory; their gradients
       are averaged before the update.
+    heartbeat_timeout_seconds: of several processes, how long one may be silent
+      until it counts as dead and the others end.
   """
   batch_size: int
   total_steps: int | None = None
@@ -32,9 +34,11 @@ class Settings:
   log_every: int = 50
   eval_every: int = 0
   micro_batches: int = 1
+  heartbeat_timeout_seconds: int = 30
 
   def __post_init__(self):
-    for key in ('batch_size', 'log_every', 'micro_batches'):
+    for key in ('batch_size', 'log_every', 'micro_batches',
+                'heartbeat_timeout_seconds'):
       if getattr(self, key) < 1:
         raise checks.UserError(f'run.{key}: expected at least 1, got '
                                f'{getattr(self, key)}')
@@ -69,14 +73,15 @@ class Settings:
       return self.total_steps
     return max(1, int(self.total_epochs * examples / self.batch_size))
 
-  def check_devices(self, devices):
-    """Raises if the devices or the micro-batches do not divide the batch."""
-    share = self.batch_size / devices
+  def check_devices(self, parts):
+    """Raises if the parts that devices take, or the micro-batches, do not
+    divide the batch."""
+    share = self.batch_size / parts
     if share != int(share):
       raise checks.UserError(
           f'run.batch_size: {self.batch_size} images do not divide over '
-          f'{devices} devices; the nearest that does is '
-          f'{max(1, round(share)) * devices}')
+          f'{parts} devices; the nearest that does is '
+          f'{max(1, round(share)) * parts}')
     if int(share) % self.micro_batches:
       raise checks.UserError(
           f'run.micro_batches: {int(share)} images a device do not divide '

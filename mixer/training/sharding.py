@@ -1,5 +1,11 @@
-"""Where arrays lie: a named mesh, and rules from parameter names to axes."""
+"""Where arrays lie: a named mesh, and rules from parameter names to its axes.
+
+The mesh has three axes: the batch is cut along 'data' and 'fsdp'; 'fsdp' also
+cuts the state; 'model' cuts the hidden units of both MLPs. An axis of one
+device costs nothing, so every strategy is the same code.
+"""
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -10,8 +16,23 @@ import numpy as np
 
 from mixer.core import checks
 
+AXES = ('data', 'fsdp', 'model')
 STRATEGIES = ('replicate', 'fsdp')
-_SMALL = 2**12  # elements; sharding less than this costs more than it saves
+_SMALL = 2**12  # elements; to cut less than this costs more than it saves
+
+# (pattern for the end of a name, mesh axes for each array axis); the first that
+# matches holds, for a parameter as for what the optimizer keeps of it. An axis
+# that its devices do not divide stays whole.
+RULES = (
+    ('stem/kernel', (None, None, None, 'fsdp')),
+    ('token_mixing/Dense_0/kernel', (None, ('model', 'fsdp'))),
+    ('token_mixing/Dense_1/kernel', (('model', 'fsdp'), None)),
+    ('channel_mixing/Dense_0/kernel', ('fsdp', 'model')),
+    ('channel_mixing/Dense_1/kernel', ('model', 'fsdp')),
+    ('head/kernel', ('fsdp', None)),
+    ('(token|channel)_mixing/Dense_0/bias', (('model', 'fsdp'),)),
+    ('.*', ('fsdp',)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +40,7 @@ class Plan:
   """The mesh of a run, and how state and batches lie on it."""
   mesh: Any
   strategy: str
+  rules: tuple = RULES
 
   @property
   def replicated(self):
@@ -26,22 +48,38 @@ class Plan:
 
   @property
   def batch(self):
-    """Along the first axis, over all devices."""
-    return NamedSharding(self.mesh, PartitionSpec('data'))
+    """Along the first axis, over all devices but those of 'model'."""
+    return NamedSharding(self.mesh, PartitionSpec(('data', 'fsdp')))
+
+  @property
+  def parts(self):
+    """Into how many a batch is cut."""
+    return self.mesh.shape['data'] * self.mesh.shape['fsdp']
 
   def state(self, shapes):
-    """A tree of shardings for a tree of shapes."""
-    return jax.tree.map(self._leaf, shapes)
+    """A tree of shardings for a tree of shapes whose leaves are named by the
+    dicts that they lie in."""
+    return jax.tree_util.tree_map_with_path(self._leaf, shapes)
 
-  def _leaf(self, x):
-    if self.strategy == 'replicate' or np.prod(x.shape) < _SMALL:
+  def _leaf(self, path, x):
+    if np.prod(x.shape) < _SMALL:
       return self.replicated
-    n = self.mesh.size
-    fits = [i for i, side in enumerate(x.shape) if side % n == 0]
-    if not fits:
-      return self.replicated
-    axis = max(fits, key=lambda i: x.shape[i])
-    return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, 'data'))
+    name = '/'.join(str(p.key) for p in path
+                    if isinstance(p, jax.tree_util.DictKey))
+    axes = next(axes for pattern, axes in self.rules
+                if re.fullmatch(f'(.*/)?{pattern}', name))
+    return NamedSharding(self.mesh, PartitionSpec(
+        *(self._fitting(side, axis) for side, axis in zip(x.shape, axes))))
+
+  def _fitting(self, side, axes):
+    """Of the mesh axes those that divide a side, in turn."""
+    kept = []
+    for axis in (axes,) if isinstance(axes, str) else axes or ():
+      size = self.mesh.shape[axis]
+      if size > 1 and side % size == 0:
+        kept.append(axis)
+        side //= size
+    return tuple(kept) or None
 
   def slots(self, batch_size):
     """The rows of the global batch that this process makes."""
@@ -54,16 +92,37 @@ class Plan:
         lambda x: jax.make_array_from_process_local_data(self.batch, x), batch)
 
 
-def plan(*, strategy='replicate', devices=None):
+def plan(*, strategy='replicate', fsdp=None, model=1, devices=None):
   """The layout; a config's `sharding` section.
 
   Args:
     strategy: 'replicate', every device holds the whole state; 'fsdp', each
-      holds 1/N of every large parameter and of its optimizer state, along the
-      longest axis that N divides.
+      holds a part of every large parameter and of its optimizer state.
+    fsdp: into how many parts 'fsdp' cuts; by default one for each device. With
+      fewer, such as the devices of one host, groups of so many hold copies.
+    model: devices over which the hidden units of each MLP are cut, which all
+      see the same images; for networks that fit no device otherwise.
     devices: all by default.
+
+  Raises:
+    UserError: if the devices cannot be arranged so.
   """
   if strategy not in STRATEGIES:
     raise checks.unknown('sharding.strategy', strategy, STRATEGIES)
   devices = jax.devices() if devices is None else devices
-  return Plan(Mesh(np.array(devices), ('data',)), strategy)
+  # The rows of a process are next to each other in the batch.
+  devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+  here = sum(d.process_index == devices[0].process_index for d in devices)
+  if model < 1 or here % model:
+    raise checks.UserError(f'sharding.model: {model} does not divide the '
+                           f'{here} devices of a process')
+  rest = len(devices) // model
+  if fsdp is not None and strategy != 'fsdp':
+    raise checks.UserError(f'sharding.fsdp: {fsdp} is for '
+                           f"sharding.strategy='fsdp', not {strategy!r}")
+  fsdp = (fsdp or rest) if strategy == 'fsdp' else 1
+  if fsdp < 1 or rest % fsdp:
+    raise checks.UserError(f'sharding.fsdp: {fsdp} does not divide '
+                           f'{rest} devices')
+  shape = (rest // fsdp, fsdp, model)
+  return Plan(Mesh(np.array(devices).reshape(shape), AXES), strategy)

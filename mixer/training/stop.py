@@ -2,16 +2,26 @@
 import os
 import signal
 
+import jax
+
 
 class Guard:
-  """While it is entered, SIGTERM and Ctrl-C only set `requested`."""
+  """While it is entered, SIGTERM and Ctrl-C only ask the run to stop.
+
+  Of several processes any may get the signal: all then stop after one and the
+  same step, which JAX's own handler of SIGTERM agrees on. So Ctrl-C is passed
+  on as a SIGTERM, and SIGTERM is left to JAX.
+  """
 
   def __init__(self):
-    self.requested = None
+    self._several = jax.process_count() > 1
+    self._asked = None
     self._before = {}
 
   def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = (signal.SIGINT,) if self._several else (
+        signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
       self._before[number] = signal.signal(number, self._ask)
     return self
 
@@ -19,9 +29,21 @@ class Guard:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
+  def asked(self, step):
+    """The name of the signal that asks to stop after `step` updates, or None.
+    Of several processes all must ask after every step."""
+    if not self._several:
+      return self._asked
+    from jax.experimental import multihost_utils
+    if multihost_utils.reached_preemption_sync_point(step):
+      return self._asked or 'SIGTERM'
+    return None
+
   def _ask(self, number, frame):
     del frame
-    if self.requested:
+    if self._asked:
       signal.signal(number, signal.SIG_DFL)
       os.kill(os.getpid(), number)
-    self.requested = signal.Signals(number).name
+    self._asked = signal.Signals(number).name
+    if self._several:
+      os.kill(os.getpid(), signal.SIGTERM)

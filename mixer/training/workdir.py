@@ -12,21 +12,28 @@ import jax
 from mixer.core import checks
 from mixer.core import files
 from mixer.core.log import log
+from mixer.core import processes
 
-# What may change between a run and its continuation, by the start of the key.
+# What may change between a run and its continuation, by the start of the key:
+# where and how it runs, and how it is looked at.
 _FREE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
-         'fewshot', 'checkpoint', 'sharding')
+         'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
+         'run.micro_batches', 'run.heartbeat_timeout_seconds')
 
 
 @contextlib.contextmanager
 def claimed(path):
   """Makes the directory and holds it against a second run.
 
-  A bucket has no locks: there it is only made.
+  A bucket has no locks: there it is only made. Of several processes the first
+  holds it for all.
 
   Raises:
     UserError: if it cannot be written, or another process holds it.
   """
+  if not processes.first():
+    yield
+    return
   if files.is_remote(path):
     epath.Path(path).mkdir(parents=True, exist_ok=True)
     yield
@@ -64,6 +71,8 @@ def agree(path, config):
   Raises:
     UserError: if it differs, with every key and both values.
   """
+  if not processes.first():
+    return
   file = os.path.join(path, 'config.json')
   new = json.loads(json.dumps(config))
   text = files.read(file)
@@ -108,8 +117,9 @@ class BadImages:
 
 
 def write_json(path, value):
-  """Writes a JSON file for people, whole or not at all."""
-  files.write(path, json.dumps(value, indent=2) + '\n')
+  """Writes a JSON file for people, whole or not at all; process 0 does."""
+  if processes.first():
+    files.write(path, json.dumps(value, indent=2) + '\n')
 
 
 def _flat(tree, prefix=''):

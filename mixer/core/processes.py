@@ -1,0 +1,218 @@
+"""Several processes of one run: how they find each other, and part.
+
+A process alone starts nothing. Of several, each has some of the devices and
+reads its rows of every batch; only process 0 writes. One that dies takes the
+others down: JAX ends them itself when its heartbeat is missed, and what they
+notice earlier, in a collective operation, ends them here.
+"""
+import importlib.util
+import os
+import socket
+import sys
+import urllib.error
+import urllib.request
+
+from mixer.core import checks
+from mixer.core.log import log
+
+_METADATA = ('http://metadata.google.internal/computeMetadata/v1/instance/'
+             'attributes/worker-network-endpoints')
+_SHUTDOWN_SECONDS = 60   # that those who are done wait for the others
+# Of JAX's errors, those that tell of a peer that is gone.
+_GONE = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED', 'gloo',
+         'Gloo', 'NCCL', 'heartbeat', 'coordination service', 'Connection')
+
+
+def join(*, coordinator=None, num_processes=None, process_id=None,
+         heartbeat_timeout_seconds=30):
+  """Meets the other processes, if there are any; before any use of a device.
+
+  Args:
+    coordinator: HOST:PORT of process 0.
+    num_processes: how many they are.
+    process_id: which this one is, from 0. Without these three the surroundings
+      tell: Slurm, Open MPI, a TPU slice, or an indexed Kubernetes job.
+    heartbeat_timeout_seconds: after which a silent process counts as dead, and
+      the others end.
+
+  Raises:
+    UserError: if they do not go together, or the surroundings do not tell all.
+    RunError: if the others do not come.
+  """
+  given = dict(coordinator=coordinator, num_processes=num_processes,
+               process_id=process_id)
+  found = _given(**given) if any(
+      v is not None for v in given.values()) else _by_surroundings()
+  if found is None:
+    return
+  import jax
+  # Of CPUs; what GPUs and TPUs use is not this option's.
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  try:
+    jax.distributed.initialize(
+        heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+        shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **found)
+  except (RuntimeError, ValueError) as e:
+    raise checks.RunError(
+        f'the processes of this run did not meet: {e}; see that all were '
+        'started, with the same --coordinator, and that its port is free and '
+        'can be reached') from e
+  if jax.process_index():
+    log.setLevel('WARNING')   # process 0 speaks for all
+
+
+def several():
+  """Whether this is one of several processes; touches no device."""
+  jax = sys.modules.get('jax')
+  return jax is not None and jax.distributed.is_initialized()
+
+
+def first():
+  """Whether this is the process that speaks and writes for all."""
+  import jax
+  return jax.process_index() == 0
+
+
+def table():
+  """[(process, host, number and kind of devices)] of all, on every process."""
+  import jax
+  from jax.experimental import multihost_utils
+  import numpy as np
+  name = np.zeros(64, np.uint8)
+  host = socket.gethostname().encode()[:64]
+  name[:len(host)] = np.frombuffer(host, np.uint8)
+  hosts = multihost_utils.process_allgather(name)
+  rows = []
+  for process, host in enumerate(hosts):
+    own = [d for d in jax.devices() if d.process_index == process]
+    rows.append((process, bytes(host).rstrip(b'\0').decode(),
+                 f'{len(own)} x {own[0].device_kind}'))
+  return rows
+
+
+def all_agree(here):
+  """Whether a bool is true on every process; all must ask."""
+  import jax
+  if jax.process_count() == 1:
+    return here
+  from jax.experimental import multihost_utils
+  import numpy as np
+  return bool(multihost_utils.process_allgather(np.array(here)).all())
+
+
+def meet(name):
+  """Returns when every process has come here."""
+  import jax
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+    multihost_utils.sync_global_devices(name)
+
+
+def leave():
+  """Waits for the others to be done too, so that none thinks one is lost."""
+  if not several():
+    return
+  import jax
+  try:
+    jax.distributed.shutdown()
+  except RuntimeError as e:
+    log.warning('the other processes did not end in good order: %s',
+                str(e).splitlines()[0])
+
+
+def lost(error):
+  """Whether an error tells that another process is gone."""
+  if not several():
+    return False
+  from jax import errors
+  return isinstance(error, errors.JaxRuntimeError) and any(
+      word in str(error) for word in _GONE)
+
+
+def _given(**given):
+  missing = [f'--{key}' for key, value in given.items() if value is None]
+  if missing:
+    raise checks.UserError(
+        f'{", ".join(missing)}: missing; of several processes each is started '
+        'with --coordinator=HOST:PORT --num_processes=N --process_id=I')
+  host, _, port = given['coordinator'].rpartition(':')
+  if not host or not port.isdigit():
+    raise checks.UserError('--coordinator: expected HOST:PORT, got '
+                           f'{given["coordinator"]!r}')
+  if given['process_id'] >= given['num_processes']:
+    raise checks.UserError(
+        f'--process_id: expected less than --num_processes='
+        f'{given["num_processes"]}, got {given["process_id"]}')
+  return dict(coordinator_address=given.pop('coordinator'),
+              cluster_detection_method='deactivate', **given)
+
+
+def _by_surroundings():
+  """What a launcher has put into the environment, or None: keywords of
+  `jax.distributed.initialize`, which finds the rest there by itself."""
+  if 'SLURM_STEP_NODELIST' in os.environ and _number(
+      'SLURM_STEP_NUM_TASKS', _number('SLURM_NTASKS', 1)) > 1:
+    here = os.environ.get('SLURM_STEP_TASKS_PER_NODE',
+                          os.environ.get('SLURM_TASKS_PER_NODE', ''))
+    return _gpus(_number('SLURM_LOCALID', 0), here)
+  if _number('OMPI_COMM_WORLD_SIZE', 1) > 1:
+    found = _gpus(_number('OMPI_COMM_WORLD_LOCAL_RANK', 0),
+                  os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', ''))
+    if 'OMPI_MCA_orte_hnp_uri' in os.environ:   # until Open MPI 4
+      return found
+    if importlib.util.find_spec('mpi4py') is None:
+      raise checks.UserError(
+          '--coordinator: Open MPI 5 does not tell where process 0 is; give '
+          'the three flags, with --process_id=$OMPI_COMM_WORLD_RANK, or '
+          'pip install mpi4py')
+    return dict(found, cluster_detection_method='mpi4py')
+  if 'KUBERNETES_SERVICE_HOST' in os.environ and (
+      'JOB_COMPLETION_INDEX' in os.environ) and _tpu_workers() < 1:
+    if importlib.util.find_spec('kubernetes') is None:
+      raise checks.UserError(
+          '--coordinator: an indexed Kubernetes job tells where process 0 is '
+          'to the package kubernetes only; pip install kubernetes, or give '
+          'the three flags')
+    return {}
+  return {} if _tpu_workers() > 1 else None
+
+
+def _gpus(local_id, tasks_here):
+  """This process's of the GPUs that it can see, where a node runs several."""
+  visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+  seen = (len(visible.split(',')) if visible
+          else _number('SLURM_GPUS_ON_NODE', 0))
+  tasks = int(''.join(c for c in tasks_here.partition('(')[0].partition(',')[0]
+                      if c.isdigit()) or 1)
+  if not seen:
+    return {}
+  if tasks == 1 or seen < tasks:   # all, or what the launcher gave it alone
+    return dict(local_device_ids=list(range(seen)))
+  each = seen // tasks
+  return dict(local_device_ids=list(range(local_id * each,
+                                          (local_id + 1) * each)))
+
+
+def _tpu_workers():
+  """How many hosts the TPU slices of this job have; 0 without a TPU."""
+  slices = _number('MEGASCALE_NUM_SLICES', 1)
+  hosts = os.environ.get('TPU_PROCESS_ADDRESSES') or os.environ.get(
+      'TPU_WORKER_HOSTNAMES')
+  if hosts:
+    return slices * len(hosts.split(','))
+  wanted = os.environ.get('JAX_PLATFORMS', 'tpu')
+  there = os.path.exists('/dev/accel0') or os.path.exists('/dev/vfio/0')
+  if 'tpu' not in wanted or not there or (
+      importlib.util.find_spec('libtpu') is None):
+    return 0
+  ask = urllib.request.Request(_METADATA, headers={'Metadata-Flavor': 'Google'})
+  try:
+    with urllib.request.urlopen(ask, timeout=5) as answer:
+      return slices * len(answer.read().decode().split(','))
+  except (urllib.error.URLError, OSError):
+    return 1
+
+
+def _number(name, default):
+  text = os.environ.get(name, '')
+  return int(text) if text.isdigit() else default
