@@ -19,11 +19,11 @@ usage() {
 
 # Sets the variable of --NAME=VALUE or --NAME VALUE, where `known` has NAME, and
 # `taken` to the number of words that this was; false if NAME is unknown.
+# shellcheck disable=SC2034  # `taken` is for the caller
 flag() {
   local flag_=${1%%=*}
   [[ $flag_ == --* && " $known " == *" ${flag_#--} "* ]] || return 1
   flag_=${flag_#--}
-  # shellcheck disable=SC2034  # for the caller
   taken=1
   if [[ $1 == *=* ]]; then
     printf -v "$flag_" %s "${1#*=}"

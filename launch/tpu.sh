@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # What tpu_vm.sh and tpu_pod.sh share, who source this file: gcloud, and the way
-# of a checkout to the VMs. They set name, zone, project, type, version, spot
-# and, of several VMs, workers=--worker=all.
+# of a checkout to the VMs.
 set -euo pipefail
+source launch/shell.sh
 
-workers=''
+# shellcheck disable=SC2034  # for the callers
+# Flags of both; what `type` may be, for people; of several VMs --worker=all.
+name='' zone='' project='' type='' version='' spot='' types='' workers=''
 
 tpu() {
   call gcloud compute tpus tpu-vm "$@" "--zone=$zone" \

@@ -35,7 +35,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 me=launch/tpu_pod.sh
-source launch/shell.sh
 source launch/tpu.sh
 
 RESTART_SECONDS=${RESTART_SECONDS:-40}
@@ -129,13 +128,15 @@ outcomes() {
 # Keeps the log of the first VM on the screen, from line $1 on.
 show_log() {
   if [[ -z $follower ]] || ! kill -0 "$follower" 2>/dev/null; then
+    set -m   # a process group, as gcloud starts others
     one_vm "cd mlp-mixer && ./launch/tpu_vm.sh follow -- $1" </dev/null &
+    set +m
     follower=$!
   fi
 }
 
 hide_log() {
-  [[ -z $follower ]] || kill "$follower" 2>/dev/null || true
+  [[ -z $follower ]] || kill -- "-$follower" 2>/dev/null || true
   follower=''
 }
 
@@ -215,8 +216,7 @@ command=${1:-}
 [[ $# -eq 0 ]] || shift
 # shellcheck disable=SC2034  # for flag
 known='name zone project type version wait retries worker'
-name='' zone='' project='' type='' version='' spot='' wait=24 retries=20
-worker=0
+wait=24 retries=20 worker=0
 types='such as v3-32, v4-16, v5litepod-16, v5p-16 or v6e-16'
 while [[ $# -gt 0 ]]; do
   taken=1

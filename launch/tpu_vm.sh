@@ -34,7 +34,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 me=launch/tpu_vm.sh
-source launch/shell.sh
 source launch/tpu.sh
 
 readonly UV=0.13.8 PYTHON_VERSION=3.12
@@ -136,8 +135,7 @@ command=${1:-}
 [[ $# -eq 0 ]] || shift
 # shellcheck disable=SC2034  # for flag
 known='name zone project type version'
-name='' zone='' project='' type=v3-8 version='' spot=''
-types='v2-8, v3-8, v4-8, v5p-8, v5litepod-N or v6e-N'
+type=v3-8 types='v2-8, v3-8, v4-8, v5p-8, v5litepod-N or v6e-N'
 while [[ $# -gt 0 ]]; do
   taken=1
   case $1 in

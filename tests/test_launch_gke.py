@@ -1,0 +1,99 @@
+"""gke.sh and the JobSet that it makes."""
+import os
+
+import pytest
+import yaml
+
+import launching
+
+_RUN = ['--name=mixer', '--image=europe-docker.pkg.dev/project/mixer/v1',
+        '--accelerator=tpu-v5-lite-podslice', '--topology=4x4', '--hosts=4']
+_CASES = {
+    'gke_run': ['run', *_RUN, '--namespace', 'team', '--', '--config=a.py:b,c',
+                "--workdir=gs://bucket/it's"],
+    'gke_log': ['log', '--name=mixer', '--namespace=team'],
+    'gke_delete': ['delete', '--name=mixer'],
+}
+
+
+@pytest.mark.parametrize('name', _CASES)
+def test_dry_run(name, tmp_path):
+  command, *rest = _CASES[name]
+  launching.dry_run(tmp_path, name, 'launch/gke.sh', command, '--dry-run',
+                    *rest)
+
+
+@pytest.mark.parametrize('args,message', [
+    (['walk'], "COMMAND is 'walk'"),
+    (['run'], '--name=NAME is missing'),
+    (['log', '--name=Mixer'], "--name is 'Mixer'"),
+    ([f'--name={"m" * 53}', '--', '-x'], 'at most 52'),
+    (_RUN, "mixer.main's flags are missing"),
+    ([*_RUN[:2], *_RUN[3:], '--', '-x'], '--accelerator=NAME is missing'),
+    ([*_RUN, '--topology=16', '--', '-x'], "--topology is '16'"),
+    ([*_RUN, '--chips=x', '--', '-x'], "--chips is 'x'"),
+    ([*_RUN, '--account=a b', '--', '-x'], "--account is 'a b'"),
+    ([*_RUN, '--config=x'], 'unknown argument --config=x'),
+    ([*_RUN, '--hosts'], '--hosts wants a value'),
+])
+def test_usage_errors(args, message, tmp_path):
+  launching.usage_error(tmp_path, message, 'launch/gke.sh', *args)
+
+
+def _applied(path, *args):
+  """The JobSet that kubectl gets."""
+  launching.script(path / 'kubectl',
+                   f'echo "$*" >{path}/called; cat >{path}/jobset')
+  done = launching.run('launch/gke.sh', *args,
+                       PATH=f'{path}:{os.environ["PATH"]}')
+  assert done.returncode == 0, done.stderr
+  assert (path / 'called').read_text() == 'apply --filename=-\n'
+  return yaml.safe_load((path / 'jobset').read_text())
+
+
+def test_jobset_restarts_by_exit_code(tmp_path):
+  jobset = _applied(tmp_path, *_RUN, '--restarts=7', '--chips=8', '--', '-x')
+  assert (jobset['apiVersion'], jobset['kind'], jobset['metadata']['name']) == (
+      'jobset.x-k8s.io/v1alpha2', 'JobSet', 'mixer')
+  assert jobset['spec']['network']['enableDNSHostnames'] is True
+  policy = jobset['spec']['failurePolicy']
+  assert policy['maxRestarts'] == 7
+  # What a rule below fails is final; any other failed pod restarts them all.
+  assert [(r['action'], r['onJobFailureReasons']) for r in policy['rules']] == [
+      ('FailJobSet', ['PodFailurePolicy'])]
+
+  job = jobset['spec']['replicatedJobs'][0]['template']['spec']
+  rule, = job['podFailurePolicy']['rules']
+  codes = rule['onExitCodes']
+  assert (rule['action'], codes['operator']) == ('FailJob', 'NotIn')
+  assert codes['values'] == [42, *range(127, 256)]
+  assert job['completionMode'] == 'Indexed' and job['backoffLimit'] == 0
+  assert job['parallelism'] == job['completions'] == 4
+
+  pod = job['template']['spec']
+  assert pod['restartPolicy'] == 'Never'
+  assert pod['terminationGracePeriodSeconds'] == 120
+  assert pod['nodeSelector'] == {
+      'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
+      'cloud.google.com/gke-tpu-topology': '4x4'}
+  container, = pod['containers']
+  assert container['name'] == codes['containerName']
+  assert container['command'] == ['python', '-m', 'mixer.main']
+  assert container['resources']['limits'] == {'google.com/tpu': 8}
+
+
+def test_jobset_keeps_every_word(tmp_path):
+  words = ['', 'yes', '1', '- a: b # c', "it's", '"', '\\', '\\n', 'a\nb\tc',
+           '&', '$HOME', '{{NAME}}', '{{ARGS}}', '*', 'é', '[x, y]']
+  jobset = _applied(tmp_path, *_RUN, '--', *words, '$(NAME)')
+  job = jobset['spec']['replicatedJobs'][0]['template']['spec']
+  container, = job['template']['spec']['containers']
+  # Kubernetes makes $(NAME) of $$(NAME).
+  assert container['args'] == [*words, '$$(NAME)']
+
+
+def test_note_without_a_bucket(tmp_path):
+  for args, notes in [(['-x'], 1), (['--workdir=gs://b'], 0),
+                      (['--workdir', 'gs://b'], 0)]:
+    done = launching.run('launch/gke.sh', *_RUN, '--dry-run', '--', *args)
+    assert done.stderr.count('note: ') == notes
