@@ -1,4 +1,5 @@
-"""Measures the input, a training step or a forward pass, beside other code's.
+"""Measures the input, a training step or a forward pass, beside other code's;
+asks XLA about a training step on a TPU that is not here.
 
   python -m mixer.benchmark input --config=configs/mixer_b16.py \\
     --config.data.dir=DIR --compare=big_vision,pillow --peers=DIR
@@ -12,6 +13,13 @@ beside the decoding alone (the same files and crops, nothing after), which no
 pipeline can beat. --peers is a directory of checkouts under their repository
 names (big_vision, vision_transformer, pytorch-image-models). The last line is
 one JSON object.
+
+  python -m mixer.benchmark tpu --topology=v3:2x2 --model=Mixer-B/16 \\
+    --batch_size=64
+
+`tpu` compiles the step for a TPU slice by libtpu, --batch_size images a device
+(of v2 and v3 a core, else a chip), and prints the compiler's own estimate of
+its time, operations, bytes accessed and memory. Nothing is measured.
 """
 import json
 import sys
@@ -40,7 +48,11 @@ _PEERS = flags.DEFINE_string('peers', None, 'Where their checkouts lie.')
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Repeats, at most.', 1)
 _SECONDS = flags.DEFINE_integer('seconds', 150, 'No repeat begins later.', 1)
 _IMAGES = flags.DEFINE_integer('images', 1024, 'Of a repeat of input.', 1)
-MODES = ('input', 'train', 'infer')
+_TOPOLOGY = flags.DEFINE_string('topology', 'v3:2x2', 'Of tpu: chips, as '
+                                'GENERATION:CHIPSxCHIPS.')
+_SHARDING = flags.DEFINE_enum('sharding', 'replicate', ['replicate', 'fsdp'],
+                              'Of tpu: how the state lies on the devices.')
+MODES = ('input', 'train', 'infer', 'tpu')
 _MOST_INPUT = 256   # images of a batch, when only the input is timed
 
 
@@ -51,6 +63,9 @@ def main(argv):
   mode = argv[1]
   if mode == 'input':
     _input()
+    return
+  if mode == 'tpu':
+    _tpu()
     return
   if _CONFIG.value is not None:
     given = [f for f in ('model', 'batch_size', 'image_size')
@@ -127,18 +142,53 @@ def _input():
   print(json.dumps(out))
 
 
-def _subject():
+def _tpu():
+  """What XLA says of our training step."""
+  import jax
+  jax.config.update('jax_platforms', 'cpu')
+  from mixer.analysis import programs
+  from mixer.analysis import throughput
+  from mixer.models.mixer import pair
+  from mixer.training import sharding
+  devices = programs.tpu_devices(_TOPOLOGY.value)
+  plan = sharding.plan(strategy=_SHARDING.value, devices=devices)
+  model, batch_size, image_size = _subject('bfloat16')
+  optimizer, step = throughput.make_step(model)
+  program = programs.train_step(
+      step, model, optimizer, plan, batch_size=batch_size * plan.parts,
+      image_size=pair(image_size))
+  cost, memory = program.cost(), program.bytes()
+  out = dict(mode='tpu', topology=_TOPOLOGY.value, devices=len(devices),
+             device=devices[0].device_kind, dtype=str(model.dtype),
+             batch_size=batch_size, sharding=_SHARDING.value, **cost,
+             memory=memory, compile_seconds=program.seconds,
+             images_per_second=batch_size * plan.parts / cost['seconds'])
+  table = tables.Table(
+      title=f'{_MODEL.value}, {batch_size} images a device, {model.dtype}, '
+      f"{len(devices)} x {devices[0].device_kind}: XLA's estimate")
+  for name in ('a step', 'images/s a device', 'TFLOPs', 'GB accessed',
+               'temporaries, GiB', 'together, GiB'):
+    table.add_column(name, justify='right')
+  table.add_row(
+      f'{cost["seconds"] * 1e3:.1f} ms', f'{batch_size / cost["seconds"]:,.0f}',
+      f'{cost["flops"] / 1e12:.2f}', f'{cost["bytes_accessed"] / 1e9:.1f}',
+      *(f'{memory[k] / 2**30:.2f}' for k in ('temporaries', 'total')))
+  consoles.Console(file=sys.stdout).print(table)
+  print(json.dumps(out))
+
+
+def _subject(precision=None):
   """(model, batch size, image size) of the flags."""
   from mixer import models
   from mixer.training import run
   if _CONFIG.value is None:
     settings = run.Settings(batch_size=_BATCH.value, total_steps=1,
                             image_size=_IMAGE.value,
-                            precision=_PRECISION.value)
+                            precision=_PRECISION.value or precision)
     model = models.create(_MODEL.value, dtype=settings.dtype)
   else:
     section = dict(_CONFIG.value.run, total_steps=1, total_epochs=None)
-    section['precision'] = _PRECISION.value or section['precision']
+    section['precision'] = _PRECISION.value or section['precision'] or precision
     settings = run.Settings(**section)
     section = dict(_CONFIG.value.model)
     # The data need not be there to be timed; those of the digits are.

@@ -41,13 +41,19 @@ def images_and_labels(batch_size, image_size, channels, num_classes):
   return images, labels
 
 
-def training(model, *, images, labels, plan, seed=0):
-  """Our own training step: SGD with momentum, clipping, softmax loss."""
+def make_step(model, seed=0):
+  """(optimizer, step): SGD with momentum, clipping, softmax loss, and no
+  augmentation."""
   schedule = schedules.make(learning_rate=0.01, total_steps=1000)
   optimizer = optimizers.make(schedule=schedule)
-  step = steps.make_train_step(
+  return optimizer, steps.make_train_step(
       model, optimizer, schedule=schedule, seed=seed, loss=losses.make(),
       augment=augment.make(), num_classes=model.num_classes)
+
+
+def training(model, *, images, labels, plan, seed=0):
+  """Our own training step, ready to be timed."""
+  optimizer, step = make_step(model, seed)
   init = functools.partial(steps.init_state, model, optimizer, seed=seed,
                            image_shape=images.shape[1:])
   shardings = plan.state(jax.eval_shape(init))

@@ -31,6 +31,11 @@ def is_url(path):
   return path.startswith(('https://', 'http://', 'gs://', 'hf://'))
 
 
+def cached(url):
+  """Whether `local` has it already."""
+  return os.path.exists(_place(url))
+
+
 def local(url):
   """The path of a local copy.
 
@@ -44,10 +49,8 @@ def local(url):
   """
   found = _HASH_IN_NAME.search(url)
   named = found and found[1]
-  folder = os.path.join(files.cache(), 'weights', hashlib.sha256(
-      url.encode()).hexdigest()[:16])
-  path = os.path.join(folder, _basename(url))
-  pin = path + '.sha256'
+  path = _place(url)
+  folder, pin = os.path.dirname(path), path + '.sha256'
   pinned = files.read(pin)
   if not os.path.exists(path):
     part = f'{path}.{uuid.uuid4().hex}'
@@ -69,6 +72,11 @@ def local(url):
   if pinned is None:
     files.write(pin, _digest(path) + '\n')
   return path
+
+
+def _place(url):
+  name = hashlib.sha256(url.encode()).hexdigest()[:16]
+  return os.path.join(files.cache(), 'weights', name, _basename(url))
 
 
 def _check(path, url, named, pinned):

@@ -35,6 +35,8 @@ class Job:
     batch_size: images a step.
     flops: of one step, by formula.
     peak_flops: per second, of all devices together; for utilisation.
+    devices: how many there are.
+    spent: device-seconds of the run before this start.
   """
   step_fn: Any
   batches: Any
@@ -52,6 +54,8 @@ class Job:
   batch_size: int
   flops: float
   peak_flops: float
+  devices: int = 1
+  spent: float = 0.0
 
 
 def train(state, job):
@@ -66,7 +70,7 @@ def train(state, job):
   """
   step = first = int(state.step)
   behind = None
-  clock = _Clock(step)
+  clock = _Clock(step, job)
   for batch in job.batches:
     with jax.transfer_guard('disallow'):
       state, metrics = job.step_fn(state, batch, job.resident)
@@ -100,6 +104,9 @@ def train(state, job):
         job.writer.flush()
         job.save(step, state, scores)
       clock.restart(step)
+      if step == job.total_steps:
+        job.progress.say(f'took {clock.device_seconds() / 3600:,.3g} '
+                         'device-hours')
       if stopping:
         raise checks.Stopped(
             f'{asked} at step {step:,}, which is saved; the same '
@@ -128,6 +135,7 @@ def _log(job, behind, clock):
     row.update({'train/images_per_second': job.batch_size / seconds,
                 'train/flops_per_second': speed,
                 'train/utilisation': speed / job.peak_flops})
+  row['train/device_seconds'] = clock.device_seconds()
   job.writer.write(step, row)
   job.progress.metrics(step, row)
 
@@ -142,10 +150,15 @@ def _finite(step, metrics):
 
 
 class _Clock:
-  """Seconds a step since the last look."""
+  """Seconds a step since the last look, and what the run has taken in all."""
 
-  def __init__(self, step):
+  def __init__(self, step, job):
+    self._began, self._job = time.monotonic(), job
     self.restart(step)
+
+  def device_seconds(self):
+    return self._job.spent + self._job.devices * (
+        time.monotonic() - self._began)
 
   def restart(self, step):
     self._step, self._time = step, time.monotonic()

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from mixer import models
+from mixer.core import accelerators
 from mixer.core import checkpoint
 from mixer.core import checks
 from mixer.core import files
@@ -38,6 +39,7 @@ from mixer.training import stop
 from mixer.training import workdir as workdirs
 from mixer.training import writer as writers
 
+_SHARE = 0.4   # of the peak, by which the cost is told; measured it is later
 # Whose keyword arguments the sections are.
 _READERS = dict(
     data=pipeline.open_data, augment=augmentation.make, loss=losses.make,
@@ -188,6 +190,8 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
   flops = settings.batch_size * cost.training_flops(model, settings.image_size)
   decode.hide_accelerators()   # from TensorFlow, which writes for TensorBoard
   writer = writers.Writer(workdir, resumed_at=first)
+  spent = max((row.get('train/device_seconds', 0.0)
+               for row in writers.read(workdir)), default=0.0)
   progress = progress_lib.Progress(first, total)
   try:
     with stop.Guard() as guard, progress:
@@ -199,7 +203,7 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
           guard=guard, total_steps=total, log_every=settings.log_every,
           eval_every=settings.eval_every, save_every=checkpoints.every,
           save_scored=bool(checkpoints.best), batch_size=settings.batch_size,
-          flops=flops, peak_flops=(
+          flops=flops, devices=plan.mesh.size, spent=spent, peak_flops=(
               peak.flops_per_second(settings.dtype) * jax.process_count()))
       try:
         if first >= total:
@@ -303,6 +307,13 @@ def _introduce(config, settings, plan, data, evals, model, shapes, total,
       settings.dtype, plan.strategy, f' ({mesh})' if mesh else '')
   say('run      %s steps of %d images, %.1f epochs', f'{total:,}',
       settings.batch_size, total * settings.batch_size / len(data))
+  known = accelerators.of_kind(device.device_kind)
+  if known:
+    flops = total * settings.batch_size * cost.training_flops(
+        model, settings.image_size)
+    say('cost     %.3g FLOPs in all, %s device-hours at %.0f%% of the peak of '
+        '%s', flops, f'{flops / _SHARE / known.flops_per_second / 3600:,.1f}',
+        100 * _SHARE, known.name)
   say('workdir  %s', workdir)
   if processes.several():
     for number, host, devices in processes.table():

@@ -1,0 +1,220 @@
+"""What a run will take, before anything is rented: size, memory, time, data.
+
+Everything is said of a config, whose data need not be at hand.
+"""
+import dataclasses
+import os
+
+import jax
+
+from mixer import models
+from mixer.analysis import programs
+from mixer.core import accelerators
+from mixer.core import checks
+from mixer.core import trees
+from mixer.data import known
+from mixer.models import cost
+from mixer.pretrained import fetch
+from mixer.pretrained import registry
+from mixer.training import run
+from mixer.training import sharding
+
+RELEASED_SIZE = 224   # pixels, of all released Mixers
+# Pre-training in TPUv3 core-days (table 3 of the paper); L/16 on JFT is of 14
+# epochs. On the two ImageNets they are the paper's extrapolations.
+CORE_DAYS = {
+    ('Mixer-B/16', 'imagenet2012'): 10, ('Mixer-L/16', 'imagenet2012'): 40,
+    ('Mixer-B/16', 'imagenet21k'): 150, ('Mixer-L/16', 'imagenet21k'): 410,
+    ('Mixer-S/32', 'jft'): 10, ('Mixer-B/32', 'jft'): 50,
+    ('Mixer-S/16', 'jft'): 30, ('Mixer-B/16', 'jft'): 80,
+    ('Mixer-L/32', 'jft'): 120, ('Mixer-L/16', 'jft'): 450,
+    ('Mixer-H/14', 'jft'): 1010,
+}
+
+
+def plan(config, *, topology=None, devices=1, accelerator=None,
+         utilisation=0.4, workdir=None):
+  """The whole plan of a run, ready for JSON.
+
+  Args:
+    config: of a run.
+    topology: of TPU devices to compile for, such as 'v3:2x2'; needs libtpu.
+    devices: without one, how many CPU devices stand for others.
+    accelerator: a key of `accelerators.ACCELERATORS`, for memory and time; by
+      default the topology's, else v3, the paper's.
+    utilisation: share of the peak that the time is reckoned with.
+    workdir: that is to be checked, or None.
+
+  Returns:
+    dict: 'model', 'run', 'memory', 'xla', 'time', 'preflight', a list of
+    {'what', 'value', 'found', 'remedy'}.
+
+  Raises:
+    UserError: if the config or an argument is wrong.
+    RunError: if a TPU's compiler finds that it does not fit.
+  """
+  settings = run.check(config)
+  name = accelerator or (topology or 'v3').partition(':')[0]
+  if name not in accelerators.ACCELERATORS:
+    raise checks.unknown('--accelerator', name, accelerators.ACCELERATORS)
+  if not 0 < utilisation <= 1:
+    raise checks.UserError('--utilisation: expected 0 < x <= 1, got '
+                           f'{utilisation}')
+  device = accelerators.ACCELERATORS[name]
+  chosen = programs.tpu_devices(topology) if topology else jax.devices()[
+      :devices]
+  settings = dataclasses.replace(
+      settings, image_width=None, image_size=_pair(settings.image_size),
+      precision=settings.precision or 'bfloat16')
+  layout = sharding.plan(devices=chosen, **config.sharding)
+  settings.check_devices(layout.parts)
+  data, preflight = _look(config)
+  model = _enlarged(_model(config, settings, data), config, settings)
+  total = _steps(settings, data)
+  optimizer, step_fn = run.make_step(config, settings, model, total)
+  resident = data.examples if config.data.on_device or (
+      config.data.name == 'digits') else None
+  program = programs.train_step(
+      step_fn, model, optimizer, layout, batch_size=settings.batch_size,
+      image_size=settings.image_size, seed=settings.seed, resident=resident)
+  preflight += _weights(config) + _workdir(workdir)
+  return dict(
+      model=dict(
+          name=config.model.name, parameters=trees.count(program.state.params),
+          forward_flops=cost.forward_flops(model, settings.image_size),
+          training_flops=cost.training_flops(model, settings.image_size)),
+      run=dict(
+          examples=data.examples, batch_size=settings.batch_size, steps=total,
+          images=total * settings.batch_size,
+          epochs=data.examples and total * settings.batch_size / data.examples,
+          precision=settings.precision),
+      memory=dict(
+          devices=len(chosen), kind=chosen[0].device_kind,
+          estimate=topology is None, layout=dict(layout.mesh.shape),
+          strategy=layout.strategy, of=device.name,
+          available=device.memory_bytes, **program.bytes()),
+      xla=dict(program.cost(), compile_seconds=program.seconds),
+      time=_time(config, settings, model, device, len(chosen), total,
+                 utilisation, program.cost()['seconds'] if topology else None),
+      preflight=preflight)
+
+
+def remedies(memory):
+  """Settings that would make a step smaller, for one that does not fit."""
+  out = []
+  if memory['temporaries'] > 0.5 * memory['total']:
+    out += ['--config.model.remat=block', '--config.run.micro_batches=N',
+            'a smaller --config.run.batch_size']
+  if memory['parameters'] + memory['optimizer'] > 0.25 * memory['total'] and (
+      memory['strategy'] != 'fsdp'):
+    out.append('--config.sharding.strategy=fsdp')
+  return out or ['more devices']
+
+
+def _pair(size):
+  return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _look(config):
+  """(`known.Size` of the training split, rows about every split)."""
+  inherited = lambda section, key: section.get(key) or config.data[key]
+  sections = {'data': config.data, **{
+      f'evals.{name}': section for name, section in config.evals.items()}}
+  rows, found = [], {}
+  for key, section in sections.items():
+    name = inherited(section, 'name')
+    wanted = [s.split for s in sections.values()
+              if inherited(s, 'name') == name]
+    found[key] = known.size(
+        name, section.split, data_dir=inherited(section, 'dir'), key=key,
+        access=config.data.access, wanted=wanted)
+    count = found[key].examples
+    rows.append(_row(
+        key, f'{name} {section.split}' + (
+            '' if count is None else f', {count:,} images'),
+        found[key].missing))
+    labels = section.get('labels')
+    if labels:
+      rows.append(_row(f'{key}.labels', labels, None if os.path.exists(
+          labels) else 'no such file'))
+  return found['data'], rows
+
+
+def _weights(config):
+  """A row about what the run starts from, if anything."""
+  weights = config.start.weights
+  if weights is None:
+    return []
+  release = registry.find(weights) if weights else None
+  if release is not None or fetch.is_url(weights):
+    address = release.url if release else weights
+    if fetch.is_url(weights):
+      address = weights
+    return [_row('start.weights', weights, None if fetch.cached(
+        address) else f'will be fetched from {address} at the start')]
+  there = weights and (os.path.exists(os.path.expanduser(weights)))
+  return [_row('start.weights', weights or '(not given)',
+               None if there else 'no such workdir or file')]
+
+
+def _workdir(path):
+  if path is None:
+    return []
+  there = os.path.abspath(path)
+  while not os.path.exists(there):
+    there = os.path.dirname(there)
+  fine = '://' in path or (os.path.isdir(there) and os.access(there, os.W_OK))
+  return [_row('workdir', path, None if fine else f'{there} cannot be written')]
+
+
+def _row(what, value, missing):
+  return dict(what=what, value=value, found=missing is None, remedy=missing)
+
+
+def _model(config, settings, data):
+  section = dict(config.model)
+  classes = section.pop('num_classes', None) or data.num_classes
+  section['in_channels'] = section.get('in_channels') or data.channels
+  return models.create(num_classes=classes, dtype=settings.dtype, **section)
+
+
+def _enlarged(model, config, settings):
+  """The model with the D_S that released weights, made for 224x224 images, have
+  after the paper's enlargement."""
+  weights, method = config.start.weights, config.start.method
+  if not weights or method == 'resample' or config.model.get('tokens_mlp_dim'):
+    return model
+  if registry.find(weights) is None:
+    return model
+  grown = [side / RELEASED_SIZE for side in settings.image_size]
+  if any(k != int(k) for k in grown):
+    return model
+  return model.clone(
+      tokens_mlp_dim=model.tokens_mlp_dim * int(grown[0] * grown[1]))
+
+
+def _steps(settings, data):
+  if settings.total_steps is None and data.examples is None:
+    raise checks.UserError(
+        'run.total_epochs: nobody knows how many examples the data has, and it '
+        f'is not there ({data.missing}); give --config.run.total_steps')
+  return settings.steps(data.examples)
+
+
+def _time(config, settings, model, device, count, steps, utilisation,
+          xla_seconds):
+  """Device-hours at the stated utilisation, and by XLA's own estimate."""
+  flops = steps * settings.batch_size * cost.training_flops(
+      model, settings.image_size)
+  hours = flops / (utilisation * device.flops_per_second) / 3600
+  out = dict(accelerator=device.name, utilisation=utilisation,
+             flops=flops, peak_flops_per_second=device.flops_per_second,
+             device_hours=hours, hours=hours / count, devices=count,
+             devices_per_chip=device.devices_per_chip,
+             images_per_second=steps * settings.batch_size / (
+                 3600 * hours / count),
+             paper_core_days=CORE_DAYS.get(
+                 (config.model.name, config.data.name)))
+  if xla_seconds:
+    out.update(xla_device_hours=xla_seconds * count * steps / 3600)
+  return out
