@@ -1,4 +1,4 @@
-"""What the tests of the launch scripts share: recorders in the place of tools."""
+"""What the tests of the launch scripts share."""
 import os
 import pathlib
 import shutil

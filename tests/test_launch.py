@@ -103,8 +103,9 @@ def checkout(tmp_path):
   def call(script, *args, **env):
     log.write_text('')
     path = f'{tmp_path}/shims:{tools}:{tmp_path}/pythons'
-    done = launching.run(tools / 'bash', copy / 'launch' / script, *args, cwd=tmp_path,
-                PATH=path, LOG=str(log), PYTHON=env.pop('PYTHON', ''), **env)
+    done = launching.run(
+        tools / 'bash', copy / 'launch' / script, *args, cwd=tmp_path,
+        PATH=path, LOG=str(log), PYTHON=env.pop('PYTHON', ''), **env)
     return done, log.read_text().splitlines()
 
   call.path = tmp_path

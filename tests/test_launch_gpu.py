@@ -103,7 +103,8 @@ def test_restart_by_the_exit_code(box, codes, code):
 
 
 def test_restart_gives_up_on_a_crash_at_every_start(box):
-  assert box('restart.sh', box.python, codes=[[134] * 3 + [42] + [9] * 6]) == 137
+  codes = [134] * 3 + [42] + [9] * 6
+  assert box('restart.sh', box.python, codes=[codes]) == 137
   assert len(box.mains(0)) == 9      # the 42 between was none
   assert box.out.splitlines()[-1].startswith(
       'mixer.main exited with 137: giving up')

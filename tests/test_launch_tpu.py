@@ -101,7 +101,8 @@ def cloud(tmp_path):
   uv = launching.script(tmp_path / 'uv', f'''echo "uv $*" >>"$CLOUD/calls"
 [[ $1 != venv ]] || {{ mkdir -p .venv/bin; cp {main} .venv/bin/python; }}''')
   launching.script(tmp_path / 'bin' / 'gcloud', _GCLOUD)
-  launching.script(tmp_path / 'bin' / 'python3', f'''echo "python3 $*" >>"$CLOUD/calls"
+  launching.script(tmp_path / 'bin' / 'python3', f'''
+echo "python3 $*" >>"$CLOUD/calls"
 mkdir -p .uv/bin; cp {uv} .uv/bin/uv''')
   env = dict(CLOUD=str(tmp_path), CHECKOUT=str(copy), RESTART_SECONDS='0',
              PATH=f'{tmp_path}/bin:{os.environ["PATH"]}')
@@ -286,18 +287,20 @@ def pod(cloud):
   cloud.env.update(POLL_SECONDS='0.1')
   births = cloud.path / 'births'
   births.write_text('ACTIVE\n' * 9)
+  runs = []
 
   def begin(*args, codes=((), ())):
     for i, mine in enumerate(codes):
       (cloud.path / f'codes{i}').write_text(''.join(f'{c}\n' for c in mine))
-    return subprocess.Popen(
+    runs.append(subprocess.Popen(
         [str(cloud.path / 'copy' / 'launch' / 'tpu_pod.sh'), *args], text=True,
         env={**os.environ, **cloud.env}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL))
+    return runs[-1]
 
   def call(*args, codes=((), ())):
     run = begin(*args, codes=codes)
-    call.out, call.err = run.communicate(timeout=60)
+    call.out, call.err = run.communicate(timeout=30)
     return run.returncode
 
   def waits():
@@ -309,6 +312,8 @@ def pod(cloud):
   call.mains = lambda: launching.lines(cloud.path / 'mains')
   call.calls = lambda: launching.lines(cloud.path / 'calls')
   yield call
+  for run in runs:
+    run.terminate()
   for i in (0, 1):   # what still waits there ends
     shutil.rmtree(cloud.path / f'vm{i}', ignore_errors=True)
 
@@ -345,7 +350,7 @@ def test_pod_asks_for_another_slice(pod):
   for i in (0, 1):
     (pod.path / f'codes{i}').write_text('0\n')
   (pod.path / 'state').write_text('SUSPENDED\n')
-  out, err = run.communicate(timeout=60)
+  out, err = run.communicate(timeout=30)
   assert run.returncode == 0, err
   assert ('the slice was taken away: asking for another, 1 of --retries=20'
           in out)
@@ -378,7 +383,7 @@ def test_pod_starts_a_vm_that_has_rebooted(pod):
   for pid in (loop, main):
     os.kill(pid, signal.SIGKILL)
   (pod.path / 'lost').touch()       # so the other one restarts by itself
-  _, err = run.communicate(timeout=60)
+  _, err = run.communicate(timeout=30)
   assert run.returncode == 0, err
   assert len([m for m in pod.mains() if m.startswith('main 1')]) > 1
 
@@ -392,6 +397,6 @@ def test_pod_follows_what_is_going_on_and_interrupts_it(pod):
   assert 'a run is going on there' in second.stdout.readline()
   assert pod('interrupt', *_POD) == 42
   assert pod.out.endswith('saved\nmixer.main exited with 42\n')
-  second.communicate(timeout=60)
+  second.communicate(timeout=30)
   assert second.returncode == 42
   assert len(pod.mains()) == 2
