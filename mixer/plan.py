@@ -11,8 +11,8 @@ that the config names are there.
 
 With --topology (chips: v2 to v6e, such as v3:2x2, v4:2x2x1, v5e:4x4) the step
 is compiled for that TPU, by libtpu, which needs no TPU; what does not fit there
-is told. Without, CPU devices stand for others, and memory is an estimate. The exit
-code is 0 also where data is missing: the report has a row for it.
+is told. Without, CPU devices stand for others, and memory is an upper estimate.
+The exit code is 0 also where data is missing: the report has a row for it.
 """
 import json
 import sys
@@ -26,8 +26,9 @@ from mixer.core import command
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file in configs/, and after a colon its argument; '
     '--config.SECTION.KEY=VALUE changes a setting.', lock_config=True)
-_DEVICES = flags.DEFINE_integer('devices', 1, 'CPU devices that stand for '
-                                'others, without --topology.', 1, 512)
+_DEVICES = flags.DEFINE_integer(
+    'devices', None, 'How many: of a topology the first, by default all; '
+    'without one CPU devices that stand for others, by default one.', 1, 512)
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'A TPU slice to compile for, '
                                 'as GENERATION:CHIPSxCHIPS; needs libtpu.')
 _ACCELERATOR = flags.DEFINE_string(
@@ -45,12 +46,10 @@ def main(argv):
   if _CONFIG.value is None:
     raise checks.UserError('--config is required, such as '
                            '--config=configs/mixer_b16.py')
-  if _TOPOLOGY.value and flags.FLAGS['devices'].present:
-    raise checks.UserError('--devices: the topology has its own number of them')
   command.one_length(_CONFIG.value.run)
   import jax
   jax.config.update('jax_platforms', 'cpu')   # which stands for others
-  jax.config.update('jax_num_cpu_devices', _DEVICES.value)
+  jax.config.update('jax_num_cpu_devices', _DEVICES.value or 1)
   from mixer.analysis import planning
   found = planning.plan(
       _CONFIG.value, topology=_TOPOLOGY.value, devices=_DEVICES.value,
@@ -121,7 +120,8 @@ def _memory(memory, remedies, text):
                   if n > 1)
   title = f'memory of one of {memory["devices"]} devices ({memory["strategy"]}'
   title += f': {cut})' if cut else ')'
-  title += (', an estimate from a CPU\'s program' if memory['estimate']
+  title += (": a CPU's program, an upper estimate; a TPU's holds several times "
+            'less, which --topology tells' if memory['estimate']
             else f', compiled for {memory["kind"]}')
   fits = memory['total'] <= memory['available']
   verdict = f'{gib(memory["total"])} of the {gib(memory["available"])} of '

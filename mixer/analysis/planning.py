@@ -32,14 +32,15 @@ CORE_DAYS = {
 }
 
 
-def plan(config, *, topology=None, devices=1, accelerator=None,
+def plan(config, *, topology=None, devices=None, accelerator=None,
          utilisation=0.4, workdir=None):
   """The whole plan of a run, ready for JSON.
 
   Args:
     config: of a run.
     topology: of TPU devices to compile for, such as 'v3:2x2'; needs libtpu.
-    devices: without one, how many CPU devices stand for others.
+    devices: how many: the topology's first, by default all of them; or CPU
+      devices that stand for others, by default one.
     accelerator: a key of `accelerators.ACCELERATORS`, for memory and time; by
       default the topology's, else v3, the paper's.
     utilisation: share of the peak that the time is reckoned with.
@@ -61,8 +62,11 @@ def plan(config, *, topology=None, devices=1, accelerator=None,
     raise checks.UserError('--utilisation: expected 0 < x <= 1, got '
                            f'{utilisation}')
   device = accelerators.ACCELERATORS[name]
-  chosen = programs.tpu_devices(topology) if topology else jax.devices()[
-      :devices]
+  every = programs.tpu_devices(topology) if topology else jax.devices()
+  wanted = devices or (len(every) if topology else 1)
+  if wanted > len(every):
+    raise checks.UserError(f'--devices: {wanted}, but there are {len(every)}')
+  chosen = every[:wanted]
   settings = dataclasses.replace(
       settings, image_width=None, image_size=_pair(settings.image_size),
       precision=settings.precision or 'bfloat16')
