@@ -1,5 +1,6 @@
 """restart.sh and gpu_local.sh, with a script in the place of mixer.main."""
 import os
+import pathlib
 import signal
 import subprocess
 
@@ -36,6 +37,9 @@ hang)
   trap '' TERM
   echo $$ >"waits$id"
   while true; do sleep 0.05; done ;;
+go-*)    # when the test says so
+  while [[ ! -e go ]]; do sleep 0.02; done
+  exit "${code#go-}" ;;
 9) kill -KILL $$ ;;
 *) exit "$code" ;;
 esac'''
@@ -217,14 +221,20 @@ def test_one_is_killed_and_all_are_started_again(box):
 
 
 def test_those_who_do_not_end_are_killed(box):
-  assert box(*_TWO, codes=[['hang', 0], [134, 0]]) == 0
-  assert 'process 1 of 2 exited with 134 (ABRT)' in box.out
-  assert not os.path.exists(f'/proc/{box.pid(0)}')
+  run = box.begin(*_TWO, codes=[['hang', 0], ['go-134', 0]])
+  box.pid(0)
+  (box.path / 'go').touch()
+  out, err = run.communicate(timeout=20)
+  assert run.returncode == 0, err
+  assert 'process 1 of 2 exited with 134 (ABRT)' in out
+  state = pathlib.Path(f'/proc/{box.pid(0)}/stat')
+  launching.until(lambda: not state.exists() or ' Z ' in state.read_text())
 
 
 def test_the_first_failure_decides(box):
-  run = box.begin(*_TWO, codes=[['wait', 0], [1, 0]])
+  run = box.begin(*_TWO, codes=[['wait', 0], ['go-1', 0]])
   box.pid(0)
+  (box.path / 'go').touch()
   launching.until(lambda: list(box.path.glob('mlp-mixer.*/why')))
   (box.path / 'lost').touch()
   out, _ = run.communicate(timeout=20)

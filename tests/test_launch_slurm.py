@@ -78,6 +78,9 @@ echo "main $SLURM_PROCID $*"
 cd "$BOX"
 code=$(head -n 1 "codes$SLURM_PROCID")
 sed -i 1d "codes$SLURM_PROCID"
+# Both are there before anything happens.
+echo >>"on$SLURM_PROCID"
+until cmp -s on0 on1; do sleep 0.02; done
 case $code in
 wait)
   trap 'echo saved; exit 42' TERM

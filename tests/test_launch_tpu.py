@@ -276,6 +276,10 @@ if [[ $code == wait ]]; then
   while [[ -d vm$WORKER && ! -e lost ]]; do sleep 0.05; done
   code=134
 fi
+if [[ $code == then-* ]]; then   # when the first waits
+  until [[ -e waits0 ]]; do sleep 0.05; done
+  code=${code#then-}
+fi
 exit "$code"'''
 
 
@@ -337,7 +341,7 @@ def test_pod_waits_for_the_slice_and_runs_on_every_vm(pod):
 
 
 def test_pod_ends_with_the_failure_of_any_vm_and_stops_the_others(pod):
-  assert pod(*_POD_ARGS, codes=[['wait'], [1]]) == 1
+  assert pod(*_POD_ARGS, codes=[['wait'], ['then-1']]) == 1
   assert 'mixer.main exited with 1 on ' in pod.err
   log = pod.path / 'vm0' / 'mlp-mixer' / 'run.log'
   launching.until(lambda: log.read_text().endswith(
