@@ -14,6 +14,10 @@ class Diverged(RunError):
   """A run whose loss is not finite."""
 
 
+class PeerLost(RunError):
+  """Another process of the run is gone, or never came: exit code 134."""
+
+
 class Stopped(Exception):
   """The run was told to stop and has saved: exit code 42."""
 

@@ -59,6 +59,8 @@ def run(main, positional=0, log_to=None, several=False):
       main(argv)
     except checks.UserError as e:
       _die(e, USAGE)
+    except checks.PeerLost as e:
+      _die(e, LOST)
     except checks.RunError as e:
       _die(e, FAILED)
     except checks.Stopped as e:
