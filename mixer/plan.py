@@ -106,10 +106,14 @@ def _show(found, remedies):
     hours.append(('the paper', days + (
         f'; this plan has {own:,.0f}' if t['accelerator'] == 'v3' else '')))
   show(f'time on {t["accelerator"]}', hours)
-  show('preflight', [
-      (row['what'], text.Text.assemble(
-          row['value'], ': ', ('there', 'green') if row['found']
-          else (row['remedy'], 'red'))) for row in found['preflight']])
+  told, rows = set(), []
+  for row in found['preflight']:
+    missing = 'missing, as above' if row['remedy'] in told else row['remedy']
+    told.add(row['remedy'])
+    rows.append((row['what'], text.Text.assemble(
+        row['value'], ': ', ('there', 'green') if row['found']
+        else (missing, 'red'))))
+  show('preflight', rows)
 
 
 def _memory(memory, remedies, text):
