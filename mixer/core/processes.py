@@ -5,18 +5,19 @@ reads its rows of every batch; only process 0 writes. One that dies takes the
 others down: JAX ends them itself when its heartbeat is missed, and what they
 notice earlier, in a collective operation, ends them here.
 """
+import glob
 import importlib.util
 import os
+import re
 import socket
 import sys
-import urllib.error
 import urllib.request
 
 from mixer.core import checks
 from mixer.core.log import log
 
 _METADATA = ('http://metadata.google.internal/computeMetadata/v1/instance/'
-             'attributes/worker-network-endpoints')
+             'attributes/')
 _SHUTDOWN_SECONDS = 60   # that those who are done wait for the others
 # Of JAX's errors, those that tell of a peer that is gone.
 _GONE = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED', 'gloo',
@@ -37,7 +38,7 @@ def join(*, coordinator=None, num_processes=None, process_id=None,
 
   Raises:
     UserError: if they do not go together, or the surroundings do not tell all.
-    RunError: if the others do not come.
+    PeerLost: if the others do not come.
   """
   given = dict(coordinator=coordinator, num_processes=num_processes,
                process_id=process_id)
@@ -52,8 +53,8 @@ def join(*, coordinator=None, num_processes=None, process_id=None,
     jax.distributed.initialize(
         heartbeat_timeout_seconds=heartbeat_timeout_seconds,
         shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **found)
-  except (RuntimeError, ValueError) as e:
-    raise checks.RunError(
+  except (RuntimeError, ValueError, OSError) as e:
+    raise checks.PeerLost(
         f'the processes of this run did not meet: {e}; see that all were '
         'started, with the same --coordinator, and that its port is free and '
         'can be reached') from e
@@ -181,7 +182,8 @@ def _gpus(local_id, tasks_here):
   """This process's of the GPUs that it can see, where a node runs several."""
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
   seen = (len(visible.split(',')) if visible
-          else _number('SLURM_GPUS_ON_NODE', 0))
+          else _number('SLURM_GPUS_ON_NODE', 0)
+          or len(glob.glob('/dev/nvidia[0-9]*')))
   tasks = int(''.join(c for c in tasks_here.partition('(')[0].partition(',')[0]
                       if c.isdigit()) or 1)
   if not seen:
@@ -195,22 +197,33 @@ def _gpus(local_id, tasks_here):
 
 def _tpu_workers():
   """How many hosts the TPU slices of this job have; 0 without a TPU."""
-  slices = _number('MEGASCALE_NUM_SLICES', 1)
+  slices = _number('MEGASCALE_NUM_SLICES', 0)
   hosts = os.environ.get('TPU_PROCESS_ADDRESSES') or os.environ.get(
       'TPU_WORKER_HOSTNAMES')
   if hosts:
-    return slices * len(hosts.split(','))
-  wanted = os.environ.get('JAX_PLATFORMS', 'tpu')
+    return (slices or 1) * len(hosts.split(','))
+  wanted = os.environ.get('JAX_PLATFORMS') or 'tpu'
   there = os.path.exists('/dev/accel0') or os.path.exists('/dev/vfio/0')
   if 'tpu' not in wanted or not there or (
       importlib.util.find_spec('libtpu') is None):
     return 0
-  ask = urllib.request.Request(_METADATA, headers={'Metadata-Flavor': 'Google'})
+  hosts = _metadata('worker-network-endpoints')
+  if not slices:
+    slices = re.search(r"MEGASCALE_NUM_SLICES:\s*'?(\d+)",
+                       _metadata('tpu-env'))
+    slices = int(slices[1]) if slices else 1
+  return slices * len(hosts.split(','))
+
+
+def _metadata(attribute):
+  """What the cloud says of this machine, '' if it says nothing."""
+  ask = urllib.request.Request(_METADATA + attribute,
+                               headers={'Metadata-Flavor': 'Google'})
   try:
     with urllib.request.urlopen(ask, timeout=5) as answer:
-      return slices * len(answer.read().decode().split(','))
-  except (urllib.error.URLError, OSError):
-    return 1
+      return answer.read().decode()
+  except OSError:   # URLError is one
+    return ''
 
 
 def _number(name, default):

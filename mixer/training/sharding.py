@@ -120,7 +120,8 @@ def plan(*, strategy='replicate', fsdp=None, model=1, devices=None):
   if fsdp is not None and strategy != 'fsdp':
     raise checks.UserError(f'sharding.fsdp: {fsdp} is for '
                            f"sharding.strategy='fsdp', not {strategy!r}")
-  fsdp = (fsdp or rest) if strategy == 'fsdp' else 1
+  if fsdp is None:
+    fsdp = rest if strategy == 'fsdp' else 1
   if fsdp < 1 or rest % fsdp:
     raise checks.UserError(f'sharding.fsdp: {fsdp} does not divide '
                            f'{rest} devices')
