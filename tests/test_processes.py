@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 import pytest
 
 from mixer import models
+from mixer.core import checkpoint
 from mixer.core import checks
 from mixer.core import processes
 from mixer.core import trees
@@ -242,28 +243,60 @@ def test_who_meets_nobody_says_what_to_look_at(met, monkeypatch, error):
   def initialize(**given):
     raise error
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
-  with pytest.raises(checks.RunError) as e:
+  with pytest.raises(checks.PeerLost) as e:
     processes.join(coordinator='a:1', num_processes=2, process_id=0)
   assert str(error) in str(e.value) and 'did not meet' in str(e.value)
   assert '--coordinator' in str(e.value)
 
 
-def test_only_errors_of_jax_about_a_peer_tell_that_one_is_lost(monkeypatch):
-  gone = jax.errors.JaxRuntimeError('UNKNOWN: Gloo all-reduce failed: '
-                                    'Connection closed by peer')
-  assert not processes.lost(gone)   # alone, nobody can be lost
+_GONE = ('UNKNOWN: Gloo all-reduce failed: Connection closed by peer',
+         'UNAVAILABLE: failed to connect to all addresses')
+
+
+@pytest.mark.parametrize('message', _GONE)
+@pytest.mark.parametrize('kind', [jax.errors.JaxRuntimeError, ValueError])
+def test_an_error_that_tells_of_a_peer(monkeypatch, kind, message):
+  assert not processes.lost(kind(message))   # alone, nobody can be lost
   monkeypatch.setattr(processes, 'several', lambda: True)
-  assert processes.lost(gone)
-  for other in (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'),
-                ValueError('Connection'), OSError('Connection reset')):
-    assert not processes.lost(other)
+  assert processes.lost(kind(message))
+
+
+@pytest.mark.parametrize('error', [
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'),
+    ValueError('Connection'), OSError('UNAVAILABLE: Connection reset'),
+    ValueError('a heartbeat: no'), KeyError('gloo')], ids=repr)
+def test_an_error_of_its_own(monkeypatch, error):
+  monkeypatch.setattr(processes, 'several', lambda: True)
+  assert not processes.lost(error)
+
+
+def test_a_peer_lost_while_saving_is_not_taken_for_a_full_disk(
+    monkeypatch, tmp_path):
+  """Which would not be started again."""
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
+  state = dict(a=jnp.ones(2))
+  def fail(error):
+    def raising(*args, **kwargs):
+      raise error
+    return raising
+  for name, call in (
+      ('save', lambda: checkpoints.save(1, state, state, {})),
+      ('wait_until_finished', checkpoints.wait)):
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoints._manager, name, fail(ValueError(_GONE[0])))
+      with pytest.raises(checks.RunError, match='disk full'):
+        call()
+      patch.setattr(processes, 'several', lambda: True)
+      with pytest.raises(ValueError, match='Gloo'):
+        call()
+  checkpoints.close()
 
 
 def test_python_alone_is_not_several():
   """Also for a command that has not loaded JAX."""
   held = sys.modules.pop('jax')
   try:
-    assert not processes.several()
+    assert not processes.several() and 'jax' not in sys.modules
   finally:
     sys.modules['jax'] = held
 
@@ -350,7 +383,7 @@ def test_what_does_not_divide_stays_whole():
   # one that is not even, none.
   kernel = 'token_mixing/Dense_0/kernel'
   assert leaf(kernel, 196, 384) == (None, ('model', 'fsdp'))
-  assert leaf(kernel, 196, 386) == (None, 'model')
+  assert leaf(kernel, 196, 386) == leaf(kernel, 196, 388) == (None, 'model')
   assert leaf(kernel, 196, 385) == ()
   assert leaf('head/kernel', 770, 1000) == ()
   assert leaf('channel_mixing/Dense_0/kernel', 770, 3072) == (None, 'model')

@@ -1,5 +1,6 @@
 """The optax pipeline and the step: formulas, purity, and many devices."""
 import functools
+import shutil
 import types
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import digits
 from mixer import models
+from mixer.core import checkpoint
 from mixer.core import trees
 from mixer.core.checks import UserError
 from mixer.data import augment
@@ -127,27 +130,35 @@ def test_due(step, every, total, expected):
   assert loop.due(step, every, total) is expected
 
 
+SMALL = dict(num_classes=5, hidden_dim=16, num_blocks=2, tokens_mlp_dim=8,
+             channels_mlp_dim=24, stochastic_depth=0.4, dropout_rate=0.2,
+             head_bias=-1.0)
+
+
 class Setting:
   """A small network, its step, and a batch that lives on the device."""
 
-  def __init__(self, plan=None, micro_batches=1, name='sgd', mixup=0.5):
+  def __init__(self, plan=None, micro_batches=1, name='sgd', mixup=0.5,
+               augmentation=None, initialised=True, **overrides):
     self.plan = plan or sharding.plan(devices=jax.devices()[:1])
-    model = models.create(
-        'Mixer-S/4', num_classes=5, hidden_dim=16, num_blocks=2,
-        tokens_mlp_dim=8, channels_mlp_dim=24, stochastic_depth=0.4,
-        dropout_rate=0.2, head_bias=-1.0)
+    model = models.create('Mixer-S/4', **{**SMALL, **overrides})
     rate = schedule.make(learning_rate=0.05, total_steps=20)
     tx = optimizer.make(schedule=rate, name=name, weight_decay=1e-2)
     step = steps.make_train_step(
         model, tx, schedule=rate, loss=losses.make(name='sigmoid'), seed=3,
-        augment=augment.make(flip=True, pad_crop=1, mixup=mixup,
-                             randaugment_layers=1, randaugment_magnitude=5),
+        augment=augment.make(**(dict(
+            flip=True, pad_crop=1, mixup=mixup, randaugment_layers=1,
+            randaugment_magnitude=5) if augmentation is None
+                                else augmentation)),
         num_classes=5, micro_batches=micro_batches)
     init = functools.partial(steps.init_state, model, tx, seed=3,
                              image_shape=(8, 8, 3))
-    shardings = self.plan.state(jax.eval_shape(init))
-    self.state = jax.jit(init, out_shardings=shardings)()
-    self.step = jax.jit(step, out_shardings=(shardings, self.plan.replicated))
+    self.state = jax.eval_shape(init)
+    self.shardings = self.plan.state(self.state)
+    if initialised:
+      self.state = jax.jit(init, out_shardings=self.shardings)()
+    self.step = jax.jit(step,
+                        out_shardings=(self.shardings, self.plan.replicated))
     rng = np.random.default_rng(0)
     self.resident = jax.device_put(
         {'image': rng.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8),
@@ -206,6 +217,109 @@ def test_accumulation_equals_the_whole_batch(single, micro_batches):
   close(single, Setting(micro_batches=micro_batches).run()[0])
   two = sharding.plan(devices=jax.devices()[:2])
   close(single, Setting(two, micro_batches=micro_batches).run()[0])
+
+
+CHEAPER = {'block': dict(remat='block'), 'dots': dict(remat='dots'),
+           'scan': dict(scan=True), 'block-scan': dict(remat='block', scan=True),
+           'dots-scan': dict(remat='dots', scan=True)}
+
+
+def two_steps(plan=None, **overrides):
+  """(state, metrics) after two steps without augmentation, from parameters
+  that are all drawn: at a head of zeros no gradient would reach a block."""
+  setting = Setting(plan, augmentation={}, initialised=False, **overrides)
+  rng = np.random.default_rng(0)
+  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), setting.state)
+  state = state.replace(params=jax.tree.map(
+      lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), state.params))
+  setting.state = jax.device_put(state, setting.shardings)
+  return setting.run(2)
+
+
+@pytest.fixture(scope='module')
+def light():
+  return two_steps()
+
+
+def same_step(one, other):
+  for name in ('loss', 'gradient_norm', 'accuracy'):
+    np.testing.assert_allclose(other[1][name], one[1][name], rtol=2e-6)
+  close(one[0], other[0], 5e-6)
+
+
+@pytest.mark.parametrize('cheaper', [
+    'dots', 'block-scan', *(   # each compiles for ten seconds
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ('block', 'scan', 'dots-scan'))])
+def test_computed_again_or_in_a_loop_it_is_the_plain_step(light, cheaper):
+  """With dropout and stochastic depth, whose masks must be the same twice."""
+  same_step(light, two_steps(**CHEAPER[cheaper]))
+
+
+def test_over_devices_too_and_other_masks_would_show(light):
+  plan = sharding.plan(strategy='fsdp', fsdp=2, model=2)
+  same_step(light, two_steps(plan, remat='block', scan=True))
+  with pytest.raises(AssertionError):
+    same_step(light, two_steps(dropout_rate=0.201))
+
+
+def forward(model, **how):
+  """(shapes of the parameters, a function of them)"""
+  images = jnp.ones((67, 8, 8, 3))   # no other size has the factor 67
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  return shapes, lambda params: model.apply({'params': params}, images, **how)
+
+
+@pytest.mark.parametrize('cheaper', CHEAPER.values(), ids=CHEAPER)
+def test_it_changes_no_name_and_no_evaluation(cheaper):
+  known, plain = forward(models.create('Mixer-S/4', **SMALL))
+  shapes, other = forward(models.create('Mixer-S/4', **SMALL, **cheaper))
+  assert shapes == known
+  assert str(jax.make_jaxpr(plain)(known)) == str(jax.make_jaxpr(other)(known))
+  assert {'stem', 'block_0', 'block_1', 'logits'} <= jax.eval_shape(
+      other, shapes)[1].keys()
+
+
+def kept(**overrides):
+  """Bytes of a batch that wait for the backward pass, by a block."""
+  def of_all(num_blocks):
+    rngs = {n: jax.random.key(0) for n in ('dropout', 'stochastic_depth')}
+    shapes, run = forward(models.create(
+        'Mixer-S/4', **{**SMALL, 'num_blocks': num_blocks, **overrides}),
+        train=True, rngs=rngs)
+    backward = jax.eval_shape(
+        lambda params: jax.vjp(lambda p: run(p)[0], params)[1], shapes)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backward)
+               if x.size % 67 == 0)
+  return (of_all(4) - of_all(2)) / 2
+
+
+def test_less_waits_for_the_backward_pass():
+  """Of a block its input alone, or the products' results as well."""
+  plain, of_input = kept(), 67 * 4 * 16 * 4   # images, tokens, channels, bytes
+  for scan in (False, True):
+    assert kept(remat='block', scan=scan) == of_input
+    assert of_input < kept(remat='dots', scan=scan) < 0.7 * plain
+
+
+@pytest.mark.slow   # two runs that compile
+def test_a_plain_run_goes_on_with_scan_and_remat(tmp_path):
+  """What it has saved fits, and ends where it would have ended."""
+  def config(**model):
+    c = digits.get_config()
+    c.model.update(hidden_dim=16, num_blocks=2, dropout_rate=0.1, **model)
+    c.checkpoint.every = 2
+    c.run.update(batch_size=16, total_steps=4, log_every=1)
+    return c
+  workdir = tmp_path / 'run'
+  run.train(config(), str(workdir))
+  last = workdir / 'checkpoints' / '4'
+  whole = trees.flatten(checkpoint.load_params(str(last)))
+  shutil.rmtree(last)   # as if killed before
+  run.train(config(scan=True, remat='block'), str(workdir))
+  for name, value in trees.flatten(checkpoint.load_params(str(last))).items():
+    np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=1e-6,
+                               err_msg=name)
 
 
 def test_examples_that_stood_in_are_counted_since_the_start():

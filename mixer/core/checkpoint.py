@@ -81,6 +81,8 @@ class Checkpoints:
               params=ocp.args.StandardSave(params),
               rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)))
     except (ValueError, OSError) as e:
+      if processes.lost(e):
+        raise
       raise self._failed(step, e) from e
 
   def wait(self):
@@ -89,6 +91,8 @@ class Checkpoints:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
     except (ValueError, OSError) as e:
+      if processes.lost(e):
+        raise
       raise self._failed(self.latest(), e) from e
 
   def restore(self, params, rest):

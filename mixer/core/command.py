@@ -7,6 +7,7 @@ nothing to save; 134 another process of the run is gone, start all again.
 import os
 import re
 import sys
+import time
 import traceback
 
 from absl import app
@@ -17,6 +18,9 @@ from mixer.core import log
 from mixer.core import processes
 
 FAILED, USAGE, RESTART, INTERRUPTED, LOST = 1, 2, 42, 130, 134
+# That a process waits, of several, before it ends by an error. All may have it,
+# and whoever ends first takes the others down, who then could not say so.
+_FOR_OTHERS_SECONDS = 3
 
 
 def run(main, positional=0, log_to=None, several=False):
@@ -156,6 +160,8 @@ def _die(message, code, label='error'):
   sys.stdout.flush()
   text = ' '.join(str(message).split())
   print(f'{label}: {text}', file=sys.stderr, flush=True)
+  if processes.several() and code in (FAILED, USAGE):
+    time.sleep(_FOR_OTHERS_SECONDS)
   if 'tensorflow' in sys.modules or processes.several():
     # TensorFlow's threads may be decoding still, for a pipeline that the error
     # keeps alive; to wait for them can hang the interpreter's end, or abort it.

@@ -126,8 +126,10 @@ def lost(error):
   if not several():
     return False
   from jax import errors
-  return isinstance(error, errors.JaxRuntimeError) and any(
-      word in str(error) for word in _GONE)
+  # What a collective operation throws comes as either, its status in front.
+  return isinstance(error, (errors.JaxRuntimeError, ValueError)) and bool(
+      re.match('[A-Z_]+: ', str(error))) and any(
+          word in str(error) for word in _GONE)
 
 
 def _given(**given):
