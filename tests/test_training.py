@@ -219,9 +219,10 @@ def test_accumulation_equals_the_whole_batch(single, micro_batches):
   close(single, Setting(two, micro_batches=micro_batches).run()[0])
 
 
-CHEAPER = {'block': dict(remat='block'), 'dots': dict(remat='dots'),
-           'scan': dict(scan=True), 'block-scan': dict(remat='block', scan=True),
-           'dots-scan': dict(remat='dots', scan=True)}
+CHEAPER = {
+    'block': dict(remat='block'), 'dots': dict(remat='dots'),
+    'scan': dict(scan=True), 'block-scan': dict(remat='block', scan=True),
+    'dots-scan': dict(remat='dots', scan=True)}
 
 
 def two_steps(plan=None, **overrides):
