@@ -7,7 +7,8 @@
 The same command goes on with a run that was stopped or killed. Exit codes: 0
 done, 1 failed, 2 bad usage or config, 42 told to stop and saved, 134 another
 process of the run is gone. Several processes start themselves under Slurm, Open
-MPI, on TPU slices and in GKE's jobs; elsewhere each gets the last three flags.
+MPI, on TPU slices and in GKE's jobs; elsewhere each gets three flags:
+--coordinator, --num_processes and --process_id.
 """
 import os
 import re

@@ -20,6 +20,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from mixer.core import accelerators
 from mixer.core import checks
 from mixer.core import command
 
@@ -32,9 +33,9 @@ _DEVICES = flags.DEFINE_integer(
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'A TPU slice to compile for, '
                                 'as GENERATION:CHIPSxCHIPS; needs libtpu.')
 _ACCELERATOR = flags.DEFINE_string(
-    'accelerator', None, 'Whose memory and peak are meant: v2 v3 v4 v5e v5p '
-    "v6e 7x V100 T4 A100-40GB A100-80GB L4 H100 H200 B200 MI300X; by default "
-    "the topology's, else v3.")
+    'accelerator', None, 'Whose memory and peak are meant: '
+    f"{' '.join(accelerators.ACCELERATORS)}; by default the topology's, else "
+    'v3.')
 _UTILISATION = flags.DEFINE_float('utilisation', 0.4, 'Share of the peak that '
                                   'device-hours are reckoned with.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Checked to be writable.')
@@ -92,13 +93,14 @@ def _show(found, remedies):
       ('at a utilisation of', f'{t["utilisation"]:.0%} of '
        f'{t["peak_flops_per_second"] / 1e12:,.1f} TFLOP/s a device: an '
        'assumption'),
-      ('device-hours', f'{t["device_hours"]:,.1f}'
+      ('device-hours', _hours(t['device_hours'])
        + (', a device being a core, half a chip'
           if t['devices_per_chip'] == 2 else '')),
-      (f'on {t["devices"]} devices', f'{_duration(t["hours"])}, '
+      (f'on {t["devices"]} device' + ('' if t['devices'] == 1 else 's'),
+       f'{_duration(t["hours"])}, '
        f'{t["images_per_second"]:,.0f} images/s')]
   if 'xla_device_hours' in t:
-    hours.append(("by XLA's estimate", f'{t["xla_device_hours"]:,.1f} '
+    hours.append(("by XLA's estimate", f'{_hours(t["xla_device_hours"])} '
                   f'device-hours, {x["seconds"] * 1e3:,.1f} ms a step'))
   if t['paper_core_days']:
     days = f'{t["paper_core_days"]:,} TPUv3 core-days'
@@ -122,11 +124,15 @@ def _memory(memory, remedies, text):
       f'{n / 2**20:,.2f} MiB')
   cut = ', '.join(f'{axis} {n}' for axis, n in memory['layout'].items()
                   if n > 1)
-  title = f'memory of one of {memory["devices"]} devices ({memory["strategy"]}'
-  title += f': {cut})' if cut else ')'
-  title += (": a CPU's program, an upper estimate; a TPU's holds several times "
-            'less, which --topology tells' if memory['estimate']
-            else f', compiled for {memory["kind"]}')
+  title = 'memory of ' + ('the device' if memory['devices'] == 1 else
+                          f'one of {memory["devices"]} devices')
+  title += f' ({memory["strategy"]}' + (f': {cut})' if cut else ')')
+  compiled = memory['kind']
+  if memory['estimate']:
+    compiled = 'a CPU: an upper estimate'
+    if accelerators.ACCELERATORS[memory['of']].kind.startswith('TPU v'):
+      compiled += ("; a TPU's program holds several times less, which "
+                   '--topology tells')
   fits = memory['total'] <= memory['available']
   verdict = f'{gib(memory["total"])} of the {gib(memory["available"])} of '
   verdict += memory['of']
@@ -136,6 +142,7 @@ def _memory(memory, remedies, text):
     verdict = text.Text(f'{verdict}: does not fit; try '
                         f'{", ".join(remedies)}', 'red')
   return title, [
+      ('compiled for', compiled),
       ('parameters', gib(memory['parameters'])),
       ('optimizer', gib(memory['optimizer'])),
       ('batch', gib(memory['batch'])),
@@ -143,7 +150,14 @@ def _memory(memory, remedies, text):
       ('together', verdict)]
 
 
+def _hours(hours):
+  return f'{hours:,.1f}' if hours >= 0.1 else 'under 0.1'
+
+
 def _duration(hours):
+  if hours < 0.1:
+    seconds = hours * 3600
+    return f'{seconds:,.1f} seconds' if seconds >= 1 else 'under a second'
   return f'{hours:,.1f} hours' if hours < 72 else f'{hours / 24:,.1f} days'
 
 

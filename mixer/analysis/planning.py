@@ -14,6 +14,7 @@ from mixer.core import checks
 from mixer.core import trees
 from mixer.data import known
 from mixer.models import cost
+from mixer.models.mixer import pair
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
 from mixer.training import run
@@ -55,6 +56,7 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
     RunError: if a TPU's compiler finds that it does not fit.
   """
   settings = run.check(config)
+  every = programs.tpu_devices(topology) if topology else jax.devices()
   name = accelerator or (topology or 'v3').partition(':')[0]
   if name not in accelerators.ACCELERATORS:
     raise checks.unknown('--accelerator', name, accelerators.ACCELERATORS)
@@ -62,13 +64,12 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
     raise checks.UserError('--utilisation: expected 0 < x <= 1, got '
                            f'{utilisation}')
   device = accelerators.ACCELERATORS[name]
-  every = programs.tpu_devices(topology) if topology else jax.devices()
   wanted = devices or (len(every) if topology else 1)
   if wanted > len(every):
     raise checks.UserError(f'--devices: {wanted}, but there are {len(every)}')
   chosen = every[:wanted]
   settings = dataclasses.replace(
-      settings, image_width=None, image_size=_pair(settings.image_size),
+      settings, image_width=None, image_size=pair(settings.image_size),
       precision=settings.precision or 'bfloat16')
   layout = sharding.plan(devices=chosen, **config.sharding)
   settings.check_devices(layout.parts)
@@ -115,10 +116,6 @@ def remedies(memory):
   return out or ['more devices']
 
 
-def _pair(size):
-  return (size, size) if isinstance(size, int) else tuple(size)
-
-
 def _look(config):
   """(`known.Size` of the training split, rows about every split)."""
   inherited = lambda section, key: section.get(key) or config.data[key]
@@ -151,12 +148,10 @@ def _weights(config):
     return []
   release = registry.find(weights) if weights else None
   if release is not None or fetch.is_url(weights):
-    address = release.url if release else weights
-    if fetch.is_url(weights):
-      address = weights
+    address = weights if fetch.is_url(weights) else release.url
     return [_row('start.weights', weights, None if fetch.cached(
         address) else f'will be fetched from {address} at the start')]
-  there = weights and (os.path.exists(os.path.expanduser(weights)))
+  there = weights and os.path.exists(os.path.expanduser(weights))
   return [_row('start.weights', weights or '(not given)',
                None if there else 'no such workdir or file')]
 

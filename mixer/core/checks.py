@@ -24,7 +24,8 @@ class Stopped(Exception):
 
 def unknown(what, value, choices):
   """An error for `value`, not among `choices`, with the nearest of them."""
-  near = difflib.get_close_matches(str(value), [str(c) for c in choices], 1)
-  hint = f'; did you mean {near[0]!r}?' if near else ''
+  names = {str(c).lower(): str(c) for c in choices}
+  near = difflib.get_close_matches(str(value).lower(), names, 1)
+  hint = f'; did you mean {names[near[0]]!r}?' if near else ''
   known = ', '.join(str(c) for c in choices)
   return UserError(f'{what}: {value!r} is unknown{hint} (known: {known})')

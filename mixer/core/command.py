@@ -37,11 +37,14 @@ def run(main, positional=0, log_to=None, several=False):
   """
   log.setup(log_to)
   if several:
+    own = dict(module_name=sys.argv[0])   # whose flags --help lists
     flags.DEFINE_string(
         'coordinator', None, 'HOST:PORT of process 0, where several processes '
-        'meet. Not needed under Slurm, Open MPI 4, GKE and on TPU slices.')
-    flags.DEFINE_integer('num_processes', None, 'How many they are.', 1)
-    flags.DEFINE_integer('process_id', None, 'Which this one is, from 0.', 0)
+        'meet. Not needed under Slurm, Open MPI 4, GKE and on TPU slices.',
+        **own)
+    flags.DEFINE_integer('num_processes', None, 'How many they are.', 1, **own)
+    flags.DEFINE_integer('process_id', None, 'Which this one is, from 0.', 0,
+                         **own)
 
   def parse(argv):
     try:
