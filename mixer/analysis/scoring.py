@@ -9,7 +9,6 @@ import numpy as np
 from mixer.core import checks
 from mixer.core import files
 from mixer.core.log import log
-from mixer.evaluation import classification
 from mixer.evaluation import confusion
 from mixer.training import evaluations
 from mixer.training import sharding

@@ -77,10 +77,10 @@ class MixerBlock(nn.Module):
 
     Args:
       x_BSC: tokens.
-      draws: `layers.Draws` of this block in training, whose `drop_path_rate` is
-        the probability, for each example and branch, of leaving the branch out.
-        The kept branch is not rescaled, as in the official training code (timm
-        and scenic divide it by 1 - rate). None for no dropout of either kind.
+      draws: `layers.Draws` of this block in training, whose `kept` is the
+        probability, for each example and branch, of keeping the branch. It is
+        not rescaled then, as in the official training code (timm and scenic
+        divide it by `kept`). None for no dropout of either kind.
       train: which form the matrix products take, see `layers.training_dot`.
     """
     mlp = lambda width, name: MlpBlock(
