@@ -129,6 +129,7 @@ share_gpus() {
       fail "--processes=gpus: JAX_PLATFORMS=cpu leaves no GPUs; give a number"
     return
   fi
+  local asked=$processes
   mapfile -t devices < <(gpus)
   if [[ $processes == gpus ]]; then
     processes=${#devices[@]}
@@ -136,8 +137,8 @@ share_gpus() {
     mapfile -t devices < <(seq 0 "$((processes - 1))")
   fi
   [[ $processes -gt 0 && $processes -le ${#devices[@]} ]] ||
-    fail "--processes=$processes: this machine has ${#devices[@]} GPUs, as" \
-      "CUDA_VISIBLE_DEVICES or nvidia-smi tell; or set JAX_PLATFORMS=cpu"
+    fail "--processes=$asked: this machine has ${#devices[@]} GPUs, as" \
+      "CUDA_VISIBLE_DEVICES or nvidia-smi tell; JAX_PLATFORMS=cpu needs none"
 }
 
 # ---- The command line.

@@ -168,7 +168,8 @@ def test_help_is_worth_reading():
   """The command, an example, the exit codes and the flags; exit code 0."""
   out = main('--help')
   assert out.returncode == 0 and not out.stderr
-  for part in ('python -m mixer.main', '--config', '--workdir', '42'):
+  for part in ('python -m mixer.main', '--config', '--workdir', '42',
+               '--coordinator: HOST:PORT'):
     assert part in out.stdout
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from configs import digits
 from configs import finetune
+from configs import mixer_b16
 from configs import mixer_h14
 from mixer import models
 from mixer.analysis import planning
@@ -142,6 +143,17 @@ def test_released_weights_are_looked_for_in_the_cache(tmp_path, monkeypatch):
   assert not row['found'] and 'storage.googleapis.com' in row['remedy']
 
 
+def test_fine_tuning_is_not_set_beside_the_papers_pre_training():
+  model, v3 = models.create('Mixer-B/16'), accelerators.ACCELERATORS['v3']
+  for module, argument, days in ((finetune, 'b16,imagenet2012', None),
+                                 (mixer_b16, 'imagenet2012', 10)):
+    config = module.get_config(argument)
+    settings = planning.dataclasses.replace(
+        planning.run.check(config), image_size=(224, 224))
+    assert planning._time(config, settings, model, v3, 1, 10, 0.4, None)[
+        'paper_core_days'] == days
+
+
 def test_an_enlarged_network_is_planned_as_it_will_be():
   config = finetune.get_config('b16,cifar10')
   config.run.image_size = 448
@@ -197,9 +209,9 @@ def test_the_command(tmp_path):
 
 @pytest.mark.parametrize('args,words', [
     ((), ['--config is required']),
-    (('--accelerator=H99',), ['--accelerator', 'H99', 'H100']),
+    (('--accelerator=h100',), ['--accelerator', "did you mean 'H100'"]),
     (('--utilisation=0',), ['--utilisation', '0']),
-    (('--topology=v3',), ['--topology', 'v3:2x2']),
+    (('--topology=h100',), ['--topology', 'v3:2x2']),
     (('--devices=0',), ['devices', '0']),
     (('--config.sharding.model=3',), ['sharding.model', '3']),
 ])

@@ -206,14 +206,16 @@ def _time(config, settings, model, device, count, steps, utilisation,
   flops = steps * settings.batch_size * cost.training_flops(
       model, settings.image_size)
   hours = flops / (utilisation * device.flops_per_second) / 3600
+  paper = None   # whose figures are of training from scratch
+  if config.start.weights is None:
+    paper = CORE_DAYS.get((config.model.name, config.data.name))
   out = dict(accelerator=device.name, utilisation=utilisation,
              flops=flops, peak_flops_per_second=device.flops_per_second,
              device_hours=hours, hours=hours / count, devices=count,
              devices_per_chip=device.devices_per_chip,
              images_per_second=steps * settings.batch_size / (
                  3600 * hours / count),
-             paper_core_days=CORE_DAYS.get(
-                 (config.model.name, config.data.name)))
+             paper_core_days=paper)
   if xla_seconds:
     out.update(xla_device_hours=xla_seconds * count * steps / 3600)
   return out

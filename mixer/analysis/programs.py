@@ -110,6 +110,9 @@ def train_step(step_fn, model, optimizer, plan, *, batch_size, image_size,
     labels: of an image.
     resident: None, or examples of a data set that lives on the device.
 
+  Returns:
+    A `Program`.
+
   Raises:
     RunError: if it does not fit the devices, with what XLA says.
   """
