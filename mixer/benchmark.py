@@ -162,7 +162,11 @@ def _tpu():
              device=devices[0].device_kind, dtype=str(model.dtype),
              batch_size=batch_size, sharding=_SHARDING.value, **cost,
              memory=memory, compile_seconds=program.seconds,
-             images_per_second=batch_size * plan.parts / cost['seconds'])
+             images_per_second=None)
+  if cost['seconds'] is None:
+    raise checks.RunError(
+        f'XLA gives no estimate of time for {_TOPOLOGY.value}: {json.dumps(out)}')
+  out['images_per_second'] = batch_size * plan.parts / cost['seconds']
   table = tables.Table(
       title=f'{_MODEL.value}, {batch_size} images a device, {model.dtype}, '
       f"{len(devices)} x {devices[0].device_kind}: XLA's estimate")

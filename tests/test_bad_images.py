@@ -587,6 +587,7 @@ def assert_untouched(workdir):
   assert not left & {'metrics.jsonl', 'checkpoints', 'config.json'}
 
 
+@pytest.mark.slow   # whole runs
 def test_a_run_counts_what_it_replaced_and_left_out(folder, commands):
   """Step by step, from the order alone; and it says nothing on its standard
   error."""

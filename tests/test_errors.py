@@ -126,6 +126,7 @@ def test_a_mistake_is_one_line(mistake, tmp_path, record_property):
   assert file.read_text() == 'not a directory\n'
 
 
+@pytest.mark.slow   # whole runs
 def test_a_workdir_of_another_config_is_refused_by_key(tmp_path):
   """With the old and the new value; the run stays as it was. A command that
   was refused before it trained claims no workdir: corrected, it runs."""
@@ -147,6 +148,7 @@ def test_a_workdir_of_another_config_is_refused_by_key(tmp_path):
           if p.is_dir()] == ['2']
 
 
+@pytest.mark.slow   # whole runs
 def test_a_run_that_failed_is_one_line(tmp_path):
   """Exit code 1 for what a restart would not mend: a loss that is no number,
   with the step and what to try."""

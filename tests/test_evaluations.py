@@ -272,6 +272,7 @@ def test_a_fewshot_section_is_the_arguments_of_one_function():
   assert common['crop'] == 'resize_crop'
 
 
+@pytest.mark.slow   # whole runs
 def test_images_need_not_be_square(tmp_path):
   """From the command line too: a height and a width; and what starts from it at
   another size is the paper's enlargement, part by part."""

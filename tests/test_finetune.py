@@ -197,6 +197,7 @@ def main(*flags):
       capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow   # whole runs
 def test_a_folder_is_fine_tuned_at_another_size(tmp_path):
   """The real command, from a file of weights for 8x8 at 16x16; the best is
   kept; another call needs the weights no more."""
@@ -433,6 +434,7 @@ def test_what_is_made_of_the_weights_is_said(tmp_path, caplog):
       '8x8, made for 16x16, patch_size 8; afresh: nothing')
 
 
+@pytest.mark.slow   # whole runs
 def test_a_run_resumes_when_its_weights_are_gone(tmp_path):
   """From the middle, to the bits of one that was not stopped."""
   released(tmp_path / 'w.npz')

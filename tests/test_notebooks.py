@@ -172,6 +172,7 @@ def test_own_photos(how, tmp_path, monkeypatch):
       assert [p.suffix for p in folder.iterdir()] == ['.png'] * count
 
 
+@pytest.mark.slow   # whole runs
 def test_digits(tmp_path, monkeypatch):
   printed, _ = _run('digits', tmp_path, monkeypatch)
   assert re.search(r'accuracy on held-out digits: \d+\.\d+%', printed), printed

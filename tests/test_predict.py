@@ -134,6 +134,7 @@ def test_predictions_are_those_of_the_evaluation(trained, tmp_path):
     assert sum(p['probabilities']) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow   # whole runs
 def test_images_on_the_device_are_seen_alike(trained, tmp_path):
   """A run in memory, and its card, have the crop that was asked for."""
   root, _ = trained
@@ -192,6 +193,7 @@ def test_mistakes_are_one_line(trained, tmp_path):
     assert len(out.stderr.splitlines()) == 1 and said in out.stderr
 
 
+@pytest.mark.slow   # whole runs
 def test_every_example_is_counted_once_at_any_batch_size(trained, tmp_path):
   """Also on several devices; and few-shot accuracies do not change either."""
   root, workdir = trained

@@ -166,6 +166,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch, finished):
   assert again == found
 
 
+@pytest.mark.slow   # whole runs
 def test_a_run_that_diverges_has_lost(tmp_path, monkeypatch):
   """It is told in the table and not tried again; the sweep goes on."""
   config = small(tmp_path, **{'optimizer.clip_norm': 0.0,
@@ -273,6 +274,7 @@ def study(*flags):
       capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow   # whole runs
 def test_the_command(tmp_path):
   """At the end a table with the choice, and the score of the final run."""
   c = small(tmp_path)

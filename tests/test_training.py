@@ -146,9 +146,8 @@ class Setting:
     tx = optimizer.make(schedule=rate, name=name, weight_decay=1e-2)
     step = steps.make_train_step(
         model, tx, schedule=rate, loss=losses.make(name='sigmoid'), seed=3,
-        augment=augment.make(**(dict(
-            flip=True, pad_crop=1, mixup=mixup, randaugment_layers=1,
-            randaugment_magnitude=5) if augmentation is None
+        augment=augment.make(**(dict(   # RandAugment: tests/test_augment.py
+            flip=True, pad_crop=1, mixup=mixup) if augmentation is None
                                 else augmentation)),
         num_classes=5, micro_batches=micro_batches)
     init = functools.partial(steps.init_state, model, tx, seed=3,
@@ -211,7 +210,8 @@ def test_fsdp_holds_an_eighth_of_large_parameters():
   assert {s.data.shape for s in placed.addressable_shards} == {(64, 64)}
 
 
-@pytest.mark.parametrize('micro_batches', [2, 4])
+@pytest.mark.parametrize('micro_batches', [
+    2, pytest.param(4, marks=pytest.mark.slow)])
 def test_accumulation_equals_the_whole_batch(single, micro_batches):
   """Mixup, dropout and stochastic depth included; on one device and two."""
   close(single, Setting(micro_batches=micro_batches).run()[0])
