@@ -435,6 +435,19 @@ def test_a_mistake_of_all_is_told_by_all(tmp_path, cache):
     assert 'error: data.name' in run.said(i), run.everything()
 
 
+@pytest.mark.slow   # two processes that meet
+def test_a_workdir_that_not_all_share_is_refused(tmp_path, cache):
+  """Also one that has been a run's before; else they would hang at the first
+  checkpoint."""
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other' / '.lock').write_text('process 1 on earth')
+  with Run(tmp_path / 'run', 2, cache=cache, only={
+      1: [f'--workdir={tmp_path / "other"}']}) as run:
+    assert run.codes(timeout=100) == [2, 2], run.everything()
+  for i in range(2):
+    assert 'error: --workdir' in run.said(i) and 'share' in run.said(i)
+
+
 @pytest.mark.slow   # two processes, started twice
 def test_the_launcher_starts_both_again_when_one_is_killed(
     pair, cache, tmp_path):

@@ -18,8 +18,8 @@ from mixer.core import log
 from mixer.core import processes
 
 FAILED, USAGE, RESTART, INTERRUPTED, LOST = 1, 2, 42, 130, 134
-# That a process waits, of several, before it ends by an error. All may have it,
-# and whoever ends first takes the others down, who then could not say so.
+# That process 0, of several, waits before it ends by an error. All may have it,
+# and its end takes down the others, who then could not say so.
 _FOR_OTHERS_SECONDS = 3
 
 
@@ -163,7 +163,7 @@ def _die(message, code, label='error'):
   sys.stdout.flush()
   text = ' '.join(str(message).split())
   print(f'{label}: {text}', file=sys.stderr, flush=True)
-  if processes.several() and code in (FAILED, USAGE):
+  if code in (FAILED, USAGE) and processes.several() and processes.first():
     time.sleep(_FOR_OTHERS_SECONDS)
   if 'tensorflow' in sys.modules or processes.several():
     # TensorFlow's threads may be decoding still, for a pipeline that the error

@@ -101,6 +101,16 @@ def all_agree(here):
   return bool(multihost_utils.process_allgather(np.array(here)).all())
 
 
+def of_first(number):
+  """An int32 as process 0 has it; all must ask."""
+  import jax
+  if jax.process_count() == 1:
+    return number
+  from jax.experimental import multihost_utils
+  import numpy as np
+  return int(multihost_utils.broadcast_one_to_all(np.array(number, np.int32)))
+
+
 def meet(name):
   """Returns when every process has come here."""
   import jax

@@ -62,7 +62,7 @@ def train(config, workdir):
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdirs.claimed(workdir))
-    processes.meet('the workdir is there')
+    workdirs.meet(workdir)
     data, evals, fewshots = evaluations.open_splits(
         config, settings.image_size, workdirs.BadImages(workdir))
     data.check(settings.batch_size, plan.slots(settings.batch_size))

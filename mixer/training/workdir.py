@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import threading
+import time
+import zlib
 
 from etils import epath
 import jax
@@ -19,6 +21,7 @@ from mixer.core import processes
 _FREE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
          'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
          'run.micro_batches', 'run.heartbeat_timeout_seconds')
+_SEEN_SECONDS = 10   # until a file of one host is seen by another
 
 
 @contextlib.contextmanager
@@ -58,7 +61,29 @@ def claimed(path):
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
+    os.fsync(file.fileno())   # so that other hosts see it
     yield
+
+
+def meet(path):
+  """Returns when every process has come here, and sees what the first claimed.
+
+  Raises:
+    UserError: if one sees another directory, such as on a disk of its own; it
+      would train to the first checkpoint and hang.
+  """
+  if files.is_remote(path):
+    processes.meet('the workdir is there')
+    return
+  read = lambda: zlib.crc32((files.read(
+      os.path.join(path, '.lock')) or '').encode()) >> 1
+  wanted, end = processes.of_first(read()), time.monotonic() + _SEEN_SECONDS
+  while read() != wanted and time.monotonic() < end:
+    time.sleep(0.1)
+  if not processes.all_agree(read() == wanted):
+    raise checks.UserError(
+        f'--workdir: {path!r} is not the same directory for all processes; '
+        'choose one that all hosts share')
 
 
 def agree(path, config):
