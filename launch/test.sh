@@ -4,8 +4,8 @@
 # Runs the tests: the quick half, which takes a few minutes on two cores;
 # --slow (or --all) runs the proofs of minutes as well, --slow-only just those.
 #   ./launch/test.sh tests/test_models.py -k permutation
-# TPU_LIBRARY_PATH=.../libtpu.so, of an installed libtpu, lets slow tests compile
-# for TPUs that are not here; without it they are skipped.
+# TPU_LIBRARY_PATH=.../libtpu.so, of an installed libtpu, lets slow tests
+# compile for TPUs that are not here; without it they are skipped.
 # The first call makes .venv and installs requirements.txt into it;
 # PYTHON=python3.12 picks the interpreter.
 set -euo pipefail

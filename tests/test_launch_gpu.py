@@ -119,7 +119,7 @@ def test_restart_passes_a_signal_on_and_waits(box, number):
   run = box.begin('restart.sh', box.python, codes=[['wait', 0]])
   box.pid(0)
   run.send_signal(number)
-  out, _ = run.communicate(timeout=10)
+  out, _ = run.communicate(timeout=60)
   assert run.returncode == 42
   assert out == 'output of 0\nsaved\nmixer.main exited with 42\n'
 
@@ -129,7 +129,7 @@ def test_restart_stopped_between_two_starts(box):
                   RESTART_SECONDS='60')
   assert 'starting it again' in [run.stdout.readline() for _ in '12'][1]
   run.terminate()
-  run.communicate(timeout=10)
+  run.communicate(timeout=60)
   assert run.returncode == 42 and len(box.mains(0)) == 1
 
 

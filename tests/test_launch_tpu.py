@@ -396,7 +396,7 @@ def test_pod_follows_what_is_going_on_and_interrupts_it(pod):
   first = pod.begin(*_POD_ARGS, codes=[['wait'], ['wait']])
   pod.waits()
   first.terminate()
-  first.communicate(timeout=10)
+  first.communicate(timeout=60)
   second = pod.begin(*_POD_ARGS, codes=[[], []])
   assert 'a run is going on there' in second.stdout.readline()
   assert pod('interrupt', *_POD) == 42

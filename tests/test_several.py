@@ -192,6 +192,7 @@ def alone(tmp_path_factory, cache):
   return finish(tmp_path_factory.mktemp('alone') / 'run', cache=cache).workdir
 
 
+@pytest.mark.slow   # whole runs
 def test_two_stopped_by_one_signal_are_gone_on_with_alone(tmp_path):
   quickly = dict(total=24, cache=tmp_path / 'compiled',
                  xla='--xla_backend_optimization_level=0',
