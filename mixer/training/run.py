@@ -190,8 +190,10 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
   flops = settings.batch_size * cost.training_flops(model, settings.image_size)
   decode.hide_accelerators()   # from TensorFlow, which writes for TensorBoard
   writer = writers.Writer(workdir, resumed_at=first)
-  spent = max((row.get('train/device_seconds', 0.0)
-               for row in writers.read(workdir)), default=0.0)
+  # Process 0 tells it, and has just cut off what a kill left half written.
+  spent = max((row.get('train/device_seconds', 0.0) for row in
+               (writers.read(workdir) if processes.first() else ())),
+              default=0.0)
   progress = progress_lib.Progress(first, total)
   try:
     with stop.Guard() as guard, progress:
