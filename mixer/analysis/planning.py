@@ -60,6 +60,9 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
   name = accelerator or (topology or 'v3').partition(':')[0]
   if name not in accelerators.ACCELERATORS:
     raise checks.unknown('--accelerator', name, accelerators.ACCELERATORS)
+  if topology and name != topology.partition(':')[0]:
+    raise checks.UserError(f'--accelerator: {name} is not what --topology='
+                           f'{topology} is; give one of them')
   if not 0 < utilisation <= 1:
     raise checks.UserError('--utilisation: expected 0 < x <= 1, got '
                            f'{utilisation}')
