@@ -49,7 +49,7 @@ code_of() {
 }
 
 restart() {
-  local started pause quick=0
+  local started until quick=0
   # A process group for each child, so that Ctrl-C comes here only.
   set -m
   trap 'stop_by TERM' TERM
@@ -75,11 +75,12 @@ restart() {
       return
     fi
     echo "$(how_it_ended "$code"): $again"
-    sleep "$RESTART_SECONDS" &
-    pause=$!
-    wait "$pause" || true
+    # Looks each second: a signal just before a long sleep would not end it.
+    until=$((SECONDS + RESTART_SECONDS))
+    while [[ -z $stopping && $SECONDS -lt $until ]]; do
+      sleep 1
+    done
     if [[ -n $stopping ]]; then   # nothing runs, and all is saved
-      kill "$pause" 2>/dev/null || true
       code=42
       break
     fi
