@@ -22,6 +22,7 @@ one JSON object.
 its time, operations, bytes accessed and memory. Nothing is measured.
 """
 import json
+import os
 import sys
 
 from absl import flags
@@ -42,8 +43,8 @@ _PRECISION = flags.DEFINE_enum('precision', None, ['float32', 'bfloat16'],
                                'Of the computation; by default float32 on a '
                                'CPU, bfloat16 elsewhere.')
 _COMPARE = flags.DEFINE_list('compare', [], 'Peers: big_vision, '
-                             'vision_transformer, timm; of input: big_vision, '
-                             'pillow.')
+                             'vision_transformer, timm, timm_compiled; of '
+                             'input: big_vision, pillow.')
 _PEERS = flags.DEFINE_string('peers', None, 'Where their checkouts lie.')
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Repeats, at most.', 1)
 _SECONDS = flags.DEFINE_integer('seconds', 150, 'No repeat begins later.', 1)
@@ -73,6 +74,8 @@ def main(argv):
     if given:
       raise checks.UserError(f'--{given[0]}: the config has it; set it there, '
                              'as in --config.run.batch_size=16')
+  # PyTorch needs some of a GPU's memory, of which JAX would take most.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   command.join()
   from mixer.analysis import peers
   from mixer.analysis import throughput

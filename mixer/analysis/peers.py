@@ -17,7 +17,8 @@ from mixer.data import augment
 from mixer.models.mixer import pair
 from mixer.training import optimizer as optimizers
 
-NAMES = ('big_vision', 'vision_transformer', 'timm')
+_TORCH = ('timm', 'timm_compiled')   # as it is, and by torch.compile
+NAMES = ('big_vision', 'vision_transformer', *_TORCH)
 
 
 def make(name, mode, model, directory, images, labels):
@@ -36,11 +37,12 @@ def make(name, mode, model, directory, images, labels):
   """
   if name not in NAMES:
     raise checks.unknown('--compare', name, NAMES)
-  if model.dtype != jnp.float32 and name != 'timm':
+  if model.dtype != jnp.float32 and name not in _TORCH:
     raise checks.UserError(f'--compare: {name} computes in float32 only; '
                            'compare with --precision=float32')
-  if name == 'timm':
-    return _timm(mode, model, directory, images, labels)
+  if name in _TORCH:
+    return _timm(mode, model, directory, images, labels,
+                 compiled=name == 'timm_compiled')
   make_model = dict(big_vision=_big_vision,
                     vision_transformer=_vision_transformer)[name]
   network = make_model(model, directory)
@@ -87,7 +89,7 @@ def _flax(network, apply, mode, images, labels):
                              (params, tx.init(params)))
 
 
-def _timm(mode, model, directory, images, labels):
+def _timm(mode, model, directory, images, labels, compiled):
   timm = importable('pytorch-image-models', 'timm', directory)
   torch = importlib.import_module('torch')
   # timm writes the MLP widths as multiples of C.
@@ -102,6 +104,10 @@ def _timm(mode, model, directory, images, labels):
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   dtype = torch.bfloat16 if model.dtype == jnp.bfloat16 else torch.float32
   network, x, y = network.to(device), x.to(device).contiguous(), y.to(device)
+  # XLA takes TF32 for float32 products on GPUs that have it.
+  torch.set_float32_matmul_precision('high')
+  if compiled:
+    network = torch.compile(network)
   wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
   mixed = lambda: torch.autocast(device, dtype, enabled=dtype != torch.float32)
   sgd = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
