@@ -11,6 +11,7 @@ from mixer.core import trees
 from mixer.core.checks import UserError
 from mixer.models import catalog
 from mixer.models import cost
+from mixer.models import layers
 from mixer.models import mixer as mixer_lib
 
 # PAPER: table 1 and the counts that follow from it, with 1,000 classes.
@@ -262,6 +263,30 @@ def test_masks_belong_to_rows_not_to_the_cut_of_the_batch():
   whole = run(np.arange(8))
   np.testing.assert_allclose(run(np.array([5, 2])), whole[np.array([5, 2])],
                              rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_the_form_for_gpus_is_the_same_network(train, monkeypatch):
+  model, x = small(dropout_rate=0.3), images()
+  variables = variables_of(model, x)
+
+  def outcome():
+    def objective(variables):
+      logits, _ = model.apply(variables, x, train=train,
+                              rngs={'dropout': jax.random.key(1)})
+      return jnp.sum(logits**2), logits
+    return jax.grad(objective, has_aux=True)(variables)
+
+  grads, logits = outcome()
+  calls, real = [], layers.token_dot
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(layers, 'token_dot', lambda x, *args, **more: (
+      calls.append(x.shape) or real(x, *args, **more)))
+  of_gpu, logits_of_gpu = outcome()
+  assert calls == [(3, 12, 6), (3, 12, 7)] * 3   # [B, C, S], [B, C, D_S]
+  np.testing.assert_allclose(logits_of_gpu, logits, rtol=1e-4, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-3, atol=1e-4), of_gpu, grads)
 
 
 def test_bfloat16_keeps_float32_parameters_and_logits():

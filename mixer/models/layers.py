@@ -7,6 +7,7 @@ import zlib
 
 import flax
 import jax
+import jax.numpy as jnp
 
 
 def training_dot(x_NI, kernel_IO, dimension_numbers, precision=None,
@@ -23,6 +24,41 @@ def training_dot(x_NI, kernel_IO, dimension_numbers, precision=None,
       x_NI.reshape(-1, x_NI.shape[-1]), kernel_IO, (((1,), (0,)), ((), ())),
       precision=precision, preferred_element_type=preferred_element_type)
   return out.reshape(*x_NI.shape[:-1], kernel_IO.shape[-1])
+
+
+def patch_dot(images, kernel_HWIO, window_strides, padding, *, precision=None,
+              preferred_element_type=None, **conventions):
+  """A convolution whose windows are disjoint patches, as one matrix product.
+
+  This is flax's `conv_general_dilated` for a stem: cuDNN's kernel for images of
+  three channels is slow; to a TPU and a CPU it is all one (BENCHMARKS.md).
+  """
+  del window_strides, padding, conventions   # a stem's: patch, none, flax's
+  height, width, in_channels, out_channels = kernel_HWIO.shape
+  batch, rows, columns, _ = images.shape
+  x = images.reshape(batch, rows // height, height, columns // width, width,
+                     in_channels).swapaxes(2, 3)
+  return jax.lax.dot_general(
+      x.reshape(*x.shape[:3], -1), kernel_HWIO.reshape(-1, out_channels),
+      (((3,), (0,)), ((), ())), precision=precision,
+      preferred_element_type=preferred_element_type)
+
+
+def token_dot(x_BCI, kernel_IO, dimension_numbers, precision=None,
+              preferred_element_type=None):
+  """x [B, C, I] times kernel [I, O], as a product an example: kernel^T x^T.
+
+  For mixing tokens on a GPU: x comes transposed from [B, I, C], whose rows are
+  aligned to 16 bytes where those of 196 tokens in bfloat16 are not, and the
+  transpositions around it are none in memory (BENCHMARKS.md).
+  """
+  del dimension_numbers   # a dense layer's: the last axis with the first
+  kernel_BOI = jnp.broadcast_to(
+      kernel_IO.T, (x_BCI.shape[0], *kernel_IO.T.shape))
+  out_BOC = jax.lax.dot_general(
+      kernel_BOI, jnp.swapaxes(x_BCI, 1, 2), (((2,), (1,)), ((0,), (0,))),
+      precision=precision, preferred_element_type=preferred_element_type)
+  return jnp.swapaxes(out_BOC, 1, 2)
 
 
 @flax.struct.dataclass

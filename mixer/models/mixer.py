@@ -38,9 +38,9 @@ class MlpBlock(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, draws, *, train):
-    """x [B, T, F] -> [B, T, F]; draws as in `MixerBlock`."""
-    dot = layers.training_dot if train else None
+  def __call__(self, x, draws, *, dot):
+    """x [B, T, F] -> [B, T, F]; draws as in `MixerBlock`, dot as flax's
+    `dot_general`."""
     dense = lambda width: nn.Dense(width, dtype=self.dtype, dot_general=dot)
     h = dense(self.mlp_dim)(x)
     h = nn.gelu(h, approximate=self.approximate_gelu)
@@ -87,12 +87,15 @@ class MixerBlock(nn.Module):
         width, self.dropout_rate, self.approximate_gelu, self.dtype, name=name)
     drop = lambda branch_BSC, name: branch_BSC if draws is None else (
         draws.drop_path(name, branch_BSC))
+    dot = layers.training_dot if train else None
+    token_dot = layers.token_dot if jax.default_backend() == 'gpu' else dot
     y_BCS = jnp.swapaxes(nn.LayerNorm(dtype=self.dtype)(x_BSC), 1, 2)
-    y_BCS = mlp(self.tokens_mlp_dim, 'token_mixing')(y_BCS, draws, train=train)
+    y_BCS = mlp(self.tokens_mlp_dim, 'token_mixing')(
+        y_BCS, draws, dot=token_dot)
     u_BSC = x_BSC + drop(jnp.swapaxes(y_BCS, 1, 2), 'token_mixing')
     y_BSC = nn.LayerNorm(dtype=self.dtype)(u_BSC)
     y_BSC = mlp(self.channels_mlp_dim, 'channel_mixing')(
-        y_BSC, draws, train=train)
+        y_BSC, draws, dot=dot)
     return u_BSC + drop(y_BSC, 'channel_mixing')
 
 
@@ -164,7 +167,8 @@ class MlpMixer(nn.Module):
     out = {}
     x = out['stem'] = nn.Conv(
         self.hidden_dim, patch, strides=patch, padding='VALID',
-        dtype=self.dtype, name='stem')(images)
+        dtype=self.dtype, name='stem',
+        conv_general_dilated=layers.patch_dot)(images)
     x_BSC = out['input_tokens'] = x.reshape(x.shape[0], -1, self.hidden_dim)
     draws = self._draws(rows_B) if train else None
     if train and (self.remat or self.scan) and not self.is_initializing():
