@@ -4,29 +4,24 @@ import functools
 import inspect
 import json
 import os
-import re
 
-from clu import parameter_overview
 import jax
-import numpy as np
 
 from mixer import models
-from mixer.core import accelerators
 from mixer.core import checkpoint
 from mixer.core import checks
 from mixer.core import files
 from mixer.core.log import log
 from mixer.core import peak
 from mixer.core import processes
-from mixer.core import trees
 from mixer.data import augment as augmentation
 from mixer.data import decode
 from mixer.data import pipeline
-from mixer.models import catalog
 from mixer.models import cost
 from mixer.pretrained import initial
 from mixer.pretrained import network
 from mixer.training import evaluations
+from mixer.training import introduction
 from mixer.training import loop
 from mixer.training import losses
 from mixer.training import optimizer as optimizers
@@ -39,7 +34,6 @@ from mixer.training import stop
 from mixer.training import workdir as workdirs
 from mixer.training import writer as writers
 
-_SHARE = 0.4   # of the peak, by which the cost is told; measured it is later
 # Whose keyword arguments the sections are.
 _READERS = dict(
     data=pipeline.open_data, augment=augmentation.make, loss=losses.make,
@@ -158,7 +152,8 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
                            config.to_dict().items() if name != 'sweep'})
   workdirs.write_json(os.path.join(workdir, 'model.json'),
                       _card(config, model, data, evals))
-  _introduce(config, settings, plan, data, evals, model, shapes, total, workdir)
+  introduction.introduce(config, settings, plan, data, evals, model, shapes,
+                         total, workdir)
 
   fingerprint = data.fingerprint(settings.batch_size, settings.seed)
   state = _resume(checkpoints, shapes, shardings, fingerprint)
@@ -283,48 +278,6 @@ def _start(config, settings, model, workdir, resuming):
   return initial.start(model, image_size=image_shape(model, settings)[:2],
                        widen=config.model.get('tokens_mlp_dim') is None,
                        **config.start)
-
-
-def _introduce(config, settings, plan, data, evals, model, shapes, total,
-               workdir):
-  """Says what is about to run; the whole list of parameters goes to a file."""
-  say = log.info
-  device = plan.mesh.devices.flat[0]
-  say('model    %s', catalog.title(catalog.describe(model, config.model.name)))
-  count, frozen = trees.count(shapes.params), config.optimizer.frozen
-  still = frozen and sum(
-      int(np.prod(x.shape)) for name, x in trees.flatten(shapes.params).items()
-      if re.fullmatch(frozen, name))
-  say('         %s parameters%s, %.3g GFLOPs an image', f'{count:,}',
-      f', {count - still:,} of them trained' if still else '',
-      cost.forward_flops(model, settings.image_size) / 1e9)
-  say('data     %s %s: %s images, %d classes', data.source.name,
-      data.split.spec, f'{len(data):,}', data.source.num_classes)
-  for name, held_out in evals.items():
-    say('         evaluated as %s: %s images of %s', name,
-        f'{len(held_out):,}', held_out.split.spec)
-  mesh = ' x '.join(f'{axis} {n}' for axis, n in plan.mesh.shape.items()
-                    if n > 1)
-  say('devices  %d x %s, %s, state: %s%s', plan.mesh.size, device.device_kind,
-      settings.dtype, plan.strategy, f' ({mesh})' if mesh else '')
-  say('run      %s steps of %d images, %.1f epochs', f'{total:,}',
-      settings.batch_size, total * settings.batch_size / len(data))
-  known = accelerators.of_kind(device.device_kind)
-  if known:
-    flops = total * settings.batch_size * cost.training_flops(
-        model, settings.image_size)
-    say('cost     %.3g FLOPs in all, %s device-hours at %.0f%% of the peak of '
-        '%s', flops, f'{flops / _SHARE / known.flops_per_second / 3600:,.1f}',
-        100 * _SHARE, known.name)
-  say('workdir  %s', workdir)
-  if processes.several():
-    for number, host, devices in processes.table():
-      say('process  %d on %s: %s', number, host, devices)
-  if processes.first():
-    files.write(
-        os.path.join(workdir, 'parameters.txt'),
-        parameter_overview.get_parameter_overview(
-            shapes.params, include_stats=False) + '\n')
 
 
 def _card(config, model, data, evals):
