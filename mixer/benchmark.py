@@ -54,6 +54,12 @@ _TOPOLOGY = flags.DEFINE_string('topology', 'v3:2x2', 'Of tpu: chips, as '
 _SHARDING = flags.DEFINE_enum('sharding', 'replicate', ['replicate', 'fsdp'],
                               'Of tpu: how the state lies on the devices.')
 MODES = ('input', 'train', 'infer', 'tpu')
+_TIMED = ('input', 'train', 'infer')
+_NETWORK = ('train', 'infer', 'tpu')
+_READ_BY = dict(   # modes, by flag; the config is for all
+    topology=('tpu',), sharding=('tpu',), images=('input',), compare=_TIMED,
+    peers=_TIMED, rounds=_TIMED, seconds=_TIMED, model=_NETWORK,
+    batch_size=_NETWORK, image_size=_NETWORK, precision=_NETWORK)
 _MOST_INPUT = 256   # images of a batch, when only the input is timed
 
 
@@ -62,6 +68,10 @@ def main(argv):
     raise checks.UserError(f'expected one mode, {" or ".join(MODES)}, got '
                            f'{" ".join(argv[1:]) or "none"}')
   mode = argv[1]
+  for flag, modes in _READ_BY.items():
+    if flags.FLAGS[flag].present and mode not in modes:
+      raise checks.UserError(f'--{flag}: of {" and ".join(modes)} only, not of '
+                             f'{mode}; leave it out')
   if mode == 'input':
     _input()
     return
