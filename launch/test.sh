@@ -30,4 +30,5 @@ esac
 make_venv
 # One file, one process: its tests share what JAX compiled. Each process holds a
 # JAX of its own, so a big machine's memory, not its cores, sets the limit.
-exec .venv/bin/python -m pytest -n logical --maxprocesses=8 --dist=loadfile "$@"
+exec .venv/bin/python -m pytest -n logical --maxprocesses=8 --dist=loadfile \
+  --no-loadscope-reorder "$@"

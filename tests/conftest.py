@@ -13,3 +13,12 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402  (after the environment is set)
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# In this order, before all others: a file is one process's, and a long one at
+# the end would leave the other processes idle.
+LONG = ('test_plan', 'test_several', 'test_resume', 'test_training',
+        'test_predict', 'test_transfer')
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: (*LONG, item.path.stem).index(item.path.stem))

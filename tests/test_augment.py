@@ -424,8 +424,8 @@ def test_mixup_and_cutmix_take_turns_at_random():
 
 
 @pytest.mark.parametrize('name,mixing,steps', (
-    ('all', dict(mixup=0.5), 1),
-    ('erase', dict(mixup=0.5, cutmix=1.0), 6)))
+    ('all', dict(mixup=0.5), 1), pytest.param(
+        'erase', dict(mixup=0.5, cutmix=1.0), 6, marks=pytest.mark.slow)))
 def test_eight_devices_give_what_one_does(name, mixing, steps):
   """Sharded over the batch: crops and ops bit for bit; mixup and cutmix, whose
   partner may lie on another device, too."""

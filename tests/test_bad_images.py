@@ -603,6 +603,7 @@ def test_a_run_counts_what_it_replaced_and_left_out(folder, commands):
   assert found[STEPS]['eval/test/examples'] == GOOD['val']
 
 
+@pytest.mark.slow   # likewise
 def test_broken_files_are_named_once_whatever_happens(folder, commands):
   """In bad_images.jsonl, by section; also when the run, finished, is started
   again, and when it resumes from its last checkpoint but one: with the count

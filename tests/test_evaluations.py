@@ -183,6 +183,7 @@ def on_images(data, **section):
   return c
 
 
+@pytest.mark.slow   # whole runs
 def test_a_carved_split_is_the_one_of_the_training(tmp_path):
   """Every tenth image, which training left out; also when asked alone."""
   name = folder(tmp_path / 'photos', ('a', 'b'))

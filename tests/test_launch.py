@@ -247,7 +247,7 @@ def test_local_help(checkout):
 def test_test_picks_the_halves(checkout, args, pytest_args):
   _fake(checkout, 'python3.12')
   _, log = checkout('test.sh', *args)
-  assert log[-1] == ('-m pytest -n logical --maxprocesses=8 --dist=loadfile'
-                     + pytest_args)
+  assert log[-1] == ('-m pytest -n logical --maxprocesses=8 --dist=loadfile '
+                     '--no-loadscope-reorder' + pytest_args)
 
 

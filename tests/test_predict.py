@@ -263,7 +263,8 @@ def test_expand(tmp_path):
     prediction.expand([str(tmp_path / 'none')])
 
 
-@pytest.mark.parametrize('format', ('onnx', 'stablehlo'))
+@pytest.mark.parametrize('format', (
+    pytest.param('onnx', marks=pytest.mark.slow), 'stablehlo'))
 def test_exported_programs_give_the_predictions(trained, tmp_path, format):
   """On real photos, to 1e-4: the file that is served, and the command."""
   root, workdir = trained

@@ -99,6 +99,7 @@ def runs_of(monkeypatch, spoil=lambda config, workdir: None):
   return begun
 
 
+@pytest.mark.slow   # whole runs
 def test_the_best_on_held_out_images_is_trained_on_all(finished):
   config, workdir, found = finished
   scores = {name: r['scores'][DEV] for name, r in found['runs'].items()}
@@ -125,12 +126,14 @@ def test_the_best_on_held_out_images_is_trained_on_all(finished):
   assert config.schedule.learning_rate == 0.03   # the caller's is untouched
 
 
+@pytest.mark.slow   # whole runs
 def test_a_finished_sweep_is_told_again(finished, monkeypatch):
   config, workdir, found = finished
   begun = runs_of(monkeypatch)
   assert go(config, workdir) == found and begun == []
 
 
+@pytest.mark.slow   # whole runs
 def test_another_config_or_grid_is_refused_by_key(finished, monkeypatch):
   config, workdir, _ = finished
   begun = runs_of(monkeypatch)
@@ -143,6 +146,7 @@ def test_another_config_or_grid_is_refused_by_key(finished, monkeypatch):
   assert begun == []
 
 
+@pytest.mark.slow   # whole runs
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch, finished):
   """Killed in the second run, and then in the final one; the same end."""
   *_, found = finished
@@ -309,6 +313,7 @@ def test_a_mistake_is_one_line(flags, words):
     assert word in out.stderr
 
 
+@pytest.mark.slow   # whole runs
 def test_the_runs_start_from_the_same_weights(finished):
   """The values are compared, not the luck of the draw."""
   _, workdir, found = finished
