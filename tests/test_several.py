@@ -403,6 +403,24 @@ def test_one_is_killed_the_other_ends_and_nothing_saved_is_lost(
   assert evaluations(workdir) == evaluations(pair)
 
 
+@pytest.mark.slow   # two processes, started twice
+def test_a_part_that_only_one_process_reads_is_damaged(tmp_path, cache):
+  """All take the checkpoint before it, and end as if nothing had been."""
+  workdir = tmp_path / 'run'
+  fsdp = ('--config.sharding.strategy=fsdp', '--config.model.hidden_dim=64')
+  finish(workdir, 2, flags=fsdp, cache=cache)
+  before = losses(workdir)
+  parts = [path for path in (workdir / 'checkpoints' / str(STEPS)).glob(
+      'params/ocdbt.process_1/d/*') if path.stat().st_size]
+  assert parts
+  for path in parts:
+    os.truncate(path, path.stat().st_size // 2)
+  again = finish(workdir, 2, flags=fsdp, cache=cache)
+  assert f'{STEPS} cannot be used' in again.said(0)
+  assert f'resuming at step {STEPS - 20}' in again.said(0)
+  np.testing.assert_array_equal(losses(workdir), before)
+
+
 @pytest.mark.slow   # it takes a heartbeat until the other knows
 @pytest.mark.parametrize('mistaken', [0, 1])
 def test_one_with_an_error_of_its_own_does_not_hang_the_other(

@@ -115,9 +115,12 @@ class Checkpoints:
         found = self._restore(step, params, rest)
       except Exception as e:
         damaged = e
-      # A part of it may be damaged, which only some processes read.
+      # A part of it may be damaged, which only some processes read; its digest
+      # they take together.
       if processes.all_agree(found is not None):
-        return found
+        if found[2]['digest'] == _digest(*found[:2]):
+          return found
+        damaged = 'its digest does not match: a bit has changed on disk'
       damaged = damaged or 'another process cannot read it'
       log.warning('checkpoint %s/%d cannot be used (%s); trying the one before '
                   'it', self.directory, step,
@@ -144,12 +147,19 @@ class Checkpoints:
     self._manager.close()
 
   def _restore(self, step, params, rest):
-    args = ocp.args.Composite(
-        params=ocp.args.StandardRestore(params),
-        rest=ocp.args.StandardRestore(rest), meta=ocp.args.JsonRestore())
-    out = self._manager.restore(step, args=args)
-    if out['meta']['digest'] != _digest(out['params'], out['rest']):
-      raise ValueError('its digest does not match: a bit has changed on disk')
+    """What this process has of (params, rest, meta). It waits for no other,
+    which may have failed: that would be for ever."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own},
+        barrier_sync_key_prefix=f'process{own}')
+    with ocp.CheckpointManager(
+        files.absolute(self.directory), item_names=_ITEMS,
+        options=ocp.CheckpointManagerOptions(
+            read_only=True, multiprocessing_options=alone)) as manager:
+      out = manager.restore(step, args=ocp.args.Composite(
+          params=ocp.args.StandardRestore(params),
+          rest=ocp.args.StandardRestore(rest), meta=ocp.args.JsonRestore()))
     return out['params'], out['rest'], out['meta']
 
   def _failed(self, step, error):
