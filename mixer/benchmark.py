@@ -18,7 +18,8 @@ one JSON object.
     --batch_size=64
 
 `tpu` compiles the step for a TPU slice by libtpu, --batch_size images a device
-(of v2 and v3 a core, else a chip), and prints the compiler's own estimate of
+(of v2 and v3 a core, else a chip; a config's run.batch_size is that of all
+devices), and prints the compiler's own estimate of
 its time, operations, bytes accessed and memory. Nothing is measured.
 """
 import json
@@ -32,7 +33,6 @@ from rich import table as tables
 
 from mixer.core import checks
 from mixer.core import command
-from mixer.core import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Takes model, batch and image size from a config.')
@@ -75,18 +75,17 @@ def main(argv):
   if mode == 'input':
     _input()
     return
-  if mode == 'tpu':
-    _tpu()
-    return
   if _CONFIG.value is not None:
     given = [f for f in ('model', 'batch_size', 'image_size')
              if flags.FLAGS[f].present]
     if given:
       raise checks.UserError(f'--{given[0]}: the config has it; set it there, '
                              'as in --config.run.batch_size=16')
+  if mode == 'tpu':
+    _tpu()
+    return
   # PyTorch needs some of a GPU's memory, of which JAX would take most.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  command.join()
   from mixer.analysis import peers
   from mixer.analysis import throughput
   from mixer.training import sharding
@@ -109,9 +108,8 @@ def main(argv):
                              seconds=_SECONDS.value)
   out = throughput.report(mode, model, candidates, peaks, dtype=dtype,
                           batch_size=batch_size, image_size=image_size)
-  if processes.first():
-    _show(out)
-    print(json.dumps(out))
+  _show(out)
+  print(json.dumps(out))
 
 
 def _input():
@@ -166,19 +164,27 @@ def _tpu():
   devices = programs.tpu_devices(_TOPOLOGY.value)
   plan = sharding.plan(strategy=_SHARDING.value, devices=devices)
   model, batch_size, image_size = _subject('bfloat16')
+  name = _MODEL.value
+  if _CONFIG.value is not None:   # whose batch is that of all devices
+    name = _CONFIG.value.model.name
+    if batch_size % plan.parts:
+      raise checks.UserError(f'--config.run.batch_size: {batch_size} images do '
+                             f'not divide over {plan.parts} devices')
+    batch_size //= plan.parts
   optimizer, step = throughput.make_step(model)
   program = programs.train_step(
       step, model, optimizer, plan, batch_size=batch_size * plan.parts,
       image_size=pair(image_size))
   cost, memory = program.cost(), program.bytes()
-  out = dict(mode='tpu', topology=_TOPOLOGY.value, devices=len(devices),
-             device=devices[0].device_kind, dtype=str(model.dtype),
-             batch_size=batch_size, sharding=_SHARDING.value, **cost,
-             memory=memory, compile_seconds=program.seconds,
+  out = dict(mode='tpu', model=name, topology=_TOPOLOGY.value,
+             devices=len(devices), device=devices[0].device_kind,
+             dtype=str(model.dtype), batch_size=batch_size,
+             sharding=_SHARDING.value, **cost, memory=memory,
+             compile_seconds=program.seconds,
              images_per_second=cost['seconds'] and (   # not known of all TPUs
                  batch_size * plan.parts / cost['seconds']))
   table = tables.Table(
-      title=f'{_MODEL.value}, {batch_size} images a device, {model.dtype}, '
+      title=f'{name}, {batch_size} images a device, {model.dtype}, '
       f"{len(devices)} x {devices[0].device_kind}: XLA's estimate")
   for name in ('a step', 'images/s a device', 'TFLOPs', 'GB accessed',
                'temporaries, GiB', 'together, GiB'):
@@ -196,6 +202,7 @@ def _tpu():
 def _subject(precision=None):
   """(model, batch size, image size) of the flags."""
   from mixer import models
+  from mixer.analysis import planning
   from mixer.training import run
   if _CONFIG.value is None:
     settings = run.Settings(batch_size=_BATCH.value, total_steps=1,
@@ -206,12 +213,7 @@ def _subject(precision=None):
     section = dict(_CONFIG.value.run, total_steps=1, total_epochs=None)
     section['precision'] = _PRECISION.value or section['precision'] or precision
     settings = run.Settings(**section)
-    section = dict(_CONFIG.value.model)
-    # The data need not be there to be timed; those of the digits are.
-    small = _CONFIG.value.data.name == 'digits'
-    classes = section.pop('num_classes') or (10 if small else 1000)
-    section['in_channels'] = section['in_channels'] or (1 if small else 3)
-    model = models.create(num_classes=classes, dtype=settings.dtype, **section)
+    model = planning.make_model(_CONFIG.value, settings)
   return model, settings.batch_size, settings.image_size
 
 
@@ -231,4 +233,4 @@ def _show(out):
 
 
 if __name__ == '__main__':
-  command.run(main, positional=1, several=True)
+  command.run(main, positional=1)

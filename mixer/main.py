@@ -40,7 +40,8 @@ def main(argv):
   workdir = _WORKDIR.value or os.path.join(
       'runs', command.config_name())
   settings = run.check(_CONFIG.value)
-  command.join(heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds)
+  command.join(heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+               stoppable=True)
   run.keep_compiled(workdir)
   scores = run.train(_CONFIG.value, workdir)
   if processes.first():

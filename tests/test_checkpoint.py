@@ -186,12 +186,14 @@ def test_a_workdir_refuses_another_config_but_not_where_the_data_lie(tmp_path):
 def test_metrics_hold_each_step_once_after_a_resume(tmp_path):
   first = writers.Writer(str(tmp_path), resumed_at=0)
   for step in (10, 20, 30):
-    first.write(step, {'train/loss': 1.0 / step})
+    first.write(step, {'train/loss': 1.0 / step,
+                       'train/device_seconds': 2.0 * step})
   first.write(30, {'eval/test/accuracy': 0.5})
   first.close()
   with open(tmp_path / 'metrics.jsonl', 'a') as f:
     f.write('{"step": 40, "train/lo')   # a kill in the middle of a line
   second = writers.Writer(str(tmp_path), resumed_at=20)
+  assert second.spent == 60.0   # the steps that are lost took their time too
   second.write(30, {'train/loss': float('nan')})
   second.close()
   rows = writers.read(tmp_path)

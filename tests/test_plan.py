@@ -136,6 +136,18 @@ def test_data_that_is_not_there_is_a_row(tmp_path):
   assert 'ILSVRC2012_img_train.tar' in rows['data']['remedy']
 
 
+def test_few_shot_sets_and_arrays_are_looked_for(tmp_path):
+  config = small()
+  config.data.name = f'arrays:{tmp_path}/gone.npz'
+  config.fewshot.pets = dict(name='oxford_iiit_pet', dir=str(tmp_path))
+  data, rows = planning._look(config)
+  assert data.decoded and data.missing   # arrays live on the device
+  assert [row['what'] for row in rows] == [
+      'data', 'evals.test', 'fewshot.pets.train', 'fewshot.pets.test']
+  assert '3,680 images' in rows[2]['value'] and str(tmp_path) in (
+      rows[2]['remedy'])
+
+
 def test_released_weights_are_looked_for_in_the_cache(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   config = finetune.get_config('b16,cifar10')

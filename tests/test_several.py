@@ -403,6 +403,42 @@ def test_one_is_killed_the_other_ends_and_nothing_saved_is_lost(
   assert evaluations(workdir) == evaluations(pair)
 
 
+def two(program, *args):
+  """Two processes of a program, begun; it gets HOST:PORT and its number."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    port = s.getsockname()[1]
+  return [subprocess.Popen(
+      [sys.executable, '-c', program, f'127.0.0.1:{port}', str(i), *args],
+      cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='',
+               no_grpc_proxy='127.0.0.1')) for i in range(2)]
+
+
+WAITING = """
+import sys, time
+from mixer.core import processes
+coordinator, number = sys.argv[1:]
+processes.join(coordinator=coordinator, num_processes=2, process_id=int(number))
+print('there', flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.slow   # two processes that meet
+def test_what_saves_nothing_ends_at_once_when_told_to():
+  """As `mixer.evaluate`, which asks no guard."""
+  begun = two(WAITING)
+  try:
+    for process in begun:
+      assert 'there' in iter(lambda: process.stdout.readline().strip(), '')
+      process.terminate()
+    assert [p.wait(timeout=20) for p in begun] == [-signal.SIGTERM] * 2
+  finally:
+    for process in begun:
+      process.kill()
+
+
 PARTS = """
 import sys
 import jax, jax.numpy as jnp
@@ -437,15 +473,7 @@ processes.leave()
 def test_a_part_that_only_one_process_reads_is_damaged(tmp_path):
   """All take the checkpoint before it."""
   def both(save):
-    with socket.socket() as s:
-      s.bind(('127.0.0.1', 0))
-      port = s.getsockname()[1]
-    begun = [subprocess.Popen(
-        [sys.executable, '-c', PARTS, f'127.0.0.1:{port}', str(i),
-         str(tmp_path / 'c'), save], cwd=ROOT, text=True,
-        env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='',
-                 no_grpc_proxy='127.0.0.1'),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(2)]
+    begun = two(PARTS, str(tmp_path / 'c'), save)
     try:
       out = [process.communicate(timeout=120)[0] for process in begun]
     finally:

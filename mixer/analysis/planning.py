@@ -17,6 +17,7 @@ from mixer.models import cost
 from mixer.models.mixer import pair
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
+from mixer.training import evaluations
 from mixer.training import run
 from mixer.training import sharding
 
@@ -77,11 +78,11 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
   layout = sharding.plan(devices=chosen, **config.sharding)
   settings.check_devices(layout.parts)
   data, preflight = _look(config)
-  model = _enlarged(_model(config, settings, data), config, settings)
+  model = _enlarged(make_model(config, settings, data), config, settings)
   total = _steps(settings, data)
   optimizer, step_fn = run.make_step(config, settings, model, total)
-  resident = data.examples if config.data.on_device or (
-      config.data.name == 'digits') else None
+  resident = data.examples if (
+      config.data.on_device or data.decoded) else None
   program = programs.train_step(
       step_fn, model, optimizer, layout, batch_size=settings.batch_size,
       image_size=settings.image_size, seed=settings.seed, resident=resident)
@@ -124,17 +125,21 @@ def _look(config):
   inherited = lambda section, key: section.get(key) or config.data[key]
   sections = {'data': config.data, **{
       f'evals.{name}': section for name, section in config.evals.items()}}
+  for name, section in config.fewshot.items():
+    common, parts, _ = evaluations.fewshot_splits(**section)
+    for part, split in parts.items():
+      sections[f'fewshot.{name}.{part}'] = dict(common, split=split)
   rows, found = [], {}
   for key, section in sections.items():
     name = inherited(section, 'name')
-    wanted = [s.split for s in sections.values()
+    wanted = [s['split'] for s in sections.values()
               if inherited(s, 'name') == name]
     found[key] = known.size(
-        name, section.split, data_dir=inherited(section, 'dir'), key=key,
+        name, section['split'], data_dir=inherited(section, 'dir'), key=key,
         access=config.data.access, wanted=wanted)
     count = found[key].examples
     rows.append(_row(
-        key, f'{name} {section.split}' + (
+        key, f'{name} {section["split"]}' + (
             '' if count is None else f', {count:,} images'),
         found[key].missing))
     labels = section.get('labels')
@@ -173,7 +178,17 @@ def _row(what, value, missing):
   return dict(what=what, value=value, found=missing is None, remedy=missing)
 
 
-def _model(config, settings, data):
+def make_model(config, settings, data=None):
+  """The network of a config whose data need not be at hand.
+
+  Args:
+    config: of a run.
+    settings: `Settings` of its `run` section.
+    data: `known.Size` of the training split, if that is known already.
+  """
+  data = data or known.size(
+      config.data.name, config.data.split, data_dir=config.data.dir,
+      access=config.data.access)
   section = dict(config.model)
   classes = section.pop('num_classes', None) or data.num_classes
   section['in_channels'] = section.get('in_channels') or data.channels

@@ -2,7 +2,6 @@
 import json
 import os
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -116,7 +115,7 @@ def evaluate(network, config, *, batch_size, worst=10):
   ask = evaluations.make(plan, network.model, evals, fewshots,
                          batch_size=batch_size, loss=network.card['loss'])
   details = {}
-  scores = ask(jax.device_put(network.params, plan.replicated), details)
+  scores = ask(sharding.place(network.params, plan.replicated), details)
   result = dict(checkpoint=network.name, model=network.title,
                 image_size=list(network.image_size), evals={}, fewshot={})
   for name, split in evals.items():

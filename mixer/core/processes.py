@@ -25,7 +25,7 @@ _GONE = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED', 'gloo',
 
 
 def join(*, coordinator=None, num_processes=None, process_id=None,
-         heartbeat_timeout_seconds=30):
+         heartbeat_timeout_seconds=30, stoppable=False):
   """Meets the other processes, if there are any; before any use of a device.
 
   Args:
@@ -35,6 +35,8 @@ def join(*, coordinator=None, num_processes=None, process_id=None,
       tell: Slurm, Open MPI, a TPU slice, or an indexed Kubernetes job.
     heartbeat_timeout_seconds: after which a silent process counts as dead, and
       the others end.
+    stoppable: whether a `stop.Guard` will be asked, for which JAX takes SIGTERM
+      over; else it ends the process.
 
   Raises:
     UserError: if they do not go together, or the surroundings do not tell all.
@@ -47,6 +49,7 @@ def join(*, coordinator=None, num_processes=None, process_id=None,
   if found is None:
     return
   import jax
+  jax.config.update('jax_enable_preemption_service', stoppable)
   # Of CPUs; what GPUs and TPUs use is not this option's.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:

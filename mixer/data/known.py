@@ -14,10 +14,12 @@ from mixer.data import vtab
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
   """Of a split: `examples`, None if nobody knows; `num_classes`, `channels` of
-  its images, and why it cannot be read, None if it can."""
+  its images, whether they are `decoded` arrays, which live on the device, and
+  why it cannot be read, None if it can."""
   examples: int | None
   num_classes: int
   channels: int
+  decoded: bool = False
   missing: str | None
 
 
@@ -48,7 +50,7 @@ def size(name, split, *, data_dir=None, access=None, key='data', wanted=()):
     return _known(name, split, key, str(e))
   return Size(examples=len(splits.select(source.stored, split, f'{key}.split')),
               num_classes=source.num_classes, channels=source.channels,
-              missing=None)
+              decoded=source.decoded, missing=None)
 
 
 def _known(name, split, key, why):
@@ -57,7 +59,8 @@ def _known(name, split, key, why):
     return Size(examples=1000 if 'train' in split else None, channels=3,
                 num_classes=task.num_classes, missing=why)
   if name not in KNOWN:
-    return Size(examples=None, num_classes=1000, channels=3, missing=why)
+    return Size(examples=None, num_classes=1000, channels=3,
+                decoded=name.startswith('arrays:'), missing=why)
   sizes, classes = KNOWN[name]
   chosen = splits.select(splits.whole(sizes), split, f'{key}.split')
   return Size(examples=len(chosen), num_classes=classes, channels=3,

@@ -62,9 +62,9 @@ class Vetting:
     raise checks.RunError(
         f'{self.key}.max_bad_fraction: {len(listed)} images cannot be decoded '
         f'and {self._most} of the split may be: {", ".join(listed[:_LISTED])}'
-        f'{f" and {rest} more" if rest > 0 else ""} (bad_images.jsonl in the '
-        'workdir has all that were met); mend or remove them, or raise it, as '
-        f'in --config.{self.key}.max_bad_fraction=0.05')
+        f'{f" and {rest} more" if rest > 0 else ""} (bad_images*.jsonl in '
+        'the workdir has all that were met); mend or remove them, or raise it, '
+        f'as in --config.{self.key}.max_bad_fraction=0.05')
 
   def _admit(self, record, file):
     state = self._state[record]

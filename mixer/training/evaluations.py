@@ -13,6 +13,7 @@ from mixer.core.log import log
 from mixer.data import pipeline
 from mixer.evaluation import classification
 from mixer.evaluation import fewshot
+from mixer.training import sharding
 from mixer.training import step as steps
 
 # What a section has from data, unless it is given.
@@ -148,11 +149,10 @@ def make(plan, model, evals, fewshots, *, batch_size, loss='softmax'):
       features=features(params, batch, resident), mask=batch['mask'],
       labels=labels_of(batch, resident)[:, 0], bad=batch['bad'],
       position=batch['position']))
-  put = lambda tree: jax.device_put(tree, plan.replicated)
   splits = [*evals.values(), *(s for few in fewshots.values()
                                for s in (few.train, few.test))]
-  residents = {id(s): None if s.resident is None else put(s.resident)
-               for s in splits}
+  residents = {id(s): None if s.resident is None else sharding.place(
+      s.resident, plan.replicated) for s in splits}
 
   def found(key, function, params, split):
     batches = split.eval_batches(batch_size=batch_size,

@@ -13,7 +13,6 @@ from mixer.core import checks
 from mixer.core import files
 from mixer.core.log import log
 from mixer.core import peak
-from mixer.core import processes
 from mixer.data import augment as augmentation
 from mixer.data import decode
 from mixer.data import pipeline
@@ -163,11 +162,11 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
     if given is not None:
       merged = initial.merge(given, state.params, config.start.weights,
                              config.start.dont_load)
-      state = state.replace(params=jax.device_put(merged, shardings.params))
+      state = state.replace(params=sharding.place(merged, shardings.params))
   first = int(state.step)
 
-  put = lambda tree: jax.device_put(tree, plan.replicated)
-  resident = None if data.resident is None else put(data.resident)
+  resident = None if data.resident is None else sharding.place(
+      data.resident, plan.replicated)
   ask = evaluations.make(plan, model, evals, fewshots,
                          batch_size=settings.batch_size, loss=config.loss.name)
   evaluate = lambda state: ask(state.params)
@@ -185,10 +184,6 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
   flops = settings.batch_size * cost.training_flops(model, settings.image_size)
   decode.hide_accelerators()   # from TensorFlow, which writes for TensorBoard
   writer = writers.Writer(workdir, resumed_at=first)
-  # Process 0 tells it, and has just cut off what a kill left half written.
-  spent = max((row.get('train/device_seconds', 0.0) for row in
-               (writers.read(workdir) if processes.first() else ())),
-              default=0.0)
   progress = progress_lib.Progress(first, total)
   try:
     with stop.Guard() as guard, progress:
@@ -200,7 +195,7 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
           guard=guard, total_steps=total, log_every=settings.log_every,
           eval_every=settings.eval_every, save_every=checkpoints.every,
           save_scored=bool(checkpoints.best), batch_size=settings.batch_size,
-          flops=flops, devices=plan.mesh.size, spent=spent, peak_flops=(
+          flops=flops, devices=plan.mesh.size, spent=writer.spent, peak_flops=(
               peak.flops_per_second(settings.dtype) * jax.process_count()))
       try:
         if first >= total:

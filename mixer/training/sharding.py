@@ -92,6 +92,27 @@ class Plan:
         lambda x: jax.make_array_from_process_local_data(self.batch, x), batch)
 
 
+def place(tree, sharding):
+  """Puts host arrays, which every process has whole, where they belong; of
+  several processes each only its own parts, where `jax.device_put` would gather
+  those of all to compare them.
+
+  Args:
+    tree: of NumPy arrays; what is on devices already stays.
+    sharding: one for all, or a tree of them.
+  """
+  if isinstance(sharding, NamedSharding):
+    return jax.tree.map(lambda x: _place(x, sharding), tree)
+  return jax.tree.map(_place, tree, sharding)
+
+
+def _place(x, sharding):
+  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+    return x
+  x = np.asarray(x)
+  return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+
 def plan(*, strategy='replicate', fsdp=None, model=1, devices=None):
   """The layout; a config's `sharding` section.
 

@@ -1,4 +1,5 @@
-"""Stopping in good order: the first signal asks, the second one kills."""
+"""Stopping in good order: the first signal asks, the second one kills (of
+several processes the second Ctrl-C; SIGTERM is JAX's, and only asks)."""
 import os
 import signal
 

@@ -26,6 +26,7 @@ class Writer:
 
   def __init__(self, workdir, *, resumed_at):
     self._row, self._lines, self._uploaded = {}, [], time.monotonic()
+    self.spent = 0.0
     self._path = os.path.join(workdir, 'metrics.jsonl')
     self._file = self._board = None
     self._writes = jax.process_index() == 0
@@ -33,8 +34,12 @@ class Writer:
       return
     text = files.read(self._path)
     if text is not None:
-      self._lines = [line + '\n' for line in text.splitlines()
-                     if _step(line) is not None and _step(line) <= resumed_at]
+      rows = [(line, row) for line in text.splitlines()
+              if (row := _row(line)) is not None]
+      self.spent = max((row.get('train/device_seconds', 0.0)
+                        for _, row in rows), default=0.0)
+      self._lines = [line + '\n' for line, row in rows
+                     if row['step'] <= resumed_at]
       files.write(self._path, ''.join(self._lines))
     if not files.is_remote(workdir):
       self._file = open(self._path, 'a')
@@ -95,10 +100,10 @@ def read(workdir):
   return [json.loads(line) for line in text.splitlines()]
 
 
-def _step(line):
-  """The step of a line; None if a kill cut it short."""
+def _row(line):
+  """A line as a dict; None if a kill cut it short."""
   try:
-    return json.loads(line)['step']
+    return json.loads(line)
   except ValueError:
     return None
 
