@@ -91,8 +91,8 @@ def _show(found, remedies):
   show(*_memory(found['memory'], remedies, text))
   hours = [
       ('at a utilisation of', f'{t["utilisation"]:.0%} of '
-       f'{t["peak_flops_per_second"] / 1e12:,.1f} TFLOP/s a device: an '
-       'assumption'),
+       f'{t["peak_flops_per_second"] / 1e12:,.1f} TFLOP/s a device in '
+       'bfloat16: an assumption'),
       ('device-hours', _hours(t['device_hours'])
        + (', a device being a core, half a chip'
           if t['devices_per_chip'] == 2 else '')),

@@ -16,6 +16,7 @@ import numpy as np
 from mixer.core import peak
 from mixer.data import augment
 from mixer.models import cost
+from mixer.models.mixer import pair
 from mixer.training import losses
 from mixer.training import optimizer as optimizers
 from mixer.training import schedule as schedules
@@ -34,8 +35,8 @@ class Candidate:
 def images_and_labels(batch_size, image_size, channels, num_classes):
   """Random uint8 images [B, H, W, c] and int32 labels [B, 1]."""
   rng = np.random.default_rng(0)
-  size = (image_size,) * 2 if isinstance(image_size, int) else image_size
-  images = rng.integers(0, 256, (batch_size, *size, channels), dtype=np.uint8)
+  images = rng.integers(0, 256, (batch_size, *pair(image_size), channels),
+                        dtype=np.uint8)
   labels = rng.integers(0, num_classes, (batch_size, 1), dtype=np.int32)
   return images, labels
 

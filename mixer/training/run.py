@@ -17,6 +17,7 @@ from mixer.data import augment as augmentation
 from mixer.data import decode
 from mixer.data import pipeline
 from mixer.models import cost
+from mixer.models.mixer import pair
 from mixer.pretrained import initial
 from mixer.pretrained import network
 from mixer.training import evaluations
@@ -123,9 +124,7 @@ def make_step(config, settings, model, total_steps):
 
 def image_shape(model, settings):
   """(height, width, channels) of the model's input."""
-  size = settings.image_size
-  size = (size, size) if isinstance(size, int) else tuple(size)
-  return (*size, model.in_channels)
+  return (*pair(settings.image_size), model.in_channels)
 
 
 def _train(config, settings, plan, data, evals, fewshots, model, workdir,
