@@ -30,8 +30,11 @@ pack() {
     return
   fi
   mkdir -p build
-  # macOS's tar would add files of its own without that variable.
-  git ls-files -z | COPYFILE_DISABLE=1 tar --null -czf "$archive" -T -
+  # macOS's tar would add files of its own without that variable, and any tar
+  # stops at a file that is deleted but not committed so.
+  git ls-files -z | while IFS= read -r -d '' file; do
+    if [[ -e $file || -L $file ]]; then printf '%s\0' "$file"; fi
+  done | COPYFILE_DISABLE=1 tar --null -czf "$archive" -T -
 }
 
 # Copies the checkout and installs it, where no run is going on.

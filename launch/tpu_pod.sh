@@ -59,7 +59,7 @@ delete_slice() {
   request delete "$name" --force --quiet
 }
 
-# One word: none (there is no request), waiting, ready or gone.
+# One word: none (there is no request), waiting, ready, gone or failed.
 health() {
   case $(request describe "$name" '--format=value(state.state)' 2>/dev/null ||
     true) in
@@ -71,7 +71,8 @@ health() {
     *) echo waiting ;;
     esac
     ;;
-  SUSPENDING | SUSPENDED | FAILED) echo gone ;;
+  SUSPENDING | SUSPENDED) echo gone ;;
+  FAILED) echo failed ;;
   *) echo waiting ;;
   esac
 }
@@ -83,6 +84,12 @@ obtain() {
   while now=$(health) && [[ $now != ready ]]; do
     case $now in
     none) ask_for_slice ;;
+    failed)
+      end 1 "the request for the slice has failed:" \
+        "$(request describe "$name" \
+          '--format=value(state.failedData.error.message)' || true); mend" \
+        "that, then $me stop --name=$name --zone=$zone and start this again"
+      ;;
     gone)
       taken_away=$((taken_away + 1))
       [[ $taken_away -le $retries ]] ||

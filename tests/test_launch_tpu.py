@@ -93,8 +93,11 @@ def cloud(tmp_path):
     pytest.skip("the VM's half needs flock and git, which Linux has")
   copy = launching.copy(tmp_path / 'copy')
   (copy / 'untracked').touch()
-  for command in (['init', '-q'], ['add', 'launch', 'requirements.txt']):
+  (copy / 'deleted').touch()
+  for command in (['init', '-q'], ['add', 'launch', 'requirements.txt',
+                                   'deleted']):
     assert launching.run('git', *command, cwd=copy).returncode == 0
+  (copy / 'deleted').unlink()
   (copy / 'requirements.txt').write_text('a==3\n')   # an uncommitted edit
   (tmp_path / 'vm').mkdir()
   main = launching.script(tmp_path / 'main', _MAIN)
@@ -243,6 +246,7 @@ shift 4
 case "$kind $verb" in
 'queued-resources describe')
   [[ -f $CLOUD/state ]] || exit 1
+  [[ $* != *error.message* ]] || { echo 'quota exceeded'; exit; }
   head -n 1 "$CLOUD/state"
   [[ $(wc -l <"$CLOUD/state") == 1 ]] || sed -i 1d "$CLOUD/state" ;;
 'queued-resources create')
@@ -365,11 +369,20 @@ def test_pod_asks_for_another_slice(pod):
 
 
 def test_pod_asks_no_more_than_retries(pod):
-  pod.births.write_text('FAILED\n' * 9)
+  pod.births.write_text('SUSPENDED\n' * 9)
   assert pod('run', *_POD, '--retries=2', '--', '--config=a.py') == 1
   assert pod.err.splitlines()[-1].startswith(
       'error: the slice was taken away 3 times')
   assert pod.calls().count('queued-resources create') == 3
+
+
+def test_pod_ends_with_the_reason_of_a_request_that_failed(pod):
+  pod.births.write_text('FAILED\n')
+  assert pod(*_POD_ARGS) == 1
+  assert 'has failed: quota exceeded; mend that, then' in pod.err
+  assert '--name=mixer --zone=europe-west4-a' in pod.err
+  assert pod.calls().count('queued-resources create') == 1
+  assert 'queued-resources delete' not in pod.calls()
 
 
 def test_pod_waits_no_longer_than_told(pod):

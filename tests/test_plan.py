@@ -191,7 +191,10 @@ def test_sizes_that_are_known_and_unknown():
     ('TPU v3', 'v3'), ('TPU v5 lite', 'v5e'), ('TPU v5', 'v5p'),
     ('TPU v6 lite', 'v6e'), ('TPU7x', '7x'), ('NVIDIA H200', 'H200'),
     ('NVIDIA H100 80GB HBM3', 'H100'), ('NVIDIA A100-SXM4-80GB', 'A100-80GB'),
-    ('NVIDIA A100-SXM4-40GB', 'A100-40GB'), ('cpu', None)])
+    ('NVIDIA A100-SXM4-40GB', 'A100-40GB'), ('NVIDIA L4', 'L4'),
+    ('NVIDIA A100-PCIE-40GB', 'A100-40GB'),
+    ('NVIDIA A100 80GB PCIe', 'A100-80GB'), ('NVIDIA L40S', None),
+    ('NVIDIA H100 PCIe', 'H100-PCIe'), ('cpu', None)])
 def test_accelerators_by_what_jax_calls_them(kind, name):
   found = accelerators.of_kind(kind)
   assert (found and found.name) == name

@@ -6,6 +6,7 @@ TPU at https://docs.cloud.google.com/tpu/docs, and NVIDIA's and AMD's data
 sheets of each GPU, dense products without sparsity.
 """
 import dataclasses
+import re
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Accelerator:
 
   Attributes:
     name: for people, and of --accelerator.
-    kind: the start of JAX's `device_kind`.
+    kind: a pattern of JAX's `device_kind`.
     flops_per_second: peak of matrix products in bfloat16; of V100 and T4, which
       lack it, in float16.
     memory_bytes: of the device.
@@ -38,16 +39,17 @@ ACCELERATORS = _table((
     ('v2', 'TPU v2', 45, 16, 2),
     ('v3', 'TPU v3', 123, 32, 2),
     ('v4', 'TPU v4', 275, 32, 1),
-    ('v5e', 'TPU v5 lite', 197, 16, 1),
-    ('v5p', 'TPU v5', 459, 95, 1),
-    ('v6e', 'TPU v6 lite', 918, 32, 1),
+    ('v5e', 'TPU v5 lite|TPU v5e', 197, 16, 1),
+    ('v5p', 'TPU v5p?', 459, 95, 1),
+    ('v6e', 'TPU v6 lite|TPU v6e', 918, 32, 1),
     ('7x', 'TPU7x', 2307, 192, 2),
-    ('V100', 'Tesla V100', 125, 16, 1),
-    ('T4', 'Tesla T4', 65, 16, 1),
-    ('A100-40GB', 'NVIDIA A100-SXM4-40GB', 312, 40, 1),
-    ('A100-80GB', 'NVIDIA A100', 312, 80, 1),
+    ('V100', 'Tesla V100.*', 125, 16, 1),
+    ('T4', '(Tesla|NVIDIA) T4', 65, 16, 1),
+    ('A100-40GB', 'NVIDIA A100.*40GB', 312, 40, 1),
+    ('A100-80GB', 'NVIDIA A100.*80GB.*', 312, 80, 1),
     ('L4', 'NVIDIA L4', 121, 24, 1),
-    ('H100', 'NVIDIA H100', 989, 80, 1),
+    ('H100', 'NVIDIA H100 80GB HBM3', 989, 80, 1),
+    ('H100-PCIe', 'NVIDIA H100 PCIe', 756, 80, 1),
     ('H200', 'NVIDIA H200', 989, 141, 1),
     ('B200', 'NVIDIA B200', 2250, 180, 1),
     ('MI300X', 'AMD Instinct MI300X', 1307, 192, 1),
@@ -55,7 +57,6 @@ ACCELERATORS = _table((
 
 
 def of_kind(kind):
-  """The accelerator of JAX's `device_kind`, or None: 'TPU v5' is not 'TPU v5
-  lite', and the longest name that fits holds."""
-  fits = [a for a in ACCELERATORS.values() if kind.startswith(a.kind)]
-  return max(fits, key=lambda a: len(a.kind), default=None)
+  """The accelerator of JAX's `device_kind`, or None: 'NVIDIA L40S' is no L4."""
+  return next((a for a in ACCELERATORS.values()
+               if re.fullmatch(a.kind, kind)), None)
