@@ -6,8 +6,8 @@
 
 The same command goes on with a run that was stopped or killed. Exit codes: 0
 done, 1 failed, 2 bad usage or config, 42 told to stop and saved, 134 another
-process of the run is gone. Several processes start themselves under Slurm, Open
-MPI, on TPU slices and in GKE's jobs; elsewhere each gets three flags:
+process of the run is gone. Several processes meet by themselves under Slurm,
+Open MPI 4, on TPU slices and in GKE's jobs; elsewhere each gets three flags:
 --coordinator, --num_processes and --process_id.
 """
 import os
@@ -52,8 +52,13 @@ def _report(scores, workdir):
   from mixer.training import loop
   python = os.path.relpath(sys.executable)
   python = 'python' if python.startswith('..') else python
-  same = shlex.join(a for a in sys.argv[1:] if not re.match(
-      '-+(workdir|coordinator|num_processes|process_id)', a))
+  same, args = [], iter(sys.argv[1:])
+  for arg in args:
+    if re.match('-+(workdir|coordinator|num_processes|process_id)', arg):
+      if '=' not in arg:
+        next(args, None)   # its value
+    else:
+      same.append(arg)
   print(f"""
 done: {loop.summary(scores)}
 the run lies in {workdir}: metrics.jsonl, checkpoints/, model.json
@@ -62,7 +67,7 @@ next:
   {python} -m mixer.evaluate --checkpoint={workdir}
   {python} -m mixer.predict --checkpoint={workdir} IMAGE...
   {python} -m mixer.export --checkpoint={workdir} --format=onnx --out=FILE.onnx
-  {python} -m mixer.main {same} \\
+  {python} -m mixer.main {shlex.join(same)} \\
     --config.run.seed=1 --workdir={workdir}-seed1""")
 
 

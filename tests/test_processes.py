@@ -83,6 +83,9 @@ def test_slurm(met, monkeypatch):
   slurm(monkeypatch, 16, '8(x2)', local_id=5, SLURM_GPUS_ON_NODE=8,
         CUDA_VISIBLE_DEVICES=5)
   assert join(met) == dict(local_device_ids=[0])
+  slurm(monkeypatch, 2, '2', local_id=1, SLURM_GPUS_ON_NODE=4,
+        CUDA_VISIBLE_DEVICES='0,1')
+  assert join(met) == dict(local_device_ids=[0, 1])
 
 
 def test_in_an_allocation_but_not_in_a_step_it_is_alone(met, monkeypatch):
@@ -263,6 +266,8 @@ def test_an_error_that_tells_of_a_peer(monkeypatch, kind, message):
 
 @pytest.mark.parametrize('error', [
     jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'),
+    jax.errors.JaxRuntimeError('INTERNAL: NCCL operation ncclCommInitRank('
+                               '...) failed: out of memory'),
     ValueError('Connection'), OSError('UNAVAILABLE: Connection reset'),
     ValueError('a heartbeat: no'), KeyError('gloo')], ids=repr)
 def test_an_error_of_its_own(monkeypatch, error):

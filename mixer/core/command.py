@@ -155,7 +155,8 @@ def _plain(error):
       last = 'this config takes no argument after the colon'
     return f'{flag}: {last}'
   if isinstance(error, flags.UnrecognizedFlagError):
-    return f'{text.replace(" ?", "?")} --help lists those there are'
+    end = '' if text.endswith('?') else ';'
+    return f'{text.replace(" ?", "?")}{end} --help lists those there are'
   return text
 
 

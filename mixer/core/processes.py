@@ -140,9 +140,10 @@ def lost(error):
     return False
   from jax import errors
   # What a collective operation throws comes as either, its status in front.
+  text = str(error)
   return isinstance(error, (errors.JaxRuntimeError, ValueError)) and bool(
-      re.match('[A-Z_]+: ', str(error))) and any(
-          word in str(error) for word in _GONE)
+      re.match('[A-Z_]+: ', text)) and 'out of memory' not in text.lower() and (
+          any(word in text for word in _GONE))
 
 
 def _given(**given):
@@ -203,7 +204,8 @@ def _gpus(local_id, tasks_here):
                       if c.isdigit()) or 1)
   if not seen:
     return {}
-  if tasks == 1 or seen < tasks:   # all, or what the launcher gave it alone
+  # All, or what the launcher gave it alone, as srun --gpus-per-task does.
+  if tasks == 1 or seen < max(tasks, _number('SLURM_GPUS_ON_NODE', 0)):
     return dict(local_device_ids=list(range(seen)))
   each = seen // tasks
   return dict(local_device_ids=list(range(local_id * each,
