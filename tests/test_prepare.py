@@ -645,6 +645,26 @@ def test_results_come_in_order_from_threads():
   assert list(out) == [i * i for i in range(200)]
 
 
+def test_tfds_replaces_no_import_while_threads_decode():
+  """In a process of its own, as it does so only when it is first imported."""
+  out = subprocess.run([sys.executable, '-c', """
+from etils.epy import lazy_imports_utils
+from mixer.core import checks
+from mixer.data import records
+from mixer.data import runner
+
+def find(name):
+  lazy_imports_utils._lazy_import = None   # what would use it now cannot
+  try:
+    records.open_stored(name, '/nowhere')
+  except checks.UserError as e:
+    return type(e.__cause__).__name__
+
+print(*runner.in_threads(find, ['none']))"""],
+      cwd=ROOT, text=True, capture_output=True)
+  assert out.stdout == 'DatasetNotFoundError\n', out.stderr
+
+
 def test_errors_inside_of_beam_stay_one_line():
   wrapped = RuntimeError(
       'Traceback (most recent call last):\n  ...\nmixer.core.checks.RunError: '

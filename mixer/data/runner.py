@@ -6,6 +6,7 @@ see _LOSES.
 import collections
 import concurrent.futures
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -89,7 +90,13 @@ def _reported(work):
 
 
 def in_threads(function, items):
-  """Like map, in order, with a thread a core; some results wait to be taken."""
+  """Like map, in order, with a thread a core; some results wait to be taken.
+
+  TFDS is there before the threads are: as long as it is imported, no import of
+  any thread is what it should be (etils.epy.lazy_imports), and Pillow imports
+  while it decodes.
+  """
+  importlib.import_module('tensorflow_datasets.proto')
   threads = os.cpu_count() or 1
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     waiting = collections.deque()
