@@ -20,5 +20,12 @@ LONG = ('test_plan', 'test_several', 'test_resume', 'test_training',
         'test_predict', 'test_transfer')
 
 
+def pytest_configure(config):
+  """Compiling is half of the quick tests' time, and LLVM's costly passes half
+  of that: these are left to the slow tests, and to runs in other processes."""
+  if config.option.markexpr == 'not slow':
+    jax.config.update('jax_disable_most_optimizations', True)
+
+
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: (*LONG, item.path.stem).index(item.path.stem))

@@ -1,4 +1,6 @@
 """Change of resolution: the equalities of the paper's appendix C, and others."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,23 +13,26 @@ from mixer.core import checks
 SIZE = 12   # of the small images; patches of 4, so a grid of 3 x 3
 
 
+@functools.cache
 def make(channels=3, size=(SIZE, SIZE), patch_size=4):
   """A small network with all its parameters at random."""
   model = models.create(
       'Mixer-S/4', num_classes=5, hidden_dim=16, num_blocks=2,
       tokens_mlp_dim=7, channels_mlp_dim=24, in_channels=channels,
       patch_size=patch_size)
-  params = model.init(jax.random.key(0), images(1, *size, channels))['params']
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return model, jax.tree.unflatten(tree, [
-      x + .3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+  params = jax.jit(model.init)(
+      jax.random.key(0), images(1, *size, channels))['params']
+  rng = np.random.default_rng(1)
+  return model, jax.tree.map(
+      lambda x: x + .3 * rng.standard_normal(x.shape, np.float32), params)
 
 
 def images(count, height, width, channels=3):
-  return jax.random.normal(jax.random.key(2), (count, height, width, channels))
+  return np.random.default_rng(2).standard_normal(
+      (count, height, width, channels), np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def apply(model, params, x):
   return model.apply({'params': params}, x)
 
