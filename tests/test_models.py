@@ -1,4 +1,5 @@
 """The network against the paper's equations, in NumPy and float64."""
+import functools
 import math
 
 import jax
@@ -105,8 +106,9 @@ def test_equals_the_papers_equations(approximate):
 
 def test_zeroed_mlps_make_a_block_the_identity():
   block, x = mixer_lib.MixerBlock(7, 20), images().reshape(3, 24, 12)
-  variables = block.init(jax.random.key(0), x, train=False)
-  mlps = {k: jax.tree.map(jnp.zeros_like, v) if 'mixing' in k else v
+  init = functools.partial(block.init, train=False)
+  variables = jax.jit(init)(jax.random.key(0), x)
+  mlps = {k: jax.tree.map(np.zeros_like, v) if 'mixing' in k else v
           for k, v in variables['params'].items()}
   y = block.apply({'params': mlps}, x, train=False)
   np.testing.assert_array_equal(y, x)
@@ -255,11 +257,11 @@ def test_stochastic_depth_grows_linearly_and_does_not_rescale():
 
 def test_masks_belong_to_rows_not_to_the_cut_of_the_batch():
   model = small(stochastic_depth=0.5, dropout_rate=0.3)
-  x = images(8)
+  x = jnp.asarray(images(8))
   variables = variables_of(small(), x)
   rngs = {'dropout': jax.random.key(1), 'stochastic_depth': jax.random.key(2)}
-  run = lambda rows: model.apply(variables, x[rows], train=True, rngs=rngs,
-                                 rows=jnp.asarray(rows))[0]
+  run = jax.jit(lambda rows: model.apply(
+      variables, x[rows], train=True, rngs=rngs, rows=rows)[0])
   whole = run(np.arange(8))
   np.testing.assert_allclose(run(np.array([5, 2])), whole[np.array([5, 2])],
                              rtol=1e-5, atol=1e-5)
@@ -275,7 +277,7 @@ def test_the_form_for_gpus_is_the_same_network(train, monkeypatch):
       logits, _ = model.apply(variables, x, train=train,
                               rngs={'dropout': jax.random.key(1)})
       return jnp.sum(logits**2), logits
-    return jax.grad(objective, has_aux=True)(variables)
+    return jax.jit(jax.grad(objective, has_aux=True))(variables)
 
   grads, logits = outcome()
   calls, real = [], layers.token_dot
@@ -291,9 +293,9 @@ def test_the_form_for_gpus_is_the_same_network(train, monkeypatch):
 
 def test_bfloat16_keeps_float32_parameters_and_logits():
   model, x = small(dtype='bfloat16'), images()
-  variables = model.init(jax.random.key(0), x)
+  variables = jax.jit(model.init)(jax.random.key(0), x)
   assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
-  logits, out = model.apply(variables, x)
+  logits, out = jax.jit(model.apply)(variables, x)
   assert logits.dtype == jnp.float32 and out['block_0'].dtype == jnp.bfloat16
 
 

@@ -179,7 +179,8 @@ def test_mistakes_are_one_line(trained, tmp_path):
   other = tmp_path / 'other.npz'
   model = models.create('Mixer-S/16', num_classes=7, hidden_dim=16,
                         num_blocks=1, tokens_mlp_dim=4, channels_mlp_dim=8)
-  params = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))['params']
+  params = jax.jit(model.init)(
+      jax.random.key(0), np.zeros((1, 32, 32, 3)))['params']
   formats.save(str(other), params)
   for name, arguments, said in (
       ('predict', (f'--checkpoint={workdir}',), 'image files'),
