@@ -123,26 +123,11 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   command=$1
   shift
 fi
-# shellcheck disable=SC2034  # for flag
-known='name namespace image accelerator topology hosts chips account restarts'
 name='' namespace='' image='' accelerator='' topology='' hosts='' chips=4
 account=default restarts=100
-while [[ $# -gt 0 ]]; do
-  taken=1
-  case $1 in
-  --)
-    shift
-    break
-    ;;
-  -h | --help)
-    usage
-    exit
-    ;;
-  --dry-run) dry_run=yes ;;
-  *) flag "$@" || fail "unknown argument $1; mixer.main's own go after --" ;;
-  esac
-  shift "$taken"
-done
+flags 'name namespace image accelerator topology hosts chips account restarts' \
+  "$@"
+set -- "${rest[@]+"${rest[@]}"}"
 
 case $command in
 run | log | delete)

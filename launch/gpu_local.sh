@@ -143,25 +143,12 @@ share_gpus() {
 
 # ---- The command line.
 
-# shellcheck disable=SC2034  # for flag
-known=processes
 processes=1
-while [[ $# -gt 0 ]]; do
-  taken=1
-  case $1 in
-  --)
-    shift
-    break
-    ;;
-  -h | --help)
-    usage
-    exit
-    ;;
-  --dry-run) dry_run=yes ;;
-  *) flag "$@" || break ;;
-  esac
-  shift "$taken"
-done
+other() {
+  return 1   # mixer.main's own begin here
+}
+flags processes "$@"
+set -- "${rest[@]+"${rest[@]}"}"
 [[ $# -gt 0 ]] || fail "mixer.main's flags are missing; see $me --help"
 [[ $processes == gpus || $processes =~ ^[1-9][0-9]*$ ]] ||
   fail "--processes is '$processes'; expected a number or gpus"

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 : "${me:?}"
-known='' dry_run=no
+dry_run=no rest=()
 
 # One line on stderr and the exit code of bad usage.
 fail() {
@@ -17,21 +17,45 @@ usage() {
   sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]%/*}/${me##*/}"
 }
 
-# Sets the variable of --NAME=VALUE or --NAME VALUE, where `known` has NAME, and
-# `taken` to the number of words that this was; false if NAME is unknown.
-# shellcheck disable=SC2034  # `taken` is for the caller
-flag() {
-  local flag_=${1%%=*}
-  [[ $flag_ == --* && " $known " == *" ${flag_#--} "* ]] || return 1
-  flag_=${flag_#--}
-  taken=1
-  if [[ $1 == *=* ]]; then
-    printf -v "$flag_" %s "${1#*=}"
-  else
-    [[ $# -gt 1 ]] || fail "$1 wants a value; see $me --help"
-    printf -v "$flag_" %s "$2"
-    taken=2
-  fi
+# Reads --dry-run, --help, and --NAME=VALUE or --NAME VALUE for each NAME in $1,
+# which sets the variable NAME. `rest` is then what stands after a --.
+flags() {
+  local known=" $1 " flag_
+  shift
+  while [[ $# -gt 0 ]]; do
+    flag_=${1%%=*}
+    flag_=${flag_#--}
+    case $1 in
+    --)
+      shift
+      break
+      ;;
+    -h | --help)
+      usage
+      exit
+      ;;
+    --dry-run) dry_run=yes ;;
+    *)
+      if [[ $1 != --* || $known != *" $flag_ "* ]]; then
+        other "$1" || break
+      elif [[ $1 == *=* ]]; then
+        printf -v "$flag_" %s "${1#*=}"
+      else
+        [[ $# -gt 1 ]] || fail "$1 wants a value; see $me --help"
+        printf -v "$flag_" %s "$2"
+        shift
+      fi
+      ;;
+    esac
+    shift
+  done
+  rest=("$@")
+}
+
+# What `flags` does with another argument; one that is not its at all, and all
+# that follow, are left by returning false. A launcher may define its own.
+other() {
+  fail "unknown argument $1; mixer.main's own go after --"
 }
 
 # "$@" as one line that a shell reads back as the same words.

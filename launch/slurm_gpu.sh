@@ -91,32 +91,16 @@ esac
 
 # ---- Here: the command line.
 
-# shellcheck disable=SC2034  # for flag
-known='nodes gpus per'
 nodes=1 gpus=1 per=gpu others=()
-while [[ $# -gt 0 ]]; do
-  taken=1
+other() {   # sbatch's
   case $1 in
-  --)
-    shift
-    break
-    ;;
-  -h | --help)
-    usage
-    exit
-    ;;
-  --dry-run) dry_run=yes ;;
   --config*) fail "unknown argument $1; mixer.main's own go after --" ;;
-  *)
-    if ! flag "$@"; then
-      [[ $1 == --* ]] ||
-        fail "unknown argument $1; values follow a =, as in --partition=NAME"
-      others+=("$1")
-    fi
-    ;;
+  --*) others+=("$1") ;;
+  *) fail "unknown argument $1; values follow a =, as in --partition=NAME" ;;
   esac
-  shift "$taken"
-done
+}
+flags 'nodes gpus per' "$@"
+set -- "${rest[@]+"${rest[@]}"}"
 [[ $# -gt 0 ]] || fail "mixer.main's flags are missing; give them after --"
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes is '$nodes'; expected a number"
 [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus is '$gpus'; expected a number"

@@ -8,6 +8,12 @@ source launch/shell.sh
 # Flags of both; what `type` may be, for people; of several VMs --worker=all.
 name='' zone='' project='' type='' version='' spot='' types='' workers=''
 
+# shellcheck disable=SC2034  # for the callers
+other() {
+  [[ $1 == --spot ]] || fail "unknown argument $1; mixer.main's own go after --"
+  spot=--spot
+}
+
 tpu() {
   call gcloud compute tpus tpu-vm "$@" "--zone=$zone" \
     ${project:+"--project=$project"}

@@ -221,23 +221,10 @@ run() {
 
 command=${1:-}
 [[ $# -eq 0 ]] || shift
-# shellcheck disable=SC2034  # for flag
-known='name zone project type version wait retries worker'
 wait=24 retries=20 worker=0
 types='such as v3-32, v4-16, v5litepod-16, v5p-16 or v6e-16'
-while [[ $# -gt 0 ]]; do
-  taken=1
-  case $1 in
-  --)
-    shift
-    break
-    ;;
-  --spot) spot=--spot ;;
-  --dry-run) dry_run=yes ;;
-  *) flag "$@" || fail "unknown argument $1; mixer.main's own go after --" ;;
-  esac
-  shift "$taken"
-done
+flags 'name zone project type version wait retries worker' "$@"
+set -- "${rest[@]+"${rest[@]}"}"
 
 case $command in
 -h | --help | help)

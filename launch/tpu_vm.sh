@@ -133,22 +133,9 @@ follow_here() {
 
 command=${1:-}
 [[ $# -eq 0 ]] || shift
-# shellcheck disable=SC2034  # for flag
-known='name zone project type version'
 type=v3-8 types='v2-8, v3-8, v4-8, v5p-8, v5litepod-N or v6e-N'
-while [[ $# -gt 0 ]]; do
-  taken=1
-  case $1 in
-  --)
-    shift
-    break
-    ;;
-  --spot) spot=--spot ;;
-  --dry-run) dry_run=yes ;;
-  *) flag "$@" || fail "unknown argument $1; mixer.main's own go after --" ;;
-  esac
-  shift "$taken"
-done
+flags 'name zone project type version' "$@"
+set -- "${rest[@]+"${rest[@]}"}"
 
 case $command in
 install | start | loop | outcome)
