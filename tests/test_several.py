@@ -430,8 +430,9 @@ def test_what_saves_nothing_ends_at_once_when_told_to():
   """As `mixer.evaluate`, which asks no guard."""
   begun = two(WAITING)
   try:
+    for process in begun:   # both, as the first takes the second along
+      assert 'there\n' in iter(process.stdout.readline, '')
     for process in begun:
-      assert 'there' in iter(lambda: process.stdout.readline().strip(), '')
       process.terminate()
     assert [p.wait(timeout=20) for p in begun] == [-signal.SIGTERM] * 2
   finally:
