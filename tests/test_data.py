@@ -116,9 +116,8 @@ def test_held_out_examples_are_every_nth(count, every):
   assert records('test[-1:]', stored) == records('test', stored)[-1:]
 
 
-def test_a_missing_split_is_carved_and_said(caplog, monkeypatch):
+def test_a_missing_split_is_carved_and_said(caplog):
   """Every tenth example, which the training split then leaves out."""
-  monkeypatch.setattr(logging.getLogger('mixer'), 'propagate', True)
   stored = splits.whole({'train': 95})
   with caplog.at_level(logging.INFO, 'mixer'):
     out = splits.carve(

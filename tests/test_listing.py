@@ -16,9 +16,8 @@ UNDECODABLE = '\udcff\udce9.jpg'
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
+def said(caplog):
   """The project's log."""
-  monkeypatch.setattr(logging.getLogger('mixer'), 'propagate', True)
   caplog.set_level(logging.INFO, 'mixer')
   return caplog
 

@@ -661,7 +661,6 @@ def test_without_a_cache_the_index_is_made_every_time(
   expected = all_records(copied)[0]
   (tmp_path / 'file').write_text('where a directory should be')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-  monkeypatch.setattr(logging.getLogger('mixer'), 'propagate', True)
   with caplog.at_level(logging.INFO, 'mixer'):
     for times in (2, 3):
       assert all_records(copied)[0] == expected
