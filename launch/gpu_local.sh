@@ -17,7 +17,7 @@
 # to files. When one ends, the others have GRACE_SECONDS=60 to end too and are
 # then killed. All are started again, or not, by the code of the first that
 # failed, as launch/restart.sh --help says. TERM or Ctrl-C lets all save, and
-# then exits with 42.
+# then exits with 42; a second Ctrl-C does not wait for that.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 me=launch/gpu_local.sh
@@ -56,7 +56,7 @@ member() {
 
 # Runs all the processes; exits with the code of the first that failed.
 group() {
-  local port i end members=() first='' deadline='' asked=no told=no
+  local port i end members=() first='' deadline='' asked=0 told=no
   port=$("$python" -c 'import socket
 with socket.socket() as s:
   s.bind(("127.0.0.1", 0))
@@ -65,14 +65,17 @@ with socket.socket() as s:
   mkfifo "$logs/ends"
   exec 8<>"$logs/ends"
   set -m
-  trap 'asked=yes' TERM
+  trap 'asked=$((asked + 1))' TERM
   for ((i = 0; i < processes; i++)); do
     words_of "$i" "$port"
     member "$i" &
     members[i]=$!
   done
   while [[ ${#members[@]} -gt 0 ]]; do
-    if [[ $asked == yes && $told == no ]]; then
+    if [[ $asked -gt 1 ]]; then
+      deadline=$SECONDS
+    fi
+    if [[ $asked == 1 && $told == no ]]; then
       told=yes
       signal TERM "${members[@]}"
     elif read -r -t 1 -u 8 i end; then
@@ -179,6 +182,9 @@ if [[ $processes == 1 ]]; then
 else
   logs=$(mktemp -d "${TMPDIR:-/tmp}/mlp-mixer.XXXXXX")
   again="starting all $processes again"
+  kill_off() {
+    pass_on "$1"   # whom `group` kills at its second TERM
+  }
   echo "the output of processes 1 to $((processes - 1)) goes to $logs"
   restart group
 fi

@@ -6,14 +6,15 @@
 # lost). Any other code ends this script too, and so does the fifth crash in a
 # row within five minutes of a start, which will not mend by itself. TERM, INT
 # and HUP are passed on, once and as TERM; what COMMAND then ends with, having
-# saved, is the exit code. One line says why it ended:
+# saved, is the exit code. A second Ctrl-C does not wait for that. One line says
+# why it ended:
 #   mixer.main exited with 134: starting it again
 # RESTART_SECONDS=10 is the pause before a start. The other launchers source
 # this file, call `restart COMMAND` and find the code in `code`.
 set -euo pipefail
 
 RESTART_SECONDS=${RESTART_SECONDS:-10}
-readonly QUICK_SECONDS=300 MOST_QUICK=5
+readonly QUICK_SECONDS=300 MOST_QUICK=5   # JAX waits 200 s for all to meet
 again='starting it again'
 child='' passed=no stopping='' code=0
 
@@ -27,8 +28,16 @@ pass_on() {
   kill -TERM "$1" 2>/dev/null || true
 }
 
+# The same for who will not wait.
+kill_off() {
+  kill -KILL -- "-$1" 2>/dev/null || true
+}
+
 # Notes the signal that asked, and passes it on if there is somebody to.
 stop_by() {
+  if [[ $1 == INT && $stopping == INT && $passed == yes && -n $child ]]; then
+    kill_off "$child"
+  fi
   stopping=${stopping:-$1}
   if [[ -n $child && $passed == no ]]; then
     passed=yes
@@ -50,6 +59,8 @@ code_of() {
 
 restart() {
   local started until quick=0
+  [[ $RESTART_SECONDS =~ ^[0-9]+$ ]] ||
+    fail "RESTART_SECONDS is '$RESTART_SECONDS'; expected seconds"
   # A process group for each child, so that Ctrl-C comes here only.
   set -m
   trap 'stop_by TERM' TERM

@@ -41,7 +41,7 @@ RESTART_SECONDS=${RESTART_SECONDS:-40}
 POLL_SECONDS=${POLL_SECONDS:-30}
 readonly MOST_SILENT=10   # polls without an answer
 workers=--worker=all
-taken_away=0 follower=''
+taken_away=0 follower='' complaint=/dev/null
 
 # ---- The slice.
 
@@ -61,9 +61,14 @@ delete_slice() {
 
 # One word: none (there is no request), waiting, ready, gone or failed.
 health() {
-  case $(request describe "$name" '--format=value(state.state)' 2>/dev/null ||
-    true) in
-  '') echo none ;;
+  local state
+  if ! state=$(request describe "$name" '--format=value(state.state)' \
+    2>"$complaint"); then
+    # Another complaint, such as of the network, says nothing of the slice.
+    grep -qi 'not.found' "$complaint" && echo none || echo waiting
+    return
+  fi
+  case $state in
   ACTIVE)
     case $(state_of_vm) in
     READY) echo ready ;;
@@ -83,7 +88,7 @@ obtain() {
   most=$(awk "BEGIN { print int($wait * 3600 / ($POLL_SECONDS + 0.001)) }")
   while now=$(health) && [[ $now != ready ]]; do
     case $now in
-    none) ask_for_slice ;;
+    none) ask_for_slice || end 1 "the slice cannot be asked for; see above" ;;
     failed)
       end 1 "the request for the slice has failed:" \
         "$(request describe "$name" \
@@ -91,15 +96,16 @@ obtain() {
         "that, then $me stop --name=$name --zone=$zone and start this again"
       ;;
     gone)
-      taken_away=$((taken_away + 1))
-      [[ $taken_away -le $retries ]] ||
-        end 1 "the slice was taken away $taken_away times, which is more than" \
-          "--retries=$retries; start this again to go on"
-      echo "the slice was taken away: asking for another," \
-        "$taken_away of --retries=$retries"
-      delete_slice
-      continue
-      ;;
+      [[ $taken_away -lt $retries ]] ||
+        end 1 "the slice was taken away once more than --retries=$retries;" \
+          "start this again to go on"
+      if delete_slice; then
+        taken_away=$((taken_away + 1))
+        echo "the slice was taken away: asking for another," \
+          "$taken_away of --retries=$retries"
+        continue
+      fi
+      ;;   # what could not be deleted is still there, or not, at the next look
     esac
     [[ $polls -lt $most ]] ||
       end 1 "no slice after --wait=$wait hours; the request stands: start" \
@@ -121,7 +127,7 @@ start_all() {
 }
 
 interrupt_all() {
-  on_vm "kill -TERM \"\$(cat mlp-mixer/run.pid)\""
+  on_vm 'cd mlp-mixer && ./launch/tpu_vm.sh halt'
 }
 
 # What became of the run, a line a VM; empty if one does not answer.
@@ -203,7 +209,8 @@ run() {
     on_vm 'cd mlp-mixer && ./launch/tpu_vm.sh outcome'
     return
   fi
-  trap hide_log EXIT
+  complaint=$(mktemp)
+  trap 'hide_log; rm -f "$complaint"' EXIT
   while true; do
     obtain
     if [[ $(outcomes) == *going* ]]; then

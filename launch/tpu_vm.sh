@@ -95,7 +95,7 @@ install() {
 start() {
   exec 9>run.lock
   flock -n 9 || return 0
-  rm -f run.code
+  rm -f run.code run.asked
   nohup ./launch/tpu_vm.sh loop -- "$@" >run.log 2>&1 </dev/null &
   echo $! >run.pid
 }
@@ -111,12 +111,19 @@ main() {
   exec .venv/bin/python -m mixer.main "$@" 9>&-
 }
 
-# A word on the run: going, its code, or lost, as after the VM has rebooted; and
-# the VM's name.
+# Lets the run save and end.
+halt() {
+  touch run.asked
+  kill -TERM "$(cat run.pid)"
+}
+
+# A word on the run: going, its code, or lost, as after the VM has rebooted, in
+# good order or not (a 42 for which nobody asked); and the VM's name.
 outcome() {
   local word=going
   if flock -n run.lock true; then
     word=$(cat run.code 2>/dev/null || echo lost)
+    [[ $word != 42 || -e run.asked ]] || word=lost
   fi
   echo "outcome $word $(hostname)"
 }
@@ -138,7 +145,7 @@ flags 'name zone project type version' "$@"
 set -- "${rest[@]+"${rest[@]}"}"
 
 case $command in
-install | start | loop | outcome)
+install | start | loop | halt | outcome)
   "$command" "$@"
   exit
   ;;
@@ -153,13 +160,14 @@ run | log | interrupt | stop) ;;
 esac
 
 check_flags
-[[ ${type##*-} =~ ^[1-8]$ ]] || fail "--type=$type is a slice of several VMs;" \
-  "expected at most 8, or launch/tpu_pod.sh"
+[[ ${type##*-} =~ ^[1248]$ ]] || fail "--type=$type is no single VM;" \
+  "expected $types, or launch/tpu_pod.sh"
 
 case $command in
 run) run "$@" ;;
 log) follow ;;
-interrupt) on_vm "cd mlp-mixer && kill -TERM \"\$(cat run.pid)\" &&\
- ./launch/tpu_vm.sh follow" ;;
+interrupt)
+  on_vm 'cd mlp-mixer && ./launch/tpu_vm.sh halt && ./launch/tpu_vm.sh follow'
+  ;;
 stop) tpu delete "$name" --quiet ;;
 esac

@@ -3,6 +3,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -124,6 +125,17 @@ def test_restart_passes_a_signal_on_and_waits(box, number):
   assert out == 'output of 0\nsaved\nmixer.main exited with 42\n'
 
 
+def test_restart_does_not_wait_after_a_second_ctrl_c(box):
+  run = box.begin('restart.sh', box.python, codes=[['hang', 0]])
+  box.pid(0)
+  for _ in range(2):
+    run.send_signal(signal.SIGINT)
+    run.send_signal(signal.SIGTERM)   # which does not count for one
+    time.sleep(0.5)
+  run.communicate(timeout=20)
+  assert run.returncode == 137 and len(box.mains(0)) == 1
+
+
 def test_restart_stopped_between_two_starts(box):
   run = box.begin('restart.sh', box.python, codes=[[9, 0]],
                   RESTART_SECONDS='60')
@@ -134,6 +146,8 @@ def test_restart_stopped_between_two_starts(box):
 
 
 def test_restart_usage(box):
+  assert box('restart.sh', box.python, codes=[[0]], RESTART_SECONDS='0.5') == 2
+  assert box.err == "error: RESTART_SECONDS is '0.5'; expected seconds\n"
   assert box('restart.sh', codes=[]) == 2
   assert box.err == ('error: the command is missing; see launch/restart.sh '
                      '--help\n')
@@ -247,6 +261,20 @@ def test_all_that_saved_are_started_again(box):
   assert box(*_TWO, codes=[[42, 0], [42, 0]]) == 0
   assert _said(box.out) == ['mixer.main exited with 42: starting all 2 again',
                             'mixer.main exited with 0']
+
+
+def test_a_second_ctrl_c_kills_all(box):
+  run = box.begin(*_TWO, codes=[['hang', 0], ['hang', 0]], GRACE_SECONDS='60')
+  for i in (0, 1):
+    box.pid(i)
+  for _ in range(2):
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+  out, _ = run.communicate(timeout=20)
+  assert run.returncode == 137 and len(box.mains(0)) == 1, out
+  for i in (0, 1):
+    state = pathlib.Path(f'/proc/{box.pid(i)}/stat')
+    launching.until(lambda: not state.exists() or ' Z ' in state.read_text())
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

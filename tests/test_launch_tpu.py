@@ -50,7 +50,8 @@ def test_dry_run(name, tmp_path):
     (['run', *_VM, '--config=x'], 'unknown argument --config=x'),
     (['run', *_VM, '--type'], '--type wants a value'),
     (['run', *_VM, '--type=a100', '--', '-x'], "--type is 'a100'"),
-    (['run', *_VM, '--type=v3-32', '--', '-x'], 'a slice of several VMs'),
+    (['run', *_VM, '--type=v3-32', '--', '-x'], 'no single VM'),
+    (['run', *_VM, '--type=v5litepod-3', '--', '-x'], 'no single VM'),
     (['run', *_VM, '--type=v7x-8', '--', '-x'], "--type is 'v7x-8'"),
 ])
 def test_vm_usage_errors(args, message, tmp_path):
@@ -245,7 +246,12 @@ echo "$kind $verb" >>"$CLOUD/calls"
 shift 4
 case "$kind $verb" in
 'queued-resources describe')
-  [[ -f $CLOUD/state ]] || exit 1
+  if [[ -e $CLOUD/deaf ]]; then
+    rm "$CLOUD/deaf"
+    echo 'ERROR: UNAVAILABLE: the network' >&2
+    exit 1
+  fi
+  [[ -f $CLOUD/state ]] || { echo 'ERROR: NOT_FOUND: Resource' >&2; exit 1; }
   [[ $* != *error.message* ]] || { echo 'quota exceeded'; exit; }
   head -n 1 "$CLOUD/state"
   [[ $(wc -l <"$CLOUD/state") == 1 ]] || sed -i 1d "$CLOUD/state" ;;
@@ -254,6 +260,7 @@ case "$kind $verb" in
   sed -i 1d "$CLOUD/births"
   mkdir -p "$CLOUD/vm0" "$CLOUD/vm1" ;;
 'queued-resources delete')
+  [[ ! -e $CLOUD/stuck ]] || { rm "$CLOUD/stuck"; exit 1; }
   mv "$CLOUD/vm0" "$CLOUD/vm1" "$(mktemp -d "$CLOUD/gone.XXXX")"
   rm "$CLOUD/state" ;;
 'tpu-vm describe') echo READY ;;
@@ -372,8 +379,31 @@ def test_pod_asks_no_more_than_retries(pod):
   pod.births.write_text('SUSPENDED\n' * 9)
   assert pod('run', *_POD, '--retries=2', '--', '--config=a.py') == 1
   assert pod.err.splitlines()[-1].startswith(
-      'error: the slice was taken away 3 times')
+      'error: the slice was taken away once more than --retries=2')
   assert pod.calls().count('queued-resources create') == 3
+
+
+def test_pod_outlasts_a_call_that_fails(pod):
+  """A question without an answer is no answer that there is no slice."""
+  pod.births.write_text('SUSPENDED\nACTIVE\n')
+  (pod.path / 'state').write_text('WAITING_FOR_RESOURCES\nSUSPENDED\n')
+  for i in (0, 1):
+    (pod.path / f'vm{i}').mkdir()
+  for name in ('deaf', 'stuck'):
+    (pod.path / name).touch()
+  assert pod(*_POD_ARGS, codes=[[0], [0]]) == 0, pod.err
+  assert pod.calls().count('queued-resources create') == 2
+  assert pod.calls().count('queued-resources delete') == 3
+  assert len(pod.mains()) == 2
+
+
+def test_pod_ends_if_it_cannot_ask(pod):
+  launching.script(pod.path / 'bin' / 'gcloud', '''
+[[ $4 == create ]] || echo 'NOT_FOUND: it' >&2
+exit 1''')
+  assert pod(*_POD_ARGS) == 1
+  assert pod.err.endswith(
+      'error: the slice cannot be asked for; see above\n')
 
 
 def test_pod_ends_with_the_reason_of_a_request_that_failed(pod):
@@ -403,6 +433,19 @@ def test_pod_starts_a_vm_that_has_rebooted(pod):
   _, err = run.communicate(timeout=30)
   assert run.returncode == 0, err
   assert len([m for m in pod.mains() if m.startswith('main 1')]) > 1
+
+
+def test_pod_starts_a_vm_that_went_down_in_good_order(pod):
+  """The system tells all to stop, and they save; nobody asked the run to."""
+  run = pod.begin(*_POD_ARGS, codes=[['wait', 0], ['wait', 0, 0]])
+  pod.waits()
+  loop = int((pod.path / 'vm1' / 'mlp-mixer' / 'run.pid').read_text())
+  os.kill(loop, signal.SIGTERM)
+  launching.until(lambda: len(pod.mains()) == 3)
+  (pod.path / 'lost').touch()       # so the other one restarts by itself
+  _, err = run.communicate(timeout=30)
+  assert run.returncode == 0, err
+  assert [m[:6] for m in sorted(pod.mains())] == ['main 0'] * 2 + ['main 1'] * 2
 
 
 def test_pod_follows_what_is_going_on_and_interrupts_it(pod):

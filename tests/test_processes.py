@@ -2,6 +2,7 @@
 shapes, with no second process. Real ones are in test_several."""
 import importlib.util
 import io
+import socket
 import sys
 import urllib.error
 
@@ -51,6 +52,7 @@ def join(met):
   given, = met
   assert given.pop('heartbeat_timeout_seconds') == 7
   assert given.pop('shutdown_timeout_seconds') > 0
+  assert given.pop('initialization_timeout') > 0
   return given
 
 
@@ -79,6 +81,15 @@ def test_slurm(met, monkeypatch):
   assert join(met) == dict(local_device_ids=list(range(8)))
   slurm(monkeypatch, 8, '4,4', local_id=1, SLURM_GPUS_ON_NODE=8)
   assert join(met) == dict(local_device_ids=[2, 3])
+  # A node of its own number of tasks.
+  slurm(monkeypatch, 18, '4(x2),8,2', local_id=5, SLURM_GPUS_ON_NODE=8,
+        SLURM_NODEID=2)
+  assert join(met) == dict(local_device_ids=[5])
+  slurm(monkeypatch, 6, '3(x2)', local_id=1, SLURM_GPUS_ON_NODE=8,
+        SLURM_NODEID=1)
+  with pytest.raises(checks.UserError, match='8 GPUs cannot be shared by'):
+    join(met)
+  monkeypatch.delenv('SLURM_NODEID')
   # srun --gpus-per-task=1 shows each its own, which is number 0 to it.
   slurm(monkeypatch, 16, '8(x2)', local_id=5, SLURM_GPUS_ON_NODE=8,
         CUDA_VISIBLE_DEVICES=5)
@@ -107,6 +118,14 @@ def test_open_mpi(met, monkeypatch):
            OMPI_COMM_WORLD_LOCAL_SIZE=2, CUDA_VISIBLE_DEVICES='0,1,2,3',
            OMPI_MCA_orte_hnp_uri='1531576320.0;tcp://10.96.0.1:34911')
   assert join(met) == dict(local_device_ids=[2, 3])
+
+
+def test_open_mpi_in_a_slurm_job(met, monkeypatch):
+  """Its daemons are a step of one task a node, whose children these are."""
+  slurm(monkeypatch, 3, '1(x3)', SLURM_GPUS_ON_NODE=4)
+  surround(monkeypatch, OMPI_COMM_WORLD_SIZE=12, OMPI_COMM_WORLD_LOCAL_RANK=1,
+           OMPI_COMM_WORLD_LOCAL_SIZE=4, OMPI_MCA_orte_hnp_uri='x')
+  assert join(met) == dict(local_device_ids=[1])
 
 
 def test_open_mpi_5_needs_mpi4py(met, monkeypatch):
@@ -175,8 +194,7 @@ ENDPOINTS = 'worker-network-endpoints'
       'tpu-env': "ZONE: 'x'\nMEGASCALE_NUM_SLICES: '2'\n"}, True),
     ({ENDPOINTS: 'unknown:unknown:10.0.0.1', 'tpu-env': "ZONE: 'x'"}, False),
     ({}, False),
-    ({ENDPOINTS: TimeoutError('timed out')}, False),
-    ({ENDPOINTS: urllib.error.URLError('no such host')}, False),
+    ({ENDPOINTS: urllib.error.URLError(socket.gaierror('no host'))}, False),
 ])
 def test_tpu_slices_by_the_metadata_server(
     met, monkeypatch, attributes, several):
@@ -186,6 +204,25 @@ def test_tpu_slices_by_the_metadata_server(
   assert join(met) == ({} if several else None)
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')   # a host of it, on its own
   assert join(met) is None
+
+
+@pytest.mark.parametrize('error', [
+    TimeoutError('timed out'), urllib.error.URLError(TimeoutError('timed out')),
+    urllib.error.HTTPError('', 503, 'Service Unavailable', {}, None)])
+def test_a_silent_metadata_server_is_asked_again(met, monkeypatch, error):
+  """One that stays silent does not make the host of a slice train alone."""
+  on_tpu_vm(monkeypatch, **{ENDPOINTS: error})
+  with pytest.raises(checks.PeerLost, match='network-endpoints.*start again'):
+    join(met)
+  assert not met
+  tries = []
+  def later(ask, timeout):
+    tries.append(ask)
+    if len(tries) < 3:
+      raise error
+    return io.BytesIO(b'unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2')
+  monkeypatch.setattr(processes.urllib.request, 'urlopen', later)
+  assert join(met) == {} and len(tries) > 2
 
 
 def test_nobody_is_asked_without_a_tpu(met, monkeypatch):
@@ -199,6 +236,8 @@ def test_an_indexed_kubernetes_job(met, monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(checks.UserError, match='pip install kubernetes'):
     join(met)
+  processes.join(num_processes=1)   # as it says
+  assert not met
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
   assert join(met) == {}
   monkeypatch.delenv('JOB_COMPLETION_INDEX')   # any other pod

@@ -440,6 +440,31 @@ def test_what_saves_nothing_ends_at_once_when_told_to():
       process.kill()
 
 
+LONELY = """
+import sys
+from mixer.core import log, processes
+log.setup()
+processes._MEETING_SECONDS = 3
+processes.join(coordinator=sys.argv[1], num_processes=2,
+               process_id=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow   # two processes that wait
+def test_who_meets_nobody_ends_in_time_so_that_it_is_started_again():
+  """JAX ends it by itself, so what it waits for is said before."""
+  first, second = two(LONELY)
+  try:
+    second.kill()
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == -signal.SIGABRT, out
+    assert re.match(r'waiting  for the other processes at 127\.0\.0\.1:\d+, '
+                    'up to 3 s', out)
+  finally:
+    first.kill()
+    second.wait()
+
+
 PARTS = """
 import sys
 import jax, jax.numpy as jnp

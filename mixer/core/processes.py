@@ -18,6 +18,10 @@ from mixer.core.log import log
 
 _METADATA = ('http://metadata.google.internal/computeMetadata/v1/instance/'
              'attributes/')
+_METADATA_TRIES = 3
+# That a process waits for the others to come: less than launch/restart.sh takes
+# for a quick crash, so that it gives up one that never meets anybody.
+_MEETING_SECONDS = 200
 _SHUTDOWN_SECONDS = 60   # that those who are done wait for the others
 # Of JAX's errors, those that tell of a peer that is gone.
 _GONE = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED', 'gloo',
@@ -30,9 +34,9 @@ def join(*, coordinator=None, num_processes=None, process_id=None,
 
   Args:
     coordinator: HOST:PORT of process 0.
-    num_processes: how many they are.
+    num_processes: how many they are; 1 needs no other flag.
     process_id: which this one is, from 0. Without these three the surroundings
-      tell: Slurm, Open MPI, a TPU slice, or an indexed Kubernetes job.
+      tell: Open MPI, Slurm, a TPU slice, or an indexed Kubernetes job.
     heartbeat_timeout_seconds: after which a silent process counts as dead, and
       the others end.
     stoppable: whether a `stop.Guard` will be asked, for which JAX takes SIGTERM
@@ -40,20 +44,31 @@ def join(*, coordinator=None, num_processes=None, process_id=None,
 
   Raises:
     UserError: if they do not go together, or the surroundings do not tell all.
-    PeerLost: if the others do not come.
+    PeerLost: if they cannot meet. Where the others just do not come, JAX ends
+      the process itself, with code 134.
   """
   given = dict(coordinator=coordinator, num_processes=num_processes,
                process_id=process_id)
+  if given == dict(coordinator=None, num_processes=1, process_id=None):
+    return
   found = _given(**given) if any(
       v is not None for v in given.values()) else _by_surroundings()
   if found is None:
     return
   import jax
   jax.config.update('jax_enable_preemption_service', stoppable)
+  # JAX's warning of proxies, which is right, also names those that say where
+  # none is used.
+  proxies = re.findall(r'(?im)^(?!no_)\w*_proxy$', '\n'.join(os.environ))
+  jax.config.update('jax_check_proxy_envs', bool(proxies))
   # Of CPUs; what GPUs and TPUs use is not this option's.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  where = found.get('coordinator_address')
+  log.info('waiting  for the other processes%s, up to %d s',
+           f' at {where}' if where else '', _MEETING_SECONDS)
   try:
     jax.distributed.initialize(
+        initialization_timeout=_MEETING_SECONDS,
         heartbeat_timeout_seconds=heartbeat_timeout_seconds,
         shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **found)
   except (RuntimeError, ValueError, OSError) as e:
@@ -167,14 +182,10 @@ def _given(**given):
 def _by_surroundings():
   """What a launcher has put into the environment, or None: keywords of
   `jax.distributed.initialize`, which finds the rest there by itself."""
-  if 'SLURM_STEP_NODELIST' in os.environ and _number(
-      'SLURM_STEP_NUM_TASKS', _number('SLURM_NTASKS', 1)) > 1:
-    here = os.environ.get('SLURM_STEP_TASKS_PER_NODE',
-                          os.environ.get('SLURM_TASKS_PER_NODE', ''))
-    return _gpus(_number('SLURM_LOCALID', 0), here)
+  # Before Slurm: mpirun may have started its daemons as tasks of a step.
   if _number('OMPI_COMM_WORLD_SIZE', 1) > 1:
     found = _gpus(_number('OMPI_COMM_WORLD_LOCAL_RANK', 0),
-                  os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', ''))
+                  _number('OMPI_COMM_WORLD_LOCAL_SIZE', 1))
     if 'OMPI_MCA_orte_hnp_uri' in os.environ:   # until Open MPI 4
       return found
     if importlib.util.find_spec('mpi4py') is None:
@@ -183,31 +194,46 @@ def _by_surroundings():
           'the three flags, with --process_id=$OMPI_COMM_WORLD_RANK, or '
           'pip install mpi4py')
     return dict(found, cluster_detection_method='mpi4py')
+  if 'SLURM_STEP_NODELIST' in os.environ and _number(
+      'SLURM_STEP_NUM_TASKS', _number('SLURM_NTASKS', 1)) > 1:
+    return _gpus(_number('SLURM_LOCALID', 0), _slurm_tasks_here())
   if 'KUBERNETES_SERVICE_HOST' in os.environ and (
       'JOB_COMPLETION_INDEX' in os.environ) and _tpu_workers() < 1:
     if importlib.util.find_spec('kubernetes') is None:
       raise checks.UserError(
           '--coordinator: an indexed Kubernetes job tells where process 0 is '
           'to the package kubernetes only; pip install kubernetes, or give '
-          'the three flags')
+          'the three flags; of a process alone --num_processes=1')
     return {}
   return {} if _tpu_workers() > 1 else None
 
 
-def _gpus(local_id, tasks_here):
+def _slurm_tasks_here():
+  """Of '8(x2),4' 4 on the third node."""
+  text = os.environ.get('SLURM_STEP_TASKS_PER_NODE',
+                        os.environ.get('SLURM_TASKS_PER_NODE', ''))
+  tasks = [int(n) for n, times in re.findall(r'(\d+)(?:\(x(\d+)\))?', text)
+           for _ in range(int(times or 1))]
+  node = _number('SLURM_NODEID', 0)
+  return tasks[node] if node < len(tasks) else 1
+
+
+def _gpus(local_id, tasks):
   """This process's of the GPUs that it can see, where a node runs several."""
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
   seen = (len(visible.split(',')) if visible
           else _number('SLURM_GPUS_ON_NODE', 0)
           or len(glob.glob('/dev/nvidia[0-9]*')))
-  tasks = int(''.join(c for c in tasks_here.partition('(')[0].partition(',')[0]
-                      if c.isdigit()) or 1)
   if not seen:
     return {}
   # All, or what the launcher gave it alone, as srun --gpus-per-task does.
   if tasks == 1 or seen < max(tasks, _number('SLURM_GPUS_ON_NODE', 0)):
     return dict(local_device_ids=list(range(seen)))
-  each = seen // tasks
+  each, left = divmod(seen, tasks)
+  if left:
+    raise checks.UserError(
+        f'{seen} GPUs cannot be shared by the {tasks} processes of this node; '
+        'start as many that each has its own, or set CUDA_VISIBLE_DEVICES')
   return dict(local_device_ids=list(range(local_id * each,
                                           (local_id + 1) * each)))
 
@@ -233,14 +259,22 @@ def _tpu_workers():
 
 
 def _metadata(attribute):
-  """What the cloud says of this machine, '' if it says nothing."""
+  """What the cloud says of this machine, '' if it says nothing or there is no
+  cloud. One that does not answer in time must not pass for that: the process
+  would train alone while the others wait."""
   ask = urllib.request.Request(_METADATA + attribute,
                                headers={'Metadata-Flavor': 'Google'})
-  try:
-    with urllib.request.urlopen(ask, timeout=5) as answer:
-      return answer.read().decode()
-  except OSError:   # URLError is one
-    return ''
+  for _ in range(_METADATA_TRIES):
+    try:
+      with urllib.request.urlopen(ask, timeout=5) as answer:
+        return answer.read().decode()
+    except OSError as e:   # URLError is one
+      reason = getattr(e, 'reason', e)
+      if getattr(e, 'code', 0) == 404 or isinstance(reason, socket.gaierror):
+        return ''
+  raise checks.PeerLost(
+      f'{ask.full_url}: {reason}; whether this TPU has other hosts cannot be '
+      'told: start again, with --num_processes=1 if it has none')
 
 
 def _number(name, default):
