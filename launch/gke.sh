@@ -103,6 +103,10 @@ run() {
   expect hosts '[1-9][0-9]*' 'N, a number'
   expect chips '[1-9][0-9]*' 'N, a number'
   expect restarts '[0-9]+' 'N, a number'
+  local all=$((${topology//x/ * }))
+  [[ $all == $((hosts * chips)) ]] ||
+    fail "--topology=$topology has $all chips, --hosts=$hosts with" \
+      "--chips=$chips each have $((hosts * chips))"
   expect account '[a-z0-9]([a-z0-9.-]*[a-z0-9])?' 'NAME of a service account'
   if [[ "$*" != *--workdir?gs://* ]]; then
     echo "note: the disk of a container goes with it; keep the run with" \

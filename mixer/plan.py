@@ -92,7 +92,7 @@ def _show(found, remedies):
   hours = [
       ('at a utilisation of', f'{t["utilisation"]:.0%} of '
        f'{t["peak_flops_per_second"] / 1e12:,.1f} TFLOP/s a device in '
-       'bfloat16: an assumption'),
+       f'{t["peak_precision"]}: an assumption'),
       ('device-hours', _hours(t['device_hours'])
        + (', a device being a core, half a chip'
           if t['devices_per_chip'] == 2 else '')),

@@ -32,6 +32,7 @@ def test_dry_run(name, tmp_path):
     ([*_RUN[:2], *_RUN[3:], '--', '-x'], '--accelerator=NAME is missing'),
     ([*_RUN, '--topology=16', '--', '-x'], "--topology is '16'"),
     ([*_RUN, '--chips=x', '--', '-x'], "--chips is 'x'"),
+    ([*_RUN, '--hosts=2', '--', '-x'], '--topology=4x4 has 16 chips'),
     ([*_RUN, '--account=a b', '--', '-x'], "--account is 'a b'"),
     ([*_RUN, '--config=x'], 'unknown argument --config=x'),
     ([*_RUN, '--hosts'], '--hosts wants a value'),
@@ -52,7 +53,8 @@ def _applied(path, *args):
 
 
 def test_jobset_restarts_by_exit_code(tmp_path):
-  jobset = _applied(tmp_path, *_RUN, '--restarts=7', '--chips=8', '--', '-x')
+  jobset = _applied(tmp_path, *_RUN, '--restarts=7', '--hosts=2', '--chips=8',
+                    '--', '-x')
   assert (jobset['apiVersion'], jobset['kind'], jobset['metadata']['name']) == (
       'jobset.x-k8s.io/v1alpha2', 'JobSet', 'mixer')
   assert jobset['spec']['network']['enableDNSHostnames'] is True
@@ -68,7 +70,7 @@ def test_jobset_restarts_by_exit_code(tmp_path):
   assert (rule['action'], codes['operator']) == ('FailJob', 'NotIn')
   assert codes['values'] == [42, *range(127, 256)]
   assert job['completionMode'] == 'Indexed' and job['backoffLimit'] == 0
-  assert job['parallelism'] == job['completions'] == 4
+  assert job['parallelism'] == job['completions'] == 2
 
   pod = job['template']['spec']
   assert pod['restartPolicy'] == 'Never'

@@ -13,7 +13,6 @@ import pytest
 from configs import digits
 from configs import finetune
 from configs import mixer_b16
-from configs import mixer_h14
 from mixer import models
 from mixer.analysis import planning
 from mixer.analysis import programs
@@ -193,8 +192,11 @@ def test_sizes_that_are_known_and_unknown():
     ('NVIDIA H100 80GB HBM3', 'H100'), ('NVIDIA A100-SXM4-80GB', 'A100-80GB'),
     ('NVIDIA A100-SXM4-40GB', 'A100-40GB'), ('NVIDIA L4', 'L4'),
     ('NVIDIA A100-PCIE-40GB', 'A100-40GB'),
-    ('NVIDIA A100 80GB PCIe', 'A100-80GB'), ('NVIDIA L40S', None),
-    ('NVIDIA H100 PCIe', 'H100-PCIe'), ('cpu', None)])
+    ('NVIDIA A100 80GB PCIe', 'A100-80GB'), ('NVIDIA L40S', 'L40S'),
+    ('NVIDIA H100 PCIe', 'H100-PCIe'), ('cpu', None),
+    ('Tesla V100-SXM2-16GB', 'V100'), ('Tesla V100-SXM2-32GB', 'V100-32GB'),
+    ('NVIDIA A10', 'A10'), ('NVIDIA A10G', None), ('NVIDIA B200', 'B200'),
+    ('NVIDIA GB200', 'GB200'), ('NVIDIA GH200 480GB', 'GH200')])
 def test_accelerators_by_what_jax_calls_them(kind, name):
   found = accelerators.of_kind(kind)
   assert (found and found.name) == name
@@ -203,6 +205,14 @@ def test_accelerators_by_what_jax_calls_them(kind, name):
 def test_a_core_is_half_a_chip():
   v3 = accelerators.ACCELERATORS['v3']
   assert (v3.flops_per_second, v3.memory_bytes) == (61.5e12, 16 * 2**30)
+
+
+def test_whose_products_in_bfloat16_are_no_faster():
+  """float16's peak is not theirs, as no run computes in it."""
+  found = {a.name for a in accelerators.ACCELERATORS.values()
+           if a.precision == 'float32'}
+  assert found == {'V100', 'V100-32GB', 'T4'}
+  assert accelerators.ACCELERATORS['V100'].flops_per_second == 15.7e12
 
 
 # ---- The command.
@@ -246,11 +256,26 @@ def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
     programs.tpu_devices('v3:2x2')
 
 
-@pytest.mark.slow   # XLA needs a minute for H/14
-def test_the_largest_network_is_planned_without_its_parameters():
-  before = sum(x.nbytes for x in jax.live_arrays())
-  found = planning.plan(mixer_h14.get_config('jft'), devices=8)
-  assert sum(x.nbytes for x in jax.live_arrays()) - before < 2**20
+# mixer.plan, which then says the KiB that it held at most.
+MEASURED = """
+import atexit, resource, runpy
+atexit.register(lambda: print(resource.getrusage(
+    resource.RUSAGE_SELF).ru_maxrss))
+runpy.run_module('mixer.plan', run_name='__main__')
+"""
+
+
+@pytest.mark.slow   # it compiles H/14
+def test_the_largest_network_is_planned_without_its_parameters(tmp_path):
+  path = tmp_path / 'plan.json'
+  out = subprocess.run(
+      [sys.executable, '-c', MEASURED, '--config=configs/mixer_h14.py:jft',
+       '--devices=8', f'--json={path}'], cwd=ROOT, text=True,
+      capture_output=True, timeout=120)   # it takes a quarter of a minute
+  assert out.returncode == 0, out.stderr
+  found = json.loads(path.read_text())
+  held = int(out.stdout.splitlines()[-1]) * 1024
+  assert held < 0.7 * found['memory']['parameters'], held
   assert found['model']['parameters'] == 431_069_952 + 1281 * 18_291
   assert found['time']['paper_core_days'] == 1010
   assert found['run']['steps'] == int(14 * 297_000_000 / 4096)
@@ -279,7 +304,7 @@ def test_every_config_compiles_for_the_papers_tpu(name):
 @pytest.mark.slow   # likewise
 @pytest.mark.parametrize('name,batch_size,seconds,gigabytes', [
     ('Mixer-B/16', 64, 0.0912, 18.1), ('Mixer-L/16', 32, 0.1624, 29.8),
-    ('Mixer-H/14', 8, 0.1241, 26.9)])
+    ('Mixer-H/14', 8, 0.1238, 26.8)])
 def test_the_step_on_a_tpu_costs_no_more_than_it_did(
     name, batch_size, seconds, gigabytes):
   """XLA's estimates, which do not depend on the machine: BENCHMARKS.md."""
@@ -289,5 +314,5 @@ def test_the_step_on_a_tpu_costs_no_more_than_it_did(
   program = programs.train_step(
       step, model, optimizer, plan, batch_size=8 * batch_size,
       image_size=(224, 224))
-  assert program.cost()['seconds'] < 1.01 * seconds
-  assert program.cost()['bytes_accessed'] < 1.01e9 * gigabytes
+  assert program.cost()['seconds'] < 1.001 * seconds
+  assert program.cost()['bytes_accessed'] < 1.005e9 * gigabytes

@@ -22,16 +22,6 @@ from mixer.training import run
 from mixer.training import sharding
 
 RELEASED_SIZE = 224   # pixels, of all released Mixers
-# Pre-training in TPUv3 core-days (table 3 of the paper); L/16 on JFT is of 14
-# epochs. On the two ImageNets they are the paper's extrapolations.
-CORE_DAYS = {
-    ('Mixer-B/16', 'imagenet2012'): 10, ('Mixer-L/16', 'imagenet2012'): 40,
-    ('Mixer-B/16', 'imagenet21k'): 150, ('Mixer-L/16', 'imagenet21k'): 410,
-    ('Mixer-S/32', 'jft'): 10, ('Mixer-B/32', 'jft'): 50,
-    ('Mixer-S/16', 'jft'): 30, ('Mixer-B/16', 'jft'): 80,
-    ('Mixer-L/32', 'jft'): 120, ('Mixer-L/16', 'jft'): 450,
-    ('Mixer-H/14', 'jft'): 1010,
-}
 
 
 def plan(config, *, topology=None, devices=None, accelerator=None,
@@ -224,16 +214,14 @@ def _time(config, settings, model, device, count, steps, utilisation,
   flops = steps * settings.batch_size * cost.training_flops(
       model, settings.image_size)
   hours = flops / (utilisation * device.flops_per_second) / 3600
-  paper = None   # whose figures are of training from scratch
-  if config.start.weights is None:
-    paper = CORE_DAYS.get((config.model.name, config.data.name))
   out = dict(accelerator=device.name, utilisation=utilisation,
              flops=flops, peak_flops_per_second=device.flops_per_second,
+             peak_precision=device.precision,
              device_hours=hours, hours=hours / count, devices=count,
              devices_per_chip=device.devices_per_chip,
              images_per_second=steps * settings.batch_size / (
                  3600 * hours / count),
-             paper_core_days=paper)
+             paper_core_days=cost.paper_core_days(config))
   if xla_seconds:
     out.update(xla_device_hours=xla_seconds * count * steps / 3600)
   return out

@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mixer.core import checks
+from mixer.training import sharding
 from mixer.training import step as steps
 
 # 'v3:2x2': chips; v2 and v3 have two cores a chip, each a device.
@@ -41,9 +41,8 @@ class Program:
     lives there; 'temporaries', activations and all that lives for a step only;
     and 'total'."""
     memory = self.compiled.memory_analysis()
-    held = lambda tree: sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree))
+    held = lambda tree: sharding.held(
+        tree, jax.tree.map(lambda x: x.sharding, tree))
     parameters, optimizer = held(self.state.params), held(self.state.opt_state)
     out = dict(
         parameters=parameters, optimizer=optimizer,

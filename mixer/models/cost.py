@@ -6,6 +6,17 @@ MACs   = S P^2 c C + L (2 C S D_S + 2 S C D_C) + C K   an image
 """
 from mixer.models.mixer import pair
 
+# Pre-training in TPUv3 core-days (table 3 of the paper); L/16 on JFT is of 14
+# epochs. On the two ImageNets they are the paper's extrapolations.
+_CORE_DAYS = {
+    ('Mixer-B/16', 'imagenet2012'): 10, ('Mixer-L/16', 'imagenet2012'): 40,
+    ('Mixer-B/16', 'imagenet21k'): 150, ('Mixer-L/16', 'imagenet21k'): 410,
+    ('Mixer-S/32', 'jft'): 10, ('Mixer-B/32', 'jft'): 50,
+    ('Mixer-S/16', 'jft'): 30, ('Mixer-B/16', 'jft'): 80,
+    ('Mixer-L/32', 'jft'): 120, ('Mixer-L/16', 'jft'): 450,
+    ('Mixer-H/14', 'jft'): 1010,
+}
+
 
 def tokens(model, image_size):
   """S of `model` on images of `image_size` (an int or height, width)."""
@@ -40,3 +51,11 @@ def forward_flops(model, image_size):
 def training_flops(model, image_size):
   """Of one image: the backward pass costs two forward ones."""
   return 3 * forward_flops(model, image_size)
+
+
+def paper_core_days(config):
+  """What the paper's run took, or None: it has none of that network and data,
+  or this one does not start from scratch."""
+  if config.start.weights is not None:
+    return None
+  return _CORE_DAYS.get((config.model.name, config.data.name))

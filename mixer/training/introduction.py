@@ -12,6 +12,7 @@ from mixer.core import processes
 from mixer.core import trees
 from mixer.models import catalog
 from mixer.models import cost
+from mixer.training import sharding
 
 _SHARE = 0.4   # of the peak, by which the cost is told; measured it is later
 
@@ -40,13 +41,10 @@ def introduce(config, settings, plan, data, evals, model, shapes, total,
       settings.dtype, plan.strategy, f' ({mesh})' if mesh else '')
   say('run      %s steps of %d images, %.1f epochs', f'{total:,}',
       settings.batch_size, total * settings.batch_size / len(data))
-  known = accelerators.of_kind(device.device_kind)
-  if known:
-    flops = total * settings.batch_size * cost.training_flops(
-        model, settings.image_size)
-    say('cost     %.3g FLOPs in all, %s device-hours at %.0f%% of the peak of '
-        '%s', flops, f'{flops / _SHARE / known.flops_per_second / 3600:,.1f}',
-        100 * _SHARE, known.name)
+  say('memory   %s MiB of parameters and %s of the optimizer on a device', *(
+      f'{sharding.held(tree, plan.state(tree)) / 2**20:,.1f}'
+      for tree in (shapes.params, shapes.opt_state)))
+  say('cost     %s', ', '.join(_cost(config, settings, model, device, total)))
   say('workdir  %s', workdir)
   if processes.several():
     for number, host, devices in processes.table():
@@ -56,3 +54,18 @@ def introduce(config, settings, plan, data, evals, model, shapes, total,
         os.path.join(workdir, 'parameters.txt'),
         parameter_overview.get_parameter_overview(
             shapes.params, include_stats=False) + '\n')
+
+
+def _cost(config, settings, model, device, total):
+  """What is known of the cost, for people."""
+  image = cost.training_flops(model, settings.image_size)
+  flops = total * settings.batch_size * image
+  yield f'{flops:.3g} FLOPs in all, {image / 1e9:.3g} GFLOPs for each image'
+  known = accelerators.of_kind(device.device_kind)
+  if known:
+    hours = flops / _SHARE / known.flops_per_second / 3600
+    yield (f'{hours:,.1f} device-hours at {_SHARE:.0%} of the peak of '
+           f'{known.name}')
+  days = cost.paper_core_days(config)
+  if days:
+    yield f'the paper: {days:,} TPUv3 core-days'

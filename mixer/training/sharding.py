@@ -5,6 +5,7 @@ cuts the state; 'model' cuts the hidden units of both MLPs. An axis of one
 device costs nothing, so every strategy is the same code.
 """
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -90,6 +91,13 @@ class Plan:
     """This process's rows as global arrays."""
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(self.batch, x), batch)
+
+
+def held(shapes, shardings):
+  """Bytes that one device holds of a tree of shapes and dtypes."""
+  return sum(
+      math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(
+          jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True))
 
 
 def place(tree, sharding):
