@@ -24,10 +24,11 @@ The paper has means of 3 runs: --config.run.seed=1 is another.
 
 Evaluation is the paper's table 2: the whole image to 8/7 of the size, then the
 centre. Its table 3 resizes the shorter side instead:
---config.evals.test.crop=resmall. Table 2 is at 448 pixels:
---config.run.image_size=448 (the weights are enlarged), where
---config.run.micro_batches=8 saves memory. VTAB is at 448 except for images of
-less than 96x96 pixels, and is tested once, at the end.
+--config.evals.test.crop=resmall; for ImageNet and your own images the name is
+validation, not test. Table 2 is at 448 pixels: --config.run.image_size=448 (the
+weights are enlarged), where --config.run.micro_batches=8 saves memory. VTAB is
+at 448 except for images of less than 96x96 pixels, and is tested once, at the
+end.
 
 Your own images are tested on their validation split; if they have none, on
 every tenth. A sweep chooses by the same images, so that its final score is a

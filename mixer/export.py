@@ -8,12 +8,13 @@
 
 What was written is read back and compared with the network; if it differs, no
 file is left and the exit code is 1. Beside FILE lies its card, FILE.json: class
-names, preprocessing, and what a program takes and gives. Weights with their
-card are a --checkpoint of every command.
+names, preprocessing, and what a program takes and gives. A local file with its
+card beside it is a --checkpoint of every command.
 
 npz has the official code's layout, safetensors that or timm's. timm computes
 the exact form of GELU, the official weights were trained with the tanh form:
-of a network that was, timm's outputs differ by up to a few 1e-3.
+of a network that was, timm's outputs differ by up to a few 1e-3. Pixels are in
+[-1, 1] for every network here, also for miil's, which timm shows [0, 1].
 
 Programs take float32 images of the network's own size in [-1, 1], any number
 at once, and give logits; with --preprocess uint8 images and probabilities; with
@@ -70,6 +71,7 @@ def main(argv):
             if _FORMAT.value in exported.PROGRAMS else 'every bit is the same'))
   print(f'{_OUT.value}.json: its card')
   if _LAYOUT.value == 'timm':
+    print('made for pixels in [-1, 1]: mean and std are 0.5 in timm')
     print('trained with the tanh form of GELU; timm computes the exact one, '
           'and its outputs differ by up to a few 1e-3'
           if model['approximate_gelu'] else

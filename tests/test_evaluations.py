@@ -1,4 +1,5 @@
 """What a config asks of a network: figures against others' arithmetic."""
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ from sklearn import datasets
 from sklearn import linear_model
 
 from configs import digits
+from configs import finetune
 from configs import mixer_b16
 from configs import recipe
 from mixer import pretrained
@@ -127,9 +129,20 @@ def test_what_the_flags_ask(trained):
   assert set(made.evals) == {'minival', 'validation', 'validation_real', 'v2'}
   assert made.evals.validation_real.labels == 'real.json'
   assert made.evals.v2.name == 'imagenet_v2/matched-frequency'
+  assert made.evals.v2.crop == made.evals.validation.crop == 'resmall'
+  tuned = finetune.get_config('b16,imagenet2012')
+  made = scoring.asked(tuned, network, v2=True).evals
+  assert made.v2.crop == made.validation.crop == 'resize_crop'
+  assert made.v2.interpolation == made.validation.interpolation
+  for name in ('imagenet2012:5.1.0', 'folder:/photos'):
+    config.data.name = name
+    assert 'validation_real' in scoring.asked(
+        config, network, real='real.json').evals
+  config = mixer_b16.get_config()
+  made = scoring.asked(config, network, fewshot='train[:65000]')
   assert made.fewshot.validation.train == 'train[:65000]'
   assert made.fewshot.validation.crop == 'resize_crop'
-  with pytest.raises(checks.UserError, match='ReaL'):
+  with pytest.raises(checks.UserError, match='ReaL.* has test: digits test'):
     scoring.asked(tiny(), network, real='real.json')
 
 
@@ -141,6 +154,9 @@ def test_networks_of_no_run_keep_their_own_preprocessing(trained):
   made = scoring.asked(mixer_b16.get_config(), other)
   assert {(e.crop, e.interpolation) for e in made.evals.values()} == {
       ('resize_crop', 'bicubic')}
+  # A folder of that name makes no run of a file.
+  other = dataclasses.replace(other, name='x/checkpoints/weights.npz')
+  assert scoring.asked(mixer_b16.get_config(), other).evals == made.evals
   made = scoring.asked(mixer_b16.get_config(), network)
   assert {e.crop for e in made.evals.values()} == {'resmall'}
 

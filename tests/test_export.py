@@ -234,6 +234,25 @@ def test_a_wrong_crop_is_noticed(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize('preprocess', (False, True))
+def test_what_is_no_number_differs(preprocess):
+  with pytest.raises(checks.RunError, match='differs from .* by inf'):
+    exported._compare(make(), lambda x: np.full((len(x), 5), np.nan), 'p',
+                      preprocess=preprocess, input_size=None)
+
+
+@pytest.mark.parametrize('size', ((36, 36), (72, 72), (60, 80), (33, 51)))
+@pytest.mark.parametrize('interpolation', views.INTERPOLATIONS)
+def test_crops_are_compared_where_no_pixel_is_in_doubt(size, interpolation):
+  """So the tolerance is the same as without a crop, and last bits are no
+  matter."""
+  network = make(interpolation=interpolation)
+  images, shown = exported._images(network, 4, True, size)
+  maps = exported._maps(network, size)
+  got = np.asarray(jax.jit(exported._shown)(images.astype('f4'), *maps))
+  np.testing.assert_array_equal((got - 127.5) / 127.5, shown)
+
+
 def test_too_large_for_the_format(tmp_path, monkeypatch):
   monkeypatch.setattr(exported, '_MOST_BYTES', 1000)
   for format in exported.PROGRAMS:

@@ -135,6 +135,9 @@ def test_a_checksum_in_the_name(server, tmp_path):
   server.files[right] = server.files[wrong] = DATA
   fetch.local(server.address + right)
   assert 'says 01234567' in refused(server.address + wrong)
+  wrong += '?download=true'
+  server.files[wrong] = DATA
+  assert 'says 01234567' in refused(server.address + wrong)
   assert not any('01234567' in name for name in cached(tmp_path))
 
 

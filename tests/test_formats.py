@@ -211,11 +211,20 @@ def test_attributes_are_inferred(saved, size, more):
 def test_images_that_are_not_square(saved):
   _, shapes = make((16, 48))
   path = saved('w.npz', {k: np.ones(v.shape, 'f4') for k, v in shapes.items()})
-  assert 'from_size' in refused(path) and '12 tokens' in refused(path)
+  assert 'card beside it' in refused(path) and '12 tokens' in refused(path)
   network = pretrained.open_network(path, from_size=(16, 48))
   assert network.image_size == (16, 48)
   with pytest.raises(checks.UserError, match='token_mixing'):
     pretrained.open_network(path, from_size=(16, 32))
+
+
+def test_an_axis_of_nothing(saved):
+  _, shapes = make((16, 16))
+  for name in ('stem/kernel', 'MixerBlock_0/token_mixing/Dense_0/kernel'):
+    path = saved('w.npz', {k: np.ones(
+        v.shape if k != name else (0, *v.shape[1:]), 'f4')
+                           for k, v in shapes.items()})
+    assert f'holds no Mixer: {name!r} is [0, ' in refused(path)
 
 
 def test_a_card_beside_a_file(saved):
@@ -231,6 +240,14 @@ def test_a_card_beside_a_file(saved):
   pathlib.Path(path + '.json').write_text(json.dumps(dict(card, model=dict(
       card['model'], hidden_dim=32))))
   assert 'its card says' in refused(path) and 'stem/bias' in refused(path)
+  for key, value in (
+      ('image_size', [0, 0]), ('class_names', 5), ('class_names', [1, 2]),
+      ('class_names', list('abcdef')), ('model', 'Mixer'),
+      ('model', dict(card['model'], num_classes='five')),
+      ('model', dict(card['model'], name='Mixer-X/4')),
+      ('model', dict(card['model'], widht=3))):
+    pathlib.Path(path + '.json').write_text(json.dumps({**card, key: value}))
+    assert key in refused(path) and 'w.npz' in refused(path), (key, value)
   pathlib.Path(path + '.json').write_text('{"model": 1}')
   assert 'lacks image_size' in refused(path)
   pathlib.Path(path + '.json').write_text('nonsense')

@@ -58,14 +58,22 @@ def test_checksums_in_names():
     ('gs://mixer_models/gsam/Mixer-S_8.npz', 'Mixer-S/8-gsam'),
     ('hf://timm/mixer_b16_224.goog_in21k_ft_in1k', 'Mixer-B/16-imagenet1k'),
     ('hf://timm/mixer_l16_224.goog_in21k', 'Mixer-L/16-imagenet21k'),
-    ('hf://timm/mixer_b16_224.miil_in21k', 'Mixer-B/16-imagenet21k-miil')))
+    ('hf://timm/mixer_b16_224.miil_in21k', 'Mixer-B/16-imagenet21k-miil'),
+    ('https://huggingface.co/timm/mixer_b16_224.goog_in21k_ft_in1k/resolve/main'
+     '/model.safetensors?download=true', 'Mixer-B/16-imagenet1k'),
+    ('https://huggingface.co/timm/mixer_b16_224.goog_in21k_ft_in1k/blob/main'
+     '/model.safetensors', 'Mixer-B/16-imagenet1k'),
+    ('https://github.com/rwightman/pytorch-image-models/releases/download/'
+     'v0.1-vitjx/jx_mixer_b16_224-76587d61.pth', 'Mixer-B/16-imagenet1k'),
+    ('downloads/jx_mixer_l16_224_in21k-846aa33c.pth',
+     'Mixer-L/16-imagenet21k')))
 def test_addresses_have_their_names(address, name):
   assert registry.find(address).name == name
 
 
 def test_other_names():
   for other in ('runs/x', 'w.npz', 'hf://me/mine', 'gs://me/Mixer-B_16.npz',
-                'Mixer-B_16.npz'):
+                'Mixer-B_16.npz', 'mine-76587d61.pth'):
     assert registry.find(other) is None
   with pytest.raises(checks.UserError, match="mean 'Mixer-B/16-imagenet1k'"):
     registry.find('Mixer-B/16-imagenet')
@@ -85,6 +93,7 @@ def test_what_is_not_known_is_said():
   assert len(sam) == 7
   for release in sam:
     assert release.top1 == release.loss == registry.UNVERIFIED
+    assert 'an assumption' in release.note
     assert ('gsam' in release.name) == (release.source == registry.UNVERIFIED)
 
 
@@ -95,6 +104,7 @@ def test_the_misleading_name_is_told():
                             'goog_in21k_ft_in1k')
     assert release.data == 'ImageNet-1k'
     assert 'goog_in21k_ft_in1k, which they are not' in release.note
+    assert f'mixer_{letter}16_224_in21k' in release.note
 
 
 def test_class_names():
@@ -166,3 +176,16 @@ def test_an_address_is_the_release(tmp_path, monkeypatch):
   assert asked == [address] and network.name == 'Mixer-B/16-imagenet1k'
   with pytest.raises(checks.UserError, match='--best'):
     networks.open_network(address, best=True)
+
+
+def test_a_release_that_lies_here(tmp_path):
+  """Its name holds its checksum, which is checked."""
+  path = tmp_path / 'jx_mixer_b16_224-76587d61.pth'
+  path.write_bytes(b'another file')
+  with pytest.raises(checks.UserError, match='SHA-256.*its name says 76587d61'):
+    pretrained.open_network(str(path))
+
+
+def test_a_release_without_torch():
+  """The first address of each is one of those that torch is not needed for."""
+  assert not [r.name for r in registry.RELEASES if r.url.endswith('.pth')]

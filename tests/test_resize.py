@@ -177,6 +177,15 @@ def test_a_smaller_patch_keeps_the_shape_of_the_projection():
   assert apply(new, changed, images(1, 6, 6))[0].shape == (1, 5)
 
 
+def test_finer_patches_of_the_same_image_are_no_parts_of_it():
+  """The grid grows as the paper's does, the image does not."""
+  model, params = make()
+  resized = lambda **more: pretrained.resize(
+      model, params, image_size=SIZE, patch_size=2, **more)[0]
+  assert resized().tokens_mlp_dim == model.tokens_mlp_dim
+  assert resized(method='block').tokens_mlp_dim == 4 * model.tokens_mlp_dim
+
+
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
 def test_a_grey_image_gives_the_same_logits_whatever_the_channels(channels):
   model, params = make()

@@ -191,7 +191,9 @@ def _enlarged(model, config, settings):
   weights, method = config.start.weights, config.start.method
   if not weights or method == 'resample' or config.model.get('tokens_mlp_dim'):
     return model
-  if registry.find(weights) is None:
+  release = registry.find(weights)
+  if release is None or pair(model.patch_size) != pair(
+      models.create(release.model).patch_size):
     return model
   grown = [side / RELEASED_SIZE for side in settings.image_size]
   if any(k != int(k) for k in grown):

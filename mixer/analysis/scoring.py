@@ -1,6 +1,7 @@
 """A network put to the evaluations of a config, and what it gets wrong."""
 import json
 import os
+import re
 
 import ml_collections
 import numpy as np
@@ -38,7 +39,7 @@ def asked(config, network, *, real=None, v2=False, fewshot=None):
     config: with `data`, `evals` and perhaps `fewshot`.
     network: `pretrained.Network`.
     real: path of ReaL's labels, for ImageNet's validation set.
-    v2: whether ImageNet-V2 is asked too.
+    v2: whether ImageNet-V2 is asked too, with the crop of the others.
     fewshot: split whose examples fit a linear model, for each evaluation.
 
   Returns:
@@ -55,11 +56,15 @@ def asked(config, network, *, real=None, v2=False, fewshot=None):
   few = dict(plain.get('fewshot') or {})
   on_imagenet = [name for name, section in evals.items()
                  if section.get('split') == 'validation'
-                 and (section.get('name') or data['name']) == _IMAGENET]
+                 and re.split('[:/]', section.get('name') or data['name'])[0]
+                 in (_IMAGENET, 'folder', 'manifest')]
   if real and not on_imagenet:
     raise checks.UserError(
-        f"--real: ReaL labels are for evaluations of {_IMAGENET}'s split "
-        f'validation; the config has {", ".join(evals) or "none"}')
+        '--real: ReaL labels are for the split validation of '
+        f'{_IMAGENET}, or of a folder or manifest of its files; the config has '
+        + (', '.join(f'{name}: {section.get("name") or data["name"]} '
+                     f'{section.get("split")}'
+                     for name, section in evals.items()) or 'no evaluations'))
   for name, section in evals.items() if fewshot else ():
     few[name] = dict(
         train=fewshot, test=section['split'],
@@ -69,7 +74,10 @@ def asked(config, network, *, real=None, v2=False, fewshot=None):
   for name in on_imagenet if real else ():
     evals[f'{name}_real'] = dict(evals[name], labels=real)
   if v2:
-    evals['v2'] = dict(name=_V2, split='test', crop='resmall', on_device=False)
+    like = [evals[name] for name in on_imagenet] + list(evals.values()) + [{}]
+    evals['v2'] = dict(name=_V2, split='test', on_device=False,
+                       crop=like[0].get('crop') or 'resmall',
+                       interpolation=like[0].get('interpolation'))
   if not _workdir(network):   # its own preprocessing, not the config's
     like = network.card['preprocessing']
     log.info('images are shown as the network was made for: %s, %s',
@@ -170,6 +178,6 @@ def _predictions(network, evals, details):
 def _workdir(network):
   """Of the run that a network is from, or None."""
   parts = network.name.rstrip('/').split('/')
-  if len(parts) > 2 and parts[-2] == 'checkpoints':
+  if len(parts) > 2 and parts[-2] == 'checkpoints' and parts[-1].isdigit():
     return '/'.join(parts[:-2])
   return None

@@ -22,7 +22,7 @@ from mixer.core.log import log
 
 _TIMEOUT = 60   # seconds without a byte
 _BUCKETS = 'https://storage.googleapis.com/'
-_HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.(pth|pt)$')
+_HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.(pth|pt)([?#].*)?$')
 _DEFAULT_FILE = 'model.safetensors'   # of a repository on the Hugging Face hub
 
 
@@ -47,8 +47,10 @@ def local(url):
   Raises:
     UserError: if it cannot be had, or is not the file that it was.
   """
-  found = _HASH_IN_NAME.search(url)
-  named = found and found[1]
+  # The page that shows a file on the hub has almost the file's address.
+  url = re.sub('^(https://huggingface.co/[^/]+/[^/]+)/blob/', r'\1/resolve/',
+               url)
+  named = _named(url)
   path = _place(url)
   folder, pin = os.path.dirname(path), path + '.sha256'
   pinned = files.read(pin)
@@ -72,6 +74,20 @@ def local(url):
   if pinned is None:
     files.write(pin, _digest(path) + '\n')
   return path
+
+
+def check(path):
+  """Raises UserError if a local file is not the one whose name it has."""
+  named = _named(path)
+  if named and not _digest(path).startswith(named):
+    raise checks.UserError(
+        f'{path!r}: its SHA-256 is {_digest(path)[:16]}..., and its name says '
+        f'{named}: it is damaged, or another file')
+
+
+def _named(url):
+  found = _HASH_IN_NAME.search(url)
+  return found and found[1]
 
 
 def _place(url):

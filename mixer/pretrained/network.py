@@ -84,8 +84,7 @@ def open_network(weights, *, best=False, from_size=None):
                            'of weights')
   if release is not None:
     return _released(release, weights)
-  path = fetch.local(weights) if fetch.is_url(weights) else (
-      os.path.expanduser(weights))
+  path = _local(weights)
   params, layout = formats.read(path)
   text = files.read(path + '.json')
   card = None if text is None else _parse(text, path + '.json')
@@ -121,7 +120,7 @@ def infer(params, source, from_size=None):
   first = 'MixerBlock_0/token_mixing/Dense_0/kernel'
   wide = 'MixerBlock_0/channel_mixing/Dense_0/kernel'
   for name, rank in (('stem/kernel', 4), (first, 2), (wide, 2)):
-    if len(shape(name)) != rank:
+    if len(shape(name)) != rank or 0 in shape(name):
       raise checks.UserError(
           f'{source!r} holds no Mixer: {name!r} is '
           f'{list(shape(name)) if name in flat else "missing"}, expected a '
@@ -132,8 +131,8 @@ def infer(params, source, from_size=None):
     side = round(tokens ** 0.5)
     if side * side != tokens:
       raise checks.UserError(
-          f'{source!r} is for {tokens} tokens, which is no square; give the '
-          '(height, width) of its images as from_size')
+          f'{source!r} is for {tokens} tokens, which is no square: its images '
+          'are told by a card beside it, FILE.json, as mixer.export writes')
     size = side * height, side * width
   else:
     size = (from_size,) * 2 if isinstance(from_size, int) else tuple(from_size)
@@ -172,6 +171,16 @@ def _ranges(numbers):
   return ','.join(str(a) if a == b else f'{a}-{b}' for a, b in runs)
 
 
+def _local(weights):
+  """The path of a file of weights."""
+  if fetch.is_url(weights):
+    return fetch.local(weights)
+  path = os.path.expanduser(weights)
+  if os.path.exists(path):
+    fetch.check(path)
+  return path
+
+
 def _is_file(weights):
   return weights.endswith(formats.SUFFIXES) or weights.startswith(
       ('hf://', 'http://', 'https://'))
@@ -202,8 +211,8 @@ def _of_a_run(path, best):
 def _released(release, weights):
   log.info('%s: %s%s', release.name, release.data,
            f'; {release.note}' if release.note else '')
-  url = weights if fetch.is_url(weights) else release.url
-  params = formats.load(fetch.local(url))
+  params = formats.load(
+      _local(release.url if weights == release.name else weights))
   model, size = infer(params, release.name)
   model = model.clone(approximate_gelu=release.approximate_gelu)
   like = release.preprocessing
@@ -233,7 +242,10 @@ def _checked(params, card, source, from_size=None, tanh=True):
     model = model.clone(approximate_gelu=tanh)   # timm computes the exact form
     card = make_card(model, image_size=size, **_USUAL)
   else:
-    model = models.create(**card['model'])
+    try:
+      model = models.create(**card['model'])
+    except (checks.UserError, TypeError) as e:
+      raise checks.UserError(f'{source!r}: its card: {e}') from e
   images = jnp.zeros((1, *card['image_size'], model.in_channels))
   wanted = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   wrong = misfits(params, wanted)
@@ -259,10 +271,16 @@ def _parse(text, file):
     raise checks.UserError(f'{file!r} lacks {", ".join(missing)}; a card is '
                            'written by training and by mixer.export')
   size, like = card['image_size'], card['preprocessing']
+  names, model = card['class_names'], card['model']
+  classes = model.get('num_classes', 0) if isinstance(model, dict) else None
   for key, right in (
-      ('model', isinstance(card['model'], dict) and 'name' in card['model']),
+      ('model', isinstance(model, dict) and 'name' in model
+       and isinstance(classes, int | None)),
+      ('class_names', names is None or isinstance(names, list)
+       and isinstance(classes, int) and len(names) <= classes
+       and all(isinstance(name, str) for name in names)),
       ('image_size', isinstance(size, list) and len(size) == 2
-       and all(isinstance(side, int) for side in size)),
+       and all(isinstance(side, int) and side > 0 for side in size)),
       ('loss', card['loss'] in ('softmax', 'sigmoid')),
       ('preprocessing', isinstance(like, dict)
        and like.keys() == {'crop', 'interpolation'}

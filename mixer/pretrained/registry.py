@@ -16,10 +16,10 @@ import re
 from mixer.core import checks
 
 UNVERIFIED = 'unverified'
+_HASHED = re.compile(r'[^/]*-[0-9a-f]{8}\.pth$')
 _GOOGLE = 'https://storage.googleapis.com/mixer_models/'
-_TIMM = ('https://github.com/huggingface/pytorch-image-models/releases/download/'
-         'v0.1-vitjx/jx_mixer_')
-_MIIL = 'https://github.com/huggingface/pytorch-image-models/releases/download/'
+_FILES = 'https://github.com/huggingface/pytorch-image-models/releases/download'
+_TIMM, _MIIL = f'{_FILES}/v0.1-vitjx/jx_mixer_', f'{_FILES}/v0.1-tresnet/'
 
 # What a network expects of its images; the crop and interpolation are
 # `mixer.data.views`'. timm's bilinear is Pillow's, antialiased.
@@ -74,12 +74,18 @@ def _google(name, folder, **more):
 
 _SCRATCH = ('ImageNet-1k from scratch, 300 epochs. timm calls the same weights '
             'goog_in21k_ft_in1k, which they are not: ImageNet-21k weights '
-            'fine-tuned on ImageNet were never released, an author says')
+            'fine-tuned on ImageNet were never released, an author says; '
+            "timm's old mixer_b16_224_in21k and mixer_l16_224_in21k are these")
 _HEAD_21K = ('the head has 21,843 classes; their order is not published with '
-             'the weights, so classes have no names')
+             'the weights, so classes have no names; that the loss was the '
+             'sigmoid is not stated for Mixer')
+_LIKE = ("; that they were trained on the other releases' images and GELU is "
+         'an assumption')
 _SAM = ('trained with sharpness-aware minimisation; users measured 68.9% to '
-        '75.6% with their own preprocessing, the SAM paper has 77.4%')
-_GSAM = 'the number of classes is from memory; the paper is arXiv 2203.08065'
+        '75.6% with their own preprocessing, the SAM paper has 77.4%' + _LIKE)
+_PIXELS = 'made for pixels in [0, 1], which its stem here takes in [-1, 1]'
+_GSAM = ('the number of classes is from memory; the paper is arXiv 2203.08065'
+         + _LIKE)
 
 RELEASES = tuple(
     [_google(f'Mixer-{m}-imagenet1k', 'imagenet1k', data='ImageNet-1k',
@@ -107,19 +113,20 @@ RELEASES = tuple(
                loss=UNVERIFIED, source=UNVERIFIED)
        for m in ('S/8', 'S/16', 'S/32', 'B/16', 'B/32')]
     + [Release(name='Mixer-B/16-imagenet21k-miil',
-               url=_MIIL + 'v0.1-tresnet/mixer_b16_224_miil_in21k-2a558a71.pth',
-               also=('hf://timm/mixer_b16_224.miil_in21k',),
+               url='hf://timm/mixer_b16_224.miil_in21k',
+               also=(_MIIL + 'mixer_b16_224_miil_in21k-2a558a71.pth',),
                data='ImageNet-21k-P', num_classes=11_221, top1=None,
                conditions='', preprocessing=_UNIT, approximate_gelu=False,
                loss='softmax', source='TIMM',
-               note='classes are those of ImageNet-21k-P, unnamed here'),
+               note='classes are those of ImageNet-21k-P, unnamed here; '
+               + _PIXELS),
        Release(name='Mixer-B/16-imagenet1k-miil',
-               url=_MIIL + 'v0.1-tresnet/mixer_b16_224_miil-9229a591.pth',
-               also=('hf://timm/mixer_b16_224.miil_in21k_ft_in1k',),
+               url='hf://timm/mixer_b16_224.miil_in21k_ft_in1k',
+               also=(_MIIL + 'mixer_b16_224_miil-9229a591.pth',),
                data='ImageNet-21k-P, then ImageNet-1k', num_classes=1000,
                top1=82.314, conditions='TIMM, bilinear, 256 to 224',
                preprocessing=_UNIT, approximate_gelu=False, loss='softmax',
-               source='TIMM')])
+               note=_PIXELS, source='TIMM')])
 
 
 def names():
@@ -128,14 +135,17 @@ def names():
 
 
 def find(name):
-  """The release of this name, or that lies at this address; None if none does.
+  """The release of this name, or that lies at this address, or in this file (of
+  timm's, whose names hold their checksums); None if none does.
 
   Raises:
     UserError: if it looks like one of our names and is none.
   """
   address = _plain(name)
   for release in RELEASES:
-    if address in (release.name, release.url, *release.also):
+    places = release.url, *release.also
+    if address in (release.name, *places, *(
+        place.rpartition('/')[2] for place in places if _HASHED.search(place))):
       return release
   if re.fullmatch('Mixer-[A-Z]/[^/.]+', name) and not os.path.exists(name):
     raise checks.unknown('weights', name, names())
@@ -144,9 +154,14 @@ def find(name):
 
 def _plain(address):
   """One form of the many that an address of the same file may have."""
+  if '://' in address:
+    address = re.sub(r'[?#].*', '', address)
+  elif _HASHED.fullmatch(os.path.basename(address)):
+    return os.path.basename(address)
   address = address.replace('gs://mixer_models/', _GOOGLE)
+  address = address.replace('github.com/rwightman/', 'github.com/huggingface/')
   address = re.sub('^https://huggingface.co/', 'hf://', address)
-  address = re.sub('^(hf://[^/]+/[^/@]+)(@main)?(/resolve/main)?'
+  address = re.sub('^(hf://[^/]+/[^/@]+)(@main)?(/(resolve|blob)/main)?'
                    '(/model.safetensors)?$', r'\1', address)
   return address
 

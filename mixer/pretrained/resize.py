@@ -32,13 +32,14 @@ def resize(model, params, *, image_size, from_size=None, method=None,
     params: its parameters, a nested dict.
     image_size: of the new images, an int or (height, width).
     from_size: of the old ones; by default they were square.
-    method: 'block' or 'resample'; by default 'block' where it applies, that is
-      where both sides grow by integer factors, since it is the paper's.
+    method: 'block' or 'resample'; by default 'block' where both sides of the
+      image grow by integer factors and the patch stays, since that is the
+      paper's case.
     patch_size: of the new network, by default the same. The patch projection is
       resampled so that an enlarged patch projects to what the patch did
       (FlexiViT, https://arxiv.org/abs/2212.08013, section 3.4).
-    in_channels: of the new images. From three to one, the projection's input
-      channels are added up; from any other number they are repeated, and scaled
+    in_channels: of the new images. To one, the projection's input
+      channels are added up; to any other number they are repeated, and scaled
       so that a grey image projects to what it did.
 
   Returns:
@@ -62,7 +63,8 @@ def resize(model, params, *, image_size, from_size=None, method=None,
     raise checks.UserError(
         f'method: block is for patch grids that grow by integer factors, not '
         f'from {old[0]}x{old[1]} to {new[0]}x{new[1]}; use resample')
-  as_blocks = method == 'block' or (method is None and fits)
+  as_blocks = method == 'block' or (
+      method is None and fits and patch == pair(model.patch_size))
   change = _blocks if as_blocks else _resampled
   for i in range(model.num_blocks):
     name = f'MixerBlock_{i}'
