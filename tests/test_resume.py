@@ -108,6 +108,15 @@ def photo_folder(path):
   return path
 
 
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once(tmp_path_factory):
+  """What a run has compiled is for all of them."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_COMPILATION_CACHE_DIR',
+                 str(tmp_path_factory.mktemp('compiled')))
+    yield
+
+
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
   made = {}
