@@ -16,7 +16,7 @@ set -euo pipefail
 RESTART_SECONDS=${RESTART_SECONDS:-10}
 readonly QUICK_SECONDS=300 MOST_QUICK=5   # JAX waits 200 s for all to meet
 again='starting it again'
-child='' passed=no stopping='' code=0
+child='' passed=no stopping='' interrupts=0 code=0
 
 # What to say of a command that ended with code $1, and how to tell the process
 # $1 to stop: a launcher may know better, and define its own.
@@ -35,7 +35,8 @@ kill_off() {
 
 # Notes the signal that asked, and passes it on if there is somebody to.
 stop_by() {
-  if [[ $1 == INT && $stopping == INT && $passed == yes && -n $child ]]; then
+  [[ $1 != INT ]] || interrupts=$((interrupts + 1))
+  if [[ $interrupts -gt 1 && $passed == yes && -n $child ]]; then
     kill_off "$child"
   fi
   stopping=${stopping:-$1}
@@ -45,12 +46,18 @@ stop_by() {
   fi
 }
 
+# Sleeps, but not through a signal: bash drops an INT that comes while it waits
+# for a command in the foreground.
+pause() {
+  { sleep "$1" & wait "$!"; } 2>/dev/null || true
+}
+
 # Sets `code` to that of the child $1, when it has ended. A signal ends bash's
 # wait, not the child; and bash remembers the code of one who is gone.
 code_of() {
   wait "$1" 2>/dev/null || true
   while kill -0 "$1" 2>/dev/null; do
-    sleep 0.1
+    pause 0.1
     wait "$1" 2>/dev/null || true
   done
   code=0
@@ -89,7 +96,7 @@ restart() {
     # Looks each second: a signal just before a long sleep would not end it.
     until=$((SECONDS + RESTART_SECONDS))
     while [[ -z $stopping && $SECONDS -lt $until ]]; do
-      sleep 1
+      pause 1
     done
     if [[ -n $stopping ]]; then   # nothing runs, and all is saved
       code=42

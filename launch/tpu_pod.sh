@@ -246,6 +246,8 @@ check_flags
 [[ ${type##*-} =~ ^[1-9][0-9]*$ ]] || fail "--type is '$type'; expected $types"
 [[ $wait =~ ^[0-9]+$ ]] || fail "--wait is '$wait'; expected hours"
 [[ $retries =~ ^[0-9]+$ ]] || fail "--retries is '$retries'; expected a number"
+[[ $RESTART_SECONDS =~ ^[0-9]+$ ]] ||
+  fail "RESTART_SECONDS is '$RESTART_SECONDS'; expected seconds"
 [[ $worker =~ ^[0-9]+$ ]] || fail "--worker is '$worker'; expected a number"
 
 case $command in

@@ -77,8 +77,11 @@ def local(url):
 
 
 def check(path):
-  """Raises UserError if a local file is not the one whose name it has."""
+  """Raises UserError if a local file is not the one whose checksum is in its
+  name, or is not there."""
   named = _named(path)
+  if not os.path.exists(path):
+    raise checks.UserError(f'{path!r}: no such file')
   if named and not _digest(path).startswith(named):
     raise checks.UserError(
         f'{path!r}: its SHA-256 is {_digest(path)[:16]}..., and its name says '

@@ -173,12 +173,8 @@ def _ranges(numbers):
 
 def _local(weights):
   """The path of a file of weights."""
-  if fetch.is_url(weights):
-    return fetch.local(weights)
-  path = os.path.expanduser(weights)
-  if os.path.exists(path):
-    fetch.check(path)
-  return path
+  return fetch.local(weights) if fetch.is_url(weights) else (
+      os.path.expanduser(weights))
 
 
 def _is_file(weights):
@@ -211,6 +207,8 @@ def _of_a_run(path, best):
 def _released(release, weights):
   log.info('%s: %s%s', release.name, release.data,
            f'; {release.note}' if release.note else '')
+  if weights != release.name and not fetch.is_url(weights):
+    fetch.check(os.path.expanduser(weights))
   params = formats.load(
       _local(release.url if weights == release.name else weights))
   model, size = infer(params, release.name)
