@@ -99,7 +99,7 @@ run() {
   [[ $# -gt 0 ]] || fail "mixer.main's flags are missing; give them after --"
   expect image '[^[:space:]]+' 'IMAGE of a container'
   expect accelerator '[a-z0-9-]+' 'NAME such as tpu-v6e-slice'
-  expect topology '[0-9]+(x[0-9]+)+' 'AxB such as 4x4'
+  expect topology '[1-9][0-9]*(x[1-9][0-9]*)+' 'AxB such as 4x4'
   expect hosts '[1-9][0-9]*' 'N, a number'
   expect chips '[1-9][0-9]*' 'N, a number'
   expect restarts '[0-9]+' 'N, a number'

@@ -56,7 +56,7 @@ member() {
 
 # Runs all the processes; exits with the code of the first that failed.
 group() {
-  local port i end members=() first='' deadline='' asked=0 told=no
+  local port i end members=() first='' deadline='' asked=no told=no
   port=$("$python" -c 'import socket
 with socket.socket() as s:
   s.bind(("127.0.0.1", 0))
@@ -65,17 +65,15 @@ with socket.socket() as s:
   mkfifo "$logs/ends"
   exec 8<>"$logs/ends"
   set -m
-  trap 'asked=$((asked + 1))' TERM
+  trap 'asked=yes' TERM
+  trap 'deadline=$SECONDS' USR1
   for ((i = 0; i < processes; i++)); do
     words_of "$i" "$port"
     member "$i" &
     members[i]=$!
   done
   while [[ ${#members[@]} -gt 0 ]]; do
-    if [[ $asked -gt 1 ]]; then
-      deadline=$SECONDS
-    fi
-    if [[ $asked == 1 && $told == no ]]; then
+    if [[ $asked == yes && $told == no ]]; then
       told=yes
       signal TERM "${members[@]}"
     elif read -r -t 1 -u 8 i end; then
@@ -183,7 +181,7 @@ else
   logs=$(mktemp -d "${TMPDIR:-/tmp}/mlp-mixer.XXXXXX")
   again="starting all $processes again"
   kill_off() {
-    pass_on "$1"   # whom `group` kills at its second TERM
+    kill -USR1 "$1" 2>/dev/null || true   # `group` kills its processes
   }
   echo "the output of processes 1 to $((processes - 1)) goes to $logs"
   restart group

@@ -10,7 +10,7 @@
 # why it ended:
 #   mixer.main exited with 134: starting it again
 # RESTART_SECONDS=10 is the pause before a start. The other launchers source
-# this file, call `restart COMMAND` and find the code in `code`.
+# this file after shell.sh, call `restart COMMAND` and find the code in `code`.
 set -euo pipefail
 
 RESTART_SECONDS=${RESTART_SECONDS:-10}
@@ -35,7 +35,6 @@ kill_off() {
 
 # Notes the signal that asked, and passes it on if there is somebody to.
 stop_by() {
-  [[ $1 != INT ]] || interrupts=$((interrupts + 1))
   if [[ $interrupts -gt 1 && $passed == yes && -n $child ]]; then
     kill_off "$child"
   fi
@@ -49,7 +48,7 @@ stop_by() {
 # Sleeps, but not through a signal: bash drops an INT that comes while it waits
 # for a command in the foreground.
 pause() {
-  { sleep "$1" & wait "$!"; } 2>/dev/null || true
+  { sleep "$1" 9>&- & wait "$!"; } 2>/dev/null || true   # 9 may be a lock
 }
 
 # Sets `code` to that of the child $1, when it has ended. A signal ends bash's
@@ -66,18 +65,18 @@ code_of() {
 
 restart() {
   local started until quick=0
-  [[ $RESTART_SECONDS =~ ^[0-9]+$ ]] ||
+  [[ $RESTART_SECONDS =~ ^(0|[1-9][0-9]*)$ ]] ||
     fail "RESTART_SECONDS is '$RESTART_SECONDS'; expected seconds"
   # A process group for each child, so that Ctrl-C comes here only.
   set -m
   trap 'stop_by TERM' TERM
-  trap 'stop_by INT' INT
+  trap 'interrupts=$((interrupts + 1)); stop_by INT' INT
   trap 'stop_by HUP' HUP
   while true; do
     started=$SECONDS passed=no
     "$@" </dev/null &
     child=$!
-    [[ -z $stopping ]] || stop_by "$stopping"
+    [[ -z $stopping || $passed == yes ]] || stop_by "$stopping"
     code_of "$child"
     child=''
     [[ -z $stopping ]] || break

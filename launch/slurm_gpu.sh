@@ -55,10 +55,6 @@ pass_on() {
   scancel --signal=TERM "$SLURM_JOB_ID" || true
 }
 
-kill_off() {
-  scancel --signal=KILL "$SLURM_JOB_ID" || true
-}
-
 # The processes of one start, as a step of the job; exits with their code.
 step() {
   local code=0 failed=build/slurm-$SLURM_JOB_ID.failed

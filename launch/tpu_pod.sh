@@ -65,7 +65,12 @@ health() {
   if ! state=$(request describe "$name" '--format=value(state.state)' \
     2>"$complaint"); then
     # Another complaint, such as of the network, says nothing of the slice.
-    grep -qi 'not.found' "$complaint" && echo none || echo waiting
+    if grep -qi 'not.found' "$complaint"; then
+      echo none
+    else
+      cat "$complaint" >&2
+      echo waiting
+    fi
     return
   fi
   case $state in
@@ -99,13 +104,14 @@ obtain() {
       [[ $taken_away -lt $retries ]] ||
         end 1 "the slice was taken away once more than --retries=$retries;" \
           "start this again to go on"
-      if delete_slice; then
+      # What cannot be deleted is still there, or not, at the next look.
+      if delete_slice || [[ $(health) == none ]]; then
         taken_away=$((taken_away + 1))
         echo "the slice was taken away: asking for another," \
           "$taken_away of --retries=$retries"
         continue
       fi
-      ;;   # what could not be deleted is still there, or not, at the next look
+      ;;
     esac
     [[ $polls -lt $most ]] ||
       end 1 "no slice after --wait=$wait hours; the request stands: start" \
@@ -246,7 +252,7 @@ check_flags
 [[ ${type##*-} =~ ^[1-9][0-9]*$ ]] || fail "--type is '$type'; expected $types"
 [[ $wait =~ ^[0-9]+$ ]] || fail "--wait is '$wait'; expected hours"
 [[ $retries =~ ^[0-9]+$ ]] || fail "--retries is '$retries'; expected a number"
-[[ $RESTART_SECONDS =~ ^[0-9]+$ ]] ||
+[[ $RESTART_SECONDS =~ ^(0|[1-9][0-9]*)$ ]] ||
   fail "RESTART_SECONDS is '$RESTART_SECONDS'; expected seconds"
 [[ $worker =~ ^[0-9]+$ ]] || fail "--worker is '$worker'; expected a number"
 

@@ -32,8 +32,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _BATCH = flags.DEFINE_integer('batch_size', 128, 'Images at a time, over all '
                               'devices.', 1)
 _REAL = flags.DEFINE_string('real', None, 'real.json of reassessed-imagenet: '
-                            "every evaluation of ImageNet's validation set is "
-                            'asked for its labels too.')
+                            "every evaluation of ImageNet's validation set (or "
+                            'of a folder or manifest of its files) is asked '
+                            'for its labels too.')
 _V2 = flags.DEFINE_bool('v2', False, 'Also ImageNet-V2 '
                         '(imagenet_v2/matched-frequency, by TFDS).')
 _FEWSHOT = flags.DEFINE_string('fewshot', None, 'A split, such as '

@@ -236,9 +236,26 @@ def test_a_wrong_crop_is_noticed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('preprocess', (False, True))
 def test_what_is_no_number_differs(preprocess):
-  with pytest.raises(checks.RunError, match='differs from .* by inf'):
-    exported._compare(make(), lambda x: np.full((len(x), 5), np.nan), 'p',
-                      preprocess=preprocess, input_size=None)
+  for network in (make(), bad_head(np.inf)):
+    with pytest.raises(checks.RunError, match='differs from .* by (inf|nan)'):
+      exported._compare(network, lambda x: np.full((len(x), 5), np.nan), 'p',
+                        preprocess=preprocess, input_size=None)
+
+
+def bad_head(value):
+  network = make()
+  head = dict(network.params['head'], bias=np.full(5, value, 'f4'))
+  return networks.Network(network.model, dict(network.params, head=head),
+                          network.card, 'a network')
+
+
+def test_a_crop_whose_pixels_stay_in_doubt(tmp_path):
+  """Thirds of whole levels are near to whole ones whatever the image."""
+  network = make((24, 24), crop='resize', num_blocks=1)
+  *_, low, high = exported._images(network, 4, True, (8, 8))
+  assert (low != high).any()
+  export(network, tmp_path / 'p.stablehlo', 'stablehlo', preprocess=True,
+         input_size=(8, 8))
 
 
 @pytest.mark.parametrize('size', ((36, 36), (72, 72), (60, 80), (33, 51)))
@@ -247,7 +264,8 @@ def test_crops_are_compared_where_no_pixel_is_in_doubt(size, interpolation):
   """So the tolerance is the same as without a crop, and last bits are no
   matter."""
   network = make(interpolation=interpolation)
-  images, shown = exported._images(network, 4, True, size)
+  images, shown, low, high = exported._images(network, 4, True, size)
+  np.testing.assert_array_equal(low, high)
   maps = exported._maps(network, size)
   got = np.asarray(jax.jit(exported._shown)(images.astype('f4'), *maps))
   np.testing.assert_array_equal((got - 127.5) / 127.5, shown)

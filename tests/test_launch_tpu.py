@@ -392,6 +392,7 @@ def test_pod_outlasts_a_call_that_fails(pod):
   for name in ('deaf', 'stuck'):
     (pod.path / name).touch()
   assert pod(*_POD_ARGS, codes=[[0], [0]]) == 0, pod.err
+  assert 'UNAVAILABLE: the network' in pod.err
   assert pod.calls().count('queued-resources create') == 2
   assert pod.calls().count('queued-resources delete') == 3
   assert len(pod.mains()) == 2

@@ -1,4 +1,6 @@
 """The loop with ready-made objects: what is saved, scored and said when."""
+import os
+import signal
 import types
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 
 from mixer.core import checks
 from mixer.training import loop
+from mixer.training import stop
 
 
 class Recorder:
@@ -102,3 +105,20 @@ def test_a_loss_that_is_not_finite_is_written_and_never_saved():
       run(bad_at=bad_at, seen=seen)
     assert [step for step, _ in seen.saved] == saved
   assert seen.rows[2]['train/loss'] == 1.0
+
+
+def test_a_second_signal_kills_unless_it_comes_with_the_first(monkeypatch):
+  """A system may tell a launcher and its children, and the launcher them too.
+  """
+  now, killed = [100.0], []
+  monkeypatch.setattr(stop.time, 'monotonic', lambda: now[0])
+  with stop.Guard() as guard:
+    assert guard.asked(1) is None
+    signal.raise_signal(signal.SIGTERM)
+    now[0] += 0.5
+    signal.raise_signal(signal.SIGTERM)
+    assert guard.asked(2) == 'SIGTERM'
+    now[0] += 1
+    monkeypatch.setattr(stop.os, 'kill', lambda *given: killed.append(given))
+    signal.raise_signal(signal.SIGINT)
+    assert killed == [(os.getpid(), signal.SIGINT)]

@@ -186,7 +186,7 @@ def test_mistakes_are_one_line(trained, tmp_path):
       ('predict', (f'--checkpoint={workdir}',), 'image files'),
       ('predict', (f'--checkpoint={tmp_path / "gone"}', root), 'gone'),
       ('evaluate', (f'--checkpoint={other}',), '--config is required'),
-      ('evaluate', (f'--checkpoint={workdir}', '--real=real.json'), 'real.json'),
+      ('evaluate', (f'--checkpoint={workdir}', '--real=real.json'), 'No such file'),
       ('evaluate', (f'--checkpoint={other}', '--config=configs/cifar10.py',
                     f'--config.data.name=folder:{root}',
                     '--config.evals.test.split=validation'), '3 classes')):

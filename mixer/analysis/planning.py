@@ -18,6 +18,7 @@ from mixer.models.mixer import pair
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
 from mixer.training import evaluations
+from mixer.training import introduction
 from mixer.training import run
 from mixer.training import sharding
 
@@ -145,8 +146,9 @@ def _weights(config):
   if weights is None:
     return []
   release = registry.find(weights) if weights else None
-  if release is not None or fetch.is_url(weights):
-    address = weights if fetch.is_url(weights) else release.url
+  named = release is not None and weights == release.name
+  if named or fetch.is_url(weights):
+    address = release.url if named else weights
     return [_row('start.weights', weights, None if fetch.cached(
         address) else f'will be fetched from {address} at the start')]
   there = weights and os.path.exists(os.path.expanduser(weights))
@@ -192,10 +194,13 @@ def _enlarged(model, config, settings):
   if not weights or method == 'resample' or config.model.get('tokens_mlp_dim'):
     return model
   release = registry.find(weights)
-  if release is None or pair(model.patch_size) != pair(
-      models.create(release.model).patch_size):
+  if release is None:
     return model
-  grown = [side / RELEASED_SIZE for side in settings.image_size]
+  patch = pair(models.create(release.model).patch_size)
+  if method is None and patch != pair(model.patch_size):
+    return model
+  grown = [side // new / (RELEASED_SIZE // old) for side, new, old in zip(
+      settings.image_size, pair(model.patch_size), patch)]
   if any(k != int(k) for k in grown):
     return model
   return model.clone(
@@ -223,7 +228,7 @@ def _time(config, settings, model, device, count, steps, utilisation,
              devices_per_chip=device.devices_per_chip,
              images_per_second=steps * settings.batch_size / (
                  3600 * hours / count),
-             paper_core_days=cost.paper_core_days(config))
+             paper_core_days=introduction.paper_core_days(config))
   if xla_seconds:
     out.update(xla_device_hours=xla_seconds * count * steps / 3600)
   return out

@@ -54,10 +54,15 @@ def asked(config, network, *, real=None, v2=False, fewshot=None):
                            'start from recipe.base()')
   data, evals = plain['data'], dict(plain['evals'])
   few = dict(plain.get('fewshot') or {})
-  on_imagenet = [name for name, section in evals.items()
-                 if section.get('split') == 'validation'
-                 and re.split('[:/]', section.get('name') or data['name'])[0]
-                 in (_IMAGENET, 'folder', 'manifest')]
+  # Of ImageNet itself, or else of its files.
+  source = lambda section: re.split(
+      '[:/]', section.get('name') or data['name'])[0]
+  validation = [name for name, section in evals.items()
+                if section.get('split') == 'validation']
+  on_imagenet = [name for name in validation
+                 if source(evals[name]) == _IMAGENET] or [
+      name for name in validation
+      if source(evals[name]) in ('folder', 'manifest')]
   if real and not on_imagenet:
     raise checks.UserError(
         '--real: ReaL labels are for the split validation of '
@@ -74,10 +79,11 @@ def asked(config, network, *, real=None, v2=False, fewshot=None):
   for name in on_imagenet if real else ():
     evals[f'{name}_real'] = dict(evals[name], labels=real)
   if v2:
-    like = [evals[name] for name in on_imagenet] + list(evals.values()) + [{}]
+    beside = evals[on_imagenet[0]] if on_imagenet else next(
+        iter(evals.values()), {})
     evals['v2'] = dict(name=_V2, split='test', on_device=False,
-                       crop=like[0].get('crop') or 'resmall',
-                       interpolation=like[0].get('interpolation'))
+                       crop=beside.get('crop') or 'resmall',
+                       interpolation=beside.get('interpolation'))
   if not _workdir(network):   # its own preprocessing, not the config's
     like = network.card['preprocessing']
     log.info('images are shown as the network was made for: %s, %s',

@@ -34,7 +34,8 @@ def _table(rows):
           for name, kind, flops, gib, per_chip, *precision in rows}
 
 
-# Name, JAX's device kind, TFLOP/s and GiB of a chip or card, devices of it.
+# Name, JAX's device kind, TFLOP/s and GiB of a chip or card, devices of it; the
+# precision where it is not bfloat16.
 ACCELERATORS = _table((
     # https://docs.cloud.google.com/tpu/docs has a page for each but 8i, which
     # is in JAX 0.10.2's own table (jax/_src/pallas/mosaic/tpu_info.py).
@@ -60,7 +61,8 @@ ACCELERATORS = _table((
     ('H100', 'NVIDIA H100 80GB HBM3', 989, 80, 1),
     ('H100-PCIe', 'NVIDIA H100 PCIe', 756, 80, 1),
     ('H100-NVL', 'NVIDIA H100 NVL', 835, 94, 1),
-    ('GH200', 'NVIDIA GH200.*', 989, 96, 1),
+    ('GH200', 'NVIDIA GH200 480GB', 989, 96, 1),
+    ('GH200-144GB', 'NVIDIA GH200 144G HBM3e', 989, 144, 1),
     ('H200', 'NVIDIA H200', 989, 141, 1),
     ('B200', 'NVIDIA B200', 2250, 180, 1),
     ('GB200', 'NVIDIA GB200', 2500, 186, 1),

@@ -42,7 +42,8 @@ def run(main, positional=0, log_to=None, several=False):
         'coordinator', None, 'HOST:PORT of process 0, where several processes '
         'meet. Not needed under Slurm, Open MPI 4, GKE and on TPU slices.',
         **own)
-    flags.DEFINE_integer('num_processes', None, 'How many they are.', 1, **own)
+    flags.DEFINE_integer('num_processes', None, 'How many they are; 1 looks '
+                         'for no others, whatever the surroundings.', 1, **own)
     flags.DEFINE_integer('process_id', None, 'Which this one is, from 0.', 0,
                          **own)
 

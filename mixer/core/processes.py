@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import time
 import urllib.request
 
 from mixer.core import checks
@@ -57,10 +58,10 @@ def join(*, coordinator=None, num_processes=None, process_id=None,
     return
   import jax
   jax.config.update('jax_enable_preemption_service', stoppable)
-  # JAX's warning of proxies, which is right, also names those that say where
-  # none is used.
-  proxies = re.findall(r'(?im)^(?!no_)\w*_proxy$', '\n'.join(os.environ))
-  jax.config.update('jax_check_proxy_envs', bool(proxies))
+  # JAX warns of proxies, and takes no_proxy for one.
+  if not any('_proxy' in name and not name.startswith('no_')
+             for name in map(str.lower, os.environ)):
+    jax.config.update('jax_check_proxy_envs', False)
   # Of CPUs; what GPUs and TPUs use is not this option's.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   where = found.get('coordinator_address')
@@ -224,7 +225,7 @@ def _gpus(local_id, tasks):
   seen = (len(visible.split(',')) if visible
           else _number('SLURM_GPUS_ON_NODE', 0)
           or len(glob.glob('/dev/nvidia[0-9]*')))
-  if not seen:
+  if not seen or os.environ.get('JAX_PLATFORMS') == 'cpu':
     return {}
   # All, or what the launcher gave it alone, as srun --gpus-per-task does.
   if tasks == 1 or seen < max(tasks, _number('SLURM_GPUS_ON_NODE', 0)):
@@ -233,7 +234,8 @@ def _gpus(local_id, tasks):
   if left:
     raise checks.UserError(
         f'{seen} GPUs cannot be shared by the {tasks} processes of this node; '
-        'start as many that each has its own, or set CUDA_VISIBLE_DEVICES')
+        'start as many that each gets as many, or show each its own by '
+        'CUDA_VISIBLE_DEVICES')
   return dict(local_device_ids=list(range(local_id * each,
                                           (local_id + 1) * each)))
 
@@ -264,7 +266,8 @@ def _metadata(attribute):
   would train alone while the others wait."""
   ask = urllib.request.Request(_METADATA + attribute,
                                headers={'Metadata-Flavor': 'Google'})
-  for _ in range(_METADATA_TRIES):
+  for tries in range(_METADATA_TRIES):
+    time.sleep(tries)
     try:
       with urllib.request.urlopen(ask, timeout=5) as answer:
         return answer.read().decode()

@@ -53,9 +53,6 @@ def training_flops(model, image_size):
   return 3 * forward_flops(model, image_size)
 
 
-def paper_core_days(config):
-  """What the paper's run took, or None: it has none of that network and data,
-  or this one does not start from scratch."""
-  if config.start.weights is not None:
-    return None
-  return _CORE_DAYS.get((config.model.name, config.data.name))
+def paper_core_days(name, data):
+  """What pre-training the network `name` on `data` took the paper, or None."""
+  return _CORE_DAYS.get((name, data))

@@ -33,7 +33,7 @@ def is_url(path):
 
 def cached(url):
   """Whether `local` has it already."""
-  return os.path.exists(_place(url))
+  return os.path.exists(_place(_of_file(url)))
 
 
 def local(url):
@@ -47,9 +47,7 @@ def local(url):
   Raises:
     UserError: if it cannot be had, or is not the file that it was.
   """
-  # The page that shows a file on the hub has almost the file's address.
-  url = re.sub('^(https://huggingface.co/[^/]+/[^/]+)/blob/', r'\1/resolve/',
-               url)
+  url = _of_file(url)
   named = _named(url)
   path = _place(url)
   folder, pin = os.path.dirname(path), path + '.sha256'
@@ -76,7 +74,13 @@ def local(url):
   return path
 
 
-def check(path):
+def _of_file(url):
+  """The page that shows a file on the hub has almost the file's address."""
+  return re.sub('^(https://huggingface.co/[^/]+/[^/]+)/blob/', r'\1/resolve/',
+                url)
+
+
+def check_name(path):
   """Raises UserError if a local file is not the one whose checksum is in its
   name, or is not there."""
   named = _named(path)

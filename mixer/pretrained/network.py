@@ -124,7 +124,7 @@ def infer(params, source, from_size=None):
       raise checks.UserError(
           f'{source!r} holds no Mixer: {name!r} is '
           f'{list(shape(name)) if name in flat else "missing"}, expected a '
-          f'tensor of {rank} axes')
+          f'tensor of {rank} axes, none empty')
   height, width, channels, hidden = shape('stem/kernel')
   tokens, tokens_dim = shape(first)
   if from_size is None:
@@ -207,10 +207,10 @@ def _of_a_run(path, best):
 def _released(release, weights):
   log.info('%s: %s%s', release.name, release.data,
            f'; {release.note}' if release.note else '')
-  if weights != release.name and not fetch.is_url(weights):
-    fetch.check(os.path.expanduser(weights))
-  params = formats.load(
-      _local(release.url if weights == release.name else weights))
+  source = release.url if weights == release.name else weights
+  if not fetch.is_url(source):
+    fetch.check_name(_local(source))
+  params = formats.load(_local(source))
   model, size = infer(params, release.name)
   model = model.clone(approximate_gelu=release.approximate_gelu)
   like = release.preprocessing
@@ -270,7 +270,7 @@ def _parse(text, file):
                            'written by training and by mixer.export')
   size, like = card['image_size'], card['preprocessing']
   names, model = card['class_names'], card['model']
-  classes = model.get('num_classes', 0) if isinstance(model, dict) else None
+  classes = model.get('num_classes', 1000) if isinstance(model, dict) else None
   for key, right in (
       ('model', isinstance(model, dict) and 'name' in model
        and isinstance(classes, int | None)),
@@ -285,6 +285,8 @@ def _parse(text, file):
        and like['crop'] in views.CROPS
        and like['interpolation'] in views.INTERPOLATIONS)):
     if not right:
-      raise checks.UserError(f'{file!r}: {key} is {card[key]!r}, which is not '
-                             'what training and mixer.export write')
+      value = repr(card[key])
+      value = value if len(value) < 200 else f'{value[:200]}...'
+      raise checks.UserError(f'{file!r}: {key} is {value}, which is not what '
+                             'training and mixer.export write')
   return card

@@ -60,12 +60,20 @@ def _cost(config, settings, model, device, total):
   """What is known of the cost, for people."""
   image = cost.training_flops(model, settings.image_size)
   flops = total * settings.batch_size * image
-  yield f'{flops:.3g} FLOPs in all, {image / 1e9:.3g} GFLOPs for each image'
+  yield f'training: {image / 1e9:.3g} GFLOPs an image, {flops:.3g} FLOPs in all'
   known = accelerators.of_kind(device.device_kind)
   if known:
     hours = flops / _SHARE / known.flops_per_second / 3600
     yield (f'{hours:,.1f} device-hours at {_SHARE:.0%} of the peak of '
-           f'{known.name}')
-  days = cost.paper_core_days(config)
+           f'{known.name} in {known.precision}')
+  days = paper_core_days(config)
   if days:
     yield f'the paper: {days:,} TPUv3 core-days'
+
+
+def paper_core_days(config):
+  """TPUv3 core-days that the paper's run took, or None: it has none of that
+  network and data, or this one does not start from scratch."""
+  if config.start.weights is not None:
+    return None
+  return cost.paper_core_days(config.model.name, config.data.name)

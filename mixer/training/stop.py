@@ -2,8 +2,11 @@
 several processes the second Ctrl-C; SIGTERM is JAX's, and only asks)."""
 import os
 import signal
+import time
 
 import jax
+
+_AT_ONCE = 1.0   # seconds in which a system and a launcher both tell to stop
 
 
 class Guard:
@@ -16,7 +19,7 @@ class Guard:
 
   def __init__(self):
     self._several = jax.process_count() > 1
-    self._asked = None
+    self._asked, self._when = None, 0.0
     self._before = {}
 
   def __enter__(self):
@@ -42,9 +45,12 @@ class Guard:
 
   def _ask(self, number, frame):
     del frame
+    now = time.monotonic()
+    if self._asked and now - self._when < _AT_ONCE:
+      return
     if self._asked:
       signal.signal(number, signal.SIG_DFL)
       os.kill(os.getpid(), number)
-    self._asked = signal.Signals(number).name
+    self._asked, self._when = signal.Signals(number).name, now
     if self._several:
       os.kill(os.getpid(), signal.SIGTERM)
