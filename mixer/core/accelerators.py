@@ -1,8 +1,8 @@
 """Accelerators by name: what they can do at most, and what they hold.
 
 A device is what JAX calls one: of TPU v2, v3 and 7x a core, of which a chip has
-two; else a chip or a card. The sources stand beside the rows, read in November
-2026; the products are dense, without sparsity.
+two; else a chip or a card. The sources stand beside the rows; the products are
+dense, without sparsity.
 """
 import dataclasses
 import re
