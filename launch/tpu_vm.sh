@@ -114,7 +114,8 @@ main() {
 # Lets the run save and end.
 halt() {
   touch run.asked
-  kill -TERM "$(cat run.pid)"
+  # A pid of a run that has ended may be another's by now.
+  flock -n run.lock true || kill -TERM "$(cat run.pid)"
 }
 
 # A word on the run: going, its code, or lost, as after the VM has rebooted, in

@@ -242,6 +242,13 @@ def test_what_is_no_number_differs(preprocess):
                         preprocess=preprocess, input_size=None)
 
 
+def test_extremes_that_are_no_number_allow_nothing():
+  network = bad_head(np.nan)
+  with pytest.raises(checks.RunError, match='nothing was exported'):
+    exported._compare(network, lambda x: np.full((len(x), 5), np.nan), 'p',
+                      preprocess=True, input_size=(36, 36))
+
+
 def bad_head(value):
   network = make()
   head = dict(network.params['head'], bias=np.full(5, value, 'f4'))
