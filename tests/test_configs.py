@@ -14,20 +14,20 @@ import pytest
 
 from configs import recipe
 from mixer import models
-from mixer.analysis import sweep
 from mixer.core import checkpoint
 from mixer.core import trees
-from mixer.data import augment
 from mixer.data import pipeline
 from mixer.data import sources
+from mixer.evaluation import suite
+from mixer.experiments import sweep
+from mixer.images import augment
 from mixer.models import cost
-from mixer.pretrained import initial
-from mixer.training import evaluations
 from mixer.training import losses
-from mixer.training import optimizer
+from mixer.training import optimizers
 from mixer.training import run
-from mixer.training import schedule
+from mixer.training import schedules
 from mixer.training import sharding
+from mixer.training import start
 from mixer.training import step as steps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -56,11 +56,11 @@ SECTIONS = {
              {'image_size', 'wanted', 'report', 'key', 'labels'}),
     'augment': (augment.make, set()),
     'loss': (losses.make, set()),
-    'schedule': (schedule.make, {'total_steps'}),
-    'optimizer': (optimizer.make, {'schedule'}),
+    'schedule': (schedules.make, {'total_steps'}),
+    'optimizer': (optimizers.make, {'schedule'}),
     'sharding': (sharding.plan, {'devices'}),
     'checkpoint': (checkpoint.Checkpoints, {'directory'}),
-    'start': (initial.start, {'model', 'image_size', 'widen'}),
+    'start': (start.start, {'model', 'image_size', 'widen'}),
     'run': (run.Settings, set()),
 }
 # An evaluation shows no random crop, so it has no area to set, counts what is
@@ -310,8 +310,9 @@ def test_recipe_sgd_differs_in_the_optimizer_only(name, dataset):
 
 def test_training_and_evaluation_splits_share_nothing():
   """Where both are cut from one stored split, they are complements."""
-  from mixer.data import splits
   import numpy as np
+
+  from mixer.data import splits
   for dataset in DATASETS:
     c = load('mixer_b16', dataset)
     stored = splits.whole({'train': 1_281_167, 'validation': 50_000})
@@ -342,14 +343,14 @@ def test_evaluations_inherit_from_data():
   """name, dir and placement are the data's unless they are given."""
   config = load('digits')
   config.evals.again = dict(config.evals.test, split='train[:100]')
-  data, evals, _ = evaluations.open_splits(config, config.run.image_size)
+  data, evals, _ = suite.open_splits(config, config.run.image_size)
   assert len(data) == 1437
   assert {name: len(e) for name, e in evals.items()} == {
       'test': 360, 'again': 100}
   assert {e.source.name for e in evals.values()} == {'digits'}
   config.evals.test.name = 'nothing:of the kind'
   with pytest.raises(ValueError, match='nothing:of the kind'):
-    evaluations.open_splits(config, config.run.image_size)
+    suite.open_splits(config, config.run.image_size)
 
 
 @pytest.mark.parametrize('argument', (

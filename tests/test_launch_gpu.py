@@ -5,9 +5,8 @@ import signal
 import subprocess
 import time
 
-import pytest
-
 import launching
+import pytest
 
 # mixer.main: notes how it is called; ends as the first line of its process's
 # file `codes` says, which it takes away.

@@ -4,9 +4,8 @@ import shutil
 import signal
 import subprocess
 
-import pytest
-
 import launching
+import pytest
 
 _FLAGS = ['--', '--config=configs/mixer_b16.py', "--workdir=/scratch/it's"]
 _DRY_RUNS = {

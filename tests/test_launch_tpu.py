@@ -6,9 +6,8 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 import launching
+import pytest
 
 _VM = ['--name=mixer', '--zone=europe-west4-a']
 _POD = [*_VM, '--type=v3-32']

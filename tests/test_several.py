@@ -22,18 +22,18 @@ import time
 
 import jax
 import jax.numpy as jnp
+import launching
 import numpy as np
 import psutil
 import pytest
+import test_sources
 
 from mixer import models
 from mixer.core import checkpoint
 from mixer.core import trees
-from mixer.training import optimizer
+from mixer.training import optimizers
 from mixer.training import sharding
 from mixer.training import step as steps
-import launching
-import test_sources
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, PAIRED = 60, 160
@@ -614,7 +614,7 @@ def test_the_launcher_starts_both_again_when_one_is_killed(
 
 
 def state_of(model, name, side):
-  tx = optimizer.make(schedule=lambda step: 0.1, name=name)
+  tx = optimizers.make(schedule=lambda step: 0.1, name=name)
   return functools.partial(steps.init_state, model, tx, seed=0,
                            image_shape=(side, side, 3))
 

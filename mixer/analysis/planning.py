@@ -8,19 +8,19 @@ import os
 import jax
 
 from mixer import models
-from mixer.analysis import programs
+from mixer.analysis import compiled_step
+from mixer.analysis import data_sizes
 from mixer.core import accelerators
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import trees
-from mixer.data import known
+from mixer.evaluation import suite
 from mixer.models import cost
 from mixer.models.mixer import pair
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
-from mixer.training import evaluations
-from mixer.training import introduction
 from mixer.training import run
 from mixer.training import sharding
+from mixer.training import summary
 
 RELEASED_SIZE = 224   # pixels, of all released Mixers
 
@@ -48,20 +48,20 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
     RunError: if a TPU's compiler finds that it does not fit.
   """
   settings = run.check(config)
-  every = programs.tpu_devices(topology) if topology else jax.devices()
+  every = compiled_step.tpu_devices(topology) if topology else jax.devices()
   name = accelerator or (topology or 'v3').partition(':')[0]
   if name not in accelerators.ACCELERATORS:
-    raise checks.unknown('--accelerator', name, accelerators.ACCELERATORS)
+    raise errors.unknown('--accelerator', name, accelerators.ACCELERATORS)
   if topology and name != topology.partition(':')[0]:
-    raise checks.UserError(f'--accelerator: {name} is not what --topology='
+    raise errors.UserError(f'--accelerator: {name} is not what --topology='
                            f'{topology} is; give one of them')
   if not 0 < utilisation <= 1:
-    raise checks.UserError('--utilisation: expected 0 < x <= 1, got '
+    raise errors.UserError('--utilisation: expected 0 < x <= 1, got '
                            f'{utilisation}')
   device = accelerators.ACCELERATORS[name]
   wanted = devices or (len(every) if topology else 1)
   if wanted > len(every):
-    raise checks.UserError(f'--devices: {wanted}, but there are {len(every)}')
+    raise errors.UserError(f'--devices: {wanted}, but there are {len(every)}')
   chosen = every[:wanted]
   settings = dataclasses.replace(
       settings, image_width=None, image_size=pair(settings.image_size),
@@ -74,7 +74,7 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
   optimizer, step_fn = run.make_step(config, settings, model, total)
   resident = data.examples if (
       config.data.on_device or data.decoded) else None
-  program = programs.train_step(
+  program = compiled_step.train_step(
       step_fn, model, optimizer, layout, batch_size=settings.batch_size,
       image_size=settings.image_size, seed=settings.seed, resident=resident)
   preflight += _weights(config) + _workdir(workdir)
@@ -117,7 +117,7 @@ def _look(config):
   sections = {'data': config.data, **{
       f'evals.{name}': section for name, section in config.evals.items()}}
   for name, section in config.fewshot.items():
-    common, parts, _ = evaluations.fewshot_splits(**section)
+    common, parts, _ = suite.fewshot_splits(**section)
     for part, split in parts.items():
       sections[f'fewshot.{name}.{part}'] = dict(common, split=split)
   rows, found = [], {}
@@ -125,7 +125,7 @@ def _look(config):
     name = inherited(section, 'name')
     wanted = [s['split'] for s in sections.values()
               if inherited(s, 'name') == name]
-    found[key] = known.size(
+    found[key] = data_sizes.size(
         name, section['split'], data_dir=inherited(section, 'dir'), key=key,
         access=config.data.access, wanted=wanted)
     count = found[key].examples
@@ -178,7 +178,7 @@ def make_model(config, settings, data=None):
     settings: `Settings` of its `run` section.
     data: `known.Size` of the training split, if that is known already.
   """
-  data = data or known.size(
+  data = data or data_sizes.size(
       config.data.name, config.data.split, data_dir=config.data.dir,
       access=config.data.access)
   section = dict(config.model)
@@ -209,7 +209,7 @@ def _enlarged(model, config, settings):
 
 def _steps(settings, data):
   if settings.total_steps is None and data.examples is None:
-    raise checks.UserError(
+    raise errors.UserError(
         'run.total_epochs: nobody knows how many examples the data has, and it '
         f'is not there ({data.missing}); give --config.run.total_steps')
   return settings.steps(data.examples)
@@ -228,7 +228,7 @@ def _time(config, settings, model, device, count, steps, utilisation,
              devices_per_chip=device.devices_per_chip,
              images_per_second=steps * settings.batch_size / (
                  3600 * hours / count),
-             paper_core_days=introduction.paper_core_days(config))
+             paper_core_days=summary.paper_core_days(config))
   if xla_seconds:
     out.update(xla_device_hours=xla_seconds * count * steps / 3600)
   return out

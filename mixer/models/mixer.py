@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer.core.checks import UserError
-from mixer.models import layers
-
+from mixer.core.errors import UserError
+from mixer.models import products
 
 # What is kept of a block for its backward pass.
 _REMAT = dict(block=jax.checkpoint_policies.nothing_saveable,
@@ -87,8 +86,8 @@ class MixerBlock(nn.Module):
         width, self.dropout_rate, self.approximate_gelu, self.dtype, name=name)
     drop = lambda branch_BSC, name: branch_BSC if draws is None else (
         draws.drop_path(name, branch_BSC))
-    dot = layers.training_dot if train else None
-    token_dot = layers.token_dot if jax.default_backend() == 'gpu' else dot
+    dot = products.training_dot if train else None
+    token_dot = products.token_dot if jax.default_backend() == 'gpu' else dot
     y_BCS = jnp.swapaxes(nn.LayerNorm(dtype=self.dtype)(x_BSC), 1, 2)
     y_BCS = mlp(self.tokens_mlp_dim, 'token_mixing')(
         y_BCS, draws, dot=token_dot)
@@ -168,7 +167,7 @@ class MlpMixer(nn.Module):
     x = out['stem'] = nn.Conv(
         self.hidden_dim, patch, strides=patch, padding='VALID',
         dtype=self.dtype, name='stem',
-        conv_general_dilated=layers.patch_dot)(images)
+        conv_general_dilated=products.patch_dot)(images)
     x_BSC = out['input_tokens'] = x.reshape(x.shape[0], -1, self.hidden_dim)
     draws = self._draws(rows_B) if train else None
     if train and (self.remat or self.scan) and not self.is_initializing():
@@ -197,7 +196,7 @@ class MlpMixer(nn.Module):
     keys = lambda name, rate: jax.vmap(jax.random.fold_in, (None, 0))(
         self.make_rng(name), jnp.arange(n)) if rate else None
     keep = [1 - i / max(n - 1, 1) * self.stochastic_depth for i in range(n)]
-    return layers.Draws(
+    return products.Draws(
         dropout=keys('dropout', self.dropout_rate), rows_B=rows_B,
         depth=keys('stochastic_depth', self.stochastic_depth),
         kept=np.array(keep, np.float32))

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 
 AXES = ('data', 'fsdp', 'model')
 STRATEGIES = ('replicate', 'fsdp')
@@ -87,6 +87,11 @@ class Plan:
     share = batch_size // jax.process_count()
     return jax.process_index() * share, (jax.process_index() + 1) * share
 
+  def place(self, tree, shardings=None):
+    """Puts a tree of host arrays on the devices, replicated by default; see
+    the function `place`."""
+    return place(tree, self.replicated if shardings is None else shardings)
+
   def put_batch(self, batch):
     """This process's rows as global arrays."""
     return jax.tree.map(
@@ -137,22 +142,22 @@ def plan(*, strategy='replicate', fsdp=None, model=1, devices=None):
     UserError: if the devices cannot be arranged so.
   """
   if strategy not in STRATEGIES:
-    raise checks.unknown('sharding.strategy', strategy, STRATEGIES)
+    raise errors.unknown('sharding.strategy', strategy, STRATEGIES)
   devices = jax.devices() if devices is None else devices
   # The rows of a process are next to each other in the batch.
   devices = sorted(devices, key=lambda d: (d.process_index, d.id))
   here = sum(d.process_index == devices[0].process_index for d in devices)
   if model < 1 or here % model:
-    raise checks.UserError(f'sharding.model: {model} does not divide the '
+    raise errors.UserError(f'sharding.model: {model} does not divide the '
                            f'{here} devices of a process')
   rest = len(devices) // model
   if fsdp is not None and strategy != 'fsdp':
-    raise checks.UserError(f'sharding.fsdp: {fsdp} is for '
+    raise errors.UserError(f'sharding.fsdp: {fsdp} is for '
                            f"sharding.strategy='fsdp', not {strategy!r}")
   if fsdp is None:
     fsdp = rest if strategy == 'fsdp' else 1
   if fsdp < 1 or rest % fsdp:
-    raise checks.UserError(f'sharding.fsdp: {fsdp} does not divide '
+    raise errors.UserError(f'sharding.fsdp: {fsdp} does not divide '
                            f'{rest} devices')
   shape = (rest // fsdp, fsdp, model)
   return Plan(Mesh(np.array(devices).reshape(shape), AXES), strategy)

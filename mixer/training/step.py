@@ -12,7 +12,7 @@ import optax
 
 from mixer.core import rng
 from mixer.core import trees
-from mixer.data import augment as augmentation
+from mixer.data import resident as resident_data
 from mixer.training import losses
 
 
@@ -34,15 +34,6 @@ def init_state(model, optimizer, *, seed, image_shape):
                opt_state=optimizer.init(params), bad=jnp.zeros((), jnp.int32))
 
 
-def fetch(batch, resident):
-  """A batch's images, labels, and their weights or None, taken from the device
-  if they live there."""
-  if resident is not None:
-    batch = {k: jnp.take(x, batch['position'], axis=0)
-             for k, x in resident.items()}
-  return batch['image'], batch['labels'], batch.get('weights')
-
-
 def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
                     num_classes, micro_batches=1, frozen=None):
   """The step function.
@@ -52,7 +43,7 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
     optimizer: an optax transformation.
     schedule: updates done -> learning rate, for the metrics.
     loss: (logits, targets) -> [B], as `losses.make` makes them.
-    augment: as `data.augment.make` makes them.
+    augment: as `images.augment.make` makes them.
     seed: of the run.
     num_classes: K.
     micro_batches: parts the batch is cut into, whose gradients are averaged
@@ -97,7 +88,7 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
 
   def step(state, batch, resident=None):
     key = lambda name: jax.random.fold_in(rng.stream(seed, name), state.step)
-    images, labels, weights = fetch(batch, resident)
+    images, labels, weights = resident_data.fetch(batch, resident)
     images, targets = augment(
         images, losses.targets_of(labels, num_classes, weights),
         rng.of_examples(rng.stream(seed, 'augment'), batch['epoch'],
@@ -114,24 +105,6 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
                  params=optax.apply_updates(state.params, updates)), metrics
 
   return step
-
-
-def make_predict(model):
-  """predict(params, batch, resident) -> logits [B, K], as in evaluation."""
-  def predict(params, batch, resident=None):
-    images, *_ = fetch(batch, resident)
-    return model.apply({'params': params}, augmentation.normalise(images))[0]
-  return predict
-
-
-def make_features(model):
-  """features(params, batch, resident) -> pre_logits [B, C], as in evaluation.
-  """
-  def features(params, batch, resident=None):
-    images, *_ = fetch(batch, resident)
-    _, out = model.apply({'params': params}, augmentation.normalise(images))
-    return out['pre_logits']
-  return features
 
 
 def right(logits, targets):
