@@ -203,16 +203,16 @@ def _subject(precision=None):
   """(model, batch size, image size) of the flags."""
   from mixer import models
   from mixer.analysis import planning
-  from mixer.training import run
+  from mixer.training import settings as settings_lib
   if _CONFIG.value is None:
-    settings = run.Settings(batch_size=_BATCH.value, total_steps=1,
+    settings = settings_lib.Settings(batch_size=_BATCH.value, total_steps=1,
                             image_size=_IMAGE.value,
                             precision=_PRECISION.value or precision)
     model = models.create(_MODEL.value, dtype=settings.dtype)
   else:
     section = dict(_CONFIG.value.run, total_steps=1, total_epochs=None)
     section['precision'] = _PRECISION.value or section['precision'] or precision
-    settings = run.Settings(**section)
+    settings = settings_lib.Settings(**section)
     model = planning.make_model(_CONFIG.value, settings)
   return model, settings.batch_size, settings.image_size
 

@@ -36,10 +36,11 @@ def main(argv):
     raise errors.UserError('--config is required, such as '
                            '--config=configs/digits.py')
   command.one_length(_CONFIG.value.run)
-  from mixer.training import run  # after the flags: a typo is told at once
+  from mixer.training import assembly  # after the flags: a typo is told at once
+  from mixer.training import run
   workdir = _WORKDIR.value or os.path.join(
       'runs', command.config_name())
-  settings = run.check(_CONFIG.value)
+  settings = assembly.check(_CONFIG.value)
   command.join(heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
                stoppable=True)
   run.keep_compiled(workdir)

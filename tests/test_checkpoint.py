@@ -14,6 +14,7 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import trees
 from mixer.core import workdir
+from mixer.models.mixer import MlpMixer
 from mixer.training import metrics_file
 from mixer.training import sharding
 
@@ -120,7 +121,7 @@ def test_nothing_saved_is_none(tmp_path):
 def test_the_digest_is_the_same_on_any_mesh():
   params, _ = state(5)
   plan = sharding.plan(strategy='fsdp')
-  spread = jax.device_put(params, plan.state(params))
+  spread = jax.device_put(params, plan.state(params, MlpMixer.SHARDING_RULES))
   assert spread['layer']['kernel'].addressable_shards[0].data.shape != (128, 64)
   digest = np.asarray(trees.digest(params))
   np.testing.assert_array_equal(digest, trees.digest(spread))
@@ -134,7 +135,7 @@ def test_a_sharded_state_is_restored_on_other_devices(tmp_path):
   checkpoints = checkpoint.Checkpoints(tmp_path)
   wanted = [jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), t,
-      four.state(t)) for t in state(0)]
+      four.state(t, MlpMixer.SHARDING_RULES)) for t in state(0)]
   params, _, _ = checkpoints.restore(*wanted)
   checkpoints.close()
   kernel = params['layer']['kernel']

@@ -22,9 +22,9 @@ from mixer.evaluation import suite
 from mixer.experiments import sweep
 from mixer.images import augment
 from mixer.models import cost
+from mixer.training import assembly
 from mixer.training import losses
 from mixer.training import optimizers
-from mixer.training import run
 from mixer.training import schedules
 from mixer.training import sharding
 from mixer.training import start
@@ -61,7 +61,7 @@ SECTIONS = {
     'sharding': (sharding.plan, {'devices'}),
     'checkpoint': (checkpoint.Checkpoints, {'directory'}),
     'start': (start.start, {'model', 'image_size', 'widen'}),
-    'run': (run.Settings, set()),
+    'run': (assembly.Settings, set()),
 }
 # An evaluation shows no random crop, so it has no area to set, counts what is
 # bad however much it is, and reads as `data` does.
@@ -107,7 +107,7 @@ def load(name, argument=''):
 
 
 def settings_of(config, **changes):
-  return run.Settings(**dict(config.run, **changes))
+  return assembly.Settings(**dict(config.run, **changes))
 
 
 def source_of(config, classes=None):
@@ -176,12 +176,12 @@ def test_sections_are_accepted_by_their_functions(name, argument, tmp_path):
   config = load(name, argument)
   settings = settings_of(config)
   settings.check_devices(sharding.plan(**config.sharding).parts)
-  model = run.make_model(config, settings, source_of(config))
+  model = assembly.make_model(config, settings, source_of(config))
   total = settings.steps(1_281_167)
-  run.make_step(config, settings, model, total)
+  assembly.make_step(config, settings, model, total)
   if argument == '':
     checkpoint.Checkpoints(tmp_path / 'c', **config.checkpoint).close()
-  height, width, channels = run.image_shape(model, settings)
+  height, width, channels = assembly.image_shape(model, settings)
   assert height % model.patch_size == width % model.patch_size == 0
   assert channels == (1 if name == 'digits' else 3)
 
@@ -192,10 +192,10 @@ def test_parameter_counts_are_the_golden_ones(name, classes):
   """Of the model that is built, and of the formula."""
   config = load(name)
   settings = settings_of(config)
-  model = run.make_model(config, settings, source_of(config, classes or 1))
+  model = assembly.make_model(config, settings, source_of(config, classes or 1))
   if not classes:
     model = model.clone(num_classes=None)
-  images = jnp.zeros((1, *run.image_shape(model, settings)))
+  images = jnp.zeros((1, *assembly.image_shape(model, settings)))
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   golden = PARAMETERS[SCALES[name]][(0, 1000, 21_843).index(classes)]
   assert trees.count(shapes) == golden
@@ -206,9 +206,9 @@ def traced(config, batch_size=8):
   """(state before, state after, metrics) of a step, as shapes."""
   settings = settings_of(config, batch_size=batch_size)
   source = source_of(config)
-  model = run.make_model(config, settings, source)
-  make, step = run.make_step(config, settings, model, total_steps=20_000)
-  shape = run.image_shape(model, settings)
+  model = assembly.make_model(config, settings, source)
+  make, step = assembly.make_step(config, settings, model, total_steps=20_000)
+  shape = assembly.image_shape(model, settings)
   init = functools.partial(steps.init_state, model, make, seed=settings.seed,
                            image_shape=shape)
   ints = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.int32)

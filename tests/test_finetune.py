@@ -28,6 +28,7 @@ from mixer.data import splits
 from mixer.data import vtab
 from mixer.pretrained import formats
 from mixer.pretrained import registry
+from mixer.training import assembly
 from mixer.training import run
 from mixer.training import start
 from mixer.training import step as steps
@@ -264,9 +265,9 @@ class Tuning:
     c.optimizer.update(momentum_dtype=None, **optimizer)
     c.schedule.update(learning_rate=0.5, warmup_steps=0, decay='constant')
     c.run.update(image_size=8, batch_size=16)
-    settings = run.Settings(**c.run)
+    settings = assembly.Settings(**c.run)
     model = models.create(**c.model)
-    self.optimizer, step = run.make_step(c, settings, model, 100)
+    self.optimizer, step = assembly.make_step(c, settings, model, 100)
     init = functools.partial(
         steps.init_state, model, self.optimizer, seed=0, image_shape=(8, 8, 3))
     self.state = init()

@@ -274,7 +274,7 @@ def test_a_training_step_loads_little_code(data, most_files, most_lines,
   code = (
       'import sys; from absl import flags; from mixer import main; '
       'from mixer.core import command\n'
-      'try:\n  command.run(main.main)\n'
+      'try:\n  command.run(main.main, several=True)\n'
       'except SystemExit as e:\n  assert not e.code, e.code\n'
       'print(*(m.__file__ for n, m in sys.modules.items() '
       'if n.split(".")[0] == "mixer" and m.__file__), sep="\\n")')

@@ -160,7 +160,7 @@ def test_fine_tuning_is_not_set_beside_the_papers_pre_training():
                                  (mixer_b16, 'imagenet2012', 10)):
     config = module.get_config(argument)
     settings = planning.dataclasses.replace(
-        planning.run.check(config), image_size=(224, 224))
+        planning.assembly.check(config), image_size=(224, 224))
     assert planning._time(config, settings, model, v3, 1, 10, 0.4, None)[
         'paper_core_days'] == days
 
@@ -168,7 +168,7 @@ def test_fine_tuning_is_not_set_beside_the_papers_pre_training():
 def test_an_enlarged_network_is_planned_as_it_will_be():
   config = finetune.get_config('b16,cifar10')
   config.run.image_size = 448
-  settings = planning.run.check(config)
+  settings = planning.assembly.check(config)
   model = models.create('Mixer-B/16')
   settings = planning.dataclasses.replace(settings, image_size=(448, 448))
   grown = planning._enlarged(model, config, settings)

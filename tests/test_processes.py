@@ -16,6 +16,7 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import processes
 from mixer.core import trees
+from mixer.models.mixer import MlpMixer
 from mixer.training import sharding
 
 SURROUNDINGS = ('SLURM_', 'OMPI_', 'KUBERNETES_', 'JOB_', 'TPU_', 'MEGASCALE_',
@@ -361,7 +362,8 @@ B16 = {
 
 
 def specs(plan, tree):
-  return {name: s.spec for name, s in trees.flatten(plan.state(tree)).items()}
+  return {name: s.spec for name, s in trees.flatten(
+      plan.state(tree, MlpMixer.SHARDING_RULES)).items()}
 
 
 def shapes_of(name):
@@ -400,7 +402,8 @@ def test_what_the_optimizer_keeps_lies_as_its_parameter():
   plan = sharding.plan(strategy='fsdp', model=2)
   params = shapes_of('Mixer-S/16')
   one = specs(plan, params)
-  state = plan.state((dict(mu=params), [params], jax.ShapeDtypeStruct((), int)))
+  state = plan.state((dict(mu=params), [params],
+                      jax.ShapeDtypeStruct((), int)), MlpMixer.SHARDING_RULES)
   for tree in (state[0]['mu'], state[1][0]):
     assert {n: s.spec for n, s in trees.flatten(tree).items()} == one
   assert state[2] == plan.replicated
@@ -422,7 +425,8 @@ def test_a_strategy_cuts_along_its_axes_only(settings, axes):
 def test_what_does_not_divide_stays_whole():
   plan = sharding.plan(strategy='fsdp', fsdp=4, model=2)
   leaf = lambda name, *shape: same(plan.state(
-      {name: jax.ShapeDtypeStruct(shape, jnp.float32)})[name].spec)
+      {name: jax.ShapeDtypeStruct(shape, jnp.float32)},
+      MlpMixer.SHARDING_RULES)[name].spec)
   # Both axes; of a side that both together do not divide, the first alone; of
   # one that is not even, none.
   kernel = 'token_mixing/Dense_0/kernel'

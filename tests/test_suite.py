@@ -21,6 +21,7 @@ from mixer.core import errors
 from mixer.evaluation import classification
 from mixer.evaluation import fewshot
 from mixer.evaluation import suite
+from mixer.training import assembly
 from mixer.training import run
 
 
@@ -312,4 +313,4 @@ def test_images_need_not_be_square(tmp_path):
   np.testing.assert_allclose(logits(tall, images), np.mean(halves, axis=0),
                              atol=1e-5)
   with pytest.raises(errors.UserError, match='image_width'):
-    run.Settings(batch_size=1, total_steps=1, image_size=(8, 8), image_width=8)
+    assembly.Settings(batch_size=1, total_steps=1, image_size=(8, 8), image_width=8)

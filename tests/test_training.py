@@ -14,6 +14,7 @@ from mixer.core import checkpoint
 from mixer.core import trees
 from mixer.core.errors import UserError
 from mixer.images import augment
+from mixer.models.mixer import MlpMixer
 from mixer.training import loop
 from mixer.training import losses
 from mixer.training import optimizers
@@ -153,7 +154,7 @@ class Setting:
     init = functools.partial(steps.init_state, model, tx, seed=3,
                              image_shape=(8, 8, 3))
     self.state = jax.eval_shape(init)
-    self.shardings = self.plan.state(self.state)
+    self.shardings = self.plan.state(self.state, MlpMixer.SHARDING_RULES)
     if initialised:
       self.state = jax.jit(init, out_shardings=self.shardings)()
     self.step = jax.jit(step,
@@ -212,7 +213,7 @@ def test_fsdp_holds_an_eighth_of_large_parameters():
   plan = sharding.plan(strategy='fsdp')
   x = jax.ShapeDtypeStruct((512, 64), jnp.float32)
   placed = jax.jit(lambda: jnp.zeros((512, 64)),
-                   out_shardings=plan.state(x))()
+                   out_shardings=plan.state(x, MlpMixer.SHARDING_RULES))()
   assert {s.data.shape for s in placed.addressable_shards} == {(64, 64)}
 
 
@@ -331,7 +332,6 @@ def test_a_plain_run_goes_on_with_scan_and_remat(tmp_path):
 
 def test_a_run_read_in_sequence_does_not_go_on_at_random():
   """Whichever of the two fingerprints says more."""
-  plan = sharding.plan()
   number = jax.ShapeDtypeStruct((), jnp.int32)
   shapes = steps.State(step=number, params={}, opt_state={}, bad=number)
   stored = types.SimpleNamespace(restore=lambda *a: (
@@ -339,7 +339,7 @@ def test_a_run_read_in_sequence_does_not_go_on_at_random():
   for now, message in ((dict(source='a'), 'readers was 4, is None'),
                        (dict(source='b', readers=4), 'source was a, is b')):
     with pytest.raises(UserError, match=message):
-      run._resume(stored, shapes, plan.state(shapes), now)
+      run._resume(stored, shapes, now)
 
 
 def test_labels_count_as_much_as_their_weights():

@@ -5,7 +5,6 @@ what the program will hold, read and, by its own estimate, take. For CPUs it
 tells what they would hold, which for other devices is an estimate.
 """
 import dataclasses
-import functools
 import importlib.util
 import os
 import re
@@ -116,13 +115,8 @@ def train_step(step_fn, model, optimizer, plan, *, batch_size, image_size,
     RunError: if it does not fit the devices, with what XLA says.
   """
   shape = (*image_size, model.in_channels)
-  init = functools.partial(steps.init_state, model, optimizer, seed=seed,
-                           image_shape=shape)
-  shapes = jax.eval_shape(init)
-  shardings = plan.state(shapes)
-  placed = lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding)
-  state = jax.tree.map(placed, shapes, shardings)
+  placed = steps.shard(step_fn, model, optimizer, plan, seed=seed,
+                       image_shape=shape)
   some = lambda count, sharding: lambda dtype, *axes: jax.ShapeDtypeStruct(
       (count, *axes), dtype, sharding=sharding)
   row = some(batch_size, plan.batch)
@@ -135,8 +129,7 @@ def train_step(step_fn, model, optimizer, plan, *, batch_size, image_size,
     batch.update(position=row(jnp.int32))
     whole = dict(image=stay(jnp.uint8, *shape), labels=stay(jnp.int32, labels))
   began = time.monotonic()
-  lowered = jax.jit(step_fn, donate_argnums=0, out_shardings=(
-      shardings, plan.replicated)).lower(state, batch, whole)
+  lowered = placed.step.lower(placed.state, batch, whole)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as e:
@@ -144,4 +137,4 @@ def train_step(step_fn, model, optimizer, plan, *, batch_size, image_size,
       raise
     raise errors.RunError(
         'it does not fit the device: ' + ' '.join(str(e).split())[:300]) from e
-  return Program(compiled, state, time.monotonic() - began)
+  return Program(compiled, placed.state, time.monotonic() - began)

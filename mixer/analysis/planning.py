@@ -18,7 +18,7 @@ from mixer.models import cost
 from mixer.models.mixer import pair
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
-from mixer.training import run
+from mixer.training import assembly
 from mixer.training import sharding
 from mixer.training import summary
 
@@ -47,7 +47,7 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
     UserError: if the config or an argument is wrong.
     RunError: if a TPU's compiler finds that it does not fit.
   """
-  settings = run.check(config)
+  settings = assembly.check(config)
   every = compiled_step.tpu_devices(topology) if topology else jax.devices()
   name = accelerator or (topology or 'v3').partition(':')[0]
   if name not in accelerators.ACCELERATORS:
@@ -69,9 +69,10 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
   layout = sharding.plan(devices=chosen, **config.sharding)
   settings.check_devices(layout.parts)
   data, preflight = _look(config)
-  model = _enlarged(make_model(config, settings, data), config, settings)
+  model = _enlarged(make_model(config, settings, data, layout.platform),
+                    config, settings)
   total = _steps(settings, data)
-  optimizer, step_fn = run.make_step(config, settings, model, total)
+  optimizer, step_fn = assembly.make_step(config, settings, model, total)
   resident = data.examples if (
       config.data.on_device or data.decoded) else None
   program = compiled_step.train_step(
@@ -112,22 +113,15 @@ def remedies(memory):
 
 
 def _look(config):
-  """(`known.Size` of the training split, rows about every split)."""
-  inherited = lambda section, key: section.get(key) or config.data[key]
-  sections = {'data': config.data, **{
-      f'evals.{name}': section for name, section in config.evals.items()}}
-  for name, section in config.fewshot.items():
-    common, parts, _ = suite.fewshot_splits(**section)
-    for part, split in parts.items():
-      sections[f'fewshot.{name}.{part}'] = dict(common, split=split)
+  """(`data_sizes.Size` of the training split, rows about every split)."""
+  asked, _ = suite.sections(config)
   rows, found = [], {}
-  for key, section in sections.items():
-    name = inherited(section, 'name')
-    wanted = [s['split'] for s in sections.values()
-              if inherited(s, 'name') == name]
+  for key, section in asked.items():
+    name = section['name']
     found[key] = data_sizes.size(
-        name, section['split'], data_dir=inherited(section, 'dir'), key=key,
-        access=config.data.access, wanted=wanted)
+        name, section['split'], data_dir=section.get('dir'), key=key,
+        access=section.get('access'),
+        wanted=[s['split'] for s in asked.values() if s['name'] == name])
     count = found[key].examples
     rows.append(_row(
         key, f'{name} {section["split"]}' + (
@@ -170,21 +164,19 @@ def _row(what, value, missing):
   return dict(what=what, value=value, found=missing is None, remedy=missing)
 
 
-def make_model(config, settings, data=None):
+def make_model(config, settings, data=None, platform=None):
   """The network of a config whose data need not be at hand.
 
   Args:
     config: of a run.
     settings: `Settings` of its `run` section.
-    data: `known.Size` of the training split, if that is known already.
+    data: `data_sizes.Size` of the training split, if that is known already.
+    platform: as `sharding.Plan.platform`.
   """
   data = data or data_sizes.size(
       config.data.name, config.data.split, data_dir=config.data.dir,
       access=config.data.access)
-  section = dict(config.model)
-  classes = section.pop('num_classes', None) or data.num_classes
-  section['in_channels'] = section.get('in_channels') or data.channels
-  return models.create(num_classes=classes, dtype=settings.dtype, **section)
+  return assembly.make_model(config, settings, data, platform)
 
 
 def _enlarged(model, config, settings):

@@ -5,7 +5,6 @@ once, and the matrix product that sets the peak; figures are medians over the
 rounds, and ratios are medians of the ratios within a round.
 """
 import dataclasses
-import functools
 import time
 from typing import Any
 
@@ -55,17 +54,13 @@ def make_step(model, seed=0):
 def training(model, *, images, labels, plan, seed=0):
   """Our own training step, ready to be timed."""
   optimizer, step = make_step(model, seed)
-  init = functools.partial(steps.init_state, model, optimizer, seed=seed,
-                           image_shape=images.shape[1:])
-  shardings = plan.state(jax.eval_shape(init))
+  placed = steps.shard(step, model, optimizer, plan, seed=seed,
+                       image_shape=images.shape[1:])
   count = np.arange(len(images), dtype=np.int32)
   batch = plan.put_batch(dict(
       image=images, labels=labels, record=count, epoch=0 * count,
       bad=count < 0))
-  state = jax.jit(init, out_shardings=shardings)()
-  step = jax.jit(step, donate_argnums=0,
-                 out_shardings=(shardings, plan.replicated))
-  return repeated(lambda state: step(state, batch)[0], state)
+  return repeated(lambda state: placed.step(state, batch)[0], placed.init())
 
 
 def inference(model, *, images, plan):

@@ -16,6 +16,15 @@ from mixer.core import files
 from mixer.core import processes
 from mixer.core.log import log
 
+# What a run keeps, by name inside its workdir.
+CONFIG = 'config.json'
+CARD = 'model.json'
+METRICS = 'metrics.jsonl'
+PARAMETERS = 'parameters.txt'
+CHECKPOINTS = 'checkpoints'
+COMPILED = 'compiled'
+LOCK = '.lock'
+
 # What may change between a run and its continuation, by the start of the key:
 # where and how it runs, and how it is looked at.
 _FREE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',

@@ -30,11 +30,36 @@ class FewShot:
   settings: dict
 
 
+def sections(config):
+  """Returns the settings of every split that a config names.
+
+  Args:
+    config: a mapping with the sections 'data' and 'evals', and perhaps
+      'fewshot'.
+
+  Returns:
+    ({'data': {...}, 'evals.NAME': {...}, 'fewshot.NAME.train': {...}, ...},
+    each with what it inherits from `data`; {NAME: keywords of
+    `fewshot.accuracies`} of the `fewshot` section).
+  """
+  inherit = lambda section: dict(
+      {k: config['data'][k] for k in _INHERITED if k in config['data']},
+      **{k: v for k, v in section.items() if v is not None})
+  out, settings = {'data': dict(config['data'])}, {}
+  out.update({f'evals.{name}': inherit(section)
+              for name, section in config['evals'].items()})
+  for name, section in config.get('fewshot', {}).items():
+    common, parts, settings[name] = fewshot_splits(**section)
+    for part, split in parts.items():
+      out[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
+  return out, settings
+
+
 def open_splits(config, image_size, report=None, training=True):
   """All splits that a config names.
 
   Args:
-    config: of a run.
+    config: as `sections` takes it.
     image_size: of all of them, an int or (height, width).
     report: called with a dict for every image that cannot be decoded.
     training: whether the training split is wanted too.
@@ -42,22 +67,12 @@ def open_splits(config, image_size, report=None, training=True):
   Returns:
     (training split or None, {name: evaluation split}, {name: FewShot}).
   """
-  inherit = lambda section: dict(
-      {k: config.data[k] for k in _INHERITED if k in config.data},
-      **{k: v for k, v in section.items() if v is not None})
-  sections = {'data': dict(config.data)}
-  sections.update({f'evals.{name}': inherit(section)
-                   for name, section in config.evals.items()})
-  settings = {}
-  for name, section in config.get('fewshot', {}).items():
-    common, parts, settings[name] = fewshot_splits(**section)
-    for part, split in parts.items():
-      sections[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
+  asked, settings = sections(config)
   opened = {}
-  for key, section in sections.items():
+  for key, section in asked.items():
     if key == 'data' and not training:   # but a split may be carved from it
       continue
-    wanted = tuple(s['split'] for s in sections.values()
+    wanted = tuple(s['split'] for s in asked.values()
                    if s['name'] == section['name'] and s.get('split'))
     opened[key] = pipeline.open_data(
         **section, image_size=image_size, wanted=wanted, key=key, report=report)
@@ -67,7 +82,7 @@ def open_splits(config, image_size, report=None, training=True):
   for name, parts in few.items():
     _tell_shared(name, parts)
   return (opened.get('data'),
-          {name: opened[f'evals.{name}'] for name in config.evals}, few)
+          {name: opened[f'evals.{name}'] for name in config['evals']}, few)
 
 
 def other_classes(source, num_classes, names, exactly=False):

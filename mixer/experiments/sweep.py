@@ -16,7 +16,9 @@ from mixer.core import errors
 from mixer.core import files
 from mixer.core import workdir as workdirs
 from mixer.core.log import log
+from mixer.training import assembly
 from mixer.training import run
+from mixer.training import settings
 
 RATE = 'schedule.learning_rate'
 _METRICS = ('eval/dev/accuracy', 'eval/dev/accuracy_top5')
@@ -186,7 +188,7 @@ def _trials(config, grid):
     values = dict(zip(grid, combination))
     c = _with(config, values)
     model = dict(c.model, num_classes=c.model.num_classes or 1)
-    run.make_step(c, run.Settings(**c.run), models.create(**model),
+    assembly.make_step(c, settings.Settings(**c.run), models.create(**model),
                   c.run.total_steps or 10**9)
     name = ','.join(f'{key}={value}' for key, value in values.items())
     out[name.replace('/', '-')] = values

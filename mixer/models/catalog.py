@@ -22,6 +22,7 @@ SCALES = {
 # The attributes that say what function a network computes.
 _SHAPE = ('patch_size', 'hidden_dim', 'num_blocks', 'tokens_mlp_dim',
           'channels_mlp_dim', 'num_classes', 'in_channels', 'approximate_gelu')
+PLATFORMS = ('cpu', 'gpu', 'tpu')
 PAPER = ('Mixer-S/32', 'Mixer-S/16', 'Mixer-B/32', 'Mixer-B/16', 'Mixer-L/32',
          'Mixer-L/16', 'Mixer-H/14')
 
@@ -97,6 +98,9 @@ def _check(settings):
     elif key == 'remat':
       if value not in REMAT:
         raise errors.unknown('model.remat', value, REMAT)
+    elif key == 'platform':
+      if value not in PLATFORMS:
+        raise errors.unknown('platform', value, PLATFORMS)
     elif key not in ('approximate_gelu', 'head_bias', 'scan'):
       sides = value if isinstance(value, (tuple, list)) else (value,)
       if not all(isinstance(v, int) and v > 0 for v in sides):

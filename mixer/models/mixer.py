@@ -69,6 +69,7 @@ class MixerBlock(nn.Module):
   dropout_rate: float = 0.0
   approximate_gelu: bool = True
   dtype: Any = jnp.float32
+  platform: str | None = None
 
   @nn.compact
   def __call__(self, x_BSC, draws=None, *, train):
@@ -87,7 +88,8 @@ class MixerBlock(nn.Module):
     drop = lambda branch_BSC, name: branch_BSC if draws is None else (
         draws.drop_path(name, branch_BSC))
     dot = products.training_dot if train else None
-    token_dot = products.token_dot if jax.default_backend() == 'gpu' else dot
+    platform = self.platform or jax.default_backend()
+    token_dot = products.token_dot if platform == 'gpu' else dot
     y_BCS = jnp.swapaxes(nn.LayerNorm(dtype=self.dtype)(x_BSC), 1, 2)
     y_BCS = mlp(self.tokens_mlp_dim, 'token_mixing')(
         y_BCS, draws, dot=token_dot)
@@ -125,7 +127,21 @@ class MlpMixer(nn.Module):
     scan: whether training runs the blocks as one loop over their parameters,
       stacked for the step: less to compile, and to hold with `remat`. Names and
       results are the same; `out` then lacks the blocks' outputs in training.
+    platform: 'cpu', 'gpu' or 'tpu', which the program is for and which decides
+      the form of matrix products; None for the platform of the caller.
   """
+  # (pattern for the end of a parameter's name, mesh axes of each array axis);
+  # the first that matches holds. See `training.sharding`.
+  SHARDING_RULES = (
+      ('stem/kernel', (None, None, None, 'fsdp')),
+      ('token_mixing/Dense_0/kernel', (None, ('model', 'fsdp'))),
+      ('token_mixing/Dense_1/kernel', (('model', 'fsdp'), None)),
+      ('channel_mixing/Dense_0/kernel', ('fsdp', 'model')),
+      ('channel_mixing/Dense_1/kernel', ('model', 'fsdp')),
+      ('head/kernel', ('fsdp', None)),
+      ('(token|channel)_mixing/Dense_0/bias', (('model', 'fsdp'),)),
+      ('.*', ('fsdp',)),
+  )
   patch_size: Any
   hidden_dim: int
   num_blocks: int
@@ -140,6 +156,7 @@ class MlpMixer(nn.Module):
   dtype: Any = jnp.float32
   remat: str | None = None
   scan: bool = False
+  platform: str | None = None
 
   @nn.compact
   def __call__(self, images, *, train=False, rows=None):
@@ -188,7 +205,7 @@ class MlpMixer(nn.Module):
   def _block(self, **where):
     return MixerBlock(self.tokens_mlp_dim, self.channels_mlp_dim,
                       self.dropout_rate, self.approximate_gelu, self.dtype,
-                      **where)
+                      self.platform, **where)
 
   def _draws(self, rows_B):
     """`layers.Draws` of all blocks."""

@@ -1,44 +1,29 @@
 """Opens a config and builds every object of a run; the loop does the rest."""
 import contextlib
-import functools
-import inspect
 import json
 import os
 
 import jax
 
-from mixer import models
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import peak
 from mixer.core import workdir as workdirs
 from mixer.core.log import log
-from mixer.data import pipeline
 from mixer.evaluation import suite
-from mixer.images import augment
 from mixer.images import decode_tf
 from mixer.models import cost
-from mixer.models.mixer import pair
 from mixer.pretrained import network
+from mixer.training import assembly
 from mixer.training import loop
-from mixer.training import losses
 from mixer.training import metrics_file
-from mixer.training import optimizers
 from mixer.training import progress as progress_lib
-from mixer.training import schedules
 from mixer.training import sharding
 from mixer.training import start
 from mixer.training import step as steps
 from mixer.training import stop
 from mixer.training import summary
-from mixer.training.settings import Settings
-
-# Whose keyword arguments the sections are.
-_READERS = dict(
-    data=pipeline.open_data, augment=augment.make, loss=losses.make,
-    schedule=schedules.make, optimizer=optimizers.make, sharding=sharding.plan,
-    checkpoint=checkpoint.Checkpoints, start=start.start, run=Settings)
 
 
 def train(config, workdir):
@@ -51,7 +36,7 @@ def train(config, workdir):
   Returns:
     The metrics of the final evaluation.
   """
-  settings = check(config)
+  settings = assembly.check(config)
   plan = sharding.plan(**config.sharding)
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
@@ -63,7 +48,9 @@ def train(config, workdir):
     for split in (data, *evals.values(), *(
         s for few in fewshots.values() for s in (few.train, few.test))):
       split.preflight()
-    model = make_model(config, settings, data.source)
+    model = assembly.make_model(
+        config, settings, data.source, plan.platform)
+    assembly.check_classes(model, data.source)
     for name, split in evals.items():
       wrong = suite.other_classes(
           split.source, model.num_classes, data.source.class_names)
@@ -71,17 +58,6 @@ def train(config, workdir):
         raise errors.UserError(f'evals.{name}: {wrong}')
     return _train(config, settings, plan, data, evals, fewshots, model, workdir,
                   stack)
-
-
-def check(config):
-  """The `Settings` of a config, whose sections and keys are all there are; no
-  device is touched.
-
-  Raises:
-    UserError: naming the section or the key.
-  """
-  _check_sections(config)
-  return Settings(**config.run)
 
 
 def keep_compiled(workdir):
@@ -92,41 +68,6 @@ def keep_compiled(workdir):
                       os.path.join(files.absolute(workdir), 'compiled'))
 
 
-def make_model(config, settings, source):
-  """The network; classes and channels are the data's unless they are given."""
-  section = dict(config.model)
-  classes = section.pop('num_classes', None) or source.num_classes
-  if classes < source.num_classes:
-    raise errors.UserError(
-        f'model.num_classes: {classes}, but {source.name} has '
-        f'{source.num_classes} classes')
-  if section.get('in_channels') is None:
-    section['in_channels'] = source.channels
-  if config.augment.randaugment_layers and section['in_channels'] not in (1, 3):
-    raise errors.UserError(
-        'augment.randaugment_layers: RandAugment is for images of 1 or 3 '
-        f'channels, these have {section["in_channels"]}; set it to 0')
-  return models.create(num_classes=classes, dtype=settings.dtype, **section)
-
-
-def make_step(config, settings, model, total_steps):
-  """(optimizer, step function) of a config; nothing is computed yet."""
-  schedule = schedules.make(total_steps=total_steps, **config.schedule)
-  optimizer = optimizers.make(schedule=schedule, **config.optimizer)
-  step_fn = steps.make_train_step(
-      model, optimizer, schedule=schedule, seed=settings.seed,
-      loss=losses.make(**config.loss),
-      augment=augment.make(**config.augment),
-      num_classes=model.num_classes, micro_batches=settings.micro_batches,
-      frozen=config.optimizer.frozen)
-  return optimizer, step_fn
-
-
-def image_shape(model, settings):
-  """(height, width, channels) of the model's input."""
-  return (*pair(settings.image_size), model.in_channels)
-
-
 def _train(config, settings, plan, data, evals, fewshots, model, workdir,
            stack):
   checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(
@@ -134,12 +75,11 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
   model, given = _start(config, settings, model, workdir,
                         bool(checkpoints.steps()))
   total = settings.steps(len(data))
-  optimizer, step_fn = make_step(config, settings, model, total)
-  init = functools.partial(
-      steps.init_state, model, optimizer, seed=settings.seed,
-      image_shape=image_shape(model, settings))
-  shapes = jax.eval_shape(init)
-  shardings = plan.state(shapes)
+  optimizer, step_fn = assembly.make_step(config, settings, model, total)
+  placed = steps.shard(
+      step_fn, model, optimizer, plan, seed=settings.seed,
+      image_shape=assembly.image_shape(model, settings))
+  shapes = placed.state
   _check_best(config.checkpoint.best, suite.metrics(evals, fewshots))
   if given is not None:
     start.merge(given, shapes.params, config.start.weights,
@@ -154,18 +94,19 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
                          total, workdir)
 
   fingerprint = data.fingerprint(settings.batch_size, settings.seed)
-  state = _resume(checkpoints, shapes, shardings, fingerprint)
+  state = _resume(checkpoints, placed.state, fingerprint)
   resumed = state is not None
   if not resumed:
-    state = jax.jit(init, out_shardings=shardings)()
+    state = placed.init()
     if given is not None:
       merged = start.merge(given, state.params, config.start.weights,
                              config.start.dont_load)
-      state = state.replace(params=sharding.place(merged, shardings.params))
+      state = state.replace(
+          params=plan.place(merged, placed.shardings.params))
   first = int(state.step)
 
-  resident = None if data.resident is None else sharding.place(
-      data.resident, plan.replicated)
+  resident = None if data.resident is None else plan.place(
+      data.resident)
   ask = suite.make(plan, model, evals, fewshots,
                          batch_size=settings.batch_size, loss=config.loss.name)
   evaluate = lambda state: ask(state.params)
@@ -187,8 +128,7 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
   try:
     with stop.Guard() as guard, progress:
       job = loop.Job(
-          step_fn=jax.jit(step_fn, donate_argnums=0,
-                          out_shardings=(shardings, plan.replicated)),
+          step_fn=placed.step,
           batches=map(plan.put_batch, batches), resident=resident,
           evaluate=evaluate, save=save, writer=writer, progress=progress,
           guard=guard, total_steps=total, log_every=settings.log_every,
@@ -217,32 +157,8 @@ def _check_best(metric, known):
     raise errors.unknown('checkpoint.best', metric, known)
 
 
-def _check_sections(config):
-  expected = ('model', 'data', 'augment', 'loss', 'schedule', 'optimizer',
-              'sharding', 'checkpoint', 'start', 'evals', 'fewshot', 'run')
-  for name in config:
-    if name not in (*expected, 'sweep'):   # `analysis.sweep`'s, not a run's
-      raise errors.unknown('config', name, expected)
-  missing = [name for name in expected if name not in config]
-  if missing:
-    raise errors.UserError(f'config: the sections {", ".join(missing)} are '
-                           'missing; start from recipe.base()')
-  sections = dict({name: (config[name], function)
-                   for name, function in _READERS.items()},
-                  **{f'evals.{name}': (section, pipeline.open_data)
-                     for name, section in config.evals.items()})
-  for name, (section, function) in sections.items():
-    known = list(inspect.signature(function).parameters)
-    for key in section:
-      if key not in known:
-        raise errors.unknown(f'config.{name}', key, known)
-
-
-def _resume(checkpoints, shapes, shardings, fingerprint):
+def _resume(checkpoints, abstract, fingerprint):
   """The newest state saved, or None."""
-  abstract = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes, shardings)
   found = checkpoints.restore(
       abstract.params, dict(step=abstract.step, opt_state=abstract.opt_state,
                             bad=abstract.bad))
@@ -269,7 +185,7 @@ def _start(config, settings, model, workdir, resuming):
     kept = {key: card['model'][key] for key in (
         'tokens_mlp_dim', 'approximate_gelu') if key in card.get('model', {})}
     return model.clone(**kept), None
-  return start.start(model, image_size=image_shape(model, settings)[:2],
+  return start.start(model, image_size=assembly.image_shape(model, settings)[:2],
                        widen=config.model.get('tokens_mlp_dim') is None,
                        **config.start)
 

@@ -21,27 +21,16 @@ AXES = ('data', 'fsdp', 'model')
 STRATEGIES = ('replicate', 'fsdp')
 _SMALL = 2**12  # elements; to cut less than this costs more than it saves
 
-# (pattern for the end of a name, mesh axes for each array axis); the first that
-# matches holds, for a parameter as for what the optimizer keeps of it. An axis
-# that its devices do not divide stays whole.
-RULES = (
-    ('stem/kernel', (None, None, None, 'fsdp')),
-    ('token_mixing/Dense_0/kernel', (None, ('model', 'fsdp'))),
-    ('token_mixing/Dense_1/kernel', (('model', 'fsdp'), None)),
-    ('channel_mixing/Dense_0/kernel', ('fsdp', 'model')),
-    ('channel_mixing/Dense_1/kernel', ('model', 'fsdp')),
-    ('head/kernel', ('fsdp', None)),
-    ('(token|channel)_mixing/Dense_0/bias', (('model', 'fsdp'),)),
-    ('.*', ('fsdp',)),
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """The mesh of a run, and how state and batches lie on it."""
   mesh: Any
   strategy: str
-  rules: tuple = RULES
+
+  @property
+  def platform(self):
+    """'cpu', 'gpu' or 'tpu': of the devices, which may be elsewhere."""
+    return self.mesh.devices.flat[0].platform
 
   @property
   def replicated(self):
@@ -57,17 +46,24 @@ class Plan:
     """Into how many a batch is cut."""
     return self.mesh.shape['data'] * self.mesh.shape['fsdp']
 
-  def state(self, shapes):
-    """A tree of shardings for a tree of shapes whose leaves are named by the
-    dicts that they lie in."""
-    return jax.tree_util.tree_map_with_path(self._leaf, shapes)
+  def state(self, shapes, rules):
+    """Returns a tree of shardings for a tree of shapes.
 
-  def _leaf(self, path, x):
+    Args:
+      shapes: leaves are named by the dicts that they lie in.
+      rules: (pattern for the end of a name, mesh axes for each array axis); the
+        first that matches holds, for a parameter as for what the optimizer
+        keeps of it. An axis that its devices do not divide stays whole.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: self._leaf(path, x, rules), shapes)
+
+  def _leaf(self, path, x, rules):
     if np.prod(x.shape) < _SMALL:
       return self.replicated
     name = '/'.join(str(p.key) for p in path
                     if isinstance(p, jax.tree_util.DictKey))
-    axes = next(axes for pattern, axes in self.rules
+    axes = next(axes for pattern, axes in rules
                 if re.fullmatch(f'(.*/)?{pattern}', name))
     return NamedSharding(self.mesh, PartitionSpec(
         *(self._fitting(side, axis) for side, axis in zip(x.shape, axes))))

@@ -3,6 +3,9 @@
 The state counts the updates done; all randomness of a step is keyed from that
 count, so a step does the same whenever and wherever it runs.
 """
+from collections.abc import Callable
+import dataclasses
+import functools
 from typing import Any
 
 import flax
@@ -116,3 +119,44 @@ def right(logits, targets):
   best = jnp.argmax(logits, axis=-1)
   weight = jnp.take_along_axis(targets, best[:, None], axis=-1)[:, 0]
   return (weight >= jnp.max(targets, axis=-1)).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardedStep:
+  """A training step whose state lies on the devices of a plan.
+
+  Attributes:
+    init: () -> State, jitted; the state is born where it stays.
+    step: (state, batch, resident) -> (state, metrics), jitted; it takes the
+      place of the state that it is given.
+    state: State of jax.ShapeDtypeStruct, with shardings.
+    shardings: State of jax.sharding.NamedSharding.
+  """
+  init: Callable[[], State]
+  step: Callable[..., tuple[State, dict[str, jax.Array]]]
+  state: State
+  shardings: State
+
+
+def shard(step_fn, model, optimizer, plan, *, seed, image_shape):
+  """Returns a `ShardedStep`; nothing is compiled or allocated yet.
+
+  Args:
+    step_fn: as `make_train_step` makes it.
+    model, optimizer: as it was given.
+    plan: `sharding.Plan`, of devices that may be elsewhere.
+    seed: of the run.
+    image_shape: (height, width, channels).
+  """
+  init = functools.partial(init_state, model, optimizer, seed=seed,
+                           image_shape=image_shape)
+  shapes = jax.eval_shape(init)
+  shardings = plan.state(shapes, model.SHARDING_RULES)
+  return ShardedStep(
+      init=jax.jit(init, out_shardings=shardings),
+      step=jax.jit(step_fn, donate_argnums=0,
+                   out_shardings=(shardings, plan.replicated)),
+      state=jax.tree.map(
+          lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+          shapes, shardings),
+      shardings=shardings)

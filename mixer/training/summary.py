@@ -42,7 +42,7 @@ def introduce(config, settings, plan, data, evals, model, shapes, total,
   say('run      %s steps of %d images, %.1f epochs', f'{total:,}',
       settings.batch_size, total * settings.batch_size / len(data))
   say('memory   %s MiB of parameters and %s of the optimizer on a device', *(
-      f'{sharding.held(tree, plan.state(tree)) / 2**20:,.1f}'
+      f'{sharding.held(tree, plan.state(tree, model.SHARDING_RULES)) / 2**20:,.1f}'
       for tree in (shapes.params, shapes.opt_state)))
   say('cost     %s', ', '.join(_cost(config, settings, model, device, total)))
   say('workdir  %s', workdir)
