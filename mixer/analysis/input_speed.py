@@ -16,7 +16,6 @@ import psutil
 
 from mixer.analysis import peers
 from mixer.core import errors
-from mixer.data import rows
 from mixer.images import decode_tf
 
 PEERS = ('big_vision', 'pillow')
@@ -98,22 +97,22 @@ def _rate(batches, size):
 
 def _bare(data, batch_size, steps):
   """The training pipeline's files and crops, only decoded."""
-  load, *_ = rows.training(data, seed=0, batch_size=batch_size, first=0,
-                              slots=(0, batch_size))
+  load = data.training_rows(seed=0, batch_size=batch_size, first=0,
+                            slots=(0, batch_size)).load
   load(0, 0, batch_size)   # which the pipelines' clocks leave out
   loaded = [load(step, 0, batch_size) for step in range(1, steps + 1)]
   files = list(itertools.chain.from_iterable(x[0] for x in loaded))
   keys = np.concatenate([x[1] for x in loaded])
-  return _timed(decode_tf.bare(
+  return _timed(decode_tf.decode_only(
       files, keys, channels=data.source.channels, crop=data.cut['crop'],
       min_area=data.cut['min_area']), len(files))
 
 
 def _bare_evaluation(data):
   count = min(len(data), 512)
-  _, load, _ = rows.evaluation(data, batch_size=count, slots=(0, count))
+  load = data.evaluation_rows(batch_size=count, slots=(0, count)).load
   files, _, _ = load(0, 0, count)
-  return _timed(decode_tf.bare(
+  return _timed(decode_tf.decode_only(
       files, np.zeros((len(files), 2), np.int32), crop=data.cut['crop'],
       channels=data.source.channels), len(files))
 
@@ -155,8 +154,8 @@ def _pillow(data, batch_size, steps, directory):
   """What torchvision's RandomResizedCrop does in a thread for every core."""
   del directory
   from PIL import Image
-  load, *_ = rows.training(data, seed=0, batch_size=batch_size, first=0,
-                              slots=(0, batch_size))
+  load = data.training_rows(seed=0, batch_size=batch_size, first=0,
+                            slots=(0, batch_size)).load
 
   def one(file, key):
     image = Image.open(io.BytesIO(file)).convert('RGB')

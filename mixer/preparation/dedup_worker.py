@@ -9,7 +9,6 @@ import numpy as np
 from mixer.core import errors
 from mixer.data import sources
 from mixer.data import splits
-from mixer.data import tfds_sets
 from mixer.images import decode_pillow
 from mixer.preparation import beam_runner
 from mixer.preparation import image_hash
@@ -75,7 +74,7 @@ class Job:
 
 def is_stored(name):
   """Whether data.name means a prepared set of TFDS."""
-  return tfds_sets.is_name(name)
+  return sources.is_tfds_name(name)
 
 
 def pixels(file):

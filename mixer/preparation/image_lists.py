@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from mixer.core import errors
-from mixer.data import listing
+from mixer.data import folder
+from mixer.data import manifest
 from mixer.images import decode_pillow
 from mixer.preparation import imagenet21k
 from mixer.preparation import shard_files
@@ -113,7 +114,7 @@ def plan(source):
 
 
 def _folder(path):
-  listed = listing.folder(path)
+  listed = folder.load(path)
   some = random.Random(0).sample(listed.paths, min(_SAMPLE, len(listed.paths)))
   return Plan(
       items=[path], entries=_in_folder, class_names=listed.class_names,
@@ -123,7 +124,7 @@ def _folder(path):
 
 
 def _in_folder(path):
-  listed = listing.folder(path)
+  listed = folder.load(path)
   splits = [s for s, count in listed.sizes.items() for _ in range(count)]
   for record, split in enumerate(splits):
     yield Entry(listed.paths[record], split, (int(listed.labels[record, 0]),),
@@ -135,7 +136,7 @@ def _manifest(path):
   sizes, lines, some, digest = {}, {}, [], hashlib.sha256()
   several = weighted = False
   draw = random.Random(0)
-  for n, row in enumerate(listing.rows(path)):
+  for n, row in enumerate(manifest.rows(path)):
     split = row['split']
     sizes[split] = sizes.get(split, 0) + 1
     for label in row['labels']:
@@ -146,7 +147,7 @@ def _manifest(path):
     place = n if n < _SAMPLE else draw.randrange(n + 1)
     if place < _SAMPLE:
       some[place:place + 1] = [row['path']]
-  class_names, numbers = listing.classes(path, [
+  class_names, numbers = manifest.classes(path, [
       dict(labels=[label], line=line) for label, line in lines.items()])
   wrong = [split for split in sizes if not re.fullmatch('[A-Za-z0-9_]+', split)]
   if wrong or not sizes:
@@ -163,7 +164,7 @@ def _manifest(path):
 
 def _in_manifest(path, *, numbers, weighted):
   root = os.path.dirname(path)
-  for row in listing.rows(path):
+  for row in manifest.rows(path):
     labels = tuple(numbers[str(label)] for label in row['labels'])
     if len(set(labels)) < len(labels):   # by its name and by its number
       raise errors.UserError(f'{path!r}, line {row["line"]}: labels '

@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import shutil
-import struct
 import uuid
 
 from mixer.core import errors
@@ -93,7 +92,7 @@ def write(path, form, records):
   partial = f'{path}.{uuid.uuid4().hex}'   # a runner may try twice at a time
   count = size = 0
   try:
-    writer = (_TfrecordWriter if form == 'tfrecord' else
+    writer = (_tfrecord_writer if form == 'tfrecord' else
               _array_record_writer)(partial)
     for record in records:
       writer.write(record)
@@ -214,35 +213,13 @@ def describe(stored, partial, *, name, form, shards):
 
 
 def _tfrecords(path):
-  """A record is length, its checksum, the data, and their checksum."""
-  with open(path, 'rb', buffering=1 << 20) as f:
-    while head := f.read(12):
-      length, = struct.unpack('<Q', head[:8].ljust(8))
-      if _checksum(head[:8]) != head[8:]:
-        raise ValueError('it is damaged')
-      data, end = f.read(length), f.read(4)
-      if _checksum(data) != end:
-        raise ValueError('it is damaged')
-      yield data
+  from mixer.data import tfrecord
+  return tfrecord.read_all(path)
 
 
-class _TfrecordWriter:
-  """As the records are read above."""
-
-  def __init__(self, path):
-    self._file = open(path, 'wb', buffering=1 << 20)
-    self.close = self._file.close
-
-  def write(self, data):
-    head = struct.pack('<Q', len(data))
-    self._file.write(head + _checksum(head) + data + _checksum(data))
-
-
-def _checksum(data):
-  import google_crc32c
-  crc = google_crc32c.value(data)
-  return struct.pack(
-      '<I', (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+def _tfrecord_writer(path):
+  from mixer.data import tfrecord
+  return tfrecord.Writer(path)
 
 
 def _array_records(path):

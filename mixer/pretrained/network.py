@@ -23,7 +23,7 @@ from mixer.core import errors
 from mixer.core import files
 from mixer.core import trees
 from mixer.core.log import log
-from mixer.images import eval_crops
+from mixer.images import options
 from mixer.models import catalog
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
@@ -282,8 +282,8 @@ def _parse(text, file):
       ('loss', card['loss'] in ('softmax', 'sigmoid')),
       ('preprocessing', isinstance(like, dict)
        and like.keys() == {'crop', 'interpolation'}
-       and like['crop'] in eval_crops.CROPS
-       and like['interpolation'] in eval_crops.INTERPOLATIONS)):
+       and like['crop'] in options.EVALUATION_CROPS
+       and like['interpolation'] in options.INTERPOLATIONS)):
     if not right:
       value = repr(card[key])
       value = value if len(value) < 200 else f'{value[:200]}...'

@@ -12,7 +12,7 @@ from mixer.core import peak
 from mixer.core import workdir as workdirs
 from mixer.core.log import log
 from mixer.evaluation import suite
-from mixer.images import decode_tf
+from mixer.images import tf_setup
 from mixer.models import cost
 from mixer.pretrained import network
 from mixer.training import assembly
@@ -122,7 +122,7 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
       seed=settings.seed, batch_size=settings.batch_size, first=first,
       last=total, slots=slots)
   flops = settings.batch_size * cost.training_flops(model, settings.image_size)
-  decode_tf.hide_accelerators()   # from TensorFlow, which writes for TensorBoard
+  tf_setup.hide_accelerators()   # from TensorFlow, which writes for TensorBoard
   writer = metrics_file.Writer(workdir, resumed_at=first)
   progress = progress_lib.Progress(first, total)
   try:
