@@ -9,8 +9,8 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pictures
 import pytest
-from sklearn import datasets
 
 from mixer import export as command
 from mixer import models
@@ -19,13 +19,14 @@ from mixer.core import command as commands
 from mixer.core import errors
 from mixer.core import trees
 from mixer.images import eval_crops
+from mixer.images import options
 from mixer.pretrained import export
 from mixer.pretrained import formats
 from mixer.pretrained import network as networks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLASSES = ('cat', 'dog', 'owl', 'bee', 'ant')
-PHOTO = datasets.load_sample_images().images[1][::2, ::2]   # 214 x 320
+PHOTO = pictures.photos()[1][::2, ::2]   # 214 x 320
 
 
 def make(size=(32, 32), num_classes=5, loss='softmax', crop='resmall',
@@ -190,7 +191,7 @@ def test_programs_of_photos(tmp_path, format, crop, interpolation):
 
 def test_crops_are_whole_levels():
   """Of a photo, as it is shown, but for a few last bits."""
-  for interpolation in eval_crops.INTERPOLATIONS:
+  for interpolation in options.INTERPOLATIONS:
     network = make((48, 40), interpolation=interpolation)
     maps = export._maps(network, PHOTO.shape[:2])
     got = np.asarray(export._shown(PHOTO[None].astype(np.float32), *maps)[0])
@@ -266,7 +267,7 @@ def test_a_crop_whose_pixels_stay_in_doubt(tmp_path):
 
 
 @pytest.mark.parametrize('size', ((36, 36), (72, 72), (60, 80), (33, 51)))
-@pytest.mark.parametrize('interpolation', eval_crops.INTERPOLATIONS)
+@pytest.mark.parametrize('interpolation', options.INTERPOLATIONS)
 def test_crops_are_compared_where_no_pixel_is_in_doubt(size, interpolation):
   """So the tolerance is the same as without a crop, and last bits are no
   matter."""

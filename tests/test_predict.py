@@ -11,10 +11,10 @@ import sys
 
 import jax
 import numpy as np
+import pictures
 import onnxruntime
 from PIL import Image
 import pytest
-from sklearn import datasets
 
 from configs import recipe
 from mixer import models
@@ -35,7 +35,7 @@ def photos(root, each=6):
   """Real photos in odd sizes and formats, two classes, and one of noise."""
   rng = np.random.default_rng(0)
   for split, seed in (('train', 0), ('validation', 1)):
-    for name, image in zip(CLASSES, (*datasets.load_sample_images().images,
+    for name, image in zip(CLASSES, (*pictures.photos(),
                                      None)):
       folder = root / split / name
       folder.mkdir(parents=True)
@@ -50,9 +50,7 @@ def photos(root, each=6):
         if i == 0:
           picture = picture.convert('L')
         if i == 1:   # upright only by its EXIF
-          exif = Image.Exif()
-          exif[0x0112] = 6
-          picture.save(folder / f'{i}.jpg', exif=exif)
+          picture.save(folder / f'{i}.jpg', exif=pictures.exif())
           continue
         picture.save(folder / f'{i}.{("jpg", "png", "webp")[i % 3]}')
   return root

@@ -13,9 +13,11 @@ import sys
 import tarfile
 
 import numpy as np
+import pictures
+from pictures import encode
 from PIL import Image
 import pytest
-from sklearn import datasets
+import tfds_sets
 
 from mixer.core import errors
 from mixer.data import sources
@@ -32,21 +34,11 @@ from mixer.preparation import imagenet21k
 from mixer.preparation import shard_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PHOTOS = datasets.load_sample_images().images
 TRAIN, TEST, SHARDS = 40, 7, 3
 
 
 def crop(seed, height=48, width=64):
-  rng = np.random.default_rng(seed)
-  y, x = rng.integers(0, 427 - height), rng.integers(0, 640 - width)
-  return PHOTOS[seed % 2][y:y + height, x:x + width]
-
-
-def encode(image, form='JPEG', **options):
-  file = io.BytesIO()
-  image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-  image.save(file, form, **options)
-  return file.getvalue()
+  return pictures.crop(seed, height, width, np.random.default_rng(seed))
 
 
 # ImageNet-21k: the frozen classes, and its tars.
@@ -304,46 +296,18 @@ def test_too_many_bad_images_are_listed(tmp_path):
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
   """A data_dir with a real TFDS set in TFRecord format."""
-  import tensorflow_datasets as tfds
-  os.environ['NO_GCE_CHECK'] = 'true'
-  tfds.display_progress_bar(enable=False)
-  tfds.core.utils.gcs_utils._is_gcs_disabled = True
+  tfds = tfds_sets.offline()
   data_dir = str(tmp_path_factory.mktemp('tfds'))
-  Pictures(data_dir=data_dir).download_and_prepare(
-      download_config=tfds.download.DownloadConfig(
-          num_shards=SHARDS, try_download_gcs=False))
+  examples = lambda numbers: [
+      (i, dict(image=encode(crop(i)), label=i, note=f'#{i}')) for i in numbers]
+  tfds_sets.prepare(
+      data_dir, 'pictures', dict(
+          image=tfds.features.Image(shape=(None, None, 3)),
+          label=tfds.features.ClassLabel(names=[f'c {i}' for i in range(100)]),
+          note=tfds.features.Text()),
+      dict(train=examples(range(TRAIN)), test=examples(range(50, 50 + TEST))),
+      shards=SHARDS, version='2.3.4')
   return data_dir
-
-
-def _builder():
-  import tensorflow_datasets as tfds
-
-  class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Photos made by the test; every image has a label of its own."""
-    VERSION = tfds.core.Version('2.3.4')
-
-    def _info(self):
-      return tfds.core.DatasetInfo(
-          builder=self, features=tfds.features.FeaturesDict(dict(
-              image=tfds.features.Image(shape=(None, None, 3)),
-              label=tfds.features.ClassLabel(
-                  names=[f'c {i}' for i in range(100)]),
-              note=tfds.features.Text())))
-
-    def _split_generators(self, dl_manager):
-      del dl_manager
-      return {'train': self._generate_examples(range(TRAIN)),
-              'test': self._generate_examples(range(50, 50 + TEST))}
-
-    def _generate_examples(self, numbers):
-      for i in numbers:
-        yield i, dict(image=encode(crop(i)), label=i, note=f'#{i}')
-
-  Pictures.__module__ = __name__
-  return Pictures
-
-
-Pictures = _builder()
 
 
 def shard_of(data_dir, number=0):
@@ -401,8 +365,8 @@ def test_convert_keeps_every_record_in_its_place(prepared, tmp_path):
   assert one.fingerprint == two.fingerprint
   everything = np.arange(TRAIN + TEST)
   assert one.read(everything)[0] == two.read(everything)[0]
-  np.testing.assert_array_equal(one.read(everything)[1],
-                                two.read(everything)[1])
+  np.testing.assert_array_equal(one.read(everything)[1]['labels'],
+                                two.read(everything)[1]['labels'])
 
   with pytest.raises(errors.UserError, match='2.3.4.* is there already'):
     convert.convert('pictures', data_dir=prepared, out=str(tmp_path), workers=1)
@@ -541,7 +505,7 @@ def test_planted_copies_are_removed_and_the_rest_stays(prepared, tmp_path):
     work.mkdir()
     stored, found, table = searched(train, (test,), work, flips)
     labels = dict(enumerate(train.open()[0].read(
-        np.arange(TRAIN + TEST))[1][:, 0]))
+        np.arange(TRAIN + TEST))[1]['labels'][:, 0]))
     removed = {labels[r['record']]: r for part in found
                for r in part['removed']}
     assert set(removed) == gone   # and not 50, which is in 'test'

@@ -14,9 +14,10 @@ import sys
 import tarfile
 
 import numpy as np
+import pictures
+from pictures import encode
 from PIL import Image
 import pytest
-from sklearn import datasets
 
 from mixer.data import sources
 from mixer.images import decode_pillow
@@ -26,7 +27,6 @@ from mixer.preparation import shard_files
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PINS = ROOT / 'launch' / 'requirements-prepare.txt'
-PHOTOS = datasets.load_sample_images().images
 
 
 @pytest.fixture(scope='session')
@@ -61,23 +61,7 @@ def prepare(python):
 
 
 def crop(seed, height=120, width=160):
-  rng = np.random.default_rng(seed)
-  y, x = rng.integers(0, 427 - height), rng.integers(0, 640 - width)
-  return PHOTOS[1][y:y + height, x:x + width]   # the flower
-
-
-def encode(image, form='JPEG', **options):
-  file = io.BytesIO()
-  image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-  image.save(file, form, **options)
-  return file.getvalue()
-
-
-def save(folder, given):
-  for name, file in given.items():
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(file)
+  return pictures.crop(1, height, width, np.random.default_rng(seed))
 
 
 def stored(path, split):
@@ -103,10 +87,8 @@ def photos(tmp_path_factory):
            for i in range(60)}
   plain |= {f'val/{"ab"[i % 2]}/{i}.PNG': encode(crop(i), 'PNG')
             for i in range(60, 70)}
-  exif = Image.Exif()
-  exif[0x0112] = 6
   odd = {
-      'train/a/turned.jpg': encode(crop(80), exif=exif),
+      'train/a/turned.jpg': encode(crop(80), exif=pictures.exif()),
       'train/b/cmyk.jpg': encode(Image.fromarray(crop(81)).convert('CMYK')),
       'train/a/photo.webp': encode(crop(82), 'WEBP'),
       'train/b/moving.gif': encode(
@@ -117,7 +99,7 @@ def photos(tmp_path_factory):
           crop(86)[..., 0].astype(np.uint16) * 257), 'PNG')}
   bad = {'train/a/cut.jpg': encode(crop(90))[:-300], 'train/b/empty.png': b'',
          'val/a/page.jpg': b'<html></html>'}
-  save(folder, plain | odd | bad)
+  pictures.write(folder, plain | odd | bad)
   return folder, plain, odd, bad
 
 
@@ -162,9 +144,9 @@ def test_a_folder_becomes_a_set(photos, built):
 
   source = sources.open_source('mine', data_dir=str(data_dir))
   assert source.class_names == ('a', 'b')
-  read, labels, _ = source.read(np.arange(65))
+  read, targets = source.read(np.arange(65))
   assert all(decode_pillow.is_plain(file) for file in read)
-  assert len(labels) == 65
+  assert len(targets['labels']) == 65
 
 
 def test_a_set_is_not_overwritten(photos, built, prepare):
@@ -260,8 +242,8 @@ def test_duplicates_are_removed(built, prepare, tmp_path):
   test = tmp_path / 'test'
   for i, name in enumerate(planted):
     image = Image.fromarray(decode_pillow.pixels(stored(path, 'train')[name]['image']))
-    save(test, {f'c/{i}.jpg': encode(image.resize((130, 97)), quality=40)})
-  save(test, {f'c/{i}.jpg': encode(PHOTOS[0][i:i + 200, :200])
+    pictures.write(test, {f'c/{i}.jpg': encode(image.resize((130, 97)), quality=40)})
+  pictures.write(test, {f'c/{i}.jpg': encode(pictures.photos()[0][i:i + 200, :200])
               for i in range(10, 200, 20)})
   flags = ['dedup', '--source=mine', f'--data_dir={data_dir}',
            f'--against=folder:{test}:train', '--name=clean',
