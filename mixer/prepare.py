@@ -168,9 +168,10 @@ def _build(beam_options: Sequence[str]) -> None:
       file_format=_FORMAT.value, shards=_SHARDS.value,
       max_pixels=_MAX_PIXELS.value, max_bad_fraction=_MAX_BAD.value,
       runner=_RUNNER.value, options=beam_options)
-  _show(path, {split: (row['in'], row['records'], row['bad'], row['shards'],
-                       row['bytes']) for split, row in counts.items()},
+  _show({split: (row['in'], row['records'], row['bad'], row['shards'],
+                 row['bytes']) for split, row in counts.items()},
         'images', 'records', 'bad', 'shards', 'MB')
+  print(f'wrote {path}')
   if any(row['bad'] for row in counts.values()):
     print('bad images are listed in '
           + os.path.join(os.path.dirname(path), 'bad.jsonl'))
@@ -181,24 +182,24 @@ def _convert() -> None:
   path, splits = convert.convert(
       _required('convert', _NAME), data_dir=_required('convert', _DATA_DIR),
       out=_required('convert', _OUT), workers=_WORKERS.value)
-  _show(path, {split: (sum(count for count, _ in shards), len(shards),
-                       sum(size for _, size in shards))
-               for split, shards in splits.items()}, 'records', 'shards', 'MB')
+  _show({split: (sum(count for count, _ in shards), len(shards),
+                 sum(size for _, size in shards))
+         for split, shards in splits.items()}, 'records', 'shards', 'MB')
+  print(f'wrote {path}')
 
 
 def _dedup(beam_options: Sequence[str]) -> None:
   from mixer.preparation import dedup
-  source = _required('dedup', _SOURCE)
   report, counts, removed = dedup.dedup(
-      source, data_dir=_DATA_DIR.value, split=_SPLIT.value,
-      against=_required('dedup', _AGAINST), against_dir=_AGAINST_DIR.value,
-      distance=_DISTANCE.value, flips=_FLIPS.value,
-      name=_checked_name(_required('dedup', _NAME)),
+      _required('dedup', _SOURCE), data_dir=_DATA_DIR.value,
+      split=_SPLIT.value, against=_required('dedup', _AGAINST),
+      against_dir=_AGAINST_DIR.value, distance=_DISTANCE.value,
+      flips=_FLIPS.value, name=_checked_name(_required('dedup', _NAME)),
       out=_required('dedup', _OUT), dry_run=_DRY_RUN.value,
       runner=_RUNNER.value, options=beam_options)
   columns = 'records', 'searched', 'unreadable', 'removed', 'kept'
-  _show(source, {split: [row[column] for column in columns]
-                 for split, row in counts.items()}, *columns)
+  _show({split: [row[column] for column in columns]
+         for split, row in counts.items()}, *columns)
   for test, count in removed.items():
     print(f'{count:,} look like an image of {test}')
   print(f'the pairs are shown in {report}')
@@ -212,13 +213,12 @@ def _checked_name(name: str | None) -> str:
   return name
 
 
-def _show(title: str, rows: Mapping[str, Sequence[int]], *columns: str) -> None:
+def _show(rows: Mapping[str, Sequence[int]], *columns: str) -> None:
   """Prints a table with a row for each split; the column MB is given bytes."""
   tables.show(tables.make(
       [(split, *(f'{number / 1e6:,.1f}' if column == 'MB' else f'{number:,}'
                  for column, number in zip(columns, numbers)))
-       for split, numbers in rows.items()],
-      ('split', *columns), title=title))
+       for split, numbers in rows.items()], ('split', *columns)))
 
 
 def _pop_beam_options() -> list[str]:
