@@ -101,11 +101,11 @@ def run(add_steps: Callable[['apache_beam.Pipeline'], None], *, runner: str,
 def write_report(path: str, report: Mapping[str, Any]) -> None:
   """Writes what a worker has to report about a shard, beside the shard.
 
-  Workers may be other processes or machines, so that results which are not
-  elements of the pipeline travel through files.
+  Workers may be other processes or machines, and Beam's runners give the main
+  process no elements back, so results travel through files.
 
   Args:
-    path: the shard's file; the report's file has a suffix more.
+    path: the shard's file; the report's file adds a suffix to its name.
     report: JSON values, among them 'split' and 'shard'.
   """
   files.write(path + _REPORT_SUFFIX, json.dumps(report))

@@ -33,7 +33,7 @@ from mixer.preparation import set_directory
 if TYPE_CHECKING:
   import apache_beam
 
-_RECORDS_PER_JOB = 4096   # where no shards tell what one job is
+_RECORDS_PER_JOB = 4096   # of a source that has no shards
 _PAIRS_SHOWN = 300   # in report.html
 _Counts = dict[str, collections.Counter[str]]
 
