@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import os
 import struct
 from typing import Any
-from typing import Protocol
 import uuid
 
 from mixer.core import errors
@@ -71,14 +70,6 @@ def file_name(name: str, split: str, file_format: str, shard: int, shards: int
   return f'{name}-{split}.{file_format}-{shard:05d}-of-{shards:05d}'
 
 
-class _Writer(Protocol):
-  """What both formats' writers do."""
-
-  def write(self, data: bytes) -> None: ...
-
-  def close(self) -> None: ...
-
-
 def _tfrecords(path: str) -> Iterator[bytes]:
   """Yields records of: length, its checksum, the data, their checksum."""
   with open(path, 'rb', buffering=1 << 20) as f:
@@ -127,7 +118,7 @@ def _array_record_reader(path: str) -> Any:
   return array_record_module.ArrayRecordReader(path)
 
 
-def _array_record_writer(path: str) -> _Writer:
+def _array_record_writer(path: str) -> Any:
   from array_record.python import array_record_module
   # One record a group, so that a reader can fetch any record by itself.
   return array_record_module.ArrayRecordWriter(path, 'group_size:1')
