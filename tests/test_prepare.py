@@ -621,7 +621,7 @@ def test_the_report_needs_nothing_else_and_shows_the_least_alike_first():
            matches=1 + i % 2, against='a&b:test', match_name=f'm"{i}')
       for i in range(40)]
   uri = contact_sheet.thumbnail(crop(0, 300, 400))
-  page = contact_sheet.page(
+  page = contact_sheet.make(
       'source', removed, searched=12345, distance=16, show=30,
       thumbnails=lambda line: (uri, uri))
   read = _Page(page)

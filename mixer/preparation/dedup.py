@@ -81,7 +81,7 @@ def dedup(source, *, data_dir, split, against, against_dir, distance, flips,
     files.write(os.path.join(root, 'removed.jsonl'),
                 ''.join(json.dumps(r) + '\n' for r in removed))
     report = os.path.join(root, 'report.html')
-    files.write(report, contact_sheet.page(
+    files.write(report, contact_sheet.make(
         source, removed, distance=distance, show=_SHOWN,
         searched=sum(row['searched'] for row in table.values()),
         thumbnails=functools.partial(_thumbnails, train=train, tests=tests)))
