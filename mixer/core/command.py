@@ -26,8 +26,8 @@ if TYPE_CHECKING:
   import ml_collections
 
 FAILED, USAGE, RESTART, INTERRUPTED, LOST = 1, 2, 42, 130, 134
-# On an error, process 0 waits this long before exiting: its exit kills the other
-# processes, and they may need to print the same error first.
+# On an error, process 0 waits this long before exiting: its exit kills the
+# other processes, and they may need to print the same error first.
 _FOR_OTHERS_SECONDS = 3
 
 

@@ -18,8 +18,8 @@ def setup(stream: TextIO | None = None) -> None:
     stream: where log lines go, by default standard output.
   """
   from absl import logging as absl_logging
-  # TensorFlow prints a notice about oneDNN when it starts. Decoding and resizing
-  # images do not use oneDNN, so turn it off.
+  # TensorFlow prints a notice about oneDNN when it starts. Decoding and
+  # resizing images do not use oneDNN, so turn it off.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   absl_logging.use_python_logging(quiet=True)
   absl_logging.set_verbosity(absl_logging.ERROR)

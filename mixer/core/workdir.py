@@ -29,8 +29,8 @@ CHECKPOINTS = 'checkpoints'
 COMPILED = 'compiled'
 LOCK = '.lock'
 
-# Keys, by their beginning, that may change when a run is resumed: they say where
-# and how the run computes and how it is evaluated, but not what it learns.
+# Keys, by their beginning, that may change when a run is resumed: they say
+# where and how it computes and how it is evaluated, but not what it learns.
 _MAY_CHANGE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
                'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
                'run.micro_batches', 'run.heartbeat_timeout_seconds')

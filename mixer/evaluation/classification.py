@@ -97,8 +97,8 @@ def collect(key: str, outcome: Outcome, params: trees.Tree,
   parts: list[dict[str, jax.Array]] = []
   for batch in batches:
     parts.append(outcome(params, batch, resident))
-    # JAX dispatches without waiting. Two batches ahead keep the device busy; any
-    # more would only fill its memory.
+    # JAX dispatches without waiting. Two batches ahead keep the device busy;
+    # any more would only fill its memory.
     jax.block_until_ready(parts[-3:][0])
   whole = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
   real = whole['mask'] | whole['bad']   # the other rows only fill a batch

@@ -1,4 +1,4 @@
-"""The evaluations of a config: opens their splits and scores parameters on them.
+"""The evaluations of a config: opens their splits and computes their metrics.
 
 The `evals` section holds classifications, the `fewshot` section linear models
 that are fitted to a few examples of each class.
@@ -23,7 +23,6 @@ from mixer.core.log import log
 from mixer.data import pipeline
 from mixer.data import resident
 from mixer.evaluation import classification
-from mixer.evaluation import fewshot
 from mixer.images import augment
 
 if TYPE_CHECKING:
@@ -93,10 +92,13 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
   out, settings = {'data': dict(config['data'])}, {}
   out.update({f'evals.{name}': inherit(section)
               for name, section in config['evals'].items()})
-  for name, section in config.get('fewshot', {}).items():
-    common, parts, settings[name] = fewshot.read_section(**section)
-    for part, split in parts.items():
-      out[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
+  if config.get('fewshot'):
+    # Imported here, because most runs do not need it.
+    from mixer.evaluation import fewshot
+    for name, section in config['fewshot'].items():
+      common, parts, settings[name] = fewshot.read_section(**section)
+      for part, split in parts.items():
+        out[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
   return out, settings
 
 
@@ -130,8 +132,8 @@ def open_splits(config, image_size, report=None, training=True):
   for key, section in found.items():
     if key == 'data' and not training:
       continue
-    # A source without held-out splits carves them from the training split, so it
-    # must know all that the config names, also those that are not opened.
+    # A source without held-out splits carves them from the training split, so
+    # it must know all that the config names, also those that are not opened.
     wanted = tuple(s['split'] for s in found.values()
                    if s['name'] == section['name'] and s.get('split'))
     opened[key] = pipeline.open_data(
@@ -227,12 +229,7 @@ def make(plan: Plan, model: 'linen.Module',
       train, test = (collect(f'fewshot.{name}.{part}', featured, params, split)
                      for part, split in (('train', few.train),
                                          ('test', few.test)))
-      classes = max(few.train.source.num_classes, few.test.source.num_classes)
-      results = fewshot.accuracies(
-          train['features'], _labels(train), test['features'], _labels(test),
-          num_classes=classes, **few.settings)
-      scores.update({_fewshot_metric(name, shot): value
-                     for shot, value in fewshot.means(results).items()})
+      scores.update(_score_few_shot(name, few, train, test))
     return scores
 
   return evaluate
@@ -276,9 +273,19 @@ def _log_shared(name: str, few: FewShot) -> None:
                   'training too', name, shared, len(test))
 
 
-def _labels(found: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Returns each example's first label, -1 if it cannot be decoded."""
-  return np.where(found['mask'], found['labels'], -1)
+def _score_few_shot(
+    name: str, few: FewShot, train: Mapping[str, np.ndarray],
+    test: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """Returns the metrics of linear models fitted to features of a split."""
+  from mixer.evaluation import fewshot
+  # The first label of each example, -1 if it cannot be decoded.
+  labels = lambda found: np.where(found['mask'], found['labels'], -1)
+  results = fewshot.accuracies(
+      train['features'], labels(train), test['features'], labels(test),
+      num_classes=max(few.train.source.num_classes,
+                      few.test.source.num_classes), **few.settings)
+  return {_fewshot_metric(name, shot): value
+          for shot, value in fewshot.means(results).items()}
 
 
 def _fewshot_metric(name: str, shot: int) -> str:
