@@ -68,6 +68,7 @@ def main(argv):
 def _sweep(config, workdir):
   import jax
 
+  from mixer.core.workdir import COMPILED
   from mixer.experiments import sweep
   if 'sweep' not in config:
     raise errors.UserError('config: it has no section `sweep`, which says how '
@@ -75,7 +76,7 @@ def _sweep(config, workdir):
   # Most of what a run compiles, the next one needs too, and so does the same
   # command started again.
   jax.config.update('jax_compilation_cache_dir',
-                    os.path.join(workdir, 'compiled'))
+                    os.path.join(workdir, COMPILED))
   found = sweep.sweep(config, workdir, **config.sweep,
                       grid=sweep.parse_grid(_GRID.value, config))
   consoles.Console(file=sys.stdout).print(sweep.table(found))

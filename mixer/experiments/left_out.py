@@ -21,7 +21,7 @@ from mixer.training import run
 from mixer.training import settings as settings_lib
 from mixer.training import sharding
 
-SHOTS, SEEDS = (1, 5, 10, 25), 3
+SHOTS, SEEDS = fewshot.SHOTS, len(fewshot.SEEDS)
 
 
 def left_out(config, workdir, *, classes=4, examples=250, tuning_steps=150,

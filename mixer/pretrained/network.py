@@ -22,6 +22,7 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import trees
+from mixer.core import workdir
 from mixer.core.log import log
 from mixer.images import eval_crops
 from mixer.models import catalog
@@ -186,7 +187,7 @@ def _of_a_run(path, best):
   if not files.is_remote(path) and not os.path.exists(
       os.path.expanduser(path)):
     steps = os.path.dirname(os.path.expanduser(path))
-    if os.path.basename(steps) == 'checkpoints' and os.path.isdir(steps):
+    if os.path.basename(steps) == workdir.CHECKPOINTS and os.path.isdir(steps):
       there = sorted(filter(str.isdigit, os.listdir(steps)), key=int)
       raise errors.UserError(f'{path!r}: no such checkpoint; there are those '
                              f'of the steps {", ".join(there) or "none"}')
@@ -198,7 +199,7 @@ def _of_a_run(path, best):
         f'{path!r}: expected a workdir, or a file of weights that ends in '
         f'{", ".join(formats.SUFFIXES)}')
   where = checkpoint.find(path, best)
-  file = os.path.join(os.path.dirname(os.path.dirname(where)), 'model.json')
+  file = os.path.join(workdir.run_of(where) or where, workdir.CARD)
   text = files.read(file)
   card = None if text is None else _parse(text, file)
   return _checked(checkpoint.load_params(where), card, where)

@@ -12,6 +12,7 @@ import jax
 
 from mixer.core import files
 from mixer.core.log import log
+from mixer.core.workdir import METRICS
 
 _UPLOAD_SECONDS = 60  # between writes of a file that cannot be appended to
 
@@ -27,7 +28,7 @@ class Writer:
   def __init__(self, workdir, *, resumed_at):
     self._row, self._lines, self._uploaded = {}, [], time.monotonic()
     self.spent = 0.0
-    self._path = os.path.join(workdir, 'metrics.jsonl')
+    self._path = os.path.join(workdir, METRICS)
     self._file = self._board = None
     self._writes = jax.process_index() == 0
     if not self._writes:
@@ -96,7 +97,7 @@ class Writer:
 
 def read(workdir):
   """All lines of a run's metrics.jsonl, as dicts."""
-  text = files.read(os.path.join(workdir, 'metrics.jsonl')) or ''
+  text = files.read(os.path.join(workdir, METRICS)) or ''
   return [json.loads(line) for line in text.splitlines()]
 
 

@@ -65,13 +65,13 @@ def keep_compiled(workdir):
   started again need not; JAX_COMPILATION_CACHE_DIR is another place."""
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir',
-                      os.path.join(files.absolute(workdir), 'compiled'))
+                      os.path.join(files.absolute(workdir), workdirs.COMPILED))
 
 
 def _train(config, settings, plan, data, evals, fewshots, model, workdir,
            stack):
   checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(
-      os.path.join(workdir, 'checkpoints'), **config.checkpoint)))
+      os.path.join(workdir, workdirs.CHECKPOINTS), **config.checkpoint)))
   model, given = _start(config, settings, model, workdir,
                         bool(checkpoints.steps()))
   total = settings.steps(len(data))
@@ -88,7 +88,7 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
   # this comes when everything else is checked.
   workdirs.agree(workdir, {name: section for name, section in
                            config.to_dict().items() if name != 'sweep'})
-  workdirs.write_json(os.path.join(workdir, 'model.json'),
+  workdirs.write_json(os.path.join(workdir, workdirs.CARD),
                       _card(config, model, data, evals))
   summary.introduce(config, settings, plan, data, evals, model, shapes,
                          total, workdir)
@@ -181,7 +181,7 @@ def _resume(checkpoints, abstract, fingerprint):
 def _start(config, settings, model, workdir, resuming):
   """(model, parameters to start from or None): see `initial.start`."""
   if resuming:   # the weights may be gone; what they made of the model is not
-    card = json.loads(files.read(os.path.join(workdir, 'model.json')) or '{}')
+    card = json.loads(files.read(os.path.join(workdir, workdirs.CARD)) or '{}')
     kept = {key: card['model'][key] for key in (
         'tokens_mlp_dim', 'approximate_gelu') if key in card.get('model', {})}
     return model.clone(**kept), None

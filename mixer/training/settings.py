@@ -4,6 +4,7 @@ import dataclasses
 import jax
 
 from mixer.core import errors
+from mixer.core import rng
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,7 @@ class Settings:
       raise errors.UserError(
           'run: expected either total_steps or total_epochs, above 0, got '
           f'{self.total_steps} and {self.total_epochs}')
-    if not 0 <= self.seed < 2**31:
-      raise errors.UserError(f'run.seed: expected 0 <= seed < 2**31, got '
-                             f'{self.seed}')
+    rng.check_seed(self.seed)
     if self.precision not in (None, 'float32', 'bfloat16'):
       raise errors.unknown('run.precision', self.precision,
                            ['float32', 'bfloat16'])

@@ -10,6 +10,7 @@ from mixer.core import files
 from mixer.core import processes
 from mixer.core import trees
 from mixer.core.log import log
+from mixer.core.workdir import PARAMETERS
 from mixer.models import catalog
 from mixer.models import cost
 from mixer.training import sharding
@@ -51,7 +52,7 @@ def introduce(config, settings, plan, data, evals, model, shapes, total,
       say('process  %d on %s: %s', number, host, devices)
   if processes.first():
     files.write(
-        os.path.join(workdir, 'parameters.txt'),
+        os.path.join(workdir, PARAMETERS),
         parameter_overview.get_parameter_overview(
             shapes.params, include_stats=False) + '\n')
 
