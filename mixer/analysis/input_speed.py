@@ -1,4 +1,4 @@
-"""Measures how fast examples are read: our pipelines, peers, and decoding alone.
+"""Measures how fast examples are read: our pipelines, peers, bare decoding.
 
 Each round runs every candidate once. The clock of a pipeline starts at its
 first batch, so the time to start it does not count. "Decoding alone" gets the

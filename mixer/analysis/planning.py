@@ -1,4 +1,4 @@
-"""Plans a run: its size, its memory and its time, and whether its data is there.
+"""Plans a run: its size, memory and time, and whether its data is there.
 
 A plan needs the config only. The training step is compiled, but no array of its
 size is allocated, and the data may be elsewhere.
