@@ -87,8 +87,8 @@ def _run(found: Mapping[str, Any]) -> tuple[str, _Rows]:
       ('parameters', f'{model["parameters"]:,}'),
       ('operations per image', f'{model["forward_flops"] / 1e9:,.3g} GFLOPs '
        f'forward, {model["training_flops"] / 1e9:,.3g} GFLOPs in training'),
-      ('run', f'{run["steps"]:,} steps of {run["batch_size"]:,} images{epochs}, '
-       f'{run["precision"]}')]
+      ('run', f'{run["steps"]:,} steps of {run["batch_size"]:,} images{epochs}'
+       f', {run["precision"]}')]
 
 
 def _memory(memory: Mapping[str, Any],
