@@ -148,7 +148,7 @@ def test_sections_are_those_of_the_contract(name, argument):
   assert config.evals
   assert ('sweep' in config) == (name == 'finetune')
   if 'sweep' in config:
-    assert mismatch(config.sweep, sweep.sweep, {'config', 'workdir', 'grid'}
+    assert mismatch(config.sweep, sweep.sweep, {'config', 'path', 'grid'}
                     ) == (set(), set())
   for key, (function, supplied) in SECTIONS.items():
     assert mismatch(config[key], function, supplied) == (set(), set()), key
