@@ -236,10 +236,10 @@ def wrong_arguments(command, arguments, own_configs):
       yield f'--{name} {"takes no" if equals else "needs a"} value'
     elif known[name] and value not in known[name] and '$' not in value:
       yield f'{word} is not one of {known[name]}'
-  if command in MODES and not (plain and re.search(
-      rf'mixer\.{command} {re.escape(plain[0])}\b', help_of(command))) and (
-          not plain or '$' not in plain[0]):
-    yield f'no mode {plain[:1]}'
+  mode = plain[0] if plain else ''
+  if command in MODES and (not mode or '$' not in mode and not re.search(
+      rf'(mixer\.{command}|^) *{re.escape(mode)}\b', help_of(command), re.M)):
+    yield f'no mode {mode!r}'
   if command not in (*MODES, 'predict') and any('$' not in p for p in plain):
     yield f'no arguments are taken, got {plain}'
   if config is not None:
