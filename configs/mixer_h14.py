@@ -2,13 +2,11 @@
 
   python -m mixer.main --config=configs/mixer_h14.py --config.data.dir=$DATA_DIR
 
-The config takes an argument, DATASET[,RECIPE], after a colon. DATASET is
-imagenet2012 (default), imagenet21k or jft. RECIPE is sgd (default) or adam,
-which is table 4 of the paper. The learning rate of sgd has not been tested at
-ImageNet scale.
+The argument is DATASET[,RECIPE], as in mixer_h14.py:imagenet21k,adam. DATASET
+is imagenet2012 (default), imagenet21k or jft. RECIPE is sgd (default), whose
+learning rate has not been tested at ImageNet scale, or adam, the paper's.
 
-ImageNet top-1 at 224 pixels and training cost, both from table 3 of the paper,
-which trained with Adam:
+ImageNet top-1 at 224 pixels, and training cost (the paper, table 3, with Adam):
 
   jft           86.32%  1,010 TPUv3 core-days
 
