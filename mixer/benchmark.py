@@ -31,8 +31,8 @@ from ml_collections import config_flags
 from rich import console as consoles
 from rich import table as tables
 
-from mixer.core import checks
 from mixer.core import command
+from mixer.core import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Takes model, batch and image size from a config.')
@@ -65,12 +65,12 @@ _MOST_INPUT = 256   # images of a batch, when only the input is timed
 
 def main(argv):
   if len(argv) != 2 or argv[1] not in MODES:
-    raise checks.UserError(f'expected one mode, {" or ".join(MODES)}, got '
+    raise errors.UserError(f'expected one mode, {" or ".join(MODES)}, got '
                            f'{" ".join(argv[1:]) or "none"}')
   mode = argv[1]
   for flag, modes in _READ_BY.items():
     if flags.FLAGS[flag].present and mode not in modes:
-      raise checks.UserError(f'--{flag}: of {" and ".join(modes)} only, not of '
+      raise errors.UserError(f'--{flag}: of {" and ".join(modes)} only, not of '
                              f'{mode}; leave it out')
   if mode == 'input':
     _input()
@@ -79,7 +79,7 @@ def main(argv):
     given = [f for f in ('model', 'batch_size', 'image_size')
              if flags.FLAGS[f].present]
     if given:
-      raise checks.UserError(f'--{given[0]}: the config has it; set it there, '
+      raise errors.UserError(f'--{given[0]}: the config has it; set it there, '
                              'as in --config.run.batch_size=16')
   if mode == 'tpu':
     _tpu()
@@ -87,26 +87,26 @@ def main(argv):
   # PyTorch needs some of a GPU's memory, of which JAX would take most.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   from mixer.analysis import peers
-  from mixer.analysis import throughput
+  from mixer.analysis import step_speed
   from mixer.training import sharding
   model, batch_size, image_size = _subject()
   plan = sharding.plan()
   if batch_size % plan.parts:
-    raise checks.UserError(f'--batch_size: {batch_size} images do not divide '
+    raise errors.UserError(f'--batch_size: {batch_size} images do not divide '
                            f'over {plan.parts} devices')
-  images, labels = throughput.images_and_labels(
+  images, labels = step_speed.images_and_labels(
       batch_size, image_size, model.in_channels, model.num_classes)
-  ours = (throughput.training(model, images=images, labels=labels, plan=plan)
+  ours = (step_speed.training(model, images=images, labels=labels, plan=plan)
           if mode == 'train' else
-          throughput.inference(model, images=images, plan=plan))
-  candidates = [throughput.Candidate('mixer', ours)]
+          step_speed.inference(model, images=images, plan=plan))
+  candidates = [step_speed.Candidate('mixer', ours)]
   for name in _COMPARE.value:
-    candidates.append(throughput.Candidate(name, peers.make(
+    candidates.append(step_speed.Candidate(name, peers.make(
         name, mode, model, _PEERS.value, images, labels)))
   dtype = str(model.dtype)
-  peaks = throughput.measure(candidates, dtype=dtype, rounds=_ROUNDS.value,
+  peaks = step_speed.measure(candidates, dtype=dtype, rounds=_ROUNDS.value,
                              seconds=_SECONDS.value)
-  out = throughput.report(mode, model, candidates, peaks, dtype=dtype,
+  out = step_speed.report(mode, model, candidates, peaks, dtype=dtype,
                           batch_size=batch_size, image_size=image_size)
   _show(out)
   print(json.dumps(out))
@@ -115,22 +115,22 @@ def main(argv):
 def _input():
   """The pipelines of --config."""
   if _CONFIG.value is None:
-    raise checks.UserError('--config: input is measured on the data of a '
+    raise errors.UserError('--config: input is measured on the data of a '
                            'config, such as --config=configs/mixer_b16.py')
-  from mixer.analysis import feeding
-  from mixer.training import evaluations
+  from mixer.analysis import input_speed
+  from mixer.evaluation import suite
   from mixer.training import settings
   config = _CONFIG.value
-  data, evals, _ = evaluations.open_splits(
+  data, evals, _ = suite.open_splits(
       config, settings.Settings(**config.run).image_size)
   if data.resident is not None:
-    raise checks.UserError(
+    raise errors.UserError(
         f'data.name: {config.data.name} lives on the device, where its input '
         'costs nothing; give a set that is decoded on the host')
   if not evals:
-    raise checks.UserError('evals: the config evaluates nothing')
+    raise errors.UserError('evals: the config evaluates nothing')
   held_out = evals.get('validation') or next(iter(evals.values()))
-  out = feeding.measure(
+  out = input_speed.measure(
       data, held_out, batch_size=min(config.run.batch_size, _MOST_INPUT),
       images=_IMAGES.value, rounds=_ROUNDS.value, seconds=_SECONDS.value,
       compare=_COMPARE.value, directory=_PEERS.value)
@@ -157,22 +157,22 @@ def _tpu():
   """What XLA says of our training step."""
   import jax
   jax.config.update('jax_platforms', 'cpu')
-  from mixer.analysis import programs
-  from mixer.analysis import throughput
+  from mixer.analysis import compiled_step
+  from mixer.analysis import step_speed
   from mixer.models.mixer import pair
   from mixer.training import sharding
-  devices = programs.tpu_devices(_TOPOLOGY.value)
+  devices = compiled_step.tpu_devices(_TOPOLOGY.value)
   plan = sharding.plan(strategy=_SHARDING.value, devices=devices)
   model, batch_size, image_size = _subject('bfloat16')
   name = _MODEL.value
   if _CONFIG.value is not None:   # whose batch is that of all devices
     name = _CONFIG.value.model.name
     if batch_size % plan.parts:
-      raise checks.UserError(f'--config.run.batch_size: {batch_size} images do '
+      raise errors.UserError(f'--config.run.batch_size: {batch_size} images do '
                              f'not divide over {plan.parts} devices')
     batch_size //= plan.parts
-  optimizer, step = throughput.make_step(model)
-  program = programs.train_step(
+  optimizer, step = step_speed.make_step(model)
+  program = compiled_step.train_step(
       step, model, optimizer, plan, batch_size=batch_size * plan.parts,
       image_size=pair(image_size))
   cost, memory = program.cost(), program.bytes()
@@ -203,16 +203,16 @@ def _subject(precision=None):
   """(model, batch size, image size) of the flags."""
   from mixer import models
   from mixer.analysis import planning
-  from mixer.training import run
+  from mixer.training import settings as settings_lib
   if _CONFIG.value is None:
-    settings = run.Settings(batch_size=_BATCH.value, total_steps=1,
+    settings = settings_lib.Settings(batch_size=_BATCH.value, total_steps=1,
                             image_size=_IMAGE.value,
                             precision=_PRECISION.value or precision)
     model = models.create(_MODEL.value, dtype=settings.dtype)
   else:
     section = dict(_CONFIG.value.run, total_steps=1, total_epochs=None)
     section['precision'] = _PRECISION.value or section['precision'] or precision
-    settings = run.Settings(**section)
+    settings = settings_lib.Settings(**section)
     model = planning.make_model(_CONFIG.value, settings)
   return model, settings.batch_size, settings.image_size
 

@@ -19,8 +19,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from mixer.core import checks
 from mixer.core import command
+from mixer.core import errors
 from mixer.core import processes
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The network; see above.')
@@ -51,12 +51,12 @@ _WORST = flags.DEFINE_integer('worst', 10, 'Classes and pairs to list.', 0)
 def main(argv):
   del argv
   if _CHECKPOINT.value is None:
-    raise checks.UserError('--checkpoint is required, such as '
+    raise errors.UserError('--checkpoint is required, such as '
                            '--checkpoint=runs/digits')
   for flag in (_JSON, _PREDICTIONS):
     folder = os.path.dirname(os.path.abspath(flag.value or ''))
     if flag.value and (not os.path.isdir(folder) or os.path.isdir(flag.value)):
-      raise checks.UserError(f'--{flag.name}: {flag.value!r}: expected a file '
+      raise errors.UserError(f'--{flag.name}: {flag.value!r}: expected a file '
                              'in a folder that is there')
   command.join()
   from mixer import pretrained

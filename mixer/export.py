@@ -28,8 +28,8 @@ import re
 
 from absl import flags
 
-from mixer.core import checks
 from mixer.core import command
+from mixer.core import errors
 
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'A workdir, one of its checkpoints, a file or address '
@@ -52,23 +52,23 @@ def main(argv):
   for flag, example in ((_CHECKPOINT, 'runs/digits'), (_FORMAT, 'onnx'),
                         (_OUT, 'digits.onnx')):
     if flag.value is None:
-      raise checks.UserError(f'--{flag.name} is required, such as '
+      raise errors.UserError(f'--{flag.name} is required, such as '
                              f'--{flag.name}={example}')
   from mixer import pretrained
-  from mixer.pretrained import exported
+  from mixer.pretrained import export
   options = dict(format=_FORMAT.value, layout=_LAYOUT.value,
                  preprocess=_PREPROCESS.value, input_size=_input_size())
-  exported.check(_OUT.value, **options)
+  export.check(_OUT.value, **options)
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
   model = network.card['model']
   height, width = network.image_size
   print(f'{network.name}: {network.title}, for {height}x{width} images, '
         f'{model["num_classes"] or "no"} classes')
-  out = exported.export(network, _OUT.value, **options)
+  out = export.export(network, _OUT.value, **options)
   print(f'{_OUT.value}: {_FORMAT.value}, {out["bytes"] / 2**20:,.1f} MiB; '
         'read back, ' + (
             f'it differs by at most {out["difference"]:.1e}'
-            if _FORMAT.value in exported.PROGRAMS else 'every bit is the same'))
+            if _FORMAT.value in export.PROGRAMS else 'every bit is the same'))
   print(f'{_OUT.value}.json: its card')
   if _LAYOUT.value == 'timm':
     print('made for pixels in [-1, 1]: mean and std are 0.5 in timm')
@@ -84,7 +84,7 @@ def _input_size():
     return None
   match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', _INPUT_SIZE.value)
   if not match:
-    raise checks.UserError(f'--input_size: {_INPUT_SIZE.value!r}: expected '
+    raise errors.UserError(f'--input_size: {_INPUT_SIZE.value!r}: expected '
                            'HEIGHTxWIDTH in pixels, such as 480x640')
   return int(match[1]), int(match[2])
 

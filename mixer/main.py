@@ -18,8 +18,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from mixer.core import checks
 from mixer.core import command
+from mixer.core import errors
 from mixer.core import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,13 +33,14 @@ _WORKDIR = flags.DEFINE_string(
 def main(argv):
   del argv
   if _CONFIG.value is None:
-    raise checks.UserError('--config is required, such as '
+    raise errors.UserError('--config is required, such as '
                            '--config=configs/digits.py')
   command.one_length(_CONFIG.value.run)
-  from mixer.training import run  # after the flags: a typo is told at once
+  from mixer.training import assembly  # after the flags: a typo is told at once
+  from mixer.training import run
   workdir = _WORKDIR.value or os.path.join(
       'runs', command.config_name())
-  settings = run.check(_CONFIG.value)
+  settings = assembly.check(_CONFIG.value)
   command.join(heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
                stoppable=True)
   run.keep_compiled(workdir)

@@ -21,8 +21,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixer.core import accelerators
-from mixer.core import checks
 from mixer.core import command
+from mixer.core import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file in configs/, and after a colon its argument; '
@@ -45,7 +45,7 @@ _JSON = flags.DEFINE_string('json', None, 'File for the plan.')
 def main(argv):
   del argv
   if _CONFIG.value is None:
-    raise checks.UserError('--config is required, such as '
+    raise errors.UserError('--config is required, such as '
                            '--config=configs/mixer_b16.py')
   command.one_length(_CONFIG.value.run)
   import jax

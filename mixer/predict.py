@@ -14,8 +14,8 @@ import sys
 
 from absl import flags
 
-from mixer.core import checks
 from mixer.core import command
+from mixer.core import errors
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The network; see above.')
 _BEST = flags.DEFINE_bool('best', False, "Of a workdir, the best checkpoint "
@@ -30,10 +30,10 @@ _BATCH = flags.DEFINE_integer('batch_size', 32, 'Images at a time.', 1)
 
 def main(argv):
   if _CHECKPOINT.value is None:
-    raise checks.UserError('--checkpoint is required, such as '
+    raise errors.UserError('--checkpoint is required, such as '
                            '--checkpoint=runs/digits')
   if len(argv) < 2:
-    raise checks.UserError('expected image files or folders after the flags')
+    raise errors.UserError('expected image files or folders after the flags')
   from mixer.evaluation import prediction
   paths = prediction.expand(argv[1:])
   network, names, found = _found(paths)
@@ -43,7 +43,7 @@ def main(argv):
   bad = [row for row in rows if 'error' in row]
   if bad:
     listed = ', '.join(f'{row["path"]} ({row["error"]})' for row in bad[:10])
-    raise checks.RunError(
+    raise errors.RunError(
         f'{len(bad)} of {len(rows)} files could not be read: {listed}'
         f'{" and more" if len(bad) > 10 else ""}')
 
@@ -51,14 +51,15 @@ def main(argv):
 def _found(paths):
   """(the network, its class names, iterator of (path, probabilities))."""
   import jax
+
   from mixer import pretrained
-  from mixer.data import augment
   from mixer.evaluation import classification
   from mixer.evaluation import prediction
+  from mixer.images import augment
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
   model, card = network.model, network.card
   if not model.num_classes:
-    raise checks.UserError(f'--checkpoint: {network.name!r} has no head, so no '
+    raise errors.UserError(f'--checkpoint: {network.name!r} has no head, so no '
                            'classes; fine-tune it first')
   params = jax.device_put(network.params)
 

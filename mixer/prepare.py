@@ -18,7 +18,7 @@ others upright as RGB. tars is ImageNet-21k as it is handed out, nXXXXXXXX.tar a
 synset, in TARS, TARS/winter21_whole or TARS/fall11_whole. Its labels are places
 in the list of the 21,841 synsets of fall 2011 by WordNet id, whichever tars are
 there; the released checkpoints' heads have two columns more (see
-mixer/data/imagenet21k.py). All is in the split 'train', in the order of a hash,
+mixer/preparation/imagenet21k.py). All is in the split 'train', in the order of a hash,
 so that train[:51200] is a random sample to hold out.
 
 convert turns TFRecord into ArrayRecord, which can be read in any order.
@@ -40,8 +40,8 @@ from absl import flags
 from rich import console as consoles
 from rich import table as tables
 
-from mixer.core import checks
 from mixer.core import command
+from mixer.core import errors
 
 _SOURCE = flags.DEFINE_string(
     'source', None, 'build: folder:PATH, manifest:PATH or tars:DIR; dedup: the '
@@ -93,30 +93,30 @@ _TAKES = {   # what each mode must be given, and may be
 def main(argv, beam_options):
   modes = argv[1:]
   if len(modes) != 1 or modes[0] not in _TAKES:
-    raise checks.UserError(f'expected one mode, {", ".join(_TAKES)}, got '
+    raise errors.UserError(f'expected one mode, {", ".join(_TAKES)}, got '
                            f'{" ".join(modes) or "none"}')
   mode, = modes
   required, known = _TAKES[mode]
   ours = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
   for flag in ours:
     if flag.present and flag.name not in known:
-      raise checks.UserError(f'--{flag.name} is not for {mode}; it takes '
+      raise errors.UserError(f'--{flag.name} is not for {mode}; it takes '
                              + ', '.join(f'--{name}' for name in known))
   for name in required:
     if not flags.FLAGS[name].value:
-      raise checks.UserError(f'{mode} needs --{name}; see --help')
+      raise errors.UserError(f'{mode} needs --{name}; see --help')
   if beam_options and 'runner' not in known:
-    raise checks.UserError(f'{mode} runs without Beam: nothing may follow --, '
+    raise errors.UserError(f'{mode} runs without Beam: nothing may follow --, '
                            f'got {" ".join(beam_options)}')
   modes = dict(build=_build, convert=_convert, dedup=_dedup)
   try:
     modes[mode](beam_options)
-  except checks.UserError as e:   # of code that reads a config's data section
-    raise checks.UserError(str(e).replace('data.name', '--source')) from e
+  except errors.UserError as e:   # of code that reads a config's data section
+    raise errors.UserError(str(e).replace('data.name', '--source')) from e
 
 
 def _build(beam_options):
-  from mixer.data import build
+  from mixer.preparation import build
   name = _NAME.value
   if name is None and _SOURCE.value.startswith('tars:'):
     name = 'imagenet21k'
@@ -135,7 +135,7 @@ def _build(beam_options):
 
 def _convert(beam_options):
   del beam_options
-  from mixer.data import convert
+  from mixer.preparation import convert
   path, shards = convert.convert(
       _NAME.value, data_dir=_DATA_DIR.value, out=_OUT.value,
       workers=_WORKERS.value)
@@ -145,7 +145,7 @@ def _convert(beam_options):
 
 
 def _dedup(beam_options):
-  from mixer.data import dedup
+  from mixer.preparation import dedup
   _check_name(_NAME.value)
   report, table, removed = dedup.dedup(
       _SOURCE.value, data_dir=_DATA_DIR.value, split=_SPLIT.value,
@@ -163,7 +163,7 @@ def _dedup(beam_options):
 
 def _check_name(name):
   if not re.fullmatch('[a-z][a-z0-9_]*', name or ''):
-    raise checks.UserError('--name: expected small letters, digits and _, such '
+    raise errors.UserError('--name: expected small letters, digits and _, such '
                            f'as my_set, got {name or "none"}')
 
 

@@ -30,8 +30,8 @@ from absl import flags
 from ml_collections import config_flags
 from rich import console as consoles
 
-from mixer.core import checks
 from mixer.core import command
+from mixer.core import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file in configs/, and after a colon its argument; '
@@ -54,11 +54,11 @@ _STEPS = flags.DEFINE_integer('tuning_steps', 150, 'Of left_out and sizes: of '
 
 def main(argv):
   if len(argv) != 2 or argv[1] not in EXPERIMENTS:
-    raise checks.UserError(
+    raise errors.UserError(
         f'expected one experiment, {" or ".join(EXPERIMENTS)}, got '
         f'{" ".join(argv[1:]) or "none"}')
   if _CONFIG.value is None:
-    raise checks.UserError('--config is required, such as '
+    raise errors.UserError('--config is required, such as '
                            '--config=configs/finetune.py:b16,cifar10')
   command.one_length(_CONFIG.value.run)
   EXPERIMENTS[argv[1]](_CONFIG.value, _WORKDIR.value or os.path.join(
@@ -67,9 +67,10 @@ def main(argv):
 
 def _sweep(config, workdir):
   import jax
-  from mixer.analysis import sweep
+
+  from mixer.experiments import sweep
   if 'sweep' not in config:
-    raise checks.UserError('config: it has no section `sweep`, which says how '
+    raise errors.UserError('config: it has no section `sweep`, which says how '
                            'to choose; configs/finetune.py has')
   # Most of what a run compiles, the next one needs too, and so does the same
   # command started again.
@@ -83,26 +84,26 @@ def _sweep(config, workdir):
 
 
 def _left_out(config, workdir):
-  from mixer.analysis import transfer
-  found = transfer.left_out(config, workdir, classes=_CLASSES.value,
+  from mixer.experiments import left_out
+  found = left_out.left_out(config, workdir, classes=_CLASSES.value,
                             examples=_EXAMPLES.value,
                             tuning_steps=_STEPS.value)
-  _show(workdir, found, *transfer.left_out_table(found))
+  _show(workdir, found, *left_out.left_out_table(found))
 
 
 def _sizes(config, workdir):
-  from mixer.analysis import transfer
+  from mixer.experiments import left_out
   if not _SIZES.value or not all(x.isdigit() for x in _SIZES.value):
-    raise checks.UserError('--sizes: expected image sizes in pixels, such as '
+    raise errors.UserError('--sizes: expected image sizes in pixels, such as '
                            f'--sizes=20,48, got {",".join(_SIZES.value)!r}')
-  found = transfer.sizes(
+  found = left_out.sizes(
       config, workdir, image_sizes=[int(x) for x in _SIZES.value],
       methods=_METHODS.value, tuning_steps=_STEPS.value)
-  _show(workdir, found, transfer.sizes_table(found))
+  _show(workdir, found, left_out.sizes_table(found))
 
 
 def _show(workdir, found, *tables):
-  from mixer.training import workdir as workdirs
+  from mixer.core import workdir as workdirs
   path = os.path.join(workdir, 'result.json')
   workdirs.write_json(path, found)
   for table in tables:

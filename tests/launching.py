@@ -1,5 +1,6 @@
 """Helpers for tests of the launch scripts: copies, fake tools, processes."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import os
 import pathlib
 import shutil

@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import rng
-from mixer.data import augment
+from mixer.images import augment
 
 B, SIDE, CLASSES = 16, 12, 5
 SETTINGS = {
@@ -452,7 +452,7 @@ def test_eight_devices_give_what_one_does(name, mixing, steps):
     dict(erase=float('nan')), dict(cutmix=-0.1), dict(cutmix=float('inf'))))
 def test_bad_arguments_are_refused_with_key_and_value(settings):
   key, value = list(settings.items())[-1]
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     augment.make(**settings)
   for part in ('augment', key.split('_')[-1], str(value)):
     assert part in str(error.value)
@@ -462,7 +462,7 @@ def test_bad_arguments_are_refused_with_key_and_value(settings):
     (dict(erase=25.0), 'from 0 to 1'), (dict(cutmix=-1.0), '>= 0')))
 def test_an_error_names_the_key_and_its_range(settings, range_):
   (key, value), = settings.items()
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     augment.make(**settings)
   for part in (f'augment.{key}: ', range_, str(value)):
     assert part in str(error.value)

@@ -21,12 +21,12 @@ import pytest
 from sklearn import datasets
 
 from configs import cifar10
-from mixer.core import checks
-from mixer.data import images
+from mixer.core import errors
+from mixer.core import workdir as workdirs
 from mixer.data import order
 from mixer.data import pipeline
+from mixer.images import decode_pillow
 from mixer.training import run
-from mixer.training import workdir as workdirs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLASSES = ('Ähre', 'big cat', 'c')
@@ -241,7 +241,7 @@ def test_odd_files_are_seen_as_they_are_meant(tmp_path, on_device):
   assert not data.vetting.bad
   for record, image in enumerate(seen):
     file = pathlib.Path(data.source.name_of(record))
-    expected = images.pixels(file.read_bytes())
+    expected = decode_pillow.pixels(file.read_bytes())
     if file.name in ('progressive.jpg', 'two pictures.jpg', 'trailing.jpg'):
       assert np.abs(image.astype(int) - expected).mean() < 2
     else:
@@ -377,7 +377,7 @@ def test_as_many_as_are_allowed_may_be_broken(folder, on_device):
   settings = dict(on_device=on_device, crop='resize', image_size=8, key='data')
   train(opened(folder.name, max_bad_fraction=17.5 / 91, **settings), last=7)
   train(opened(folder.name, max_bad_fraction=None, **settings), last=7)
-  with pytest.raises(checks.RunError) as error:
+  with pytest.raises(errors.RunError) as error:
     train(opened(folder.name, max_bad_fraction=16.5 / 91, **settings), last=7)
   text = str(error.value)
   assert text.startswith('data.max_bad_fraction: 17 images')
@@ -386,7 +386,7 @@ def test_as_many_as_are_allowed_may_be_broken(folder, on_device):
   assert any(why in text for why in ('(the file is empty)', '(not an image)',
                                      '(No such file or directory)'))
   assert '\n' not in text
-  with pytest.raises(checks.RunError, match='0 of the split may be'):
+  with pytest.raises(errors.RunError, match='0 of the split may be'):
     train(opened(folder.name, max_bad_fraction=.0, **settings), last=7)
 
 
@@ -458,7 +458,7 @@ def test_a_split_of_nothing_but_broken_files_is_found_before_training(
   name = f'folder:{tmp_path}'
   settings = dict(crop='resize', max_bad_fraction=None, on_device=on_device)
   opened(name, **settings).preflight()
-  with pytest.raises(checks.RunError, match='validation.*(empty)') as error:
+  with pytest.raises(errors.RunError, match='validation.*(empty)') as error:
     opened(name, 'validation', **settings).preflight()
   assert '\n' not in str(error.value) and '.jpg' in str(error.value)
 
@@ -469,23 +469,23 @@ def test_a_split_of_nothing_but_broken_files_is_found_before_training(
 def test_bad_images_found_at_once_are_all_noted(tmp_path):
   """By several threads, of training and of evaluation: each once, none lost,
   and after a restart as well."""
-  def note(report, thread, errors):
+  def note(report, thread, raised):
     for i in range(30):
       try:
         report(dict(section='data', image=f'{thread} {i}', reason='x'))
         report(dict(section='data', image=f'every {i}', reason='x'))
       except Exception as e:
-        errors.append(e)
+        raised.append(e)
 
   for _ in range(2):
-    report, errors = workdirs.BadImages(str(tmp_path)), []
-    threads = [threading.Thread(target=note, args=(report, t, errors))
+    report, raised = workdirs.BadImages(str(tmp_path)), []
+    threads = [threading.Thread(target=note, args=(report, t, raised))
                for t in range(4)]
     for thread in threads:
       thread.start()
     for thread in threads:
       thread.join()
-    assert errors == []
+    assert raised == []
     lines = (tmp_path / 'bad_images.jsonl').read_text().splitlines()
     assert collections.Counter(json.loads(line)['image'] for line in lines) == (
         {f'{t} {i}': 1 for t in (*range(4), 'every') for i in range(30)})
@@ -495,7 +495,7 @@ def test_what_the_message_recommends_is_allowed(tmp_path):
   """A run that met too many broken images goes on when more are allowed."""
   workdirs.agree(tmp_path, dict(data=dict(name='a', max_bad_fraction=.001)))
   workdirs.agree(tmp_path, dict(data=dict(name='a', max_bad_fraction=.1)))
-  with pytest.raises(checks.UserError, match='data.name'):
+  with pytest.raises(errors.UserError, match='data.name'):
     workdirs.agree(tmp_path, dict(data=dict(name='b', max_bad_fraction=.1)))
 
 
@@ -655,7 +655,7 @@ def test_a_split_whose_first_images_are_broken_stops_before_the_first_step(
   config.data.update(name=f'folder:{tmp_path}', on_device=False)
   config.evals.test.split = 'validation'
   config.run.update(batch_size=BATCH, total_steps=1, total_epochs=None)
-  with pytest.raises(checks.RunError) as error:
+  with pytest.raises(errors.RunError) as error:
     run.train(config, str(tmp_path / 'run'))
   assert 'none of the first 8' in str(error.value)
   assert '.jpg (not an image)' in str(error.value)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from mixer.core import checkpoint
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import trees
+from mixer.core import workdir
+from mixer.models.mixer import MlpMixer
+from mixer.training import metrics_file
 from mixer.training import sharding
-from mixer.training import workdir as workdirs
-from mixer.training import writer as writers
 
 
 def state(step):
@@ -84,7 +85,7 @@ def test_a_flipped_bit_is_noticed_and_the_one_before_taken(tmp_path, caplog):
     params, _, meta = restore(tmp_path)
   assert meta['step'] == 3 and same(params, state(3)[0])
   assert '7 cannot be used' in caplog.text
-  with pytest.raises(checks.UserError, match='damaged|cannot be read'):
+  with pytest.raises(errors.UserError, match='damaged|cannot be read'):
     checkpoint.load_params(str(tmp_path / '7'))
 
 
@@ -109,7 +110,7 @@ def test_a_truncated_file_likewise_and_never_from_scratch(tmp_path):
     open(file, 'wb').write(data[:len(data) // 2])
     if step == 7:
       assert restore(tmp_path)[2]['step'] == 3
-  with pytest.raises(checks.RunError, match=r'none of the checkpoints \[3, 7\]'):
+  with pytest.raises(errors.RunError, match=r'none of the checkpoints \[3, 7\]'):
     restore(tmp_path)
 
 
@@ -120,7 +121,7 @@ def test_nothing_saved_is_none(tmp_path):
 def test_the_digest_is_the_same_on_any_mesh():
   params, _ = state(5)
   plan = sharding.plan(strategy='fsdp')
-  spread = jax.device_put(params, plan.state(params))
+  spread = jax.device_put(params, plan.state(params, MlpMixer.SHARDING_RULES))
   assert spread['layer']['kernel'].addressable_shards[0].data.shape != (128, 64)
   digest = np.asarray(trees.digest(params))
   np.testing.assert_array_equal(digest, trees.digest(spread))
@@ -134,7 +135,7 @@ def test_a_sharded_state_is_restored_on_other_devices(tmp_path):
   checkpoints = checkpoint.Checkpoints(tmp_path)
   wanted = [jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), t,
-      four.state(t)) for t in state(0)]
+      four.state(t, MlpMixer.SHARDING_RULES)) for t in state(0)]
   params, _, _ = checkpoints.restore(*wanted)
   checkpoints.close()
   kernel = params['layer']['kernel']
@@ -148,43 +149,43 @@ def load(path, best=False):
 
 def test_a_checkpoint_is_found_by_its_workdir_or_its_own_path(tmp_path):
   save(tmp_path / 'checkpoints', [2, 10], {2: 0.9, 10: 0.1}, best='acc')
-  workdirs.agree(str(tmp_path), {'checkpoint': {'best': 'acc'}})
+  workdir.agree(str(tmp_path), {'checkpoint': {'best': 'acc'}})
   assert same(load(tmp_path), state(10)[0])
   assert same(load(tmp_path, best=True), state(2)[0])
   assert same(load(tmp_path / 'checkpoints' / '2'), state(2)[0])
 
 
 def test_errors_of_finding_name_the_path(tmp_path):
-  with pytest.raises(checks.UserError, match='nowhere'):
+  with pytest.raises(errors.UserError, match='nowhere'):
     load(tmp_path / 'nowhere')
   save(tmp_path / 'run' / 'checkpoints', [1])
-  with pytest.raises(checks.UserError, match='kept no best'):
+  with pytest.raises(errors.UserError, match='kept no best'):
     load(tmp_path / 'run', best=True)
   os.makedirs(tmp_path / 'checkpoints')
-  with pytest.raises(checks.UserError, match='no checkpoint yet'):
+  with pytest.raises(errors.UserError, match='no checkpoint yet'):
     load(tmp_path)
 
 
 def test_a_workdir_serves_one_run_at_a_time(tmp_path):
-  with workdirs.claimed(str(tmp_path)):
-    with pytest.raises(checks.UserError, match='in use by another run'):
-      with workdirs.claimed(str(tmp_path)):
+  with workdir.claimed(str(tmp_path)):
+    with pytest.raises(errors.UserError, match='in use by another run'):
+      with workdir.claimed(str(tmp_path)):
         pass
-  with workdirs.claimed(str(tmp_path)):
+  with workdir.claimed(str(tmp_path)):
     pass
 
 
 def test_a_workdir_refuses_another_config_but_not_where_the_data_lie(tmp_path):
   old = {'run': {'seed': 1, 'log_every': 5}, 'data': {'dir': '/a'}}
-  workdirs.agree(str(tmp_path), old)
-  workdirs.agree(str(tmp_path), {'run': {'seed': 1, 'log_every': 9},
+  workdir.agree(str(tmp_path), old)
+  workdir.agree(str(tmp_path), {'run': {'seed': 1, 'log_every': 9},
                                  'data': {'dir': '/b'}, 'evals': {'x': {}}})
-  with pytest.raises(checks.UserError, match='run.seed was 1, is 2'):
-    workdirs.agree(str(tmp_path), {'run': {'seed': 2}, 'data': {}})
+  with pytest.raises(errors.UserError, match='run.seed was 1, is 2'):
+    workdir.agree(str(tmp_path), {'run': {'seed': 2}, 'data': {}})
 
 
 def test_metrics_hold_each_step_once_after_a_resume(tmp_path):
-  first = writers.Writer(str(tmp_path), resumed_at=0)
+  first = metrics_file.Writer(str(tmp_path), resumed_at=0)
   for step in (10, 20, 30):
     first.write(step, {'train/loss': 1.0 / step,
                        'train/device_seconds': 2.0 * step})
@@ -192,11 +193,11 @@ def test_metrics_hold_each_step_once_after_a_resume(tmp_path):
   first.close()
   with open(tmp_path / 'metrics.jsonl', 'a') as f:
     f.write('{"step": 40, "train/lo')   # a kill in the middle of a line
-  second = writers.Writer(str(tmp_path), resumed_at=20)
+  second = metrics_file.Writer(str(tmp_path), resumed_at=20)
   assert second.spent == 60.0   # the steps that are lost took their time too
   second.write(30, {'train/loss': float('nan')})
   second.close()
-  rows = writers.read(tmp_path)
+  rows = metrics_file.read(tmp_path)
   assert [r['step'] for r in rows] == [10, 20, 30]
   assert rows[-1] == {'step': 30, 'train/loss': 'nan'}
   json.dumps(rows, allow_nan=False)
@@ -204,16 +205,16 @@ def test_metrics_hold_each_step_once_after_a_resume(tmp_path):
 
 def test_a_bucket_gets_whole_files(tmp_path, monkeypatch):
   """A path that cannot be appended to holds the same lines in the end."""
-  monkeypatch.setattr(writers.files, 'is_remote', lambda path: True)
-  writer = writers.Writer(str(tmp_path), resumed_at=0)
+  monkeypatch.setattr(metrics_file.files, 'is_remote', lambda path: True)
+  writer = metrics_file.Writer(str(tmp_path), resumed_at=0)
   writer.write(1, {'train/loss': 1.0})
   writer.write(2, {'train/loss': 0.5})
-  assert writers.read(tmp_path) == []
+  assert metrics_file.read(tmp_path) == []
   writer.flush()
-  assert [r['step'] for r in writers.read(tmp_path)] == [1, 2]
+  assert [r['step'] for r in metrics_file.read(tmp_path)] == [1, 2]
   writer.close()
-  writers.Writer(str(tmp_path), resumed_at=1).close()
-  assert [r['step'] for r in writers.read(tmp_path)] == [1]
+  metrics_file.Writer(str(tmp_path), resumed_at=1).close()
+  assert [r['step'] for r in metrics_file.read(tmp_path)] == [1]
 
 
 @pytest.mark.parametrize('devices', (1, 2))

@@ -19,24 +19,24 @@ import pytest
 
 from configs import recipe
 from mixer import models
-from mixer.analysis import sweep
 from mixer.core import checkpoint
 from mixer.core import trees
-from mixer.data import augment
 from mixer.data import pipeline
 from mixer.data import sources
 from mixer.data import splits
+from mixer.evaluation import suite
+from mixer.experiments import sweep
+from mixer.images import augment
 from mixer.models import cost
 from mixer.models.mixer import MlpMixer
-from mixer.pretrained import initial as start
-from mixer.training import evaluations as suite
+from mixer.training import assembly
 from mixer.training import losses
-from mixer.training import optimizer as optimizers
-from mixer.training import run as assembly
-from mixer.training import schedule as schedules
-from mixer.training.settings import Settings
+from mixer.training import optimizers
+from mixer.training import schedules
 from mixer.training import sharding
+from mixer.training import start
 from mixer.training import step as steps
+from mixer.training.settings import Settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py')
@@ -304,7 +304,7 @@ def test_recipe_adam_has_the_settings_of_section_3(name, dataset):
 @pytest.mark.parametrize('name', SCALES)
 def test_recipe_sgd_differs_in_optimizer_and_schedule_only(name, dataset):
   """The default recipe is sgd, and the default data set is ImageNet."""
-  flat = lambda c: {k: v for k, v in trees.flatten(c.to_dict()).items()}
+  flat = lambda c: dict(trees.flatten(c.to_dict()))
   sgd, adam = (flat(load(name, f'{dataset},{r}')) for r in RECIPES)
   differ = {k for k in sgd if sgd[k] != adam[k]}
   assert differ == {

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.evaluation import confusion
 
 NAMES = ('cat', 'dog', 'cow', 'emu')
@@ -97,7 +97,7 @@ def test_tables_of_many_classes_are_those_of_the_matrix():
 
 
 def test_a_class_without_a_name():
-  with pytest.raises(checks.UserError, match='class 3 has none, there are 3'):
+  with pytest.raises(errors.UserError, match='class 3 has none, there are 3'):
     confusion.confused_pairs(LABELS, PREDICTIONS, names=NAMES[:3])
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 import pytest
 from sklearn import datasets
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.data import listing
 from mixer.data import pipeline
-from mixer.data import prepared
+from mixer.data import shards
 from mixer.data import sources
 from mixer.data import splits
 
@@ -98,7 +98,7 @@ def test_complementary_splits_partition_the_records(first, second, count):
     ('train[60:40]', ('data.split', "'train[60:40]'", 'no examples')),
 ))
 def test_bad_splits_name_key_value_and_choices(spec, expected):
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     records(spec)
   for part in expected:
     assert part in str(error.value)
@@ -239,7 +239,7 @@ def test_fingerprint_follows_the_data(tmp_path):
         'names', 'pickled'))
 def test_bad_npz_is_one_line_with_the_file(tmp_path, arrays, expected):
   name = save_npz(tmp_path / 'a.npz', **arrays)
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     sources.open_source(name)
   for part in (*expected, 'a.npz'):
     assert part in str(error.value)
@@ -254,12 +254,12 @@ def test_what_is_no_npz_is_one_line_with_the_file(tmp_path, content):
       np.save(f, pixels(4))
   elif content is not None:
     path.write_bytes(content)
-  with pytest.raises(checks.UserError, match='cannot read .*a.npz'):
+  with pytest.raises(errors.UserError, match='cannot read .*a.npz'):
     sources.open_source(f'arrays:{path}')
 
 
 def test_unknown_kind_of_source():
-  with pytest.raises(checks.UserError, match='data.name.*array:x.*arrays:PATH'):
+  with pytest.raises(errors.UserError, match='data.name.*array:x.*arrays:PATH'):
     sources.open_source('array:x')
 
 
@@ -391,11 +391,11 @@ def test_no_file_of_tfrecord_stays_open(photos):
 
 def test_a_label_outside_the_classes_is_named(photos, monkeypatch):
   """At its batch: TFDS has no index of labels."""
-  original = prepared.Parser
-  monkeypatch.setattr(prepared, 'Parser', lambda **k: original(
+  original = shards.Parser
+  monkeypatch.setattr(shards, 'Parser', lambda **k: original(
       **dict(k, num_classes=1)))
   source = sources.open_source('photos', data_dir=photos[0])
-  with pytest.raises(checks.RunError,
+  with pytest.raises(errors.RunError,
                      match=r'photos-train.* record .* labels .*from 0 to 0'):
     source.read(np.arange(SMALL))
 
@@ -434,7 +434,7 @@ def damaged(photos, tmp_path):
 
 def test_truncated_shard_is_named_when_opened(damaged):
   data_dir, name = damaged
-  with pytest.raises(checks.UserError, match=f'{name}.*is damaged') as error:
+  with pytest.raises(errors.UserError, match=f'{name}.*is damaged') as error:
     sources.open_source('photos', data_dir=data_dir)
   whole, listed = re.search(
       r'(\d+) whole records of the (\d+)', str(error.value)).groups()
@@ -446,7 +446,7 @@ def test_missing_shard_is_named_when_opened(photos, tmp_path):
   shutil.copytree(f'{photos[0]}/photos', copy / 'photos')
   shard, = copy.glob('photos/*/photos-train.tfrecord-00001-of-00003')
   shard.unlink()
-  with pytest.raises(checks.UserError, match=shard.name):
+  with pytest.raises(errors.UserError, match=shard.name):
     sources.open_source('photos', data_dir=str(copy))
 
 
@@ -455,7 +455,7 @@ def test_missing_shard_is_named_when_opened(photos, tmp_path):
 def test_missing_set_says_how_to_get_it(name, tmp_path):
   """At once, without asking the network."""
   began = time.monotonic()
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     sources.open_source(name, data_dir=str(tmp_path))
   assert time.monotonic() - began < 10
   for part in ('data.name', repr(name), repr(str(tmp_path)),
@@ -485,7 +485,7 @@ def test_set_without_images_is_refused(photos):
 
   Words(data_dir=data_dir).download_and_prepare(
       download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-  with pytest.raises(checks.UserError, match=r"words.*\['text'\].*'image'"):
+  with pytest.raises(errors.UserError, match=r"words.*\['text'\].*'image'"):
     sources.open_source('words', data_dir=data_dir)
 
 
@@ -613,7 +613,7 @@ def test_inception_crop_depends_on_seed_epoch_and_record_only(photos):
 def test_inception_crop_is_a_crop(photos):
   """An image whose pixels tell their place: the window has at least the area
   asked for and an aspect of 3/4 to 4/3, and windows differ."""
-  from mixer.data import decode
+  from mixer.images import decode_tf
   side, size = 200, 16
   y, x = np.mgrid[:side, :side].astype(np.uint8)
   file = encode(np.stack([y, x, np.zeros_like(x)], -1), 'PNG')
@@ -621,7 +621,7 @@ def test_inception_crop_is_a_crop(photos):
   load = lambda number, lo, hi: ([file] * (hi - lo), keys[lo:hi], ())
 
   for min_area in (.05, .6):
-    (images, _), = decode.batches(
+    (images, _), = decode_tf.batches(
         load, (), first=0, last=1, batch_size=64,
         image_size=(size, size), channels=3, crop='inception',
         interpolation='bilinear', min_area=min_area)
@@ -638,15 +638,15 @@ def test_inception_crop_is_a_crop(photos):
 
 def test_evaluation_crops(photos):
   """'resmall' is the middle 7/8 of the shorter side, 'resize' all of it."""
-  from mixer.data import decode
+  from mixer.images import decode_tf
   y, x = np.mgrid[:160, :240].astype(np.uint8)
   file = encode(np.stack([y, x, np.zeros_like(x)], -1), 'PNG')
   load = lambda number, lo, hi: ([file], np.zeros((1, 2), np.int32), ())
 
   def cut(crop):
-    (images, _), = decode.batches(
+    (images, _), = decode_tf.batches(
         load, (), first=0, last=1, batch_size=1, image_size=(56, 56),
-        channels=3, crop=crop, interpolation=decode.CROPS[crop])
+        channels=3, crop=crop, interpolation=decode_tf.CROPS[crop])
     return images[0].astype(float)
 
   small = cut('resmall')
@@ -757,7 +757,7 @@ def test_fingerprint_tells_what_would_change_the_order():
 def test_bad_settings_are_refused_when_opened(settings, expected):
   """Not at the first batch, and though the digits need no host crop."""
   settings = dict(dict(name='digits', split='train', image_size=8), **settings)
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     pipeline.open_data(**settings)
   for part in expected:
     assert part in str(error.value)
@@ -773,9 +773,9 @@ def test_ahead_passes_errors_on():
   def work():
     yield 1
     yield 2
-    raise checks.RunError('no more')
+    raise errors.RunError('no more')
   items = []
-  with pytest.raises(checks.RunError, match='no more'):
+  with pytest.raises(errors.RunError, match='no more'):
     for item in pipeline.ahead(work()):
       items.append(item)
   assert items == [1, 2]

@@ -15,11 +15,11 @@ from sklearn import datasets
 from mixer import export as command
 from mixer import models
 from mixer import pretrained
-from mixer.core import checks
 from mixer.core import command as commands
+from mixer.core import errors
 from mixer.core import trees
-from mixer.data import views
-from mixer.pretrained import exported
+from mixer.images import eval_crops
+from mixer.pretrained import export
 from mixer.pretrained import formats
 from mixer.pretrained import network as networks
 
@@ -84,8 +84,8 @@ def load(path):
   return lambda images: np.asarray(made.call(images))
 
 
-def export(network, path, format, **options):
-  out = exported.export(network, str(path), format=format, **options)
+def exported_file(network, path, format, **options):
+  out = export.export(network, str(path), format=format, **options)
   assert out['bytes'] == os.path.getsize(path)
   assert sorted(os.listdir(path.parent)) == [path.name, path.name + '.json']
   return out['difference']
@@ -113,7 +113,7 @@ def test_weights(tmp_path, format, layout):
   """Bit by bit, and the card makes the same network of them."""
   network = make((16, 48), approximate_gelu=False, loss='sigmoid')
   path = tmp_path / f'w.{format}'
-  assert export(network, path, format, layout=layout) == 0
+  assert exported_file(network, path, format, layout=layout) == 0
   again = pretrained.open_network(str(path))
   assert again.card == json.loads(json.dumps(network.card))
   assert again.card['class_names'] == list(CLASSES)
@@ -124,7 +124,7 @@ def test_weights(tmp_path, format, layout):
   assert np.array_equal(logits(network, x), logits(again, x))
 
 
-@pytest.mark.parametrize('format', exported.PROGRAMS)
+@pytest.mark.parametrize('format', export.PROGRAMS)
 @pytest.mark.parametrize('options', (
     dict(), dict(size=(16, 24), in_channels=1, approximate_gelu=False),
     dict(num_classes=0)))
@@ -132,7 +132,7 @@ def test_programs(tmp_path, format, options):
   """Logits, of any number of images."""
   network = make(**options)
   path = tmp_path / f'p.{format}'
-  assert export(network, path, format) < 1e-5
+  assert exported_file(network, path, format) < 1e-5
   program = load(str(path))
   shape = 5, *network.image_size, network.model.in_channels
   x = np.random.default_rng(0).uniform(-1, 1, shape).astype('f4')
@@ -148,12 +148,12 @@ def test_programs(tmp_path, format, options):
       json.dumps(network.card))
 
 
-@pytest.mark.parametrize('format', exported.PROGRAMS)
+@pytest.mark.parametrize('format', export.PROGRAMS)
 @pytest.mark.parametrize('loss', ('softmax', 'sigmoid'))
 def test_programs_of_bytes(tmp_path, format, loss):
   network = make(loss=loss, num_blocks=1)
   path = tmp_path / f'p.{format}'
-  export(network, path, format, preprocess=True)
+  exported_file(network, path, format, preprocess=True)
   program = load(str(path))
   images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
   got = program(images)
@@ -176,9 +176,9 @@ def test_programs_of_photos(tmp_path, format, crop, interpolation):
                  num_blocks=1)
   path = tmp_path / f'p.{format}'
   size = PHOTO.shape[:2]
-  export(network, path, format, preprocess=True, input_size=size)
+  exported_file(network, path, format, preprocess=True, input_size=size)
   photos = np.stack([PHOTO, PHOTO[:, ::-1], PHOTO[::-1]])
-  shown = np.stack([views.view(
+  shown = np.stack([eval_crops.view(
       photo, size=(32, 40), crop=crop, interpolation=interpolation)
                     for photo in photos])
   got = load(str(path))(photos)
@@ -190,46 +190,46 @@ def test_programs_of_photos(tmp_path, format, crop, interpolation):
 
 def test_crops_are_whole_levels():
   """Of a photo, as it is shown, but for a few last bits."""
-  for interpolation in views.INTERPOLATIONS:
+  for interpolation in eval_crops.INTERPOLATIONS:
     network = make((48, 40), interpolation=interpolation)
-    maps = exported._maps(network, PHOTO.shape[:2])
-    got = np.asarray(exported._shown(PHOTO[None].astype(np.float32), *maps)[0])
-    wanted = views.view(PHOTO, size=(48, 40), crop='resmall',
+    maps = export._maps(network, PHOTO.shape[:2])
+    got = np.asarray(export._shown(PHOTO[None].astype(np.float32), *maps)[0])
+    wanted = eval_crops.view(PHOTO, size=(48, 40), crop='resmall',
                         interpolation=interpolation)
     assert np.abs(got - wanted).max() <= 1
     assert np.mean(got != wanted) < .01
 
 
-@pytest.mark.parametrize('format', exported.SUFFIXES)
+@pytest.mark.parametrize('format', export.SUFFIXES)
 def test_a_wrong_file_is_noticed(tmp_path, monkeypatch, format):
   """One parameter differs in what is written: no file is left, nor is one that
   was there replaced."""
   network = make()
   other = network.params['MixerBlock_1']['channel_mixing']['Dense_0']['bias']
   wrong = jax.tree.map(lambda x: x + .02 if x is other else x, network.params)
-  path = tmp_path / f'w{exported.SUFFIXES[format]}'
+  path = tmp_path / f'w{export.SUFFIXES[format]}'
   path.write_text('older')
-  if format in exported.PROGRAMS:
-    whole = exported.function
-    monkeypatch.setattr(exported, 'function', lambda network, **options: whole(
+  if format in export.PROGRAMS:
+    whole = export.function
+    monkeypatch.setattr(export, 'function', lambda network, **options: whole(
         networks.Network(network.model, wrong, network.card, ''), **options))
   else:
     save = formats.save
     monkeypatch.setattr(formats, 'save', lambda path, params, layout: save(
         path, wrong, layout))
-  with pytest.raises(checks.RunError, match='nothing was exported'):
-    exported.export(network, str(path), format=format)
+  with pytest.raises(errors.RunError, match='nothing was exported'):
+    export.export(network, str(path), format=format)
   assert os.listdir(tmp_path) == [path.name]
   assert path.read_text() == 'older'
 
 
 def test_a_wrong_crop_is_noticed(tmp_path, monkeypatch):
   network = make()
-  crop = exported._maps
-  monkeypatch.setattr(exported, '_maps', lambda network, size: [
+  crop = export._maps
+  monkeypatch.setattr(export, '_maps', lambda network, size: [
       np.roll(side, 1, axis=1) for side in crop(network, size)])
-  with pytest.raises(checks.RunError, match='crop'):
-    exported.export(network, str(tmp_path / 'p.stablehlo'), format='stablehlo',
+  with pytest.raises(errors.RunError, match='crop'):
+    export.export(network, str(tmp_path / 'p.stablehlo'), format='stablehlo',
                     preprocess=True, input_size=(60, 80))
   assert os.listdir(tmp_path) == []
 
@@ -237,15 +237,15 @@ def test_a_wrong_crop_is_noticed(tmp_path, monkeypatch):
 @pytest.mark.parametrize('preprocess', (False, True))
 def test_what_is_no_number_differs(preprocess):
   for network in (make(), bad_head(np.inf)):
-    with pytest.raises(checks.RunError, match='differs from .* by (inf|nan)'):
-      exported._compare(network, lambda x: np.full((len(x), 5), np.nan), 'p',
+    with pytest.raises(errors.RunError, match='differs from .* by (inf|nan)'):
+      export._compare(network, lambda x: np.full((len(x), 5), np.nan), 'p',
                         preprocess=preprocess, input_size=None)
 
 
 def test_extremes_that_are_no_number_allow_nothing():
   network = bad_head(np.nan)
-  with pytest.raises(checks.RunError, match='nothing was exported'):
-    exported._compare(network, lambda x: np.full((len(x), 5), np.nan), 'p',
+  with pytest.raises(errors.RunError, match='nothing was exported'):
+    export._compare(network, lambda x: np.full((len(x), 5), np.nan), 'p',
                       preprocess=True, input_size=(36, 36))
 
 
@@ -259,34 +259,34 @@ def bad_head(value):
 def test_a_crop_whose_pixels_stay_in_doubt(tmp_path):
   """Thirds of whole levels are near to whole ones whatever the image."""
   network = make((24, 24), crop='resize', num_blocks=1)
-  *_, low, high = exported._images(network, 4, True, (8, 8))
+  *_, low, high = export._images(network, 4, True, (8, 8))
   assert (low != high).any()
-  export(network, tmp_path / 'p.stablehlo', 'stablehlo', preprocess=True,
+  exported_file(network, tmp_path / 'p.stablehlo', 'stablehlo', preprocess=True,
          input_size=(8, 8))
 
 
 @pytest.mark.parametrize('size', ((36, 36), (72, 72), (60, 80), (33, 51)))
-@pytest.mark.parametrize('interpolation', views.INTERPOLATIONS)
+@pytest.mark.parametrize('interpolation', eval_crops.INTERPOLATIONS)
 def test_crops_are_compared_where_no_pixel_is_in_doubt(size, interpolation):
   """So the tolerance is the same as without a crop, and last bits are no
   matter."""
   network = make(interpolation=interpolation)
-  images, shown, low, high = exported._images(network, 4, True, size)
+  images, shown, low, high = export._images(network, 4, True, size)
   np.testing.assert_array_equal(low, high)
-  maps = exported._maps(network, size)
-  got = np.asarray(jax.jit(exported._shown)(images.astype('f4'), *maps))
+  maps = export._maps(network, size)
+  got = np.asarray(jax.jit(export._shown)(images.astype('f4'), *maps))
   np.testing.assert_array_equal((got - 127.5) / 127.5, shown)
 
 
 def test_too_large_for_the_format(tmp_path, monkeypatch):
-  monkeypatch.setattr(exported, '_MOST_BYTES', 1000)
-  for format in exported.PROGRAMS:
-    with pytest.raises(checks.UserError, match='as safetensors'):
-      exported.export(make(), str(tmp_path / f'p.{format}'), format=format)
+  monkeypatch.setattr(export, '_MOST_BYTES', 1000)
+  for format in export.PROGRAMS:
+    with pytest.raises(errors.UserError, match='as safetensors'):
+      export.export(make(), str(tmp_path / f'p.{format}'), format=format)
   assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize('format', exported.SUFFIXES)
+@pytest.mark.parametrize('format', export.SUFFIXES)
 def test_the_command(tmp_path, called, format):
   """What it prints is short; of ONNX, whose library prints much, as a process
   of its own."""
@@ -306,7 +306,7 @@ def test_the_command(tmp_path, called, format):
   assert first.endswith('for 32x32 images, 5 classes')
   assert second.startswith(f'{path}: {format}, 0.0 MiB; read back, ')
   assert third == f'{path}.json: its card'
-  if format in exported.PROGRAMS:
+  if format in export.PROGRAMS:
     assert 'it differs by at most' in second
     x = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype('f4')
     np.testing.assert_allclose(load(path)(x), logits(network, x), atol=1e-5)
@@ -371,7 +371,7 @@ def test_a_library_that_is_missing(tmp_path, called, monkeypatch, format,
 
 def test_a_check_that_fails_ends_in_1(tmp_path, called, monkeypatch):
   weights = saved(make(), tmp_path / 'given.npz')
-  monkeypatch.setattr(exported, 'TOLERANCE', -1)
+  monkeypatch.setattr(export, 'TOLERANCE', -1)
   code, _, err = called(f'--checkpoint={weights}', '--format=stablehlo',
                         f'--out={tmp_path}/w.stablehlo')
   assert code == 1 and 'differs from' in err

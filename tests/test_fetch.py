@@ -12,7 +12,7 @@ import pytest
 
 from mixer import models
 from mixer import pretrained
-from mixer.core import checks
+from mixer.core import errors
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
 
@@ -78,7 +78,7 @@ def cached(tmp_path):
 
 
 def refused(url):
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     fetch.local(url)
   assert url in str(error.value) and '\n' not in str(error.value)
   return str(error.value)
@@ -207,5 +207,5 @@ def test_a_network_by_its_address(server, tmp_path):
   assert np.array_equal(network.params['stem']['kernel'],
                         params['stem']['kernel'])
   server.files['/page.npz'] = b'<html>sign in</html>'
-  with pytest.raises(checks.UserError, match='page.npz'):
+  with pytest.raises(errors.UserError, match='page.npz'):
     pretrained.open_network(f'{server.address}/page.npz')

@@ -6,7 +6,7 @@ import pytest
 from sklearn import datasets
 from sklearn import linear_model
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.evaluation import fewshot
 
 K = 3
@@ -180,12 +180,12 @@ def test_digits():
 
 
 @pytest.mark.parametrize('change,error,words', [
-    (dict(shots=(0, 5)), checks.UserError, r'shots: .*above 0, got \[0, 5\]'),
-    (dict(l2=0), checks.UserError, r'l2: .*above 0, got \[0.0\]'),
-    (dict(num_classes=2), checks.UserError, 'label 2 is out of range for 2'),
-    (dict(labels=-np.ones(80, int)), checks.UserError, 'no example has a lab'),
+    (dict(shots=(0, 5)), errors.UserError, r'shots: .*above 0, got \[0, 5\]'),
+    (dict(l2=0), errors.UserError, r'l2: .*above 0, got \[0.0\]'),
+    (dict(num_classes=2), errors.UserError, 'label 2 is out of range for 2'),
+    (dict(labels=-np.ones(80, int)), errors.UserError, 'no example has a lab'),
     (dict(labels=np.zeros(79, int)), ValueError, r'\(80, 4\) and \(79,\)'),
-    (dict(poison=True), checks.RunError, 'of 1 of 80 examples are not finite'),
+    (dict(poison=True), errors.RunError, 'of 1 of 80 examples are not finite'),
 ])
 def test_what_cannot_be_scored(change, error, words):
   train, labels = blobs(80, 4)

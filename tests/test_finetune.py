@@ -22,14 +22,15 @@ from configs import finetune
 from mixer import models
 from mixer import pretrained
 from mixer.core import checkpoint
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import trees
 from mixer.data import splits
 from mixer.data import vtab
 from mixer.pretrained import formats
-from mixer.pretrained import initial
 from mixer.pretrained import registry
+from mixer.training import assembly
 from mixer.training import run
+from mixer.training import start
 from mixer.training import step as steps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -251,8 +252,8 @@ def test_a_mistake_is_one_line(flags, words, tmp_path):
 
 def test_the_remedy_names_the_scale():
   for name in ('Mixer-H/14', 'Mixer-L/32'):
-    with pytest.raises(checks.UserError, match=f'start.weights: .*{name}'):
-      initial.start(models.create(name), image_size=(224, 224), weights='')
+    with pytest.raises(errors.UserError, match=f'start.weights: .*{name}'):
+      start.start(models.create(name), image_size=(224, 224), weights='')
 
 
 class Tuning:
@@ -264,9 +265,9 @@ class Tuning:
     c.optimizer.update(momentum_dtype=None, **optimizer)
     c.schedule.update(learning_rate=0.5, warmup_steps=0, decay='constant')
     c.run.update(image_size=8, batch_size=16)
-    settings = run.Settings(**c.run)
+    settings = assembly.Settings(**c.run)
     model = models.create(**c.model)
-    self.optimizer, step = run.make_step(c, settings, model, 100)
+    self.optimizer, step = assembly.make_step(c, settings, model, 100)
     init = functools.partial(
         steps.init_state, model, self.optimizer, seed=0, image_shape=(8, 8, 3))
     self.state = init()
@@ -344,20 +345,20 @@ def test_frozen_and_rates_go_together():
     (dict(rates='head/.*=-1'), "optimizer.rates: expected 'PATTERN=FACTOR"),
 ))
 def test_a_pattern_that_does_nothing_is_told(optimizer, words):
-  with pytest.raises(checks.UserError, match=words):
+  with pytest.raises(errors.UserError, match=words):
     Tuning(**optimizer)
 
 
 def test_the_new_head_is_zero_and_the_rest_is_loaded(tmp_path):
   _, params = released(tmp_path / 'w.npz', classes=5)
   model = models.create('Mixer-S/4', num_classes=3, **TINY)
-  start = lambda **more: initial.start(
+  begin = lambda **more: start.start(
       model, image_size=(8, 8), weights=str(tmp_path / 'w.npz'), **more)
   fresh = lambda model: model.init(
       jax.random.key(3), jnp.zeros((1, 8, 8, 3)))['params']
-  tuned, given = start(dont_load='head/.*')
+  tuned, given = begin(dont_load='head/.*')
   merged = trees.flatten(
-      initial.merge(given, fresh(tuned), 'w.npz', 'head/.*'))
+      start.merge(given, fresh(tuned), 'w.npz', 'head/.*'))
   assert not merged['head/kernel'].any() and not merged['head/bias'].any()
   for name, value in trees.flatten(params).items():
     if not name.startswith('head/'):
@@ -368,11 +369,11 @@ def test_without_dont_load_every_difference_is_told(tmp_path):
   released(tmp_path / 'w.npz', classes=5)
   wide = dict(TINY, channels_mlp_dim=40)
   model = models.create('Mixer-S/4', num_classes=3, **wide)
-  tuned, given = initial.start(
+  tuned, given = start.start(
       model, image_size=(8, 8), weights=str(tmp_path / 'w.npz'))
   shapes = tuned.init(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))['params']
-  with pytest.raises(checks.UserError) as e:
-    initial.merge(given, shapes, 'w.npz')
+  with pytest.raises(errors.UserError) as e:
+    start.merge(given, shapes, 'w.npz')
   for name in ('Dense_0/kernel', 'Dense_0/bias', 'Dense_1/kernel'):
     assert f'MixerBlock_0/channel_mixing/{name}' in str(e.value)
   assert 'head/bias: (5,), the model has (3,)' in str(e.value)
@@ -386,19 +387,19 @@ def test_without_dont_load_every_difference_is_told(tmp_path):
 def test_the_remedy_names_the_flags_with_which_weights_fit(
     tmp_path, mine, size, flags):
   released(tmp_path / 'w.npz', classes=3)
-  def start(**sizes):
+  def begin(**sizes):
     model = models.create('Mixer-S/4', num_classes=3, **dict(TINY, **sizes))
-    tuned, given = initial.start(
+    tuned, given = start.start(
         model, image_size=(size, size), weights=str(tmp_path / 'w.npz'),
         widen='tokens_mlp_dim' not in sizes)
-    initial.merge(given, tuned.init(jax.random.key(3), jnp.zeros(
+    start.merge(given, tuned.init(jax.random.key(3), jnp.zeros(
         (1, size, size, 3)))['params'], 'w.npz')
 
-  with pytest.raises(checks.UserError) as e:
-    start(**mine)
+  with pytest.raises(errors.UserError) as e:
+    begin(**mine)
   told = str(e.value).partition('; for a model of their widths, ')[2]
   assert told == ' '.join(f'--config.model.{f}' for f in flags.split())
-  start(**dict(mine, **{key: int(value) for key, value in (
+  begin(**dict(mine, **{key: int(value) for key, value in (
       flag.split('=') for flag in flags.split())}))
 
 
@@ -409,13 +410,13 @@ def test_a_pattern_of_dont_load_that_does_nothing_is_told(tmp_path):
   formats.save(str(tmp_path / 'headless.npz'),
                {k: v for k, v in params.items() if k != 'head'})
   model = models.create('Mixer-S/4', num_classes=3, **TINY)
-  start = lambda file, pattern: initial.start(
+  begin = lambda file, pattern: start.start(
       model, image_size=(8, 8), weights=str(tmp_path / file),
       dont_load=pattern)[1]
-  with pytest.raises(checks.UserError, match="dont_load: 'haed/.*' matches no"):
-    start('w.npz', 'haed/.*')
-  assert 'head' not in start('headless.npz', 'head/.*')
-  assert 'stem' not in start('w.npz', 'stem/.*')
+  with pytest.raises(errors.UserError, match="dont_load: 'haed/.*' matches no"):
+    begin('w.npz', 'haed/.*')
+  assert 'head' not in begin('headless.npz', 'head/.*')
+  assert 'stem' not in begin('w.npz', 'stem/.*')
 
 
 def test_what_is_made_of_the_weights_is_said(tmp_path, caplog):
@@ -423,7 +424,7 @@ def test_what_is_made_of_the_weights_is_said(tmp_path, caplog):
   released(tmp_path / 'w.npz', classes=3)
   def said(size, **sizes):
     model = models.create('Mixer-S/4', num_classes=3, **dict(TINY, **sizes))
-    initial.start(model, image_size=size, weights=str(tmp_path / 'w.npz'))
+    start.start(model, image_size=size, weights=str(tmp_path / 'w.npz'))
     return caplog.messages[-1].partition(', at ')[2]
 
   assert said((8, 8)) == '8x8; afresh: nothing'
@@ -457,5 +458,5 @@ def test_a_run_resumes_when_its_weights_are_gone(tmp_path):
   run.train(c, str(tmp_path / 'whole'))
   for name, value in trees.flatten(checkpoint.load_params(str(last))).items():
     np.testing.assert_array_equal(value, whole[name], name)
-  with pytest.raises(checks.UserError, match='start.weights.*no such file'):
+  with pytest.raises(errors.UserError, match='start.weights.*no such file'):
     run.train(c, str(tmp_path / 'new'))

@@ -19,7 +19,7 @@ from safetensors import numpy as safetensors
 
 from mixer import models
 from mixer import pretrained
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import trees
 from mixer.pretrained import formats
 from mixer.pretrained import network as networks
@@ -86,7 +86,7 @@ def saved(tmp_path):
 
 
 def refused(path):
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     pretrained.open_network(path)
   assert str(path) in str(error.value) and '\n' not in str(error.value)
   return str(error.value)
@@ -214,7 +214,7 @@ def test_images_that_are_not_square(saved):
   assert 'card beside it' in refused(path) and '12 tokens' in refused(path)
   network = pretrained.open_network(path, from_size=(16, 48))
   assert network.image_size == (16, 48)
-  with pytest.raises(checks.UserError, match='token_mixing'):
+  with pytest.raises(errors.UserError, match='token_mixing'):
     pretrained.open_network(path, from_size=(16, 32))
 
 
@@ -349,7 +349,7 @@ def test_other_networks_are_refused(saved, tmp_path):
   assert 'no such file' in refused(str(tmp_path / 'none.npz'))
   (tmp_path / 'w.h5').write_text('')
   assert '.npz, .safetensors' in refused(str(tmp_path / 'w.h5'))
-  with pytest.raises(checks.UserError, match='--best'):
+  with pytest.raises(errors.UserError, match='--best'):
     pretrained.open_network(saved('w.npz', flat), best=True)
 
 
@@ -358,7 +358,7 @@ def test_saving_says_what_is_wrong(tmp_path):
   for name, layout in (('w.npz', 'timm'), ('w.pth', 'official'),
                        ('w.bin', 'timm'), ('none/w.npz', 'official')):
     path = str(tmp_path / name)
-    with pytest.raises(checks.UserError, match=re.escape(path)):
+    with pytest.raises(errors.UserError, match=re.escape(path)):
       formats.save(path, params, layout)
   assert os.listdir(tmp_path) == []
 

@@ -6,9 +6,8 @@ import shutil
 import stat
 import sys
 
-import pytest
-
 import launching
+import pytest
 
 _SCRIPTS = sorted(launching.ROOT.glob('launch/*.sh')) + [
     launching.ROOT / '.ci' / 'run']

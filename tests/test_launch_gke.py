@@ -1,10 +1,9 @@
 """gke.sh and the JobSet that it makes."""
 import os
 
+import launching
 import pytest
 import yaml
-
-import launching
 
 _RUN = ['--name=mixer', '--image=europe-docker.pkg.dev/project/mixer/v1',
         '--accelerator=tpu-v5-lite-podslice', '--topology=4x4', '--hosts=4']

@@ -3,9 +3,8 @@ import os
 import signal
 import time
 
-import pytest
-
 import launching
+import pytest
 
 # A fake Python. As mixer.main it notes its GPUs and its arguments.
 _PYTHON = '''

@@ -2,9 +2,8 @@
 import shutil
 import signal
 
-import pytest
-
 import launching
+import pytest
 
 _FLAGS = ['--', '--config=configs/mixer_b16.py', "--workdir=/scratch/it's"]
 _DRY_RUNS = {

@@ -3,9 +3,8 @@ import os
 import shutil
 import signal
 
-import pytest
-
 import launching
+import pytest
 
 _VM = ['--name=mixer', '--zone=europe-west4-a']
 _POD = [*_VM, '--type=v3-32']

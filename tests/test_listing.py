@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.data import listing
 
 PLAIN = ('train/cat/a.jpg', 'train/cat/b.jpg', 'train/dog/a.jpg',
@@ -46,7 +46,7 @@ def manifest_of(tmp_path, text, name='m.csv', classes=None):
 
 def refused(function, path, expected):
   """Checks that the error is one line with all of these parts."""
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     function(path)
   for part in expected:
     assert part in str(error.value)
@@ -188,7 +188,7 @@ def test_names_that_are_no_text_can_be_logged_and_told(tmp_path, said):
   assert len(said.records) == 3
   said.text.encode()   # would fail, were it not escaped
   make(root, (f'test/{bad}2/',))
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     listing.folder(root)
   str(error.value).encode()
 
@@ -611,7 +611,7 @@ JSON_MISTAKES = {
 def test_bad_jsonl_is_one_line_with_its_number(tmp_path, text, expected):
   path = manifest_of(tmp_path, text, 'm.jsonl')
   refused(listing.manifest, path, (path, *expected))
-  with pytest.raises(checks.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     listing.manifest(path)
   assert len(str(error.value)) < 500 + len(path)
 
@@ -652,7 +652,7 @@ def test_rows_come_one_by_one(tmp_path):
                             weights=[1., 0.], split='x', line=2)
   assert next(rows) == dict(path='/b.jpg', labels=['2'], weights=None,
                             split='train', line=3)
-  with pytest.raises(checks.UserError, match='line 10003'):
+  with pytest.raises(errors.UserError, match='line 10003'):
     for row in rows:
       assert row['path'] == '/b.jpg'
 

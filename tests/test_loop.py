@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.training import loop
 from mixer.training import stop
 
@@ -61,7 +61,7 @@ def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
   state = types.SimpleNamespace(step=first)
   try:
     loop.train(state, job)
-  except checks.Stopped:
+  except errors.Stopped:
     seen.stopped = True
   return seen
 
@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_is_written_and_never_saved():
   """The row is there to be looked at; no checkpoint holds what it spoiled."""
   for bad_at, saved in ((6, [3]), (3, [])):
     seen = Recorder()
-    with pytest.raises(checks.RunError, match=f'step {bad_at}: loss = nan'):
+    with pytest.raises(errors.RunError, match=f'step {bad_at}: loss = nan'):
       run(bad_at=bad_at, seen=seen)
     assert [step for step, _ in seen.saved] == saved
   assert seen.rows[2]['train/loss'] == 1.0

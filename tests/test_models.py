@@ -9,11 +9,11 @@ import pytest
 
 from mixer import models
 from mixer.core import trees
-from mixer.core.checks import UserError
+from mixer.core.errors import UserError
 from mixer.models import catalog
 from mixer.models import cost
-from mixer.models import layers
 from mixer.models import mixer as mixer_lib
+from mixer.models import products
 
 # PAPER: table 1 and the counts that follow from it, with 1,000 classes.
 COUNTS = {
@@ -280,9 +280,9 @@ def test_the_form_for_gpus_is_the_same_network(train, monkeypatch):
     return jax.jit(jax.grad(objective, has_aux=True))(variables)
 
   grads, logits = outcome()
-  calls, real = [], layers.token_dot
+  calls, real = [], products.token_dot
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  monkeypatch.setattr(layers, 'token_dot', lambda x, *args, **more: (
+  monkeypatch.setattr(products, 'token_dot', lambda x, *args, **more: (
       calls.append(x.shape) or real(x, *args, **more)))
   of_gpu, logits_of_gpu = outcome()
   assert calls == [(3, 12, 6), (3, 12, 7)] * 3   # [B, C, S], [B, C, D_S]

@@ -14,13 +14,13 @@ from configs import digits
 from configs import finetune
 from configs import mixer_b16
 from mixer import models
+from mixer.analysis import compiled_step
+from mixer.analysis import data_sizes
 from mixer.analysis import planning
-from mixer.analysis import programs
-from mixer.analysis import throughput
+from mixer.analysis import step_speed
 from mixer.core import accelerators
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import trees
-from mixer.data import known
 from mixer.models import cost
 from mixer.training import sharding
 
@@ -160,7 +160,7 @@ def test_fine_tuning_is_not_set_beside_the_papers_pre_training():
                                  (mixer_b16, 'imagenet2012', 10)):
     config = module.get_config(argument)
     settings = planning.dataclasses.replace(
-        planning.run.check(config), image_size=(224, 224))
+        planning.assembly.check(config), image_size=(224, 224))
     assert planning._time(config, settings, model, v3, 1, 10, 0.4, None)[
         'paper_core_days'] == days
 
@@ -168,7 +168,7 @@ def test_fine_tuning_is_not_set_beside_the_papers_pre_training():
 def test_an_enlarged_network_is_planned_as_it_will_be():
   config = finetune.get_config('b16,cifar10')
   config.run.image_size = 448
-  settings = planning.run.check(config)
+  settings = planning.assembly.check(config)
   model = models.create('Mixer-B/16')
   settings = planning.dataclasses.replace(settings, image_size=(448, 448))
   grown = planning._enlarged(model, config, settings)
@@ -178,12 +178,12 @@ def test_an_enlarged_network_is_planned_as_it_will_be():
 
 
 def test_sizes_that_are_known_and_unknown():
-  size = known.size('jft', 'train[1%:]', data_dir='/nowhere')
+  size = data_sizes.size('jft', 'train[1%:]', data_dir='/nowhere')
   assert (size.examples, size.num_classes) == (297_000_000, 18_291)
-  size = known.size('my_own_set', 'train', data_dir='/nowhere')
+  size = data_sizes.size('my_own_set', 'train', data_dir='/nowhere')
   assert size.examples is None and size.missing
-  with pytest.raises(checks.UserError, match='trian'):
-    known.size('cifar10', 'trian', data_dir='/nowhere')
+  with pytest.raises(errors.UserError, match='trian'):
+    data_sizes.size('cifar10', 'trian', data_dir='/nowhere')
 
 
 @pytest.mark.parametrize('kind,name', [
@@ -251,9 +251,9 @@ def test_mistakes_are_one_line(args, words):
 
 def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
   monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
-  monkeypatch.setattr(programs.importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(checks.UserError, match='pip install libtpu=='):
-    programs.tpu_devices('v3:2x2')
+  monkeypatch.setattr(compiled_step.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.UserError, match='pip install libtpu=='):
+    compiled_step.tpu_devices('v3:2x2')
 
 
 # mixer.plan, which then says the KiB that it held at most.
@@ -308,10 +308,10 @@ def test_every_config_compiles_for_the_papers_tpu(name):
 def test_the_step_on_a_tpu_costs_no_more_than_it_did(
     name, batch_size, seconds, gigabytes):
   """XLA's estimates, which do not depend on the machine: BENCHMARKS.md."""
-  plan = sharding.plan(devices=programs.tpu_devices('v3:2x2'))
+  plan = sharding.plan(devices=compiled_step.tpu_devices('v3:2x2'))
   model = models.create(name, dtype='bfloat16')
-  optimizer, step = throughput.make_step(model)
-  program = programs.train_step(
+  optimizer, step = step_speed.make_step(model)
+  program = compiled_step.train_step(
       step, model, optimizer, plan, batch_size=8 * batch_size,
       image_size=(224, 224))
   assert program.cost()['seconds'] < 1.001 * seconds

@@ -19,11 +19,11 @@ from sklearn import datasets
 from configs import recipe
 from mixer import models
 from mixer import pretrained
-from mixer.core import checks
-from mixer.data import images
-from mixer.data import views
+from mixer.core import errors
 from mixer.evaluation import prediction
-from mixer.pretrained import exported
+from mixer.images import decode_pillow
+from mixer.images import eval_crops
+from mixer.pretrained import export
 from mixer.pretrained import formats
 from mixer.training import run
 
@@ -259,7 +259,7 @@ def test_expand(tmp_path):
   found = prediction.expand([str(tmp_path), str(tmp_path / 'a.txt')])
   assert [os.path.relpath(f, tmp_path) for f in found] == [
       'b/1.jpg', 'b/2.PNG', 'c/d/3.webp', 'a.txt']
-  with pytest.raises(checks.UserError, match='no images'):
+  with pytest.raises(errors.UserError, match='no images'):
     os.makedirs(tmp_path / 'none')
     prediction.expand([str(tmp_path / 'none')])
 
@@ -271,10 +271,10 @@ def test_exported_programs_give_the_predictions(trained, tmp_path, format):
   root, workdir = trained
   network = pretrained.open_network(workdir)
   path = str(tmp_path / f'photos.{format}')
-  exported.export(network, path, format=format, preprocess=True)
+  export.export(network, path, format=format, preprocess=True)
   files = sorted(map(str, (root / 'validation' / 'china').iterdir()))
   pixels = np.stack([
-      views.view(images.pixels(open(file, 'rb').read()), size=(64, 64),
+      eval_crops.view(decode_pillow.pixels(open(file, 'rb').read()), size=(64, 64),
                  **network.card['preprocessing']) for file in files])
   if format == 'onnx':
     session = onnxruntime.InferenceSession(path)

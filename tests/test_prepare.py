@@ -17,19 +17,19 @@ from PIL import Image
 import pytest
 from sklearn import datasets
 
-from mixer.core import checks
-from mixer.data import build
-from mixer.data import convert
-from mixer.data import dedup
-from mixer.data import duplicates
-from mixer.data import entries
-from mixer.data import imagenet21k
-from mixer.data import images
-from mixer.data import records
-from mixer.data import runner
-from mixer.data import search
-from mixer.data import sheet
+from mixer.core import errors
 from mixer.data import sources
+from mixer.images import decode_pillow
+from mixer.preparation import beam_runner
+from mixer.preparation import build
+from mixer.preparation import contact_sheet
+from mixer.preparation import convert
+from mixer.preparation import dedup
+from mixer.preparation import dedup_worker
+from mixer.preparation import image_hash
+from mixer.preparation import image_lists
+from mixer.preparation import imagenet21k
+from mixer.preparation import shard_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PHOTOS = datasets.load_sample_images().images
@@ -98,10 +98,10 @@ def test_members_of_a_tar_are_regular_files_under_safe_names(tmp_path):
       given.values()))
 
   path.write_bytes(data[:3000])   # inside of e.JPEG
-  with pytest.raises(checks.RunError, match='n01440764.tar'):
+  with pytest.raises(errors.RunError, match='n01440764.tar'):
     list(imagenet21k.members(path))
   path.write_bytes(b'<html>' * 1000)
-  with pytest.raises(checks.RunError, match='n01440764.tar'):
+  with pytest.raises(errors.RunError, match='n01440764.tar'):
     list(imagenet21k.members(path))
 
 
@@ -112,7 +112,7 @@ def test_tars_are_found(tmp_path, inside):
   for synset in ('n02084071', 'n01440764'):
     with tarfile.open(where / f'{synset}.tar', 'w') as tar:
       add(tar, f'{synset}_1.JPEG', b'of ' + synset.encode())
-  plan = entries.plan(f'tars:{tmp_path}')
+  plan = image_lists.plan(f'tars:{tmp_path}')
   assert plan.sizes == {'train': None} and len(plan.class_names) == 21_841
   found = [e for item in plan.items for e in plan.entries(item)]
   assert [(e.name, e.labels, e.read()) for e in found] == [
@@ -120,13 +120,13 @@ def test_tars_are_found(tmp_path, inside):
       ('n02084071/n02084071_1.JPEG', (2167,), b'of n02084071')]
 
   (where / 'n00000000.tar').write_bytes(b'')
-  with pytest.raises(checks.UserError, match='n00000000.tar.*21,841'):
-    entries.plan(f'tars:{tmp_path}')
+  with pytest.raises(errors.UserError, match='n00000000.tar.*21,841'):
+    image_lists.plan(f'tars:{tmp_path}')
 
 
 def test_no_tars(tmp_path):
-  with pytest.raises(checks.UserError, match='has no tars.*n00004475.tar'):
-    entries.plan(f'tars:{tmp_path}')
+  with pytest.raises(errors.UserError, match='has no tars.*n00004475.tar'):
+    image_lists.plan(f'tars:{tmp_path}')
 
 
 # What is stored of an image.
@@ -158,11 +158,11 @@ def test_plain_files_are_stored_as_they_are(file):
 ), ids=('cmyk', 'rotated', 'webp', 'bmp', 'gif', 'palette', 'rgba', 'la', '16'))
 def test_other_files_become_plain_ones_of_the_same_pixels(file, form):
   stored = build.admit(file, 10**6)
-  assert images.is_plain(stored) and not images.is_plain(file)
+  assert decode_pillow.is_plain(stored) and not decode_pillow.is_plain(file)
   with Image.open(io.BytesIO(stored)) as image:
     assert (image.format, image.mode) == (form, 'RGB')
     plain = np.asarray(image).astype(int)
-  difference = np.abs(plain - images.pixels(file))
+  difference = np.abs(plain - decode_pillow.pixels(file))
   assert difference.mean() < 2 if form == 'JPEG' else not difference.any()
 
 
@@ -172,7 +172,7 @@ def test_other_files_become_plain_ones_of_the_same_pixels(file, form):
     (encode(PHOTO, 'PNG')[:-200], 'truncated|broken'),
     (encode(crop(1, 200, 200)), '200 x 200')))
 def test_bad_files_are_refused(file, reason):
-  with pytest.raises(images.BadImage, match=reason):
+  with pytest.raises(decode_pillow.BadImage, match=reason):
     build.admit(file, 10**4)
 
 
@@ -188,13 +188,13 @@ def write_all(plan, path, shards, form='array_record'):
   for grouped in groups.items():
     build.write_shard(grouped, work=str(path), form=form, max_pixels=10**6,
                       several=plan.several)
-  return runner.reports(str(path))
+  return beam_runner.reports(str(path))
 
 
 def parsed(path, form='array_record'):
   from tensorflow_datasets.proto import tf_example_pb2
   out = []
-  for raw in records.read(str(path), form):
+  for raw in shard_files.read(str(path), form):
     feature = tf_example_pb2.Example.FromString(raw).features.feature
     out.append({k: list(getattr(v, v.WhichOneof('kind')).value)
                 for k, v in feature.items()})
@@ -209,7 +209,7 @@ def test_a_folder_in_shards(tmp_path):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encode(crop(i)) if i != 13 else b'no image')
     given[f'train/{"ab"[i % 2]}/{i}.jpg'] = file.read_bytes()
-  plan = entries.plan(f'folder:{tmp_path}/photos')
+  plan = image_lists.plan(f'folder:{tmp_path}/photos')
   assert plan.class_names == ('a', 'b') and plan.sizes == {'train': 20}
   size = sum(map(len, given.values()))
   assert abs(plan.num_bytes - size) < 20
@@ -242,7 +242,7 @@ def test_a_manifest_with_labels_and_weights(tmp_path):
           dict(path='a.jpg', labels=['y']), dict(path='c.jpg', labels=['z'])]
   path = tmp_path / 'list.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  plan = entries.plan(f'manifest:{path}')
+  plan = image_lists.plan(f'manifest:{path}')
   assert plan.class_names == ('x', 'y', 'z')
   assert plan.several and plan.weighted
   assert plan.sizes == {'train': 3, 'test': 1}
@@ -258,28 +258,28 @@ def test_a_manifest_with_labels_and_weights(tmp_path):
   first = plan.fingerprint
   rows[0]['weights'] = [.5, .5]
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  assert entries.plan(f'manifest:{path}').fingerprint != first
+  assert image_lists.plan(f'manifest:{path}').fingerprint != first
   (tmp_path / 'classes.txt').write_text('x\ny\nz\n')
   path.write_text(json.dumps(dict(path='a.jpg', labels=['y', 1])))
-  plan = entries.plan(f'manifest:{path}')
-  with pytest.raises(checks.UserError, match='line 1.*each once'):
+  plan = image_lists.plan(f'manifest:{path}')
+  with pytest.raises(errors.UserError, match='line 1.*each once'):
     list(plan.entries(plan.items[0]))
   path.write_text(json.dumps(dict(path='a', label=1, split='../x')))
-  with pytest.raises(checks.UserError, match=r"'\.\./x'; expected letters"):
-    entries.plan(f'manifest:{path}')
+  with pytest.raises(errors.UserError, match=r"'\.\./x'; expected letters"):
+    image_lists.plan(f'manifest:{path}')
 
 
 def test_counts_must_agree(tmp_path):
   part = dict(split='train', records=5, bytes=9, bad=[{}])
   for listed, counted in ((6, 7), (7, 6), (None, 5)):
     (tmp_path / 'train.count').write_text(str(counted))
-    with pytest.raises(checks.RunError, match='train: .* went in and 5 '):
+    with pytest.raises(errors.RunError, match='train: .* went in and 5 '):
       build._count([part], {'train': listed}, str(tmp_path))
-  job = search.Job('train', 0, 0, np.ones(5, bool))
+  job = dedup_worker.Job('train', 0, 0, np.ones(5, bool))
   part = dict(part, before=5, searched=5, unreadable=0, removed=[{}])
-  with pytest.raises(checks.RunError, match='5 were kept and 1 removed'):
+  with pytest.raises(errors.RunError, match='5 were kept and 1 removed'):
     dedup._count([part], [job])
-  with pytest.raises(checks.RunError, match='in 1 of 2 shards'):
+  with pytest.raises(errors.RunError, match='in 1 of 2 shards'):
     dedup._count([dict(part, removed=[])], [job, job])
 
 
@@ -289,7 +289,7 @@ def test_too_many_bad_images_are_listed(tmp_path):
   table = {'train': {'in': 1200}}
   build._judge(bad, table, 0.01, str(path))
   assert [json.loads(line) for line in path.open()] == bad
-  with pytest.raises(checks.RunError) as error:
+  with pytest.raises(errors.RunError) as error:
     build._judge(bad, table, 0.0099, str(path))
   for part in ('12 of 1200', '0.0099', '9.jpg (why), and so on', str(path),
                '--max_bad_fraction'):
@@ -353,8 +353,8 @@ def shard_of(data_dir, number=0):
 def test_tfrecord_files_are_written_as_tensorflow_writes_them(
     prepared, tmp_path):
   file = shard_of(prepared)
-  got = records.write(str(tmp_path / 'x'), 'tfrecord',
-                      records.read(str(file), 'tfrecord'))
+  got = shard_files.write(str(tmp_path / 'x'), 'tfrecord',
+                      shard_files.read(str(file), 'tfrecord'))
   assert (tmp_path / 'x').read_bytes() == file.read_bytes()
   assert got == (TRAIN // SHARDS, file.stat().st_size - 16 * got[0])
   assert list(tmp_path.iterdir()) == [tmp_path / 'x']
@@ -369,8 +369,8 @@ def test_damage_is_seen(prepared, tmp_path, at):
   else:
     data[at] ^= 1
   (tmp_path / 'x').write_bytes(data)
-  with pytest.raises(checks.RunError, match=f'{tmp_path}/x.*damaged'):
-    list(records.read(str(tmp_path / 'x'), 'tfrecord'))
+  with pytest.raises(errors.RunError, match=f'{tmp_path}/x.*damaged'):
+    list(shard_files.read(str(tmp_path / 'x'), 'tfrecord'))
 
 
 def test_convert_keeps_every_record_in_its_place(prepared, tmp_path):
@@ -390,8 +390,8 @@ def test_convert_keeps_every_record_in_its_place(prepared, tmp_path):
     elif new.name == file.name:
       assert new.read_bytes() == file.read_bytes()
     else:
-      assert list(records.read(str(new), 'array_record')) == list(
-          records.read(str(file), 'tfrecord'))
+      assert list(shard_files.read(str(new), 'array_record')) == list(
+          shard_files.read(str(file), 'tfrecord'))
   assert len(os.listdir(path)) == len(os.listdir(old))
 
   read = tfds.builder_from_directory(path).as_data_source('train')
@@ -404,9 +404,9 @@ def test_convert_keeps_every_record_in_its_place(prepared, tmp_path):
   np.testing.assert_array_equal(one.read(everything)[1],
                                 two.read(everything)[1])
 
-  with pytest.raises(checks.UserError, match='2.3.4.* is there already'):
+  with pytest.raises(errors.UserError, match='2.3.4.* is there already'):
     convert.convert('pictures', data_dir=prepared, out=str(tmp_path), workers=1)
-  with pytest.raises(checks.UserError, match='stored as array_record already'):
+  with pytest.raises(errors.UserError, match='stored as array_record already'):
     convert.convert('pictures', data_dir=str(tmp_path), out=f'{tmp_path}/2',
                     workers=1)
   assert os.listdir(tmp_path) == ['pictures']
@@ -423,9 +423,9 @@ def test_a_convert_that_fails_leaves_nothing(prepared, tmp_path, fault):
   elif fault == 'no file':
     file.unlink()
   else:
-    records.write(str(file), 'tfrecord', list(
-        records.read(str(file), 'tfrecord'))[1:])
-  with pytest.raises(checks.RunError, match='tfrecord-00001-of-00003'):
+    shard_files.write(str(file), 'tfrecord', list(
+        shard_files.read(str(file), 'tfrecord'))[1:])
+  with pytest.raises(errors.RunError, match='tfrecord-00001-of-00003'):
     convert.convert('pictures', data_dir=f'{tmp_path}/in',
                     out=f'{tmp_path}/out', workers=2)
   assert not list((tmp_path / 'out').rglob('*'))
@@ -434,22 +434,22 @@ def test_a_convert_that_fails_leaves_nothing(prepared, tmp_path, fault):
 def test_a_directory_appears_when_it_is_whole(tmp_path):
   path = tmp_path / 'set' / '1.0.0'
   with pytest.raises(ZeroDivisionError):
-    with records.new_directory(str(path)):
+    with shard_files.new_directory(str(path)):
       1 / 0
   assert not list(tmp_path.iterdir())
 
   left = tmp_path / 'set' / '1.0.0.partial' / 'work'   # by a killed command
   left.mkdir(parents=True)
   (left / 'x').write_text('')
-  with records.new_directory(str(path)) as partial:
+  with shard_files.new_directory(str(path)) as partial:
     assert os.listdir(partial) == [] and not path.exists()
-    with pytest.raises(checks.UserError, match='by another command'):
-      with records.new_directory(str(path)):
+    with pytest.raises(errors.UserError, match='by another command'):
+      with shard_files.new_directory(str(path)):
         pass
     (pathlib.Path(partial) / 'y').write_text('')
   assert [p.name for p in path.iterdir()] == ['y']
-  with pytest.raises(checks.UserError, match='is there already'):
-    with records.new_directory(str(path)):
+  with pytest.raises(errors.UserError, match='is there already'):
+    with shard_files.new_directory(str(path)):
       pass
 
 
@@ -471,16 +471,16 @@ def bits(image, flip=False):
 def test_hash_is_the_steps_of_grey(flip):
   for seed in range(20):
     image = np.ascontiguousarray(crop(seed))
-    out = np.unpackbits(duplicates.hash_of(image, flip=flip).view(np.uint8))
+    out = np.unpackbits(image_hash.hash_of(image, flip=flip).view(np.uint8))
     assert out.tolist() == bits(image, flip)
   grey = image[..., :1]
   np.testing.assert_array_equal(
-      duplicates.hash_of(grey), duplicates.hash_of(grey.repeat(3, -1)))
+      image_hash.hash_of(grey), image_hash.hash_of(grey.repeat(3, -1)))
 
 
 @pytest.mark.parametrize('pairs', (1, 50, 2**22))
 def test_nearest_is_exact(monkeypatch, pairs):
-  monkeypatch.setattr(duplicates, '_PAIRS', pairs)
+  monkeypatch.setattr(image_hash, '_PAIRS', pairs)
   rng = np.random.default_rng(0)
   ours, others = (rng.integers(0, 2**64, (n, 2), np.uint64) for n in (37, 23))
   others[5], others[9] = ours[3], ours[3]
@@ -488,7 +488,7 @@ def test_nearest_is_exact(monkeypatch, pairs):
   others[9, 0] ^= 1 << 63
   expected = [[(int(a[0] ^ b[0]).bit_count() + int(a[1] ^ b[1]).bit_count(), i)
                for i, b in enumerate(others)] for a in ours]
-  distance, which, count = duplicates.nearest(ours, others, 60)
+  distance, which, count = image_hash.nearest(ours, others, 60)
   assert list(zip(distance, which)) == [min(row) for row in expected]
   assert count.tolist() == [sum(d <= 60 for d, _ in row) for row in expected]
   assert (distance[3], which[3]) == (1, 9)
@@ -502,29 +502,29 @@ def test_copies_are_near_and_others_are_not():
       'brighter': lambda i: i.point(lambda v: min(255, v * 1.1)),
       'cropped': lambda i: i.crop((2, 2, 398, 298))}
   photos = [crop(seed, 300, 400) for seed in range(30)]
-  hashes = np.array([duplicates.hash_of(p) for p in photos])
+  hashes = np.array([image_hash.hash_of(p) for p in photos])
   for change in copies.values():
-    changed = np.array([duplicates.hash_of(np.asarray(change(
+    changed = np.array([image_hash.hash_of(np.asarray(change(
         Image.fromarray(p)).convert('RGB'))) for p in photos])
-    distance, which, _ = duplicates.nearest(changed, hashes, 16)
+    distance, which, _ = image_hash.nearest(changed, hashes, 16)
     near = distance <= 16   # but for a piece of grey sky at quality 40
     assert near.sum() >= 29 and (which[near] == np.flatnonzero(near)).all()
-  flipped = np.array([duplicates.hash_of(p, flip=True) for p in photos])
-  assert (duplicates.nearest(flipped, hashes, 16)[0] > 16).all()
+  flipped = np.array([image_hash.hash_of(p, flip=True) for p in photos])
+  assert (image_hash.nearest(flipped, hashes, 16)[0] > 16).all()
 
 
 def searched(train, tests, work, flips=False, dry=False):
   """What the pipeline of `dedup` does, without Beam."""
-  stored = records.open_stored('pictures', train.data_dir) if search.is_stored(
+  stored = shard_files.open_stored('pictures', train.data_dir) if dedup_worker.is_stored(
       train.name) else None
   hashed = [part for i, test in enumerate(tests)
-            for part in search.hash_tests((i, 0, len(test.open()[1])),
+            for part in dedup_worker.hash_tests((i, 0, len(test.open()[1])),
                                           tests=tests, flips=flips)]
   jobs = list(dedup._jobs(train, stored))
   for job in jobs:
-    search.search(job, hashed, train=train, distance=16, work=str(work),
+    dedup_worker.search(job, hashed, train=train, distance=16, work=str(work),
                   write=not dry)
-  found = runner.reports(str(work))
+  found = beam_runner.reports(str(work))
   return stored, found, dedup._count(found, jobs)
 
 
@@ -534,8 +534,8 @@ def test_planted_copies_are_removed_and_the_rest_stays(prepared, tmp_path):
   small = lambda i: np.asarray(Image.fromarray(crop(i)).resize((57, 43)))
   tests = np.stack([small(i) for i in (3, 31, 50)] + [small(12)[:, ::-1]])
   np.savez(tmp_path / 't.npz', test_images=tests, test_labels=np.zeros(4, int))
-  test = search.Images('--against', f'arrays:{tmp_path}/t.npz', 'test', None)
-  train = search.Images('--source', 'pictures', 'train', prepared)
+  test = dedup_worker.Images('--against', f'arrays:{tmp_path}/t.npz', 'test', None)
+  train = dedup_worker.Images('--source', 'pictures', 'train', prepared)
   for flips, gone in ((False, {3, 31}), (True, {3, 31, 12})):
     work = tmp_path / f'flips {flips}'
     work.mkdir()
@@ -554,8 +554,8 @@ def test_planted_copies_are_removed_and_the_rest_stays(prepared, tmp_path):
       for i, (path, _) in enumerate(shards):
         first = sum(n for _, n in shards[:i]) if split == 'train' else TRAIN
         expected = [raw for n, raw in enumerate(
-            records.read(path, 'tfrecord'), first) if labels[n] not in gone]
-        assert list(records.read(
+            shard_files.read(path, 'tfrecord'), first) if labels[n] not in gone]
+        assert list(shard_files.read(
             f'{work}/{split}-{i}', 'tfrecord')) == expected
 
 
@@ -567,8 +567,8 @@ def test_a_search_may_be_of_any_source(tmp_path):
     file.write_bytes(encode(crop(i)) if i != 4 else b'')
   np.savez(tmp_path / 't.npz', images=np.stack([crop(2), crop(8)]),
            labels=np.zeros(2, int))
-  test = search.Images('--against', f'arrays:{tmp_path}/t.npz', 'train', None)
-  train = search.Images('--source', f'folder:{tmp_path}/photos', 'train[:6]',
+  test = dedup_worker.Images('--against', f'arrays:{tmp_path}/t.npz', 'train', None)
+  train = dedup_worker.Images('--source', f'folder:{tmp_path}/photos', 'train[:6]',
                         None)
   _, (part,), table = searched(train, (test,), tmp_path, dry=True)
   assert table == {'train[:6]': dict(
@@ -588,7 +588,7 @@ def test_names_of_test_sets_may_hold_colons(text, expected):
 
 @pytest.mark.parametrize('text', ('cifar10', ':test', 'cifar10:', 'x[1:2]'))
 def test_test_sets_have_a_split(text):
-  with pytest.raises(checks.UserError, match='--against.*NAME:SPLIT'):
+  with pytest.raises(errors.UserError, match='--against.*NAME:SPLIT'):
     dedup.parse(text)
 
 
@@ -620,8 +620,8 @@ def test_the_report_needs_nothing_else_and_shows_the_least_alike_first():
       dict(record=i, name=f'/d/<script>{i}', test=0, match=i, distance=i % 9,
            matches=1 + i % 2, against='a&b:test', match_name=f'm"{i}')
       for i in range(40)]
-  uri = sheet.thumbnail(crop(0, 300, 400))
-  page = sheet.page(
+  uri = contact_sheet.thumbnail(crop(0, 300, 400))
+  page = contact_sheet.page(
       'source', removed, searched=12345, distance=16, show=30,
       thumbnails=lambda line: (uri, uri))
   read = _Page(page)
@@ -641,7 +641,7 @@ def test_the_report_needs_nothing_else_and_shows_the_least_alike_first():
 
 
 def test_results_come_in_order_from_threads():
-  out = runner.in_threads(lambda i: i * i, iter(range(200)))
+  out = beam_runner.in_threads(lambda i: i * i, iter(range(200)))
   assert list(out) == [i * i for i in range(200)]
 
 
@@ -649,9 +649,9 @@ def test_tfds_replaces_no_import_while_threads_decode():
   """In a process of its own, as it does so only when it is first imported."""
   out = subprocess.run([sys.executable, '-c', """
 from etils.epy import lazy_imports_utils
-from mixer.core import checks
-from mixer.data import records
-from mixer.data import runner
+from mixer.core import errors
+from mixer.preparation import shard_files
+from mixer.preparation import beam_runner
 
 def find(name):
   lazy_imports_utils._lazy_import = None   # what would use it now cannot
@@ -667,25 +667,25 @@ print(*runner.in_threads(find, ['none']))"""],
 
 def test_errors_inside_of_beam_stay_one_line():
   wrapped = RuntimeError(
-      'Traceback (most recent call last):\n  ...\nmixer.core.checks.RunError: '
+      'Traceback (most recent call last):\n  ...\nmixer.core.errors.RunError: '
       "'x' is damaged [while running 'Write-ptransform-12']\n\n")
-  out = runner._plain(wrapped)
-  assert type(out) is checks.RunError and str(out) == "'x' is damaged"
-  out = runner._plain(checks.UserError("why [while running 'List']"))
-  assert type(out) is checks.UserError and str(out) == 'why'
-  out = runner._plain(OSError('first\nlast'))
-  assert type(out) is checks.RunError and str(out) == 'Beam: OSError: last'
+  out = beam_runner._plain(wrapped)
+  assert type(out) is errors.RunError and str(out) == "'x' is damaged"
+  out = beam_runner._plain(errors.UserError("why [while running 'List']"))
+  assert type(out) is errors.UserError and str(out) == 'why'
+  out = beam_runner._plain(OSError('first\nlast'))
+  assert type(out) is errors.RunError and str(out) == 'Beam: OSError: last'
 
 
 def test_without_beam_the_error_says_how_to_get_it(monkeypatch):
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
-  with pytest.raises(checks.UserError, match='launch/requirements-prepare.txt'):
-    runner.load()
+  with pytest.raises(errors.UserError, match='launch/requirements-prepare.txt'):
+    beam_runner.load()
 
 
 def test_threads_of_beam_are_refused():
-  with pytest.raises(checks.UserError, match='multi_threading.*processing'):
-    runner.run(None, runner='DirectRunner', work='', shards=1,
+  with pytest.raises(errors.UserError, match='multi_threading.*processing'):
+    beam_runner.run(None, runner='DirectRunner', work='', shards=1,
                options=['--x', '--direct_running_mode=multi_threading'])
 
 

@@ -18,10 +18,10 @@ from PIL import Image
 import pytest
 from sklearn import datasets
 
-from mixer.data import images
-from mixer.data import imagenet21k
-from mixer.data import records
 from mixer.data import sources
+from mixer.images import decode_pillow
+from mixer.preparation import imagenet21k
+from mixer.preparation import shard_files
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -148,9 +148,9 @@ def test_a_folder_becomes_a_set(photos, built):
     if name in plain:
       assert example['image'] == plain[name]
     else:
-      assert images.is_plain(example['image'])
-      difference = np.abs(images.pixels(example['image']).astype(int)
-                          - images.pixels(odd[name]))
+      assert decode_pillow.is_plain(example['image'])
+      difference = np.abs(decode_pillow.pixels(example['image']).astype(int)
+                          - decode_pillow.pixels(odd[name]))
       assert difference.mean() < 3
   listed = [json.loads(line) for line in
             (path.parent / 'bad.jsonl').read_text().splitlines()]
@@ -163,7 +163,7 @@ def test_a_folder_becomes_a_set(photos, built):
   source = sources.open_source('mine', data_dir=str(data_dir))
   assert source.class_names == ('a', 'b')
   read, labels, _ = source.read(np.arange(65))
-  assert all(images.is_plain(file) for file in read)
+  assert all(decode_pillow.is_plain(file) for file in read)
   assert len(labels) == 65
 
 
@@ -212,7 +212,7 @@ def test_a_manifest_of_many_labels_on_two_processes(photos, prepare, tmp_path):
           labels=[names[i] for i in example['labels']], split=split,
           weights=example['weights'].tolist())
       np.testing.assert_allclose(
-          example['image'].astype(int), images.pixels(plain[name]), atol=60)
+          example['image'].astype(int), decode_pillow.pixels(plain[name]), atol=60)
   assert seen == labels
 
 
@@ -259,7 +259,7 @@ def test_duplicates_are_removed(built, prepare, tmp_path):
   planted = ['train/a/deep/0.jpg', 'train/b/deep/31.jpg', 'train/a/photo.webp']
   test = tmp_path / 'test'
   for i, name in enumerate(planted):
-    image = Image.fromarray(images.pixels(stored(path, 'train')[name]['image']))
+    image = Image.fromarray(decode_pillow.pixels(stored(path, 'train')[name]['image']))
     save(test, {f'c/{i}.jpg': encode(image.resize((130, 97)), quality=40)})
   save(test, {f'c/{i}.jpg': encode(PHOTOS[0][i:i + 200, :200])
               for i in range(10, 200, 20)})
@@ -276,7 +276,7 @@ def test_duplicates_are_removed(built, prepare, tmp_path):
       stored(new / '1.0.0', 'train'))
   for split in ('train', 'validation'):
     before, after = ([raw for file in sorted(where.glob(f'*-{split}.*'))
-                      for raw in records.read(str(file), 'array_record')]
+                      for raw in shard_files.read(str(file), 'array_record')]
                      for where in (path, new / '1.0.0'))
     assert after == [raw for raw in before
                      if not any(name.encode() in raw for name in planted)]

@@ -13,9 +13,10 @@ import pytest
 
 from mixer import models
 from mixer.core import checkpoint
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import processes
 from mixer.core import trees
+from mixer.models.mixer import MlpMixer
 from mixer.training import sharding
 
 SURROUNDINGS = ('SLURM_', 'OMPI_', 'KUBERNETES_', 'JOB_', 'TPU_', 'MEGASCALE_',
@@ -87,7 +88,7 @@ def test_slurm(met, monkeypatch):
   assert join(met) == dict(local_device_ids=[5])
   slurm(monkeypatch, 6, '3(x2)', local_id=1, SLURM_GPUS_ON_NODE=8,
         SLURM_NODEID=1)
-  with pytest.raises(checks.UserError, match='8 GPUs cannot be shared by'):
+  with pytest.raises(errors.UserError, match='8 GPUs cannot be shared by'):
     join(met)
   monkeypatch.delenv('SLURM_NODEID')
   # srun --gpus-per-task=1 shows each its own, which is number 0 to it.
@@ -132,7 +133,7 @@ def test_open_mpi_5_needs_mpi4py(met, monkeypatch):
   surround(monkeypatch, OMPI_COMM_WORLD_SIZE=4, OMPI_COMM_WORLD_LOCAL_RANK=1,
            OMPI_COMM_WORLD_LOCAL_SIZE=2)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(checks.UserError, match='pip install mpi4py'):
+  with pytest.raises(errors.UserError, match='pip install mpi4py'):
     join(met)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
   assert join(met) == dict(cluster_detection_method='mpi4py')
@@ -212,7 +213,7 @@ def test_tpu_slices_by_the_metadata_server(
 def test_a_silent_metadata_server_is_asked_again(met, monkeypatch, error):
   """One that stays silent does not make the host of a slice train alone."""
   on_tpu_vm(monkeypatch, **{ENDPOINTS: error})
-  with pytest.raises(checks.PeerLost, match='network-endpoints.*start again'):
+  with pytest.raises(errors.PeerLost, match='network-endpoints.*start again'):
     join(met)
   assert not met
   tries = []
@@ -234,7 +235,7 @@ def test_an_indexed_kubernetes_job(met, monkeypatch):
   surround(monkeypatch, KUBERNETES_SERVICE_HOST='10.0.0.1',
            JOB_COMPLETION_INDEX=1)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(checks.UserError, match='pip install kubernetes'):
+  with pytest.raises(errors.UserError, match='pip install kubernetes'):
     join(met)
   processes.join(num_processes=1)   # as it says
   assert not met
@@ -268,7 +269,7 @@ def test_the_three_flags_are_taken_over_the_surroundings(met, monkeypatch):
      ['--process_id', 'less than', '2']),
 ])
 def test_flags_that_do_not_go_together(met, given, words):
-  with pytest.raises(checks.UserError) as e:
+  with pytest.raises(errors.UserError) as e:
     processes.join(**given)
   for word in words:
     assert word in str(e.value)
@@ -285,7 +286,7 @@ def test_who_meets_nobody_says_what_to_look_at(met, monkeypatch, error):
   def initialize(**given):
     raise error
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
-  with pytest.raises(checks.PeerLost) as e:
+  with pytest.raises(errors.PeerLost) as e:
     processes.join(coordinator='a:1', num_processes=2, process_id=0)
   assert str(error) in str(e.value) and 'did not meet' in str(e.value)
   assert '--coordinator' in str(e.value)
@@ -328,7 +329,7 @@ def test_a_peer_lost_while_saving_is_not_taken_for_a_full_disk(
       ('wait_until_finished', checkpoints.wait)):
     with monkeypatch.context() as patch:
       patch.setattr(checkpoints._manager, name, fail(ValueError(_GONE[0])))
-      with pytest.raises(checks.RunError, match='disk full'):
+      with pytest.raises(errors.RunError, match='disk full'):
         call()
       patch.setattr(processes, 'several', lambda: True)
       with pytest.raises(ValueError, match='Gloo'):
@@ -361,7 +362,8 @@ B16 = {
 
 
 def specs(plan, tree):
-  return {name: s.spec for name, s in trees.flatten(plan.state(tree)).items()}
+  return {name: s.spec for name, s in trees.flatten(
+      plan.state(tree, MlpMixer.SHARDING_RULES)).items()}
 
 
 def shapes_of(name):
@@ -400,7 +402,8 @@ def test_what_the_optimizer_keeps_lies_as_its_parameter():
   plan = sharding.plan(strategy='fsdp', model=2)
   params = shapes_of('Mixer-S/16')
   one = specs(plan, params)
-  state = plan.state((dict(mu=params), [params], jax.ShapeDtypeStruct((), int)))
+  state = plan.state((dict(mu=params), [params],
+                      jax.ShapeDtypeStruct((), int)), MlpMixer.SHARDING_RULES)
   for tree in (state[0]['mu'], state[1][0]):
     assert {n: s.spec for n, s in trees.flatten(tree).items()} == one
   assert state[2] == plan.replicated
@@ -422,7 +425,8 @@ def test_a_strategy_cuts_along_its_axes_only(settings, axes):
 def test_what_does_not_divide_stays_whole():
   plan = sharding.plan(strategy='fsdp', fsdp=4, model=2)
   leaf = lambda name, *shape: same(plan.state(
-      {name: jax.ShapeDtypeStruct(shape, jnp.float32)})[name].spec)
+      {name: jax.ShapeDtypeStruct(shape, jnp.float32)},
+      MlpMixer.SHARDING_RULES)[name].spec)
   # Both axes; of a side that both together do not divide, the first alone; of
   # one that is not even, none.
   kernel = 'token_mixing/Dense_0/kernel'
@@ -452,7 +456,7 @@ def test_what_does_not_divide_stays_whole():
     (dict(strategy='fsdp', fsdp=8, model=2), ['sharding.fsdp', '4 devices']),
 ])
 def test_devices_that_cannot_be_arranged_so(settings, words):
-  with pytest.raises(checks.UserError) as e:
+  with pytest.raises(errors.UserError) as e:
     sharding.plan(**settings)
   for word in words:
     assert word in str(e.value)
@@ -464,5 +468,5 @@ def test_a_model_axis_stays_within_a_process():
     def __init__(self, number, process):
       self.id, self.process_index = number, process
   devices = [Device(i, i // 2) for i in range(4)]
-  with pytest.raises(checks.UserError, match='2 devices of a process'):
+  with pytest.raises(errors.UserError, match='2 devices of a process'):
     sharding.plan(model=4, devices=devices)

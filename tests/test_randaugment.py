@@ -7,14 +7,18 @@ import functools
 import re
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
+from PIL import ImageEnhance
+from PIL import ImageOps
 import pytest
 from sklearn.datasets import load_sample_images
 
-from mixer.data import randaugment as ra
+from mixer.images import randaugment
 
 HEIGHT, WIDTH = 120, 160
 SIGNED = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
@@ -36,7 +40,7 @@ def photos(height=HEIGHT, width=WIDTH):
 
 @functools.partial(jax.jit, static_argnames='magnitude')
 def jitted_op(images, ops, negate, centre, magnitude):
-  return ra.apply_op(
+  return randaugment.apply_op(
       images, ops, negate=negate, centre=centre, magnitude=magnitude)
 
 
@@ -44,7 +48,7 @@ def apply(name, images, magnitude, negate=False, centre=(0, 0)):
   """The op `name` on every image of a NumPy batch."""
   batch = len(images)
   return np.asarray(jitted_op(
-      jnp.asarray(images), jnp.full(batch, ra.OPS.index(name), jnp.int32),
+      jnp.asarray(images), jnp.full(batch, randaugment.OPS.index(name), jnp.int32),
       jnp.full(batch, negate), jnp.tile(jnp.array([centre], jnp.int32),
                                         (batch, 1)), magnitude))
 
@@ -68,7 +72,7 @@ def levels_off(images1, images2):
 
 
 def test_names_and_order():
-  assert ra.OPS == (
+  assert randaugment.OPS == (
       'AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize',
       'Color', 'Contrast', 'Brightness', 'Sharpness', 'ShearX', 'ShearY',
       'TranslateX', 'TranslateY', 'Cutout', 'SolarizeAdd')
@@ -295,7 +299,7 @@ def test_cutout(magnitude, reach, centre):
 # All ops alike.
 
 
-@pytest.mark.parametrize('name', ra.OPS)
+@pytest.mark.parametrize('name', randaugment.OPS)
 def test_one_channel_is_treated_like_each_of_three(name):
   grey = photos()[..., :1]
   got = apply(name, grey, 15, centre=(50, 70))
@@ -309,7 +313,7 @@ def test_one_channel_is_treated_like_each_of_three(name):
 
 
 def test_sign_matters_only_where_it_should():
-  for name in ra.OPS:
+  for name in randaugment.OPS:
     same = np.array_equal(apply(name, photos(), 10, negate=False),
                           apply(name, photos(), 10, negate=True))
     assert same == (name not in SIGNED), name
@@ -321,7 +325,7 @@ def test_mixed_batch_equals_each_op_alone():
   mixed = np.asarray(jitted_op(
       jnp.asarray(images), jnp.arange(16), jnp.asarray(negate),
       jnp.asarray(centre, jnp.int32), 15))
-  for b, name in enumerate(ra.OPS):
+  for b, name in enumerate(randaugment.OPS):
     alone = apply(name, images[b:b + 1], 15, negate[b], centre[b])
     np.testing.assert_array_equal(mixed[b], alone[0], err_msg=name)
 
@@ -333,7 +337,7 @@ def test_both_histograms_agree():
   levels = photos()[..., 0].reshape(4, -1).copy()
   levels[0] = 77  # More than bfloat16 can count.
   expected = [np.bincount(row, minlength=256) for row in levels]
-  for count in ra._count_by_adding, ra._count_by_products:
+  for count in randaugment._count_by_adding, randaugment._count_by_products:
     np.testing.assert_array_equal(count(jnp.asarray(levels)), expected)
 
 
@@ -344,7 +348,7 @@ def test_both_look_ups_agree(channels):
       0, 256, (4, channels, 256), np.uint8)
   example = np.arange(4)[:, None, None, None]
   expected = tables[example, np.arange(channels), images]
-  for look_up in ra._look_up, ra._look_up_by_products:
+  for look_up in randaugment._look_up, randaugment._look_up_by_products:
     got = look_up(jnp.asarray(tables), jnp.asarray(images))
     assert got.dtype == jnp.uint8
     np.testing.assert_array_equal(got, expected)
@@ -352,11 +356,11 @@ def test_both_look_ups_agree(channels):
 
 @pytest.mark.parametrize('magnitude', (3,) + MAGNITUDES)
 def test_both_warps_agree(magnitude):
-  places = jnp.asarray(ra._places(magnitude, HEIGHT, WIDTH))
+  places = jnp.asarray(randaugment._places(magnitude, HEIGHT, WIDTH))
   moves = jnp.asarray(np.random.default_rng(0).permutation(11))
   pixels = jnp.asarray(np.random.default_rng(1).integers(
       0, 256, (11, HEIGHT * WIDTH + 1, 3), np.uint8))
-  got = [move(pixels, places, moves) for move in (ra._move_each, ra._move_all)]
+  got = [move(pixels, places, moves) for move in (randaugment._move_each, randaugment._move_all)]
   assert got[0].dtype == got[1].dtype == jnp.uint8
   np.testing.assert_array_equal(*got)
   for b, move in enumerate(moves):
@@ -384,12 +388,12 @@ def keys_of(seed, batch):
   return jax.random.split(jax.random.key(seed), batch)
 
 
-randaugment = jax.jit(ra.randaugment, static_argnames=('layers', 'magnitude'))
+randaugment = jax.jit(randaugment.randaugment, static_argnames=('layers', 'magnitude'))
 
 
 def test_draws_are_uniform_and_independent():
   count = 16 * 1000
-  draws = [ra.draw(keys_of(0, count), layer=layer, height=5, width=8)
+  draws = [randaugment.draw(keys_of(0, count), layer=layer, height=5, width=8)
            for layer in (0, 1)]
   (ops0, negate0, centre0), (ops1, negate1, _) = jax.tree.map(np.asarray, draws)
 
@@ -410,7 +414,7 @@ def test_is_the_drawn_ops_one_after_another():
   images, keys = photos(), keys_of(1, 4)
   expected = jnp.asarray(images)
   for layer in range(3):
-    expected = jitted_op(expected, *ra.draw(
+    expected = jitted_op(expected, *randaugment.draw(
         keys, layer=layer, height=HEIGHT, width=WIDTH), 15)
   got = randaugment(images, keys, layers=3, magnitude=15)
   np.testing.assert_array_equal(got, expected)
@@ -436,7 +440,7 @@ def test_deterministic_with_and_without_jit():
   images, keys = photos(), keys_of(3, 4)
   first = randaugment(images, keys, layers=2, magnitude=15)
   again = randaugment(images, keys, layers=2, magnitude=15)
-  plain = ra.randaugment(jnp.asarray(images), keys, layers=2, magnitude=15)
+  plain = randaugment.randaugment(jnp.asarray(images), keys, layers=2, magnitude=15)
   np.testing.assert_array_equal(first, again)
   np.testing.assert_array_equal(first, plain)
   other = randaugment(images, keys_of(4, 4), layers=2, magnitude=15)
@@ -449,7 +453,7 @@ def test_a_sharded_batch_stays_where_it_is():
   images = np.tile(photos()[:, :40, :48], (jax.device_count(), 1, 1, 1))
   keys = keys_of(5, len(images))
   args = jax.device_put((images, keys), split)
-  step = jax.jit(functools.partial(ra.randaugment, layers=2, magnitude=15),
+  step = jax.jit(functools.partial(randaugment.randaugment, layers=2, magnitude=15),
                  in_shardings=split, out_shardings=split)
   compiled = step.lower(*args).compile()
   for collective in 'all-gather', 'all-reduce', 'all-to-all', 'collective-':
@@ -462,4 +466,4 @@ def test_a_sharded_batch_stays_where_it_is():
     np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 8, 8, 4), np.uint8)])
 def test_refuses_other_images(images):
   with pytest.raises(ValueError, match=f'{images.dtype}.*{images.shape[-1]}'):
-    ra.randaugment(jnp.asarray(images), keys_of(0, 2), layers=1, magnitude=15)
+    randaugment.randaugment(jnp.asarray(images), keys_of(0, 2), layers=1, magnitude=15)

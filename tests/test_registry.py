@@ -8,7 +8,7 @@ import pytest
 
 from mixer import models
 from mixer import pretrained
-from mixer.core import checks
+from mixer.core import errors
 from mixer.models import catalog
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
@@ -75,7 +75,7 @@ def test_other_names():
   for other in ('runs/x', 'w.npz', 'hf://me/mine', 'gs://me/Mixer-B_16.npz',
                 'Mixer-B_16.npz', 'mine-76587d61.pth'):
     assert registry.find(other) is None
-  with pytest.raises(checks.UserError, match="mean 'Mixer-B/16-imagenet1k'"):
+  with pytest.raises(errors.UserError, match="mean 'Mixer-B/16-imagenet1k'"):
     registry.find('Mixer-B/16-imagenet')
 
 
@@ -174,7 +174,7 @@ def test_an_address_is_the_release(tmp_path, monkeypatch):
   address = 'hf://timm/mixer_b16_224.goog_in21k_ft_in1k'
   network = pretrained.open_network(address)
   assert asked == [address] and network.name == 'Mixer-B/16-imagenet1k'
-  with pytest.raises(checks.UserError, match='--best'):
+  with pytest.raises(errors.UserError, match='--best'):
     networks.open_network(address, best=True)
 
 
@@ -182,7 +182,7 @@ def test_a_release_that_lies_here(tmp_path):
   """Its name holds its checksum, which is checked."""
   path = tmp_path / 'jx_mixer_b16_224-76587d61.pth'
   path.write_bytes(b'another file')
-  with pytest.raises(checks.UserError, match='SHA-256.*its name says 76587d61'):
+  with pytest.raises(errors.UserError, match='SHA-256.*its name says 76587d61'):
     pretrained.open_network(str(path))
 
 

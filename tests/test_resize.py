@@ -8,7 +8,7 @@ import pytest
 
 from mixer import models
 from mixer import pretrained
-from mixer.core import checks
+from mixer.core import errors
 
 SIZE = 12   # of the small images; patches of 4, so a grid of 3 x 3
 
@@ -145,9 +145,9 @@ def test_the_papers_form_is_taken_where_it_applies():
 
 def test_images_that_were_not_square():
   model, params = make(size=(8, 16))
-  with pytest.raises(checks.UserError, match='from_size: 8 tokens'):
+  with pytest.raises(errors.UserError, match='from_size: 8 tokens'):
     pretrained.resize(model, params, image_size=16)
-  with pytest.raises(checks.UserError, match='from_size: .*3x4.*for 8'):
+  with pytest.raises(errors.UserError, match='from_size: .*3x4.*for 8'):
     pretrained.resize(model, params, image_size=16, from_size=(12, 16))
   larger, enlarged = pretrained.resize(
       model, params, image_size=(8, 32), from_size=(8, 16))
@@ -205,7 +205,7 @@ def test_a_grey_image_gives_the_same_logits_whatever_the_channels(channels):
 ])
 def test_what_does_not_fit_is_refused(settings, message):
   model, params = make()
-  with pytest.raises(checks.UserError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     pretrained.resize(model, params, **settings)
 
 

@@ -22,18 +22,19 @@ import time
 
 import jax
 import jax.numpy as jnp
+import launching
 import numpy as np
 import psutil
 import pytest
+import test_sources
 
 from mixer import models
 from mixer.core import checkpoint
 from mixer.core import trees
-from mixer.training import optimizer
+from mixer.models.mixer import MlpMixer
+from mixer.training import optimizers
 from mixer.training import sharding
 from mixer.training import step as steps
-import launching
-import test_sources
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, PAIRED = 60, 160
@@ -469,12 +470,13 @@ PARTS = """
 import sys
 import jax, jax.numpy as jnp
 from mixer.core import checkpoint, processes
+from mixer.models.mixer import MlpMixer
 from mixer.training import sharding
 coordinator, number, directory, save = sys.argv[1:]
 processes.join(coordinator=coordinator, num_processes=2, process_id=int(number))
 plan = sharding.plan(strategy='fsdp')
 shapes = {'kernel': jax.ShapeDtypeStruct((128, 64), jnp.float32)}
-there = plan.state(shapes)
+there = plan.state(shapes, MlpMixer.SHARDING_RULES)
 number_of = jax.ShapeDtypeStruct((), jnp.int32, sharding=plan.replicated)
 checkpoints = checkpoint.Checkpoints(directory)
 if save == 'save':
@@ -614,7 +616,7 @@ def test_the_launcher_starts_both_again_when_one_is_killed(
 
 
 def state_of(model, name, side):
-  tx = optimizer.make(schedule=lambda step: 0.1, name=name)
+  tx = optimizers.make(schedule=lambda step: 0.1, name=name)
   return functools.partial(steps.init_state, model, tx, seed=0,
                            image_shape=(side, side, 3))
 
@@ -631,7 +633,7 @@ def bytes_of(shape, dtype):
 def test_by_fsdp_an_eighth_of_the_state_of_b16_is_on_each_device(
     name, copies, settings, over):
   shapes = jax.eval_shape(state_of(models.create('Mixer-B/16'), name, 224))
-  shardings = sharding.plan(strategy='fsdp', **settings).state(shapes)
+  shardings = sharding.plan(strategy='fsdp', **settings).state(shapes, MlpMixer.SHARDING_RULES)
   whole = sum(bytes_of(x.shape, x.dtype) for x in jax.tree.leaves(shapes))
   assert whole > copies * 4 * 59.8e6
   share = sum(bytes_of(s.shard_shape(x.shape), x.dtype) for x, s in zip(
@@ -644,7 +646,7 @@ def test_by_fsdp_no_device_holds_more_when_it_is_made():
   make = state_of(models.create('Mixer-S/16', num_classes=8, hidden_dim=128,
                                 num_blocks=1), 'sgd', 32)
   shapes = jax.eval_shape(make)
-  shardings = plan.state(shapes)
+  shardings = plan.state(shapes, MlpMixer.SHARDING_RULES)
   state = jax.jit(make, out_shardings=shardings)()
   held = collections.Counter()
   for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(shardings)):

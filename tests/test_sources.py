@@ -24,12 +24,12 @@ from PIL import Image
 import pytest
 from sklearn import datasets
 
-from mixer.core import checks
-from mixer.data import loading
+from mixer.core import errors
 from mixer.data import order
 from mixer.data import pipeline
-from mixer.data import prepared
-from mixer.data import windows
+from mixer.data import rows as loading
+from mixer.data import sequential_order
+from mixer.data import shards as prepared
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COUNT, CLASSES, SIDE, WINDOW = 61, 5, 12, 8
@@ -438,10 +438,10 @@ def test_step_one_million_in_sequence_reads_a_window(sets, kind, monkeypatch):
   monkeypatch.setattr(prepared.Sequence, '__call__', counted)
   data, size, step = reopened(sets[kind]), SIZES[kind], 10**6
   shards = data.source.shards
-  readers = windows.readers_for(size, len(data))
+  readers = sequential_order.readers_for(size, len(data))
   each = size // readers
-  plan = windows.Windows(
-      windows.runs_of(data.split, shards.ends), readers, WINDOW, 0)
+  plan = sequential_order.Windows(
+      sequential_order.runs_of(data.split, shards.ends), readers, WINDOW, 0)
   batch, = loaded(data, size, step, step + 1)
 
   def records(begin, end):
@@ -767,7 +767,7 @@ def test_a_flipped_bit_is_counted_in_evaluation(sets, flip, form):
 def test_too_many_bad_records_stop_the_run(flip, form):
   """One of 61 is more than a hundredth."""
   settings, _, path = flip(form)
-  with pytest.raises(checks.RunError, match=re.escape(str(path))):
+  with pytest.raises(errors.RunError, match=re.escape(str(path))):
     train(reopened(settings, max_bad_fraction=.01), 8, 0, 9)
   assert len(train(reopened(settings, max_bad_fraction=.02), 8, 0, 9)) == 9
 
@@ -806,7 +806,7 @@ def test_what_is_cut_short_stops_what_is_read_in_sequence(sets, tmp_path):
   path = shard_of(copy, 1)
   path.write_bytes(path.read_bytes()[:-100])
   for read in (lambda data: train(data, 8, 0, 9), lambda d: evaluate(d, 8)):
-    with pytest.raises(checks.RunError, match='damaged.* record 20 of') as e:
+    with pytest.raises(errors.RunError, match='damaged.* record 20 of') as e:
       read(reopened(copy))
     assert str(path) in str(e.value)
 
@@ -844,7 +844,7 @@ def test_a_damaged_array_record_is_named_when_opened(sets, tmp_path, kept):
   if kept is not None:
     kept = int(len(content) * kept) if kept == .5 else kept
     path.write_bytes(content[:kept])
-  with pytest.raises(checks.UserError, match=re.escape(str(path))):
+  with pytest.raises(errors.UserError, match=re.escape(str(path))):
     reopened(settings)
 
 

@@ -15,11 +15,11 @@ from sklearn import datasets
 
 from configs import finetune
 from mixer import models
-from mixer.analysis import sweep
-from mixer.core import checks
+from mixer.core import errors
+from mixer.experiments import sweep
 from mixer.pretrained import formats
+from mixer.training import metrics_file
 from mixer.training import run
-from mixer.training import writer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZES = dict(patch_size=4, hidden_dim=16, num_blocks=1, channels_mlp_dim=32)
@@ -117,7 +117,7 @@ def test_the_best_on_held_out_images_is_trained_on_all(finished):
     assert tried['data']['split'] == 'train[:98%]'
     assert {k: e['split'] for k, e in tried['evals'].items()} == {
         'dev': 'train[98%:]'}
-    rows = writer.read(workdir / name)
+    rows = metrics_file.read(workdir / name)
     assert rows[-1]['step'] == 12 and rows[-1][DEV] == scores[name]
   final = read('final')
   assert final['schedule']['learning_rate'] == 0.3
@@ -137,11 +137,11 @@ def test_a_finished_sweep_is_told_again(finished, monkeypatch):
 def test_another_config_or_grid_is_refused_by_key(finished, monkeypatch):
   config, workdir, _ = finished
   begun = runs_of(monkeypatch)
-  with pytest.raises(checks.UserError, match='grid.schedule.learning_rate was'):
+  with pytest.raises(errors.UserError, match='grid.schedule.learning_rate was'):
     go(config, workdir, **{RATE: [0.003, 0.01]})
   other = config.copy_and_resolve_references()
   other.run.total_steps = 13
-  with pytest.raises(checks.UserError, match='run.total_steps was 12, is 13'):
+  with pytest.raises(errors.UserError, match='run.total_steps was 12, is 13'):
     go(other, workdir)
   assert begun == []
 
@@ -156,12 +156,12 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch, finished):
 
   def spoil(config, workdir):
     if any(name in workdir for name in stop):
-      raise checks.Stopped('told to')
+      raise errors.Stopped('told to')
 
   begun = runs_of(monkeypatch, spoil)
   for stopped in ('0.3', 'final'):
     stop[:] = [stopped]
-    with pytest.raises(checks.Stopped):
+    with pytest.raises(errors.Stopped):
       go(config, workdir)
   stop.clear()
   again = go(config, workdir)
@@ -183,15 +183,15 @@ def test_a_run_that_diverges_has_lost(tmp_path, monkeypatch):
   begun = runs_of(monkeypatch)
   assert go(config, tmp_path / 'w') == found and not begun
   config.sweep.learning_rates = (1e38,)
-  with pytest.raises(checks.RunError, match='all 1 runs.*lower'):
+  with pytest.raises(errors.RunError, match='all 1 runs.*lower'):
     go(config, tmp_path / 'v')
 
 
 def test_other_failures_stop_the_sweep(tmp_path, monkeypatch):
   def spoil(config, workdir):
-    raise checks.RunError('the disk is full')
+    raise errors.RunError('the disk is full')
   runs_of(monkeypatch, spoil)
-  with pytest.raises(checks.RunError, match='disk'):
+  with pytest.raises(errors.RunError, match='disk'):
     go(small(tmp_path), tmp_path / 'w')
   assert not (tmp_path / 'w' / 'sweep.json').exists()
 
@@ -257,16 +257,16 @@ def test_several_keys_are_all_combinations(tmp_path):
     ('data.split=train', 'data.split'),
 ))
 def test_a_bad_grid_is_told(text, words, tmp_path):
-  with pytest.raises(checks.UserError, match=words):
+  with pytest.raises(errors.UserError, match=words):
     sweep.parse_grid([text], finetune.get_config('b16,cifar10'))
 
 
 def test_a_value_that_is_out_of_range_is_told_before_the_first_run(
     tmp_path, monkeypatch):
   begun = runs_of(monkeypatch)
-  with pytest.raises(checks.UserError, match='learning_rate.*-1'):
+  with pytest.raises(errors.UserError, match='learning_rate.*-1'):
     go(small(tmp_path), tmp_path / 'w', **{RATE: [0.1, -1.0]})
-  with pytest.raises(checks.UserError, match="sweep.metric.*'eval/dev/loss'"):
+  with pytest.raises(errors.UserError, match="sweep.metric.*'eval/dev/loss'"):
     go(small(tmp_path, **{'sweep.metric': 'eval/dev/loss'}), tmp_path / 'w')
   assert begun == [] and not (tmp_path / 'w').exists()
 
@@ -317,6 +317,6 @@ def test_a_mistake_is_one_line(flags, words):
 def test_the_runs_start_from_the_same_weights(finished):
   """The values are compared, not the luck of the draw."""
   _, workdir, found = finished
-  first = [writer.read(workdir / name)[0]['train/loss']
+  first = [metrics_file.read(workdir / name)[0]['train/loss']
            for name in found['runs']]
   assert first[0] == first[1]

@@ -12,13 +12,14 @@ from configs import digits
 from mixer import models
 from mixer.core import checkpoint
 from mixer.core import trees
-from mixer.core.checks import UserError
-from mixer.data import augment
-from mixer.training import losses
+from mixer.core.errors import UserError
+from mixer.images import augment
+from mixer.models.mixer import MlpMixer
 from mixer.training import loop
-from mixer.training import optimizer
+from mixer.training import losses
+from mixer.training import optimizers
 from mixer.training import run
-from mixer.training import schedule
+from mixer.training import schedules
 from mixer.training import sharding
 from mixer.training import step as steps
 
@@ -33,7 +34,7 @@ def gradients(scale=1.0):
 
 
 def test_cosine_by_its_formula():
-  s = schedule.make(learning_rate=0.5, total_steps=110, warmup_steps=10,
+  s = schedules.make(learning_rate=0.5, total_steps=110, warmup_steps=10,
                     end_fraction=0.1)
   for t in (0, 3, 10, 47, 110, 200):
     progress = min(max(t - 10, 0) / 100, 1)
@@ -43,24 +44,24 @@ def test_cosine_by_its_formula():
 
 
 def test_linear_by_its_formula_and_constant():
-  s = schedule.make(learning_rate=1e-3, total_steps=110, warmup_steps=10,
+  s = schedules.make(learning_rate=1e-3, total_steps=110, warmup_steps=10,
                     decay='linear', end_fraction=1e-5)
   np.testing.assert_allclose(s(5), 5e-4, rtol=1e-6)
   np.testing.assert_allclose(s(60), 1e-3 * (0.5 + 0.5e-5), rtol=1e-5)
   np.testing.assert_allclose(s(110), 1e-8, rtol=1e-3)
-  c = schedule.make(learning_rate=0.2, total_steps=9, decay='constant')
+  c = schedules.make(learning_rate=0.2, total_steps=9, decay='constant')
   assert float(c(0)) == float(c(8)) == np.float32(0.2)
 
 
 def test_a_warm_up_longer_than_the_run_is_shortened():
-  s = schedule.make(learning_rate=1.0, total_steps=20, warmup_steps=10_000)
+  s = schedules.make(learning_rate=1.0, total_steps=20, warmup_steps=10_000)
   assert float(s(1)) == 0.5 and float(s(2)) == 1.0
-  s = schedule.make(learning_rate=1.0, total_steps=3, warmup_steps=10_000)
+  s = schedules.make(learning_rate=1.0, total_steps=3, warmup_steps=10_000)
   assert float(s(0)) == 1.0
 
 
 def test_sgd_clips_then_adds_momentum():
-  tx = optimizer.make(schedule=lambda t: 0.1, clip_norm=1.0, momentum=0.9)
+  tx = optimizers.make(schedule=lambda t: 0.1, clip_norm=1.0, momentum=0.9)
   state = tx.init(parameters())
   first, state = tx.update(gradients(), state, parameters())
   second, _ = tx.update(gradients(), state, parameters())
@@ -69,14 +70,14 @@ def test_sgd_clips_then_adds_momentum():
 
 
 def test_the_accumulator_may_be_bfloat16():
-  tx = optimizer.make(schedule=lambda t: 0.1, momentum_dtype='bfloat16')
+  tx = optimizers.make(schedule=lambda t: 0.1, momentum_dtype='bfloat16')
   kinds = {x.dtype for x in jax.tree.leaves(tx.init(parameters()))}
   assert jnp.dtype('bfloat16') in kinds and jnp.dtype('float32') not in kinds
 
 
 def test_adam_decays_kernels_only_and_outside_the_moments():
   rate, decay = 0.01, 0.1
-  tx = optimizer.make(schedule=lambda t: rate, name='adam', clip_norm=None,
+  tx = optimizers.make(schedule=lambda t: rate, name='adam', clip_norm=None,
                       weight_decay=decay)
   updates, _ = tx.update(gradients(), tx.init(parameters()), parameters())
   # At the first step Adam's own update is the sign of the gradient.
@@ -109,10 +110,10 @@ def test_several_labels_become_one_target_row():
 @pytest.mark.parametrize('call, words', [
     (lambda: losses.make(name='hinge'), ['loss.name', 'hinge', 'sigmoid']),
     (lambda: losses.make(label_smoothing=1.0), ['label_smoothing', '1.0']),
-    (lambda: optimizer.make(schedule=None, name='lamb'), ['lamb', 'adam']),
-    (lambda: optimizer.make(schedule=None, momentum=1.0), ['momentum', '1.0']),
-    (lambda: schedule.make(learning_rate=-1.0, total_steps=9), ['-1.0']),
-    (lambda: schedule.make(learning_rate=1.0, total_steps=9, decay='steps'),
+    (lambda: optimizers.make(schedule=None, name='lamb'), ['lamb', 'adam']),
+    (lambda: optimizers.make(schedule=None, momentum=1.0), ['momentum', '1.0']),
+    (lambda: schedules.make(learning_rate=-1.0, total_steps=9), ['-1.0']),
+    (lambda: schedules.make(learning_rate=1.0, total_steps=9, decay='steps'),
      ['steps', 'cosine']),
     (lambda: sharding.plan(strategy='zero'), ['zero', 'fsdp']),
 ])
@@ -142,8 +143,8 @@ class Setting:
                augmentation=None, initialised=True, **overrides):
     self.plan = plan or sharding.plan(devices=jax.devices()[:1])
     model = models.create('Mixer-S/4', **{**SMALL, **overrides})
-    rate = schedule.make(learning_rate=0.05, total_steps=20)
-    tx = optimizer.make(schedule=rate, name=name, weight_decay=1e-2)
+    rate = schedules.make(learning_rate=0.05, total_steps=20)
+    tx = optimizers.make(schedule=rate, name=name, weight_decay=1e-2)
     step = steps.make_train_step(
         model, tx, schedule=rate, loss=losses.make(name='sigmoid'), seed=3,
         augment=augment.make(**(dict(   # RandAugment: tests/test_augment.py
@@ -153,7 +154,7 @@ class Setting:
     init = functools.partial(steps.init_state, model, tx, seed=3,
                              image_shape=(8, 8, 3))
     self.state = jax.eval_shape(init)
-    self.shardings = self.plan.state(self.state)
+    self.shardings = self.plan.state(self.state, MlpMixer.SHARDING_RULES)
     if initialised:
       self.state = jax.jit(init, out_shardings=self.shardings)()
     self.step = jax.jit(step,
@@ -212,7 +213,7 @@ def test_fsdp_holds_an_eighth_of_large_parameters():
   plan = sharding.plan(strategy='fsdp')
   x = jax.ShapeDtypeStruct((512, 64), jnp.float32)
   placed = jax.jit(lambda: jnp.zeros((512, 64)),
-                   out_shardings=plan.state(x))()
+                   out_shardings=plan.state(x, MlpMixer.SHARDING_RULES))()
   assert {s.data.shape for s in placed.addressable_shards} == {(64, 64)}
 
 
@@ -331,7 +332,6 @@ def test_a_plain_run_goes_on_with_scan_and_remat(tmp_path):
 
 def test_a_run_read_in_sequence_does_not_go_on_at_random():
   """Whichever of the two fingerprints says more."""
-  plan = sharding.plan()
   number = jax.ShapeDtypeStruct((), jnp.int32)
   shapes = steps.State(step=number, params={}, opt_state={}, bad=number)
   stored = types.SimpleNamespace(restore=lambda *a: (
@@ -339,7 +339,7 @@ def test_a_run_read_in_sequence_does_not_go_on_at_random():
   for now, message in ((dict(source='a'), 'readers was 4, is None'),
                        (dict(source='b', readers=4), 'source was a, is b')):
     with pytest.raises(UserError, match=message):
-      run._resume(stored, shapes, plan.state(shapes), now)
+      run._resume(stored, shapes, now)
 
 
 def test_labels_count_as_much_as_their_weights():

@@ -10,13 +10,13 @@ import re
 import numpy as np
 import pytest
 
-from mixer.core import checks
-from mixer.data import images as image_files
+from mixer.core import errors
 from mixer.data import pipeline
-from mixer.data import prepared
+from mixer.data import shards
 from mixer.data import sources
 from mixer.data import splits
 from mixer.data import vtab
+from mixer.images import decode_pillow
 
 SIZES = dict(train=20, validation=4, test=8)
 TRAIN, HELD_OUT = 8, 2   # of the tiny sets
@@ -146,7 +146,7 @@ def read(source, spec, task):
   files, labels, weights = source.read(split.records(np.arange(len(split))))
   assert labels.shape == (len(split), 1) and weights is None
   assert labels.dtype == np.int32
-  pixels = [image_files.pixels(file, channels=3, upright=False)
+  pixels = [decode_pillow.pixels(file, channels=3, upright=False)
             for file in files]
   return [number_in(task, p) for p in pixels], labels[:, 0].tolist()
 
@@ -283,7 +283,7 @@ def test_splits_of_the_real_sizes(monkeypatch, task, sizes, validation, test):
 def test_sets_that_are_not_whole_are_refused(monkeypatch, task, sizes, says):
   """Else training would see what it is chosen by."""
   monkeypatch.undo()
-  with pytest.raises(checks.UserError, match=says):
+  with pytest.raises(errors.UserError, match=says):
     vtab.TASKS[task].stored(sizes)
 
 
@@ -293,12 +293,12 @@ def test_a_label_outside_the_classes_is_named(data_dir, monkeypatch):
   monkeypatch.setitem(vtab.TASKS, 'clevr_count', dataclasses.replace(
       task, num_classes=4))
   source = sources.open_source('vtab:clevr_count', data_dir=data_dir)
-  with pytest.raises(checks.RunError, match='clevr-.* record .* from 0 to 3'):
+  with pytest.raises(errors.RunError, match='clevr-.* record .* from 0 to 3'):
     source.read(np.arange(SIZES['train']))
 
 
 def test_a_bad_picture_of_dsprites_is_a_bad_image():
-  parse = prepared.Parser(
+  parse = shards.Parser(
       width=1, num_classes=16, name_of=str, labels_of=lambda _: [3],
       image_of=vtab.TASKS['dsprites_location'].image_of)
   import tensorflow as tf
@@ -306,14 +306,14 @@ def test_a_bad_picture_of_dsprites_is_a_bad_image():
       image=tf.train.Feature(bytes_list=tf.train.BytesList(value=[b'no']))
   ))).SerializeToString()
   (file,), labels, _ = parse([0], [raw])
-  assert isinstance(file, image_files.BadImage) and labels.tolist() == [[3]]
+  assert isinstance(file, decode_pillow.BadImage) and labels.tolist() == [[3]]
 
 
 def test_a_set_of_other_features_is_refused(data_dir):
   task = dataclasses.replace(vtab.TASKS['kitti'], key='things')
   import tensorflow_datasets as tfds
   info = tfds.builder('kitti', data_dir=data_dir).info
-  with pytest.raises(checks.UserError, match=r"kitti.*not \['things'\]"):
+  with pytest.raises(errors.UserError, match=r"kitti.*not \['things'\]"):
     task.parsing(info)
 
 
@@ -326,7 +326,7 @@ def test_a_set_of_other_features_is_refused(data_dir):
     ('resisc', 'resisc45'), ('caltech', 'caltech101'),
     ('Retinopathy', 'diabetic_retinopathy'), ('euro_sat', 'eurosat')))
 def test_other_spellings_are_suggested(spelling, task):
-  with pytest.raises(checks.UserError, match=(
+  with pytest.raises(errors.UserError, match=(
       rf'data.name: .*{spelling}.*did you mean vtab:{task}\?')):
     sources.open_source(f'vtab:{spelling}')
 
@@ -334,6 +334,6 @@ def test_other_spellings_are_suggested(spelling, task):
 @EVERY_TASK
 def test_a_missing_set_says_how_to_get_it(task, tmp_path):
   dataset = vtab.TASKS[task].dataset
-  with pytest.raises(checks.UserError, match=re.escape(
+  with pytest.raises(errors.UserError, match=re.escape(
       f"builder('{dataset}', data_dir='{tmp_path}').download_and_prepare()")):
     sources.open_source(f'vtab:{task}', data_dir=str(tmp_path))

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixer.analysis import throughput
-from mixer.core import checks
-from mixer.data import augment
+from mixer.analysis import step_speed
+from mixer.core import errors
+from mixer.images import augment
 from mixer.models.mixer import pair
-from mixer.training import optimizer as optimizers
+from mixer.training import optimizers
 
 _TORCH = ('timm', 'timm_compiled')   # as it is, and by torch.compile
 NAMES = ('big_vision', 'vision_transformer', *_TORCH)
@@ -36,9 +36,9 @@ def make(name, mode, model, directory, images, labels):
     UserError: if it is unknown or cannot be imported.
   """
   if name not in NAMES:
-    raise checks.unknown('--compare', name, NAMES)
+    raise errors.unknown('--compare', name, NAMES)
   if model.dtype != jnp.float32 and name not in _TORCH:
-    raise checks.UserError(f'--compare: {name} computes in float32 only; '
+    raise errors.UserError(f'--compare: {name} computes in float32 only; '
                            'compare with --precision=float32')
   if name in _TORCH:
     return _timm(mode, model, directory, images, labels,
@@ -85,7 +85,7 @@ def _flax(network, apply, mode, images, labels):
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  return throughput.repeated(jax.jit(step, donate_argnums=0),
+  return step_speed.repeated(jax.jit(step, donate_argnums=0),
                              (params, tx.init(params)))
 
 
@@ -144,7 +144,7 @@ def importable(repository, module, directory):
   try:
     return importlib.import_module(module)
   except ImportError as e:
-    raise checks.UserError(
+    raise errors.UserError(
         f'--compare: cannot import {module} ({e}); put a checkout at '
         f'{path!r} (--peers=DIR) and install what it needs') from e
 

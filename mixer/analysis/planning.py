@@ -8,19 +8,19 @@ import os
 import jax
 
 from mixer import models
-from mixer.analysis import programs
+from mixer.analysis import compiled_step
+from mixer.analysis import data_sizes
 from mixer.core import accelerators
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import trees
-from mixer.data import known
+from mixer.evaluation import suite
 from mixer.models import cost
 from mixer.models.mixer import pair
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
-from mixer.training import evaluations
-from mixer.training import introduction
-from mixer.training import run
+from mixer.training import assembly
 from mixer.training import sharding
+from mixer.training import summary
 
 RELEASED_SIZE = 224   # pixels, of all released Mixers
 
@@ -47,21 +47,21 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
     UserError: if the config or an argument is wrong.
     RunError: if a TPU's compiler finds that it does not fit.
   """
-  settings = run.check(config)
-  every = programs.tpu_devices(topology) if topology else jax.devices()
+  settings = assembly.check(config)
+  every = compiled_step.tpu_devices(topology) if topology else jax.devices()
   name = accelerator or (topology or 'v3').partition(':')[0]
   if name not in accelerators.ACCELERATORS:
-    raise checks.unknown('--accelerator', name, accelerators.ACCELERATORS)
+    raise errors.unknown('--accelerator', name, accelerators.ACCELERATORS)
   if topology and name != topology.partition(':')[0]:
-    raise checks.UserError(f'--accelerator: {name} is not what --topology='
+    raise errors.UserError(f'--accelerator: {name} is not what --topology='
                            f'{topology} is; give one of them')
   if not 0 < utilisation <= 1:
-    raise checks.UserError('--utilisation: expected 0 < x <= 1, got '
+    raise errors.UserError('--utilisation: expected 0 < x <= 1, got '
                            f'{utilisation}')
   device = accelerators.ACCELERATORS[name]
   wanted = devices or (len(every) if topology else 1)
   if wanted > len(every):
-    raise checks.UserError(f'--devices: {wanted}, but there are {len(every)}')
+    raise errors.UserError(f'--devices: {wanted}, but there are {len(every)}')
   chosen = every[:wanted]
   settings = dataclasses.replace(
       settings, image_width=None, image_size=pair(settings.image_size),
@@ -69,12 +69,13 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
   layout = sharding.plan(devices=chosen, **config.sharding)
   settings.check_devices(layout.parts)
   data, preflight = _look(config)
-  model = _enlarged(make_model(config, settings, data), config, settings)
+  model = _enlarged(make_model(config, settings, data, layout.platform),
+                    config, settings)
   total = _steps(settings, data)
-  optimizer, step_fn = run.make_step(config, settings, model, total)
+  optimizer, step_fn = assembly.make_step(config, settings, model, total)
   resident = data.examples if (
       config.data.on_device or data.decoded) else None
-  program = programs.train_step(
+  program = compiled_step.train_step(
       step_fn, model, optimizer, layout, batch_size=settings.batch_size,
       image_size=settings.image_size, seed=settings.seed, resident=resident)
   preflight += _weights(config) + _workdir(workdir)
@@ -112,22 +113,15 @@ def remedies(memory):
 
 
 def _look(config):
-  """(`known.Size` of the training split, rows about every split)."""
-  inherited = lambda section, key: section.get(key) or config.data[key]
-  sections = {'data': config.data, **{
-      f'evals.{name}': section for name, section in config.evals.items()}}
-  for name, section in config.fewshot.items():
-    common, parts, _ = evaluations.fewshot_splits(**section)
-    for part, split in parts.items():
-      sections[f'fewshot.{name}.{part}'] = dict(common, split=split)
+  """(`data_sizes.Size` of the training split, rows about every split)."""
+  asked, _ = suite.sections(config)
   rows, found = [], {}
-  for key, section in sections.items():
-    name = inherited(section, 'name')
-    wanted = [s['split'] for s in sections.values()
-              if inherited(s, 'name') == name]
-    found[key] = known.size(
-        name, section['split'], data_dir=inherited(section, 'dir'), key=key,
-        access=config.data.access, wanted=wanted)
+  for key, section in asked.items():
+    name = section['name']
+    found[key] = data_sizes.size(
+        name, section['split'], data_dir=section.get('dir'), key=key,
+        access=section.get('access'),
+        wanted=[s['split'] for s in asked.values() if s['name'] == name])
     count = found[key].examples
     rows.append(_row(
         key, f'{name} {section["split"]}' + (
@@ -170,21 +164,19 @@ def _row(what, value, missing):
   return dict(what=what, value=value, found=missing is None, remedy=missing)
 
 
-def make_model(config, settings, data=None):
+def make_model(config, settings, data=None, platform=None):
   """The network of a config whose data need not be at hand.
 
   Args:
     config: of a run.
     settings: `Settings` of its `run` section.
-    data: `known.Size` of the training split, if that is known already.
+    data: `data_sizes.Size` of the training split, if that is known already.
+    platform: as `sharding.Plan.platform`.
   """
-  data = data or known.size(
+  data = data or data_sizes.size(
       config.data.name, config.data.split, data_dir=config.data.dir,
       access=config.data.access)
-  section = dict(config.model)
-  classes = section.pop('num_classes', None) or data.num_classes
-  section['in_channels'] = section.get('in_channels') or data.channels
-  return models.create(num_classes=classes, dtype=settings.dtype, **section)
+  return assembly.make_model(config, settings, data, platform)
 
 
 def _enlarged(model, config, settings):
@@ -209,7 +201,7 @@ def _enlarged(model, config, settings):
 
 def _steps(settings, data):
   if settings.total_steps is None and data.examples is None:
-    raise checks.UserError(
+    raise errors.UserError(
         'run.total_epochs: nobody knows how many examples the data has, and it '
         f'is not there ({data.missing}); give --config.run.total_steps')
   return settings.steps(data.examples)
@@ -228,7 +220,7 @@ def _time(config, settings, model, device, count, steps, utilisation,
              devices_per_chip=device.devices_per_chip,
              images_per_second=steps * settings.batch_size / (
                  3600 * hours / count),
-             paper_core_days=introduction.paper_core_days(config))
+             paper_core_days=summary.paper_core_days(config))
   if xla_seconds:
     out.update(xla_device_hours=xla_seconds * count * steps / 3600)
   return out

@@ -6,11 +6,11 @@ import re
 import ml_collections
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import files
 from mixer.core.log import log
 from mixer.evaluation import confusion
-from mixer.training import evaluations
+from mixer.evaluation import suite
 from mixer.training import sharding
 
 _IMAGENET, _V2 = 'imagenet2012', 'imagenet_v2/matched-frequency'
@@ -25,7 +25,7 @@ def config_of(network):
   run = _workdir(network)
   text = run and files.read(os.path.join(run, 'config.json'))
   if not text:
-    raise checks.UserError(
+    raise errors.UserError(
         f'--config is required: {network.name!r} is not from a run, so its '
         'evaluations are unknown; give a config with `evals`, such as '
         '--config=configs/mixer_b16.py')
@@ -50,7 +50,7 @@ def asked(config, network, *, real=None, v2=False, fewshot=None):
   """
   plain = config.to_dict()
   if not plain.get('data') or 'evals' not in plain:
-    raise checks.UserError('--config: expected the sections data and evals; '
+    raise errors.UserError('--config: expected the sections data and evals; '
                            'start from recipe.base()')
   data, evals = plain['data'], dict(plain['evals'])
   few = dict(plain.get('fewshot') or {})
@@ -64,7 +64,7 @@ def asked(config, network, *, real=None, v2=False, fewshot=None):
       name for name in validation
       if source(evals[name]) in ('folder', 'manifest')]
   if real and not on_imagenet:
-    raise checks.UserError(
+    raise errors.UserError(
         '--real: ReaL labels are for the split validation of '
         f'{_IMAGENET}, or of a folder or manifest of its files; the config has '
         + (', '.join(f'{name}: {section.get("name") or data["name"]} '
@@ -112,21 +112,21 @@ def evaluate(network, config, *, batch_size, worst=10):
   """
   plan = sharding.plan()
   batch_size = -(-batch_size // plan.parts) * plan.parts
-  _, evals, fewshots = evaluations.open_splits(
+  _, evals, fewshots = suite.open_splits(
       config, network.image_size, training=False)
   if not evals and not fewshots:
-    raise checks.UserError('--config: it has no evaluations')
+    raise errors.UserError('--config: it has no evaluations')
   for name, split in list(evals.items()):
-    wrong = evaluations.other_classes(
+    wrong = suite.other_classes(
         split.source, network.model.num_classes, network.card['class_names'],
         exactly=not _workdir(network))
     if wrong and not fewshots:
-      raise checks.UserError(f'evals.{name}: {wrong}; fine-tune it on them, or '
+      raise errors.UserError(f'evals.{name}: {wrong}; fine-tune it on them, or '
                              'ask with --fewshot')
     if wrong:
       log.info('evals.%s is left out: %s', name, wrong)
       del evals[name]
-  ask = evaluations.make(plan, network.model, evals, fewshots,
+  ask = suite.make(plan, network.model, evals, fewshots,
                          batch_size=batch_size, loss=network.card['loss'])
   details = {}
   scores = ask(sharding.place(network.params, plan.replicated), details)

@@ -16,11 +16,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import files
-from mixer.core.log import log
 from mixer.core import processes
 from mixer.core import trees
+from mixer.core.log import log
 
 _ITEMS = ('params', 'rest', 'meta')
 
@@ -42,7 +42,7 @@ class Checkpoints:
       UserError: if a value is out of range.
     """
     if every < 1 or keep < 1:
-      raise checks.UserError('checkpoint: expected every and keep of at least '
+      raise errors.UserError('checkpoint: expected every and keep of at least '
                              f'1, got {every} and {keep}')
     self.directory, self.every, self.best = str(directory), every, best
     keepers = [managers.LatestN(keep)]
@@ -126,7 +126,7 @@ class Checkpoints:
                   'it', self.directory, step,
                   ' '.join(str(damaged).split())[:300])
     if steps:
-      raise checks.RunError(
+      raise errors.RunError(
           f'none of the checkpoints {steps} in {self.directory!r} can be read; '
           f'the last error: {str(damaged)[:300]}')
     return None
@@ -163,7 +163,7 @@ class Checkpoints:
     return out['params'], out['rest'], out['meta']
 
   def _failed(self, step, error):
-    return checks.RunError(
+    return errors.RunError(
         f'the checkpoint of step {step} could not be written to '
         f'{self.directory!r} (is the disk full?); earlier ones are intact: '
         f'{str(error)[:300]}')
@@ -180,12 +180,12 @@ def find(path, best=False):
     return str(path)
   root = path / 'checkpoints'
   if not root.is_dir():
-    raise checks.UserError(
+    raise errors.UserError(
         f'checkpoint: {str(path)!r} is neither a workdir with checkpoints/ nor '
         'one of its checkpoints')
   steps = [int(p.name) for p in root.iterdir() if re.fullmatch(r'\d+', p.name)]
   if not steps:
-    raise checks.UserError(f'checkpoint: {str(root)!r} holds no checkpoint yet')
+    raise errors.UserError(f'checkpoint: {str(root)!r} holds no checkpoint yet')
   if best:
     return str(root / str(_best(path, steps)))
   return str(root / str(max(steps)))
@@ -200,7 +200,7 @@ def _best(workdir, steps):
     metrics = {s: manager.metrics(s) or {} for s in steps}
   scored = [(m[metric], s) for s, m in metrics.items() if metric in m]
   if not scored:
-    raise checks.UserError(
+    raise errors.UserError(
         f'checkpoint: {str(workdir)!r} kept no best one: checkpoint.best was '
         f'{metric!r} and no checkpoint has it')
   return max(scored)[1]
@@ -230,11 +230,11 @@ def load_params(path):
           meta=ocp.args.JsonRestore()))
     params, expected = out['params'], out['meta']['digest'][0]
   except Exception as e:
-    raise checks.UserError(
+    raise errors.UserError(
         f'checkpoint: {path!r} cannot be read: '
         f'{" ".join(str(e).split())[:300]}') from e
   if np.asarray(trees.digest(params)).tolist() != expected:
-    raise checks.UserError(f'checkpoint: {path!r} is damaged: its digest does '
+    raise errors.UserError(f'checkpoint: {path!r} is damaged: its digest does '
                            'not match')
   return jax.tree.map(np.asarray, params)
 

@@ -13,7 +13,7 @@ import traceback
 from absl import app
 from absl import flags
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import log
 from mixer.core import processes
 
@@ -65,13 +65,13 @@ def run(main, positional=0, log_to=None, several=False):
   def guarded(argv):
     try:
       main(argv)
-    except checks.UserError as e:
+    except errors.UserError as e:
       _die(e, USAGE)
-    except checks.PeerLost as e:
+    except errors.PeerLost as e:
       _die(e, LOST)
-    except checks.RunError as e:
+    except errors.RunError as e:
       _die(e, FAILED)
-    except checks.Stopped as e:
+    except errors.Stopped as e:
       processes.leave()
       _die(e, RESTART, label='stopped')
     except KeyboardInterrupt:   # a run that can save catches the signal itself
@@ -105,7 +105,7 @@ def one_length(section):
   given = config_flags.get_override_values(flags.FLAGS['config'])
   lengths = [k for k in ('total_steps', 'total_epochs') if f'run.{k}' in given]
   if len(lengths) == 2:
-    raise checks.UserError('--config.run.total_steps and '
+    raise errors.UserError('--config.run.total_steps and '
                            '--config.run.total_epochs: give one of them')
   if lengths:
     other, = {'total_steps', 'total_epochs'} - set(lengths)
@@ -136,7 +136,7 @@ def _unknown_key(argv):
       node = config
       for key in name.split('.')[1:]:
         if not hasattr(node, 'keys') or key not in node:
-          return checks.unknown(
+          return errors.unknown(
               flag, key, sorted(getattr(node, 'keys', list)()))
         node = node[key]
   return None

@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.request
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core.log import log
 
 _METADATA = ('http://metadata.google.internal/computeMetadata/v1/instance/'
@@ -73,7 +73,7 @@ def join(*, coordinator=None, num_processes=None, process_id=None,
         heartbeat_timeout_seconds=heartbeat_timeout_seconds,
         shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **found)
   except (RuntimeError, ValueError, OSError) as e:
-    raise checks.PeerLost(
+    raise errors.PeerLost(
         f'the processes of this run did not meet: {e}; see that all were '
         'started, with the same --coordinator, and that its port is free and '
         'can be reached') from e
@@ -154,10 +154,10 @@ def lost(error):
   """Whether an error tells that another process is gone."""
   if not several():
     return False
-  from jax import errors
+  import jax
   # What a collective operation throws comes as either, its status in front.
   text = str(error)
-  return isinstance(error, (errors.JaxRuntimeError, ValueError)) and bool(
+  return isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and bool(
       re.match('[A-Z_]+: ', text)) and 'out of memory' not in text.lower() and (
           any(word in text for word in _GONE))
 
@@ -165,15 +165,15 @@ def lost(error):
 def _given(**given):
   missing = [f'--{key}' for key, value in given.items() if value is None]
   if missing:
-    raise checks.UserError(
+    raise errors.UserError(
         f'{", ".join(missing)}: missing; of several processes each is started '
         'with --coordinator=HOST:PORT --num_processes=N --process_id=I')
   host, _, port = given['coordinator'].rpartition(':')
   if not host or not port.isdigit():
-    raise checks.UserError('--coordinator: expected HOST:PORT, got '
+    raise errors.UserError('--coordinator: expected HOST:PORT, got '
                            f'{given["coordinator"]!r}')
   if given['process_id'] >= given['num_processes']:
-    raise checks.UserError(
+    raise errors.UserError(
         f'--process_id: expected less than --num_processes='
         f'{given["num_processes"]}, got {given["process_id"]}')
   return dict(coordinator_address=given.pop('coordinator'),
@@ -190,7 +190,7 @@ def _by_surroundings():
     if 'OMPI_MCA_orte_hnp_uri' in os.environ:   # until Open MPI 4
       return found
     if importlib.util.find_spec('mpi4py') is None:
-      raise checks.UserError(
+      raise errors.UserError(
           '--coordinator: Open MPI 5 does not tell where process 0 is; give '
           'the three flags, with --process_id=$OMPI_COMM_WORLD_RANK, or '
           'pip install mpi4py')
@@ -201,7 +201,7 @@ def _by_surroundings():
   if 'KUBERNETES_SERVICE_HOST' in os.environ and (
       'JOB_COMPLETION_INDEX' in os.environ) and _tpu_workers() < 1:
     if importlib.util.find_spec('kubernetes') is None:
-      raise checks.UserError(
+      raise errors.UserError(
           '--coordinator: an indexed Kubernetes job tells where process 0 is '
           'to the package kubernetes only; pip install kubernetes, or give '
           'the three flags; of a process alone --num_processes=1')
@@ -232,7 +232,7 @@ def _gpus(local_id, tasks):
     return dict(local_device_ids=list(range(seen)))
   each, left = divmod(seen, tasks)
   if left:
-    raise checks.UserError(
+    raise errors.UserError(
         f'{seen} GPUs cannot be shared by the {tasks} processes of this node; '
         'start as many that each gets as many, or show each its own by '
         'CUDA_VISIBLE_DEVICES')
@@ -275,7 +275,7 @@ def _metadata(attribute):
       reason = getattr(e, 'reason', e)
       if getattr(e, 'code', 0) == 404 or isinstance(reason, socket.gaierror):
         return ''
-  raise checks.PeerLost(
+  raise errors.PeerLost(
       f'{ask.full_url}: {reason}; whether this TPU has other hosts cannot be '
       'told: start again, with --num_processes=1 if it has none')
 

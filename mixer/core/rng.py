@@ -7,7 +7,7 @@ import zlib
 
 import jax
 
-from mixer.core.checks import UserError
+from mixer.core.errors import UserError
 
 
 def stream(seed, name):

@@ -10,10 +10,10 @@ import re
 
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import files
 from mixer.core.log import log
-from mixer.data import images
+from mixer.images import decode_pillow
 
 MAX_LABELS = 32   # of one example; more are an error, fewer are padded by -1
 _MAX_CLASSES = 2**20   # a larger number is an id of something, not a class
@@ -66,14 +66,14 @@ def folder(path):
   """
   root = _local(path)
   if not os.path.isdir(root):
-    raise checks.UserError(f'data.name: no folder {root!r}; {_LAYOUT}')
+    raise errors.UserError(f'data.name: no folder {root!r}; {_LAYOUT}')
   ignored, found, sizes = collections.Counter(), [], {}
   for split, where in _split_folders(root, ignored).items():
     names, loose = _scan(where)
     if split == 'train':
       classes = dict(zip(names, range(len(names))))
     if not classes:
-      raise checks.UserError(f'data.name: {where!r} has no class folders (and '
+      raise errors.UserError(f'data.name: {where!r} has no class folders (and '
                              f'{len(loose)} files); {_LAYOUT}')
     # Tiny-ImageNet has val/images with a list beside, and test/images without.
     if names and (names != ['images'] or 'images' in classes):
@@ -110,7 +110,7 @@ def manifest(path):
   table = list(rows(path))
   path = _local(path)
   if not table:
-    raise checks.UserError(f'data.name: {path!r} lists no images; expected a '
+    raise errors.UserError(f'data.name: {path!r} lists no images; expected a '
                            'row each, of its path and labels')
   sizes = collections.Counter(row['split'] for row in table)
   sizes = {s: sizes[s] for s in (*_STORED, *sizes) if s in sizes}
@@ -146,7 +146,7 @@ def rows(path):
   path = _local(path)
   read = {'.csv': _csv_rows, '.jsonl': _json_rows}.get(_suffix(path))
   if read is None:
-    raise checks.UserError(f'data.name: {path!r} is a manifest of an unknown '
+    raise errors.UserError(f'data.name: {path!r} is a manifest of an unknown '
                            'kind; expected *.csv or *.jsonl')
   ignored = {}
   with _open(path) as f:
@@ -160,7 +160,7 @@ def rows(path):
 
 def _local(path):
   if files.is_remote(path):
-    raise checks.UserError(
+    raise errors.UserError(
         f'data.name: {path!r} is a bucket; mount it and give the path of the '
         'mount, or prepare it once with python -m mixer.prepare build')
   return files.absolute(path)
@@ -187,7 +187,7 @@ def _split_folders(root, ignored):
     return {'train': root}   # whose folders are the classes
   if 'train' not in tops or any(splits.count(s) > 1 for s in tops):
     given = [n for n, split in zip(names, splits) if split in tops]
-    raise checks.UserError(f"data.name: {root!r} has {given}: no 'train', or "
+    raise errors.UserError(f"data.name: {root!r} has {given}: no 'train', or "
                            f'two folders for one split; {_LAYOUT}')
   others = [n for n, split in zip(names, splits) if split not in tops]
   if others:
@@ -202,13 +202,13 @@ def _labelled(root, where, names, classes, ignored):
   for name in names:
     inside = os.path.join(where, name)
     if name not in classes:
-      raise checks.UserError(f'data.name: {inside!r} is a class that training '
+      raise errors.UserError(f'data.name: {inside!r} is a class that training '
                              f'lacks; expected such as {next(iter(classes))!r}')
     of_class = _images(root, inside, ignored)
     if not of_class:
-      raise checks.UserError(
+      raise errors.UserError(
           f'data.name: the class folder {inside!r} holds no image; expected '
-          f"some of {' '.join(images.SUFFIXES)}, or no such folder")
+          f"some of {' '.join(decode_pillow.SUFFIXES)}, or no such folder")
     records += [(classes[name], *image) for image in of_class]
   return records
 
@@ -248,7 +248,7 @@ def _images(root, inside, ignored):
     seen.update(fresh)
     prefix = os.path.relpath(at, root)
     for name in filter(_visible, names):
-      if _suffix(name) in images.SUFFIXES:
+      if _suffix(name) in decode_pillow.SUFFIXES:
         found.append((f'{prefix}/{name}', _size(f'{at}/{name}')))
       else:
         ignored[_suffix(name)] += 1
@@ -277,7 +277,7 @@ def _suffix(path):
 
 
 def _cannot_read(error):
-  raise checks.UserError(f'data.name: cannot read {error.filename!r}: '
+  raise errors.UserError(f'data.name: cannot read {error.filename!r}: '
                          f'{error.strerror}') from error
 
 
@@ -291,7 +291,7 @@ def _open(path):
 
 
 def _wrong(path, line, what, value, expected):
-  return checks.UserError(
+  return errors.UserError(
       f'{path!r}, line {line}: {what} {repr(value)[:200]}; expected {expected}')
 
 
@@ -379,7 +379,7 @@ def classes(path, table):
     with _open(beside) as f:
       names = [text.strip() for text in f if text.strip()]
     if len(set(names)) < len(names) or not names:
-      raise checks.UserError(f'{beside!r}: {len(names)} names, of which '
+      raise errors.UserError(f'{beside!r}: {len(names)} names, of which '
                              f'{len(set(names))} differ; expected one a class')
   elif all(map(_NUMBER.fullmatch, lines)):
     largest = max(lines, key=int)

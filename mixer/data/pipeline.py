@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core.log import log
-from mixer.data import decode
-from mixer.data import images as image_files
-from mixer.data import loading
+from mixer.data import bad_images
 from mixer.data import order
+from mixer.data import rows
+from mixer.data import sequential_order
 from mixer.data import sources
 from mixer.data import splits
-from mixer.data import vetting
-from mixer.data import views
-from mixer.data import windows
+from mixer.images import decode_pillow
+from mixer.images import decode_tf
+from mixer.images import eval_crops
 
 _PREFLIGHT = 8   # images
 
@@ -52,7 +52,7 @@ class Data:
   """
   source: sources.Source
   split: splits.Split
-  vetting: vetting.Vetting
+  vetting: bad_images.Vetting
   image_size: tuple
   cut: dict
   window: int
@@ -72,17 +72,17 @@ class Data:
                examples=len(self), batch_size=batch_size, seed=seed,
                order=order.VERSION)
     if self.source.shards:
-      out.update(readers=windows.readers_for(batch_size, len(self)),
+      out.update(readers=sequential_order.readers_for(batch_size, len(self)),
                  window=self.window)
     return out
 
   def check(self, batch_size, slots):
     """Raises a UserError if batches cannot be shared out to the processes."""
     if self.source.shards and self.resident is None:
-      readers = windows.readers_for(batch_size, len(self))
+      readers = sequential_order.readers_for(batch_size, len(self))
       share = slots[1] - slots[0]
       if share % (batch_size // readers):
-        raise checks.UserError(
+        raise errors.UserError(
             f'run.batch_size: {batch_size} images of {len(self)} are read in '
             f'sequence by {readers} readers, which do not divide over '
             f'{batch_size // share} processes; choose a batch size with a '
@@ -99,11 +99,11 @@ class Data:
       count, mask = len(self), ~self.bad
     else:
       count = min(_PREFLIGHT, len(self))
-      _, *load = loading.evaluation(self, batch_size=count, slots=(0, count))
+      _, *load = rows.evaluation(self, batch_size=count, slots=(0, count))
       (_, (mask, *_)), = self._decode(load, 0, 1, count)
     if not mask.any():
       (name, why), *_ = self.vetting.bad.values()
-      raise checks.RunError(
+      raise errors.RunError(
           f'{self.vetting.key}.split: none of the first {count} images of '
           f'{self.source.name} {self.split.spec} can be decoded: {name} '
           f'({why}); give another, or mend them')
@@ -113,7 +113,7 @@ class Data:
     if self.resident is not None:
       yield from self._resident_batches(seed, batch_size, first, last, slots)
       return
-    *load, close = loading.training(self, seed=seed, batch_size=batch_size,
+    *load, close = rows.training(self, seed=seed, batch_size=batch_size,
                                     first=first, slots=slots)
     decoded = self._decode(load, first, last, slots[1] - slots[0])
     try:
@@ -127,7 +127,7 @@ class Data:
   def eval_batches(self, *, batch_size, slots):
     """Yields each example once; 'mask' is False where a row does not count."""
     if self.resident is None:
-      count, *load = loading.evaluation(
+      count, *load = rows.evaluation(
           self, batch_size=batch_size, slots=slots)
       decoded = self._decode(load, 0, count, slots[1] - slots[0])
       for image, (mask, bad, position, labels, *_) in ahead(decoded):
@@ -146,14 +146,14 @@ class Data:
       epoch, position = order.batch(seed, step, batch_size, len(self), slots)
       bad = self.bad[position]
       for row in np.flatnonzero(bad):
-        position[row] = loading.substitute(
+        position[row] = rows.substitute(
             self, seed, epoch[row], position[row], usable)
       yield dict(epoch=epoch.astype(np.int32),
                  record=self.split.records(position).astype(np.int32),
                  bad=bad, position=position.astype(np.int32))
 
   def _decode(self, load, first, last, size):
-    return decode.batches(
+    return decode_tf.batches(
         *load, first=first, last=last, batch_size=size,
         image_size=self.image_size, channels=self.source.channels,
         in_order=bool(self.source.shards), **self.cut)
@@ -161,7 +161,7 @@ class Data:
 
 def open_data(*, name, split, dir=None, access=None, window=1024,
               crop='inception', min_area=0.05, interpolation=None,
-              max_pixels=image_files.MAX_PIXELS, max_bad_fraction=None,
+              max_pixels=decode_pillow.MAX_PIXELS, max_bad_fraction=None,
               on_device=False, labels=None, image_size=224, wanted=(),
               report=None, key='data'):
   """Opens a split of a data set; a config's `data` and `evals.NAME` sections.
@@ -196,14 +196,14 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
     A `Data`.
   """
   if name is None or split is None:
-    raise checks.UserError(f'{key}.{"name" if name is None else "split"} is '
+    raise errors.UserError(f'{key}.{"name" if name is None else "split"} is '
                            'not set')
-  known = decode.CROPS if key == 'data' else views.CROPS
+  known = decode_tf.CROPS if key == 'data' else eval_crops.CROPS
   if crop not in known:
-    raise checks.unknown(f'{key}.crop', crop, list(known))
-  if interpolation not in (None, *decode.INTERPOLATIONS):
-    raise checks.unknown(f'{key}.interpolation', interpolation,
-                         decode.INTERPOLATIONS)
+    raise errors.unknown(f'{key}.crop', crop, list(known))
+  if interpolation not in (None, *decode_tf.INTERPOLATIONS):
+    raise errors.unknown(f'{key}.interpolation', interpolation,
+                         decode_tf.INTERPOLATIONS)
   _in_range(f'{key}.min_area', min_area, 0 < min_area <= 1, '0 < x <= 1')
   _in_range(f'{key}.max_bad_fraction', max_bad_fraction,
             0 <= (max_bad_fraction or 0) <= 1, '0 <= x <= 1')
@@ -216,12 +216,12 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
   _in_range('run.image_size', image_size, min(size) >= 1, 'at least 1')
   most = (None if max_bad_fraction is None
           else math.floor(max_bad_fraction * len(chosen) + 1e-6))
-  vet = vetting.Vetting(source, key=key, most=most, max_pixels=max_pixels,
+  vet = bad_images.Vetting(source, key=key, most=most, max_pixels=max_pixels,
                         report=report)
   data = Data(
       source=source, split=chosen, vetting=vet, image_size=size, window=window,
       cut=dict(crop=crop, min_area=min_area,
-               interpolation=interpolation or decode.CROPS[crop]))
+               interpolation=interpolation or decode_tf.CROPS[crop]))
   if not on_device and not source.decoded:
     return data
   return dataclasses.replace(data, **_load(data))
@@ -229,7 +229,7 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
 
 def _in_range(key, value, inside, expected):
   if not inside:
-    raise checks.UserError(f'{key}: expected {expected}, got {value}')
+    raise errors.UserError(f'{key}: expected {expected}, got {value}')
 
 
 @functools.lru_cache(maxsize=8)
@@ -245,7 +245,7 @@ def _load(data):
   images, labels, weights = _read_all(data, records)
   bad = np.zeros(len(records), bool)
   ready = source.decoded and images.shape[1:3] == size
-  if ready or cut['crop'] not in views.CROPS:
+  if ready or cut['crop'] not in eval_crops.CROPS:
     if cut['crop'] != 'resize':
       log.info('%s: images in memory are kept whole, resized if need be; '
                '%s.crop=%r is for those that are decoded on the host',
@@ -259,7 +259,7 @@ def _load(data):
         if image is None:
           bad[i] = True
           continue
-      out[i] = views.view(image, size=size, crop=cut['crop'],
+      out[i] = eval_crops.view(image, size=size, crop=cut['crop'],
                           interpolation=cut['interpolation'])
     images = out
     log.info('%s %s: %d images in memory, %.0f MB', source.name,
@@ -276,7 +276,7 @@ def _read_all(data, records):
     return data.source.read(records)
   found, labels, weights = zip(*(   # a shard at a time
       data.source.read(records[first:last]) for first, last in
-      windows.runs_of(data.split, data.source.shards.ends)))
+      sequential_order.runs_of(data.split, data.source.shards.ends)))
   return (list(itertools.chain(*found)), np.concatenate(labels),
           None if weights[0] is None else np.concatenate(weights))
 

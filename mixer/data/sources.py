@@ -7,20 +7,20 @@ import dataclasses
 import errno
 import hashlib
 import os
-import zipfile
 from typing import Any
+import zipfile
 
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import files
-from mixer.data import images as image_files
 from mixer.data import listing
-from mixer.data import prepared
-from mixer.data import relabel
+from mixer.data import real_labels
+from mixer.data import shards as prepared
 from mixer.data import splits
 from mixer.data import tfds_sets
 from mixer.data import vtab
+from mixer.images import decode_pillow
 
 ACCESS = ('random', 'sequential')
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
@@ -87,23 +87,23 @@ def open_source(name, *, data_dir=None, wanted=(), access=None, labels=None):
     UserError: if it is unknown or not there, with the way to get it.
   """
   if access is not None and access not in ACCESS:
-    raise checks.unknown('data.access', access, ACCESS)
+    raise errors.unknown('data.access', access, ACCESS)
   kind, _, path = name.partition(':')
   if kind != name and not path:
-    raise checks.UserError(f'data.name: {name!r} gives no path; is a variable '
+    raise errors.UserError(f'data.name: {name!r} gives no path; is a variable '
                            'unset?')
   if kind == 'vtab' or tfds_sets.is_name(name):
     source = _tfds(name, data_dir, access, labels)
   elif access == 'sequential':
-    raise checks.UserError(
+    raise errors.UserError(
         f"data.access: {name} is read at random; 'sequential' is for TFDS sets "
         'in TFRecord format')
   elif kind in ('folder', 'manifest'):
     source = _image_files(name, getattr(listing, kind)(path), labels)
   elif kind not in ('digits', 'arrays'):
-    raise checks.unknown('data.name', name, _KINDS)
+    raise errors.unknown('data.name', name, _KINDS)
   elif labels:
-    raise checks.UserError(
+    raise errors.UserError(
         f'labels: {labels!r} is looked up by file names, and {name} has none; '
         'expected folder:PATH, manifest:PATH or a TFDS set')
   else:
@@ -142,7 +142,7 @@ def _arrays(name):
       arrays = {k: f[k] for k in f.files}
   except (OSError, ValueError, EOFError, TypeError, AttributeError,
           zipfile.BadZipFile) as e:
-    raise checks.UserError(f'data.name: cannot read {path!r} as npz: {e}')
+    raise errors.UserError(f'data.name: cannot read {path!r} as npz: {e}')
   names = arrays.pop('class_names', None)
   if 'images' in arrays:
     arrays = {f'train_{k}': v for k, v in arrays.items()}
@@ -150,25 +150,25 @@ def _arrays(name):
   for part in parts:
     images, labels = arrays[f'{part}_images'], arrays.get(f'{part}_labels')
     if images.dtype != np.uint8 or images.ndim != 4:
-      raise checks.UserError(
+      raise errors.UserError(
           f'{path}: {part} images must be uint8 [N, H, W, C], got '
           f'{images.dtype} {list(images.shape)}')
     if labels is None or len(labels) != len(images):
-      raise checks.UserError(
+      raise errors.UserError(
           f'{path}: {part} has {len(images)} images and '
           f'{0 if labels is None else len(labels)} labels')
     if not len(images) or not np.issubdtype(labels.dtype, np.integer):
-      raise checks.UserError(
+      raise errors.UserError(
           f'{path}: {part} has no images' if not len(images) else
           f'{path}: {part} labels must be integers, got {labels.dtype}')
   if not parts:
-    raise checks.UserError(
+    raise errors.UserError(
         f"{path}: expected the arrays 'images' and 'labels', or "
         f"'train_images' and so on; it holds {sorted(arrays)}")
   for kind in ('images', 'labels'):
     shapes = {arrays[f'{p}_{kind}'].shape[1:] for p in parts}
     if len(shapes) > 1:
-      raise checks.UserError(f'{path}: all splits must have {kind} of one '
+      raise errors.UserError(f'{path}: all splits must have {kind} of one '
                              f'shape, got {sorted(shapes)}')
   stored = splits.whole({p: len(arrays[f'{p}_images']) for p in parts})
   return _in_memory(
@@ -181,7 +181,7 @@ def _in_memory(name, images, labels, class_names, stored):
   labels = np.asarray(labels, np.int32).reshape(len(images), -1)
   num_classes = len(class_names or ()) or int(labels.max()) + 1
   if labels.max() >= num_classes or labels.max(axis=1).min() < 0:
-    raise checks.UserError(
+    raise errors.UserError(
         f'data.name: {name} has labels from {labels.min()} to {labels.max()}; '
         f'expected 0 to {num_classes - 1}')
   digest = hashlib.sha256(np.ascontiguousarray(images))
@@ -195,7 +195,7 @@ def _in_memory(name, images, labels, class_names, stored):
 
 def _image_files(name, listed, labels):
   """A folder or a manifest, as `listing` found it."""
-  other = labels and relabel.load(labels, len(listed.class_names))
+  other = labels and real_labels.load(labels, len(listed.class_names))
 
   def load(record):
     try:
@@ -203,9 +203,9 @@ def _image_files(name, listed, labels):
         return f.read()
     except OSError as e:
       if e.errno in _PASSING:   # not the file's fault: it would differ tomorrow
-        raise checks.RunError(f'cannot read {listed.file(record)!r}: '
+        raise errors.RunError(f'cannot read {listed.file(record)!r}: '
                               f'{e.strerror}; start again when it can be')
-      return image_files.BadImage(e.strerror)
+      return decode_pillow.BadImage(e.strerror)
 
   def targets(records):
     if other:
@@ -234,7 +234,7 @@ def _tfds(name, data_dir, access, labels):
   try:
     return _open_tfds(name, where, access, task, labels)
   except ImportError as e:
-    raise checks.UserError(
+    raise errors.UserError(
         f'data.name: {name!r} is read with TFDS, and {e.name} is not '
         "installed: pip install '.[data]' in this project's folder, or the "
         'pinned requirements.txt') from e
@@ -245,7 +245,7 @@ def _open_tfds(name, where, access, task, labels):
   sizes = {k: s.num_examples for k, s in info.splits.items()}
   parsing, class_names = (task.parsing(info) if task
                           else tfds_sets.parsing(name, info))
-  other = labels and relabel.load(labels, parsing['num_classes'])
+  other = labels and real_labels.load(labels, parsing['num_classes'])
   if other:
     parsing.update(tfds_sets.relabelled(name, info, other))
   shards = prepared.shards_of(info)
@@ -276,7 +276,7 @@ def _check_names(source):
     try:
       source.read(piece.records(np.arange(1)))
       return
-    except checks.UserError as e:
+    except errors.UserError as e:
       error = e
   raise error
 
@@ -291,7 +291,7 @@ def _reader(name, form, where, access):
       return prepared.Tfrecords
   elif form == 'array_record' and access != 'sequential' and not remote:
     return prepared.ArrayRecords
-  raise checks.UserError(
+  raise errors.UserError(
       f'data.access: {name} in {where!r} is stored as {form}; local files are '
       'read at random in the formats tfrecord and array_record, and in '
       "sequence in tfrecord, a bucket's in sequence in tfrecord only. Mount a "

@@ -4,12 +4,11 @@ The syntax is that of TFDS, for every source alike; percentages round to the
 nearest example as there.
 """
 import dataclasses
-
 import re
 
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core.log import log
 
 _PART = re.compile(r'(?P<name>[^\[\]+]+)'
@@ -116,11 +115,11 @@ def select(stored, spec, key):
   for part in spec.split('+'):
     match = _PART.fullmatch(part.strip())
     if not match:
-      raise checks.UserError(
+      raise errors.UserError(
           f"{key}: {spec!r} is no split; expected forms such as 'train', "
           "'train[:99%]' or 'train+validation[1000:]'")
     if match['name'] not in stored:
-      raise checks.unknown(key, match['name'], list(stored))
+      raise errors.unknown(key, match['name'], list(stored))
     piece = stored[match['name']]
     count = piece.stop - piece.start
     start = _bound(match['start'], count, 0)
@@ -129,7 +128,7 @@ def select(stored, spec, key):
   out = Split(spec, tuple(p for p in pieces if p.stop > p.start))
   if not len(out):
     sizes = ', '.join(f'{n}: {p.stop - p.start}' for n, p in stored.items())
-    raise checks.UserError(f'{key}: {spec!r} holds no examples ({sizes})')
+    raise errors.UserError(f'{key}: {spec!r} holds no examples ({sizes})')
   return out
 
 

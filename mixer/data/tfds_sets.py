@@ -2,9 +2,9 @@
 import os
 import re
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.data import listing
-from mixer.data import prepared
+from mixer.data import shards
 
 _FILE_NAMES = ('file_name', 'filename', 'image/file_name')   # of some set each
 _VERSION = re.compile(r'(\d+|\*)\.(\d+|\*)\.(\d+|\*)')
@@ -55,7 +55,7 @@ def info_of(name, where):
     how = how.replace('NAME', name).replace('DIR', where)
     if os.path.exists(name):
       how = f'give folder:{name} if it is a folder of classes'
-    raise checks.UserError(
+    raise errors.UserError(
         f'data.name: no prepared TFDS set {name!r} in {where!r}; set '
         f'--config.data.dir to where it is, or {how}') from e
   return builder.info
@@ -72,7 +72,7 @@ def parsing(name, info):
   """
   key = next((k for k in ('label', 'labels') if k in info.features), None)
   if 'image' not in info.features or key is None:
-    raise checks.UserError(
+    raise errors.UserError(
         f"data.name: {name} has the features {sorted(info.features)}; expected "
         "'image' and 'label' or 'labels'")
   feature = info.features[key]
@@ -80,11 +80,11 @@ def parsing(name, info):
   feature = getattr(feature, 'feature', feature)
   channels = info.features['image'].shape[-1] or 3
   if not getattr(feature, 'num_classes', None) or channels not in (1, 3):
-    raise checks.UserError(
+    raise errors.UserError(
         f'data.name: {name} has images of {channels} channels and {key} '
         f'of {type(feature).__name__}; expected 1 or 3, and ClassLabel')
   return dict(
-      labels_of=prepared.integers(key), width=width,
+      labels_of=shards.integers(key), width=width,
       num_classes=feature.num_classes, weighted='weights' in info.features
   ), tuple(feature.names) if feature.names else None
 
@@ -97,7 +97,7 @@ def relabelled(name, info, other):
   """
   key = next((k for k in _FILE_NAMES if k in info.features), None)
   if key is None:
-    raise checks.UserError(
+    raise errors.UserError(
         f'labels: {other.path!r} is looked up by file names, and {name} has '
         f'the features {sorted(info.features)}; expected {_FILE_NAMES[0]!r}')
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mixer.core import checks
-from mixer.data import images as image_files
-from mixer.data import prepared
+from mixer.core import errors
+from mixer.data import shards
 from mixer.data import splits
+from mixer.images import decode_pillow
 
 TRAIN, HELD_OUT = 800, 200
 
@@ -60,7 +60,7 @@ def _kitti(features):
 
 def _dsprites_image(features):
   """The stored pixels are 0 and 1."""
-  pixels = image_files.pixels(prepared.stored_image(features), channels=1)
+  pixels = decode_pillow.pixels(shards.stored_image(features), channels=1)
   out = io.BytesIO()
   Image.fromarray(pixels[..., 0] * np.uint8(255)).save(
       out, 'PNG', compress_level=1)
@@ -89,7 +89,7 @@ class Task:
   test: tuple = ('test', 0)
   key: str = 'label'
   labels_of: Any = None
-  image_of: Any = prepared.stored_image
+  image_of: Any = shards.stored_image
   flip: bool = True
   crop: bool = True
 
@@ -101,13 +101,13 @@ class Task:
     """
     missing = {'image', self.key} - set(info.features)
     if missing:
-      raise checks.UserError(
+      raise errors.UserError(
           f'data.name: {self.dataset} has the features '
           f'{sorted(info.features)}, not {sorted(missing)}; prepare it with '
           'TFDS itself')
     names = None if self.labels_of else info.features[self.key].names
     return dict(
-        labels_of=self.labels_of or prepared.integers(self.key),
+        labels_of=self.labels_of or shards.integers(self.key),
         image_of=self.image_of, num_classes=self.num_classes,
         width=1), tuple(names) if names else None
 
@@ -122,14 +122,14 @@ class Task:
     pieces = splits.whole(sizes)
     missing = {'train', self.held_out[0], self.test[0]} - set(sizes)
     if missing:
-      raise checks.UserError(
+      raise errors.UserError(
           f'data.name: {self.dataset} has the splits {sorted(sizes)}, not '
           f'{sorted(missing)}; prepare it with TFDS itself')
     name, percent = self.held_out
     begin = percent * sizes[name] // 100
     last = begin if name == 'train' else sizes['train']
     if last < TRAIN or sizes[name] < begin + HELD_OUT:
-      raise checks.UserError(
+      raise errors.UserError(
           f'data.name: {self.dataset} is not whole: {dict(sizes)} examples are '
           f'too few for {TRAIN} of training and {HELD_OUT} of validation; '
           'prepare it again')
@@ -214,5 +214,5 @@ def find(name):
   known = {re.sub('_', '', task): task for task in TASKS} | _SPELLINGS
   near = difflib.get_close_matches(plain, known, 1)
   hint = f'; did you mean vtab:{known[near[0]]}?' if near else ''
-  raise checks.UserError(f'data.name: vtab has no task {name!r}{hint} (known: '
+  raise errors.UserError(f'data.name: vtab has no task {name!r}{hint} (known: '
                          f'{", ".join(TASKS)})')

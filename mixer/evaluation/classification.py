@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mixer.core import checks
+from mixer.core import errors
 
 MOST = 5   # T: as many as top-5 accuracy needs
 
@@ -65,7 +65,7 @@ def collect(key, outcome_fn, params, batches, resident, expected):
   found = {name: x[met] for name, x in whole.items()}
   count = int(found['mask'].sum())
   if len(found['mask']) != expected or not count:
-    raise checks.RunError(
+    raise errors.RunError(
         f'{key}: counted {count} of {expected} examples, and '
         f'{int(found["bad"].sum())} that cannot be decoded')
   order = np.argsort(found['position'])   # processes may take turns
@@ -82,7 +82,7 @@ def score(name, found):
   unlabelled = found['mask'] & ~np.any(found['labels'] >= 0, axis=1)
   counted = found['mask'] & ~unlabelled
   if not counted.any():
-    raise checks.RunError(f'evals.{name}: no example has a label')
+    raise errors.RunError(f'evals.{name}: no example has a label')
   hits = hit(found)[counted]
   count = int(counted.sum())
   out = dict(accuracy=hits[:, 0].sum() / count,

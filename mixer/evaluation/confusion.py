@@ -7,7 +7,7 @@ import collections
 
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 
 
 def worst_classes(labels, predictions, *, names=None, most=20, at_least=1):
@@ -108,6 +108,6 @@ def _name(names, k):
   if names is None:
     return str(k)
   if k >= len(names):
-    raise checks.UserError(f'class names: class {k} has none, there are '
+    raise errors.UserError(f'class names: class {k} has none, there are '
                            f'{len(names)}; give one for each class')
   return str(names[k])

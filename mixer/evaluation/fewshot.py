@@ -9,7 +9,7 @@ Axes: N examples, D features, E = D + 1 with the bias, K classes.
 """
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core.log import log
 
 BIAS = 100.0   # the constant feature: so large that it is hardly regularised
@@ -77,14 +77,14 @@ def accuracies(train_features, train_labels, test_features, test_labels, *,
   strengths = [float(x) for x in np.atleast_1d(l2)]
   for name, values in (('shots', shots), ('l2', strengths)):
     if not all(x > 0 for x in values):
-      raise checks.UserError(
+      raise errors.UserError(
           f'{name}: expected numbers above 0, got {list(values)}')
   train, labels = _labelled('train', train_features, train_labels, num_classes)
   test, truth = _labelled('test', test_features, test_labels, num_classes)
   none = sorted(set(scarce(labels, shots=1, num_classes=num_classes))
                 & set(truth.tolist()))
   if none:
-    raise checks.UserError(
+    raise errors.UserError(
         f'few-shot: the classes {none[:10]} are tested and have no example to '
         'learn from; take the whole split (folders lie class by class)')
   _tell_scarce(labels, shots, num_classes)
@@ -154,15 +154,15 @@ def _labelled(name, features, labels, num_classes):
   if not np.all(labels >= 0):
     features, labels = features[labels >= 0], labels[labels >= 0]
   if not len(labels):
-    raise checks.UserError(f'few-shot {name} split: no example has a label; '
+    raise errors.UserError(f'few-shot {name} split: no example has a label; '
                            'name a split with labels')
   if labels.max() >= num_classes:
-    raise checks.UserError(
+    raise errors.UserError(
         f'few-shot {name} split: label {labels.max()} is out of range for '
         f'{num_classes} classes; train and test must share their classes')
   wrong = np.count_nonzero(~np.isfinite(features).all(1))
   if wrong:
-    raise checks.RunError(f'few-shot {name} split: the features of {wrong} of '
+    raise errors.RunError(f'few-shot {name} split: the features of {wrong} of '
                           f'{len(labels)} examples are not finite')
   return features, labels
 

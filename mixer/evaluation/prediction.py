@@ -1,6 +1,6 @@
 """Class probabilities for image files, without TensorFlow.
 
-Images are decoded by Pillow and cut as in evaluation (`mixer.data.views`), so
+Images are decoded by Pillow and cut as in evaluation (`mixer.images.eval_crops`), so
 the probabilities of a file are those that the evaluation gives it.
 """
 from concurrent import futures
@@ -9,9 +9,9 @@ import os
 
 import numpy as np
 
-from mixer.core import checks
-from mixer.data import images
-from mixer.data import views
+from mixer.core import errors
+from mixer.images import decode_pillow
+from mixer.images import eval_crops
 
 
 def expand(paths):
@@ -28,10 +28,10 @@ def expand(paths):
       continue
     found = sorted(os.path.join(where, name)
                    for where, _, names in os.walk(path) for name in names
-                   if name.lower().endswith(images.SUFFIXES))
+                   if name.lower().endswith(decode_pillow.SUFFIXES))
     if not found:
-      raise checks.UserError(f'{path!r} holds no images '
-                             f'({", ".join(images.SUFFIXES)})')
+      raise errors.UserError(f'{path!r} holds no images '
+                             f'({", ".join(decode_pillow.SUFFIXES)})')
     out += found
   return out
 
@@ -52,12 +52,12 @@ def predict(paths, probabilities, *, image_size, channels, crop, interpolation,
   def load(path):
     try:
       with open(path, 'rb') as f:
-        pixels = images.pixels(f.read(), channels=channels)
-      return views.view(pixels, size=image_size, crop=crop,
+        pixels = decode_pillow.pixels(f.read(), channels=channels)
+      return eval_crops.view(pixels, size=image_size, crop=crop,
                         interpolation=interpolation)
     except OSError as e:
-      return images.BadImage(e.strerror or str(e))
-    except images.BadImage as e:
+      return decode_pillow.BadImage(e.strerror or str(e))
+    except decode_pillow.BadImage as e:
       return e
 
   paths = iter(paths)
@@ -68,10 +68,10 @@ def predict(paths, probabilities, *, image_size, channels, crop, interpolation,
     while ahead:
       batch, ahead = ahead, take()   # which is decoded in the meantime
       loaded = [(path, x.result()) for path, x in batch]
-      good = [x for _, x in loaded if not isinstance(x, images.BadImage)]
+      good = [x for _, x in loaded if not isinstance(x, decode_pillow.BadImage)]
       filled = np.zeros((batch_size, *image_size, channels), np.uint8)
       if good:
         filled[:len(good)] = good
         found = iter(np.asarray(probabilities(filled)))
       for path, x in loaded:
-        yield path, x if isinstance(x, images.BadImage) else next(found)
+        yield path, x if isinstance(x, decode_pillow.BadImage) else next(found)

@@ -3,7 +3,7 @@ import re
 
 import jax.numpy as jnp
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.models.mixer import MlpMixer
 from mixer.models.mixer import pair
 from mixer.models.mixer import REMAT
@@ -22,6 +22,7 @@ SCALES = {
 # The attributes that say what function a network computes.
 _SHAPE = ('patch_size', 'hidden_dim', 'num_blocks', 'tokens_mlp_dim',
           'channels_mlp_dim', 'num_classes', 'in_channels', 'approximate_gelu')
+PLATFORMS = ('cpu', 'gpu', 'tpu')
 PAPER = ('Mixer-S/32', 'Mixer-S/16', 'Mixer-B/32', 'Mixer-B/16', 'Mixer-L/32',
          'Mixer-L/16', 'Mixer-H/14')
 
@@ -53,13 +54,13 @@ def create(name, *, num_classes=1000, dtype=jnp.float32, **overrides):
   """
   match = re.fullmatch(r'Mixer-([A-Za-z]+)/(\d+)', str(name))
   if not match or match[1] not in SCALES:
-    raise checks.unknown('model.name', name, PAPER)
+    raise errors.unknown('model.name', name, PAPER)
   allowed = [f for f in MlpMixer.__dataclass_fields__
              if f not in ('parent', 'name')]
   settings = dict(SCALES[match[1]], patch_size=int(match[2]))
   for key, value in overrides.items():
     if key not in allowed:
-      raise checks.unknown('model', key, allowed)
+      raise errors.unknown('model', key, allowed)
     if value is not None:
       settings[key] = value
   _check(settings)
@@ -93,12 +94,15 @@ def _check(settings):
   for key, value in settings.items():
     if key in ('dropout_rate', 'stochastic_depth'):
       if not 0 <= value < 1:
-        raise checks.UserError(f'model.{key}: expected 0 <= x < 1, got {value}')
+        raise errors.UserError(f'model.{key}: expected 0 <= x < 1, got {value}')
     elif key == 'remat':
       if value not in REMAT:
-        raise checks.unknown('model.remat', value, REMAT)
+        raise errors.unknown('model.remat', value, REMAT)
+    elif key == 'platform':
+      if value not in PLATFORMS:
+        raise errors.unknown('platform', value, PLATFORMS)
     elif key not in ('approximate_gelu', 'head_bias', 'scan'):
       sides = value if isinstance(value, (tuple, list)) else (value,)
       if not all(isinstance(v, int) and v > 0 for v in sides):
-        raise checks.UserError(
+        raise errors.UserError(
             f'model.{key}: expected a positive integer, got {value!r}')

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer.core.checks import UserError
-from mixer.models import layers
-
+from mixer.core.errors import UserError
+from mixer.models import products
 
 # What is kept of a block for its backward pass.
 _REMAT = dict(block=jax.checkpoint_policies.nothing_saveable,
@@ -70,6 +69,7 @@ class MixerBlock(nn.Module):
   dropout_rate: float = 0.0
   approximate_gelu: bool = True
   dtype: Any = jnp.float32
+  platform: str | None = None
 
   @nn.compact
   def __call__(self, x_BSC, draws=None, *, train):
@@ -87,8 +87,9 @@ class MixerBlock(nn.Module):
         width, self.dropout_rate, self.approximate_gelu, self.dtype, name=name)
     drop = lambda branch_BSC, name: branch_BSC if draws is None else (
         draws.drop_path(name, branch_BSC))
-    dot = layers.training_dot if train else None
-    token_dot = layers.token_dot if jax.default_backend() == 'gpu' else dot
+    dot = products.training_dot if train else None
+    platform = self.platform or jax.default_backend()
+    token_dot = products.token_dot if platform == 'gpu' else dot
     y_BCS = jnp.swapaxes(nn.LayerNorm(dtype=self.dtype)(x_BSC), 1, 2)
     y_BCS = mlp(self.tokens_mlp_dim, 'token_mixing')(
         y_BCS, draws, dot=token_dot)
@@ -126,7 +127,21 @@ class MlpMixer(nn.Module):
     scan: whether training runs the blocks as one loop over their parameters,
       stacked for the step: less to compile, and to hold with `remat`. Names and
       results are the same; `out` then lacks the blocks' outputs in training.
+    platform: 'cpu', 'gpu' or 'tpu', which the program is for and which decides
+      the form of matrix products; None for the platform of the caller.
   """
+  # (pattern for the end of a parameter's name, mesh axes of each array axis);
+  # the first that matches holds. See `training.sharding`.
+  SHARDING_RULES = (
+      ('stem/kernel', (None, None, None, 'fsdp')),
+      ('token_mixing/Dense_0/kernel', (None, ('model', 'fsdp'))),
+      ('token_mixing/Dense_1/kernel', (('model', 'fsdp'), None)),
+      ('channel_mixing/Dense_0/kernel', ('fsdp', 'model')),
+      ('channel_mixing/Dense_1/kernel', ('model', 'fsdp')),
+      ('head/kernel', ('fsdp', None)),
+      ('(token|channel)_mixing/Dense_0/bias', (('model', 'fsdp'),)),
+      ('.*', ('fsdp',)),
+  )
   patch_size: Any
   hidden_dim: int
   num_blocks: int
@@ -141,6 +156,7 @@ class MlpMixer(nn.Module):
   dtype: Any = jnp.float32
   remat: str | None = None
   scan: bool = False
+  platform: str | None = None
 
   @nn.compact
   def __call__(self, images, *, train=False, rows=None):
@@ -168,7 +184,7 @@ class MlpMixer(nn.Module):
     x = out['stem'] = nn.Conv(
         self.hidden_dim, patch, strides=patch, padding='VALID',
         dtype=self.dtype, name='stem',
-        conv_general_dilated=layers.patch_dot)(images)
+        conv_general_dilated=products.patch_dot)(images)
     x_BSC = out['input_tokens'] = x.reshape(x.shape[0], -1, self.hidden_dim)
     draws = self._draws(rows_B) if train else None
     if train and (self.remat or self.scan) and not self.is_initializing():
@@ -189,7 +205,7 @@ class MlpMixer(nn.Module):
   def _block(self, **where):
     return MixerBlock(self.tokens_mlp_dim, self.channels_mlp_dim,
                       self.dropout_rate, self.approximate_gelu, self.dtype,
-                      **where)
+                      self.platform, **where)
 
   def _draws(self, rows_B):
     """`layers.Draws` of all blocks."""
@@ -197,7 +213,7 @@ class MlpMixer(nn.Module):
     keys = lambda name, rate: jax.vmap(jax.random.fold_in, (None, 0))(
         self.make_rng(name), jnp.arange(n)) if rate else None
     keep = [1 - i / max(n - 1, 1) * self.stochastic_depth for i in range(n)]
-    return layers.Draws(
+    return products.Draws(
         dropout=keys('dropout', self.dropout_rate), rows_B=rows_B,
         depth=keys('stochastic_depth', self.stochastic_depth),
         kept=np.array(keep, np.float32))

@@ -16,7 +16,7 @@ import uuid
 
 from etils import epath
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import files
 from mixer.core.log import log
 
@@ -61,7 +61,7 @@ def local(url):
       _check(part, url, named, pinned)
       os.replace(part, path)
     except OSError as e:
-      raise checks.UserError(
+      raise errors.UserError(
           f'{url!r} cannot be kept in {folder!r}: {e.strerror or e}; '
           'XDG_CACHE_HOME says where') from e
     finally:
@@ -85,9 +85,9 @@ def check_name(path):
   name, or is not there."""
   named = _named(path)
   if not os.path.exists(path):
-    raise checks.UserError(f'{path!r}: no such file')
+    raise errors.UserError(f'{path!r}: no such file')
   if named and not _digest(path).startswith(named):
-    raise checks.UserError(
+    raise errors.UserError(
         f'{path!r}: its SHA-256 is {_digest(path)[:16]}..., and its name says '
         f'{named}: it is damaged, or another file')
 
@@ -107,7 +107,7 @@ def _check(path, url, named, pinned):
   for expected, whence in ((named, 'its name'),
                            (pinned, 'the first time it was fetched')):
     if expected and not digest.startswith(expected.strip()):
-      raise checks.UserError(
+      raise errors.UserError(
           f'{url!r}: its SHA-256 is {digest[:16]}..., and {whence} says '
           f'{expected.strip()[:16]}...: it is damaged or has changed. If you '
           f'trust it, remove {os.path.dirname(path)!r} and fetch it again')
@@ -133,11 +133,11 @@ def _fetch(url, part):
       _from_bucket(url, part)
     else:
       _from_web(url, part)
-  except checks.UserError:
+  except errors.UserError:
     raise
   except Exception as e:   # of three libraries, all kinds
     why = ' '.join(str(e).split())[:300] or type(e).__name__
-    raise checks.UserError(f'{url!r} cannot be fetched: {why}; a file that you '
+    raise errors.UserError(f'{url!r} cannot be fetched: {why}; a file that you '
                            'have may be given instead') from e
 
 
@@ -164,7 +164,7 @@ def _from_hub(url, part):
   try:
     import huggingface_hub
   except ImportError as e:
-    raise checks.UserError(
+    raise errors.UserError(
         f'{url!r} needs huggingface_hub, which is not installed: pip install '
         'huggingface_hub') from e
   repository, revision, name = _on_hub(url)
@@ -176,7 +176,7 @@ def _on_hub(url):
   """(repository, revision or None, file)."""
   parts = url.removeprefix('hf://').split('/')
   if len(parts) < 2 or not all(parts[:2]):
-    raise checks.UserError(f'{url!r}: expected hf://OWNER/NAME[@REVISION]'
+    raise errors.UserError(f'{url!r}: expected hf://OWNER/NAME[@REVISION]'
                            '[/FILE]')
   name, _, revision = parts[1].partition('@')
   return (f'{parts[0]}/{name}', revision or None,

@@ -14,7 +14,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import trees
 
 SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt', '.bin')
@@ -62,14 +62,14 @@ def read(path):
   """
   suffix = os.path.splitext(path)[1]
   if suffix not in SUFFIXES:
-    raise checks.UserError(f'{path!r}: expected a file of weights that ends in '
+    raise errors.UserError(f'{path!r}: expected a file of weights that ends in '
                            f'{", ".join(SUFFIXES)}')
   flat_of = {'.npz': _npz, '.safetensors': _safetensors}.get(suffix, _torch)
   if not os.path.isfile(path):
-    raise checks.UserError(f'{path!r}: no such file')
+    raise errors.UserError(f'{path!r}: no such file')
   try:
     flat = flat_of(path)
-  except checks.UserError:
+  except errors.UserError:
     raise
   except Exception as e:   # the readers of three formats raise all kinds
     why = ' '.join(str(e).split())
@@ -78,7 +78,7 @@ def read(path):
              'for npz or safetensors')
     elif isinstance(e, (zipfile.BadZipFile, zlib.error, EOFError)):
       why = f'it is cut short or damaged ({why[:200]})'
-    raise checks.UserError(
+    raise errors.UserError(
         f'{path!r} cannot be read as {suffix[1:]}: {why[:200]}') from e
   flat = {name: _float32(value, name, path) for name, value in flat.items()}
   if 'stem.proj.weight' in flat:
@@ -101,7 +101,7 @@ def save(path, params, layout='official'):
   suffix = os.path.splitext(path)[1]
   if suffix not in ('.npz', '.safetensors') or layout == 'timm' and (
       suffix == '.npz'):
-    raise checks.UserError(
+    raise errors.UserError(
         f'{path!r}: layout {layout} is written to '
         f'{"*.safetensors" if layout == "timm" else "*.npz or *.safetensors"}')
   if layout == 'timm':
@@ -119,7 +119,7 @@ def save(path, params, layout='official'):
             flat, metadata=dict(format='pt' if layout == 'timm' else 'np')))
     os.replace(partial, path)
   except OSError as e:
-    raise checks.UserError(
+    raise errors.UserError(
         f'{path!r} cannot be written: {e.strerror or e}') from e
 
 
@@ -137,10 +137,10 @@ def from_timm(flat, source):
         ((m, ours, axes) for pattern, ours, axes in known
          if (m := re.fullmatch(pattern, name))), (None, None, None))
     if match is None:
-      raise checks.UserError(f"{source!r}: {name!r} is no parameter of timm's "
+      raise errors.UserError(f"{source!r}: {name!r} is no parameter of timm's "
                              'Mixer')
     if axes is not None and value.ndim != len(axes):
-      raise checks.UserError(f'{source!r}: {name!r} is {list(value.shape)}; '
+      raise errors.UserError(f'{source!r}: {name!r} is {list(value.shape)}; '
                              f'expected {len(axes)} axes')
     ours = ours.replace('#', ''.join(match.groups()))
     out[ours] = value if axes is None else value.transpose(np.argsort(axes))
@@ -175,7 +175,7 @@ def _official(flat, path):
   if 'Mixer' in tree:
     tree = _from_before_linen(tree, path)
   if 'kernel' not in _dict(tree.get('stem')) or 'MixerBlock_0' not in tree:
-    raise checks.UserError(
+    raise errors.UserError(
         f"{path!r} holds no Mixer: expected 'stem/kernel', 'MixerBlock_0/...', "
         f'got {", ".join(sorted(flat)[:4])} and so on')
   return tree
@@ -183,7 +183,7 @@ def _official(flat, path):
 
 def _from_before_linen(tree, path):
   """The first layout, whose modules were numbered across classes."""
-  from flax.training import checkpoints   # loads TensorFlow, if it is there
+  from flax.training import checkpoints  # loads TensorFlow, if it is there
   tree = checkpoints.convert_pre_linen(tree)
   squeezed = lambda x: x.squeeze()
   dense = lambda d: {
@@ -200,7 +200,7 @@ def _from_before_linen(tree, path):
         block[kind] = dense(block.pop(f'{kind}_phase_0'))
       out[name.replace('encoderblock_', 'MixerBlock_')] = block
   except (KeyError, TypeError, AttributeError) as e:
-    raise checks.UserError(
+    raise errors.UserError(
         f"{path!r} begins like the official code's first layout and lacks "
         f'{e}') from e
   return out
@@ -232,7 +232,7 @@ def _library(name, path):
     return importlib.import_module(name)
   except ImportError as e:
     package = name.partition('.')[0]
-    raise checks.UserError(
+    raise errors.UserError(
         f'{path!r} needs {package}, which is not installed: pip install '
         f'{package}' + ('; .safetensors and .npz do not need it'
                         if package == 'torch' else '')) from e
@@ -242,7 +242,7 @@ def _float32(value, name, path):
   if value.dtype == np.dtype('V2'):   # how NumPy stores bfloat16
     value = value.view(ml_dtypes.bfloat16)
   if value.dtype.kind != 'f' and 'float' not in str(value.dtype):
-    raise checks.UserError(f'{path!r}: {name!r} is of {value.dtype}; expected '
+    raise errors.UserError(f'{path!r}: {name!r} is of {value.dtype}; expected '
                            'floating point')
   return np.asarray(value, np.float32)
 

@@ -3,7 +3,7 @@
 A network's card says what it takes to use it: `model`, the arguments of
 `models.create`; `image_size`, [height, width]; `class_names`, or None; `data`;
 `loss`, by which logits become probabilities; `preprocessing`, the crop and
-interpolation of `mixer.data.views`. Pixels 0 to 255 always enter as
+interpolation of `mixer.images.eval_crops`. Pixels 0 to 255 always enter as
 (x - 127.5) / 127.5. A run keeps its card as model.json, and an exported file
 as FILE.json; without one it is told from the shapes of the weights.
 """
@@ -19,11 +19,11 @@ import numpy as np
 
 from mixer import models
 from mixer.core import checkpoint
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import files
 from mixer.core import trees
 from mixer.core.log import log
-from mixer.data import views
+from mixer.images import eval_crops
 from mixer.models import catalog
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
@@ -80,7 +80,7 @@ def open_network(weights, *, best=False, from_size=None):
   if release is None and not _is_file(weights):
     return _of_a_run(weights, best)
   if best:
-    raise checks.UserError(f'--best is for a workdir; {weights!r} is one set '
+    raise errors.UserError(f'--best is for a workdir; {weights!r} is one set '
                            'of weights')
   if release is not None:
     return _released(release, weights)
@@ -121,7 +121,7 @@ def infer(params, source, from_size=None):
   wide = 'MixerBlock_0/channel_mixing/Dense_0/kernel'
   for name, rank in (('stem/kernel', 4), (first, 2), (wide, 2)):
     if len(shape(name)) != rank or 0 in shape(name):
-      raise checks.UserError(
+      raise errors.UserError(
           f'{source!r} holds no Mixer: {name!r} is '
           f'{list(shape(name)) if name in flat else "missing"}, expected a '
           f'tensor of {rank} axes, none empty')
@@ -130,7 +130,7 @@ def infer(params, source, from_size=None):
   if from_size is None:
     side = round(tokens ** 0.5)
     if side * side != tokens:
-      raise checks.UserError(
+      raise errors.UserError(
           f'{source!r} is for {tokens} tokens, which is no square: its images '
           'are told by a card beside it, FILE.json, as mixer.export writes')
     size = side * height, side * width
@@ -188,13 +188,13 @@ def _of_a_run(path, best):
     steps = os.path.dirname(os.path.expanduser(path))
     if os.path.basename(steps) == 'checkpoints' and os.path.isdir(steps):
       there = sorted(filter(str.isdigit, os.listdir(steps)), key=int)
-      raise checks.UserError(f'{path!r}: no such checkpoint; there are those '
+      raise errors.UserError(f'{path!r}: no such checkpoint; there are those '
                              f'of the steps {", ".join(there) or "none"}')
-    raise checks.UserError(
+    raise errors.UserError(
         f'{path!r}: no such workdir or file, and no release of that name '
         f'(known: {", ".join(registry.names())})')
   if os.path.isfile(os.path.expanduser(path)):
-    raise checks.UserError(
+    raise errors.UserError(
         f'{path!r}: expected a workdir, or a file of weights that ends in '
         f'{", ".join(formats.SUFFIXES)}')
   where = checkpoint.find(path, best)
@@ -242,13 +242,13 @@ def _checked(params, card, source, from_size=None, tanh=True):
   else:
     try:
       model = models.create(**card['model'])
-    except (checks.UserError, TypeError) as e:
-      raise checks.UserError(f'{source!r}: its card: {e}') from e
+    except (errors.UserError, TypeError) as e:
+      raise errors.UserError(f'{source!r}: its card: {e}') from e
   images = jnp.zeros((1, *card['image_size'], model.in_channels))
   wanted = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   wrong = misfits(params, wanted)
   if wrong:
-    raise checks.UserError(
+    raise errors.UserError(
         f'{source!r} is not the {card["model"]["name"]} that '
         f'{"its shapes suggest" if inferred else "its card says"}: '
         f'{"; ".join(wrong)}')
@@ -264,9 +264,9 @@ def _parse(text, file):
     card = json.loads(text)
     missing = [key for key in _KEYS if key not in card]
   except (ValueError, TypeError) as e:
-    raise checks.UserError(f'{file!r} is no card of a network: {e}') from e
+    raise errors.UserError(f'{file!r} is no card of a network: {e}') from e
   if missing:
-    raise checks.UserError(f'{file!r} lacks {", ".join(missing)}; a card is '
+    raise errors.UserError(f'{file!r} lacks {", ".join(missing)}; a card is '
                            'written by training and by mixer.export')
   size, like = card['image_size'], card['preprocessing']
   names, model = card['class_names'], card['model']
@@ -282,11 +282,11 @@ def _parse(text, file):
       ('loss', card['loss'] in ('softmax', 'sigmoid')),
       ('preprocessing', isinstance(like, dict)
        and like.keys() == {'crop', 'interpolation'}
-       and like['crop'] in views.CROPS
-       and like['interpolation'] in views.INTERPOLATIONS)):
+       and like['crop'] in eval_crops.CROPS
+       and like['interpolation'] in eval_crops.INTERPOLATIONS)):
     if not right:
       value = repr(card[key])
       value = value if len(value) < 200 else f'{value[:200]}...'
-      raise checks.UserError(f'{file!r}: {key} is {value}, which is not what '
+      raise errors.UserError(f'{file!r}: {key} is {value}, which is not what '
                              'training and mixer.export write')
   return card

@@ -13,7 +13,7 @@ import importlib.resources
 import os
 import re
 
-from mixer.core import checks
+from mixer.core import errors
 
 UNVERIFIED = 'unverified'
 _HASHED = re.compile(r'[^/]*-[0-9a-f]{8}\.pth$')
@@ -22,7 +22,7 @@ _FILES = 'https://github.com/huggingface/pytorch-image-models/releases/download'
 _TIMM, _MIIL = f'{_FILES}/v0.1-vitjx/jx_mixer_', f'{_FILES}/v0.1-tresnet/'
 
 # What a network expects of its images; the crop and interpolation are
-# `mixer.data.views`'. timm's bilinear is Pillow's, antialiased.
+# `mixer.images.eval_crops`'. timm's bilinear is Pillow's, antialiased.
 _OFFICIAL = dict(crop='resmall', interpolation='area', scale='(-1, 1)')
 _UNIT = dict(crop='resmall', interpolation='bilinear_antialias',
              scale='(0, 1)')
@@ -148,7 +148,7 @@ def find(name):
         place.rpartition('/')[2] for place in places if _HASHED.search(place))):
       return release
   if re.fullmatch('Mixer-[A-Z]/[^/.]+', name) and not os.path.exists(name):
-    raise checks.unknown('weights', name, names())
+    raise errors.unknown('weights', name, names())
   return None
 
 

@@ -17,7 +17,7 @@ Axes: S tokens, D_S hidden units, P patch side, c image channels, C channels.
 import jax
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 from mixer.models.mixer import pair
 
 METHODS = ('block', 'resample')
@@ -49,7 +49,7 @@ def resize(model, params, *, image_size, from_size=None, method=None,
     UserError: if the sizes do not fit the patches, or the method the sizes.
   """
   if method is not None and method not in METHODS:
-    raise checks.unknown('method', method, METHODS)
+    raise errors.unknown('method', method, METHODS)
   params = jax.tree.map(np.asarray, params)
   old = _old_grid(model, params, from_size)
   patch = pair(model.patch_size if patch_size is None else patch_size)
@@ -60,7 +60,7 @@ def resize(model, params, *, image_size, from_size=None, method=None,
       params['stem'], kernel=_with_channels(stem, channels)))
   fits = all(n % o == 0 for n, o in zip(new, old))
   if method == 'block' and not fits:
-    raise checks.UserError(
+    raise errors.UserError(
         f'method: block is for patch grids that grow by integer factors, not '
         f'from {old[0]}x{old[1]} to {new[0]}x{new[1]}; use resample')
   as_blocks = method == 'block' or (
@@ -150,10 +150,10 @@ def _old_grid(model, params, from_size):
   elif side * side == tokens:
     return side, side
   else:
-    raise checks.UserError(f'from_size: {tokens} tokens are no square; give '
+    raise errors.UserError(f'from_size: {tokens} tokens are no square; give '
                            'the (height, width) of the old images')
   if grid[0] * grid[1] != tokens:
-    raise checks.UserError(
+    raise errors.UserError(
         f'from_size: {from_size} makes {grid[0]}x{grid[1]} patches, but the '
         f'weights are for {tokens}')
   return grid
@@ -162,7 +162,7 @@ def _old_grid(model, params, from_size):
 def _grid(image_size, patch):
   size = pair(image_size)
   if any(s < p or s % p for s, p in zip(size, patch)):
-    raise checks.UserError(
+    raise errors.UserError(
         f'image_size: {size[0]}x{size[1]} is no multiple of the patches of '
         f'{patch[0]}x{patch[1]} pixels')
   return size[0] // patch[0], size[1] // patch[1]

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from mixer.core import checks
+from mixer.core import errors
 
 
 def due(step, every, total):
@@ -108,7 +108,7 @@ def train(state, job):
         job.progress.say(f'took {clock.device_seconds() / 3600:,.3g} '
                          'device-hours')
       if stopping:
-        raise checks.Stopped(
+        raise errors.Stopped(
             f'{asked} at step {step:,}, which is saved; the same '
             'command goes on from there')
   return state, scores
@@ -144,7 +144,7 @@ def _finite(step, metrics):
   bad = [f'{k} = {float(v)}' for k, v in jax.device_get(metrics).items()
          if not math.isfinite(float(v))]
   if bad:
-    raise checks.Diverged(
+    raise errors.Diverged(
         f'step {step}: {", ".join(bad)}; the run has diverged. Earlier '
         'checkpoints are intact; try a lower schedule.learning_rate')
 

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixer.core import checks
+from mixer.core import errors
 
 
 def make(*, name='softmax', label_smoothing=0.0):
@@ -19,10 +19,10 @@ def make(*, name='softmax', label_smoothing=0.0):
     loss(logits [B, K], targets [B, K]) -> float32 [B].
   """
   if not 0 <= label_smoothing < 1:
-    raise checks.UserError('loss.label_smoothing: expected 0 <= x < 1, got '
+    raise errors.UserError('loss.label_smoothing: expected 0 <= x < 1, got '
                            f'{label_smoothing}')
   if name not in _LOSSES:
-    raise checks.unknown('loss.name', name, list(_LOSSES))
+    raise errors.unknown('loss.name', name, list(_LOSSES))
 
   def loss(logits, targets):
     logits = logits.astype(jnp.float32)

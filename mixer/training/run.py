@@ -1,44 +1,29 @@
 """Opens a config and builds every object of a run; the loop does the rest."""
 import contextlib
-import functools
-import inspect
 import json
 import os
 
 import jax
 
-from mixer import models
 from mixer.core import checkpoint
-from mixer.core import checks
+from mixer.core import errors
 from mixer.core import files
-from mixer.core.log import log
 from mixer.core import peak
-from mixer.data import augment as augmentation
-from mixer.data import decode
-from mixer.data import pipeline
+from mixer.core import workdir as workdirs
+from mixer.core.log import log
+from mixer.evaluation import suite
+from mixer.images import decode_tf
 from mixer.models import cost
-from mixer.models.mixer import pair
-from mixer.pretrained import initial
 from mixer.pretrained import network
-from mixer.training import evaluations
-from mixer.training import introduction
+from mixer.training import assembly
 from mixer.training import loop
-from mixer.training import losses
-from mixer.training import optimizer as optimizers
+from mixer.training import metrics_file
 from mixer.training import progress as progress_lib
-from mixer.training import schedule as schedules
-from mixer.training.settings import Settings
 from mixer.training import sharding
+from mixer.training import start
 from mixer.training import step as steps
 from mixer.training import stop
-from mixer.training import workdir as workdirs
-from mixer.training import writer as writers
-
-# Whose keyword arguments the sections are.
-_READERS = dict(
-    data=pipeline.open_data, augment=augmentation.make, loss=losses.make,
-    schedule=schedules.make, optimizer=optimizers.make, sharding=sharding.plan,
-    checkpoint=checkpoint.Checkpoints, start=initial.start, run=Settings)
+from mixer.training import summary
 
 
 def train(config, workdir):
@@ -51,37 +36,28 @@ def train(config, workdir):
   Returns:
     The metrics of the final evaluation.
   """
-  settings = check(config)
+  settings = assembly.check(config)
   plan = sharding.plan(**config.sharding)
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdirs.claimed(workdir))
     workdirs.meet(workdir)
-    data, evals, fewshots = evaluations.open_splits(
+    data, evals, fewshots = suite.open_splits(
         config, settings.image_size, workdirs.BadImages(workdir))
     data.check(settings.batch_size, plan.slots(settings.batch_size))
     for split in (data, *evals.values(), *(
         s for few in fewshots.values() for s in (few.train, few.test))):
       split.preflight()
-    model = make_model(config, settings, data.source)
+    model = assembly.make_model(
+        config, settings, data.source, plan.platform)
+    assembly.check_classes(model, data.source)
     for name, split in evals.items():
-      wrong = evaluations.other_classes(
+      wrong = suite.other_classes(
           split.source, model.num_classes, data.source.class_names)
       if wrong:
-        raise checks.UserError(f'evals.{name}: {wrong}')
+        raise errors.UserError(f'evals.{name}: {wrong}')
     return _train(config, settings, plan, data, evals, fewshots, model, workdir,
                   stack)
-
-
-def check(config):
-  """The `Settings` of a config, whose sections and keys are all there are; no
-  device is touched.
-
-  Raises:
-    UserError: naming the section or the key.
-  """
-  _check_sections(config)
-  return Settings(**config.run)
 
 
 def keep_compiled(workdir):
@@ -92,41 +68,6 @@ def keep_compiled(workdir):
                       os.path.join(files.absolute(workdir), 'compiled'))
 
 
-def make_model(config, settings, source):
-  """The network; classes and channels are the data's unless they are given."""
-  section = dict(config.model)
-  classes = section.pop('num_classes', None) or source.num_classes
-  if classes < source.num_classes:
-    raise checks.UserError(
-        f'model.num_classes: {classes}, but {source.name} has '
-        f'{source.num_classes} classes')
-  if section.get('in_channels') is None:
-    section['in_channels'] = source.channels
-  if config.augment.randaugment_layers and section['in_channels'] not in (1, 3):
-    raise checks.UserError(
-        'augment.randaugment_layers: RandAugment is for images of 1 or 3 '
-        f'channels, these have {section["in_channels"]}; set it to 0')
-  return models.create(num_classes=classes, dtype=settings.dtype, **section)
-
-
-def make_step(config, settings, model, total_steps):
-  """(optimizer, step function) of a config; nothing is computed yet."""
-  schedule = schedules.make(total_steps=total_steps, **config.schedule)
-  optimizer = optimizers.make(schedule=schedule, **config.optimizer)
-  step_fn = steps.make_train_step(
-      model, optimizer, schedule=schedule, seed=settings.seed,
-      loss=losses.make(**config.loss),
-      augment=augmentation.make(**config.augment),
-      num_classes=model.num_classes, micro_batches=settings.micro_batches,
-      frozen=config.optimizer.frozen)
-  return optimizer, step_fn
-
-
-def image_shape(model, settings):
-  """(height, width, channels) of the model's input."""
-  return (*pair(settings.image_size), model.in_channels)
-
-
 def _train(config, settings, plan, data, evals, fewshots, model, workdir,
            stack):
   checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(
@@ -134,15 +75,14 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
   model, given = _start(config, settings, model, workdir,
                         bool(checkpoints.steps()))
   total = settings.steps(len(data))
-  optimizer, step_fn = make_step(config, settings, model, total)
-  init = functools.partial(
-      steps.init_state, model, optimizer, seed=settings.seed,
-      image_shape=image_shape(model, settings))
-  shapes = jax.eval_shape(init)
-  shardings = plan.state(shapes)
-  _check_best(config.checkpoint.best, evaluations.metrics(evals, fewshots))
+  optimizer, step_fn = assembly.make_step(config, settings, model, total)
+  placed = steps.shard(
+      step_fn, model, optimizer, plan, seed=settings.seed,
+      image_shape=assembly.image_shape(model, settings))
+  shapes = placed.state
+  _check_best(config.checkpoint.best, suite.metrics(evals, fewshots))
   if given is not None:
-    initial.merge(given, shapes.params, config.start.weights,
+    start.merge(given, shapes.params, config.start.weights,
                   config.start.dont_load)
   # A config that is refused must leave the workdir to the corrected one, so
   # this comes when everything else is checked.
@@ -150,23 +90,24 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
                            config.to_dict().items() if name != 'sweep'})
   workdirs.write_json(os.path.join(workdir, 'model.json'),
                       _card(config, model, data, evals))
-  introduction.introduce(config, settings, plan, data, evals, model, shapes,
+  summary.introduce(config, settings, plan, data, evals, model, shapes,
                          total, workdir)
 
   fingerprint = data.fingerprint(settings.batch_size, settings.seed)
-  state = _resume(checkpoints, shapes, shardings, fingerprint)
+  state = _resume(checkpoints, placed.state, fingerprint)
   resumed = state is not None
   if not resumed:
-    state = jax.jit(init, out_shardings=shardings)()
+    state = placed.init()
     if given is not None:
-      merged = initial.merge(given, state.params, config.start.weights,
+      merged = start.merge(given, state.params, config.start.weights,
                              config.start.dont_load)
-      state = state.replace(params=sharding.place(merged, shardings.params))
+      state = state.replace(
+          params=plan.place(merged, placed.shardings.params))
   first = int(state.step)
 
-  resident = None if data.resident is None else sharding.place(
-      data.resident, plan.replicated)
-  ask = evaluations.make(plan, model, evals, fewshots,
+  resident = None if data.resident is None else plan.place(
+      data.resident)
+  ask = suite.make(plan, model, evals, fewshots,
                          batch_size=settings.batch_size, loss=config.loss.name)
   evaluate = lambda state: ask(state.params)
 
@@ -181,14 +122,13 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
       seed=settings.seed, batch_size=settings.batch_size, first=first,
       last=total, slots=slots)
   flops = settings.batch_size * cost.training_flops(model, settings.image_size)
-  decode.hide_accelerators()   # from TensorFlow, which writes for TensorBoard
-  writer = writers.Writer(workdir, resumed_at=first)
+  decode_tf.hide_accelerators()   # from TensorFlow, which writes for TensorBoard
+  writer = metrics_file.Writer(workdir, resumed_at=first)
   progress = progress_lib.Progress(first, total)
   try:
     with stop.Guard() as guard, progress:
       job = loop.Job(
-          step_fn=jax.jit(step_fn, donate_argnums=0,
-                          out_shardings=(shardings, plan.replicated)),
+          step_fn=placed.step,
           batches=map(plan.put_batch, batches), resident=resident,
           evaluate=evaluate, save=save, writer=writer, progress=progress,
           guard=guard, total_steps=total, log_every=settings.log_every,
@@ -214,35 +154,11 @@ def _train(config, settings, plan, data, evals, fewshots, model, workdir,
 def _check_best(metric, known):
   """The metric to keep the best by is one that is evaluated; more is better."""
   if metric is not None and metric not in known:
-    raise checks.unknown('checkpoint.best', metric, known)
+    raise errors.unknown('checkpoint.best', metric, known)
 
 
-def _check_sections(config):
-  expected = ('model', 'data', 'augment', 'loss', 'schedule', 'optimizer',
-              'sharding', 'checkpoint', 'start', 'evals', 'fewshot', 'run')
-  for name in config:
-    if name not in (*expected, 'sweep'):   # `analysis.sweep`'s, not a run's
-      raise checks.unknown('config', name, expected)
-  missing = [name for name in expected if name not in config]
-  if missing:
-    raise checks.UserError(f'config: the sections {", ".join(missing)} are '
-                           'missing; start from recipe.base()')
-  sections = dict({name: (config[name], function)
-                   for name, function in _READERS.items()},
-                  **{f'evals.{name}': (section, pipeline.open_data)
-                     for name, section in config.evals.items()})
-  for name, (section, function) in sections.items():
-    known = list(inspect.signature(function).parameters)
-    for key in section:
-      if key not in known:
-        raise checks.unknown(f'config.{name}', key, known)
-
-
-def _resume(checkpoints, shapes, shardings, fingerprint):
+def _resume(checkpoints, abstract, fingerprint):
   """The newest state saved, or None."""
-  abstract = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes, shardings)
   found = checkpoints.restore(
       abstract.params, dict(step=abstract.step, opt_state=abstract.opt_state,
                             bad=abstract.bad))
@@ -253,7 +169,7 @@ def _resume(checkpoints, shapes, shardings, fingerprint):
             for k in dict.fromkeys((*meta['data'], *fingerprint))
             if meta['data'].get(k) != fingerprint.get(k)]
   if differ:
-    raise checks.UserError(
+    raise errors.UserError(
         'data: the run was trained on other data, or in another order: '
         + '; '.join(differ) + '; give it its own data, or another --workdir')
   step = int(rest['step'])
@@ -269,7 +185,7 @@ def _start(config, settings, model, workdir, resuming):
     kept = {key: card['model'][key] for key in (
         'tokens_mlp_dim', 'approximate_gelu') if key in card.get('model', {})}
     return model.clone(**kept), None
-  return initial.start(model, image_size=image_shape(model, settings)[:2],
+  return start.start(model, image_size=assembly.image_shape(model, settings)[:2],
                        widen=config.model.get('tokens_mlp_dim') is None,
                        **config.start)
 

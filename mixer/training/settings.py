@@ -3,7 +3,7 @@ import dataclasses
 
 import jax
 
-from mixer.core import checks
+from mixer.core import errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,25 +40,25 @@ class Settings:
     for key in ('batch_size', 'log_every', 'micro_batches',
                 'heartbeat_timeout_seconds'):
       if getattr(self, key) < 1:
-        raise checks.UserError(f'run.{key}: expected at least 1, got '
+        raise errors.UserError(f'run.{key}: expected at least 1, got '
                                f'{getattr(self, key)}')
     if self.image_width is not None:
       if not isinstance(self.image_size, int):
-        raise checks.UserError('run.image_width: image_size is '
+        raise errors.UserError('run.image_width: image_size is '
                                f'{self.image_size} already; give one of them')
       object.__setattr__(self, 'image_size',
                          (self.image_size, self.image_width))
     lengths = [self.total_steps, self.total_epochs]
     if lengths.count(None) != 1 or any(v is not None and v <= 0
                                        for v in lengths):
-      raise checks.UserError(
+      raise errors.UserError(
           'run: expected either total_steps or total_epochs, above 0, got '
           f'{self.total_steps} and {self.total_epochs}')
     if not 0 <= self.seed < 2**31:
-      raise checks.UserError(f'run.seed: expected 0 <= seed < 2**31, got '
+      raise errors.UserError(f'run.seed: expected 0 <= seed < 2**31, got '
                              f'{self.seed}')
     if self.precision not in (None, 'float32', 'bfloat16'):
-      raise checks.unknown('run.precision', self.precision,
+      raise errors.unknown('run.precision', self.precision,
                            ['float32', 'bfloat16'])
 
   @property
@@ -78,11 +78,11 @@ class Settings:
     divide the batch."""
     share = self.batch_size / parts
     if share != int(share):
-      raise checks.UserError(
+      raise errors.UserError(
           f'run.batch_size: {self.batch_size} images do not divide over '
           f'{parts} devices; the nearest that does is '
           f'{max(1, round(share)) * parts}')
     if int(share) % self.micro_batches:
-      raise checks.UserError(
+      raise errors.UserError(
           f'run.micro_batches: {int(share)} images a device do not divide '
           f'into {self.micro_batches} parts')

@@ -15,33 +15,22 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from mixer.core import checks
+from mixer.core import errors
 
 AXES = ('data', 'fsdp', 'model')
 STRATEGIES = ('replicate', 'fsdp')
 _SMALL = 2**12  # elements; to cut less than this costs more than it saves
-
-# (pattern for the end of a name, mesh axes for each array axis); the first that
-# matches holds, for a parameter as for what the optimizer keeps of it. An axis
-# that its devices do not divide stays whole.
-RULES = (
-    ('stem/kernel', (None, None, None, 'fsdp')),
-    ('token_mixing/Dense_0/kernel', (None, ('model', 'fsdp'))),
-    ('token_mixing/Dense_1/kernel', (('model', 'fsdp'), None)),
-    ('channel_mixing/Dense_0/kernel', ('fsdp', 'model')),
-    ('channel_mixing/Dense_1/kernel', ('model', 'fsdp')),
-    ('head/kernel', ('fsdp', None)),
-    ('(token|channel)_mixing/Dense_0/bias', (('model', 'fsdp'),)),
-    ('.*', ('fsdp',)),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """The mesh of a run, and how state and batches lie on it."""
   mesh: Any
   strategy: str
-  rules: tuple = RULES
+
+  @property
+  def platform(self):
+    """'cpu', 'gpu' or 'tpu': of the devices, which may be elsewhere."""
+    return self.mesh.devices.flat[0].platform
 
   @property
   def replicated(self):
@@ -57,17 +46,24 @@ class Plan:
     """Into how many a batch is cut."""
     return self.mesh.shape['data'] * self.mesh.shape['fsdp']
 
-  def state(self, shapes):
-    """A tree of shardings for a tree of shapes whose leaves are named by the
-    dicts that they lie in."""
-    return jax.tree_util.tree_map_with_path(self._leaf, shapes)
+  def state(self, shapes, rules):
+    """Returns a tree of shardings for a tree of shapes.
 
-  def _leaf(self, path, x):
+    Args:
+      shapes: leaves are named by the dicts that they lie in.
+      rules: (pattern for the end of a name, mesh axes for each array axis); the
+        first that matches holds, for a parameter as for what the optimizer
+        keeps of it. An axis that its devices do not divide stays whole.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: self._leaf(path, x, rules), shapes)
+
+  def _leaf(self, path, x, rules):
     if np.prod(x.shape) < _SMALL:
       return self.replicated
     name = '/'.join(str(p.key) for p in path
                     if isinstance(p, jax.tree_util.DictKey))
-    axes = next(axes for pattern, axes in self.rules
+    axes = next(axes for pattern, axes in rules
                 if re.fullmatch(f'(.*/)?{pattern}', name))
     return NamedSharding(self.mesh, PartitionSpec(
         *(self._fitting(side, axis) for side, axis in zip(x.shape, axes))))
@@ -86,6 +82,11 @@ class Plan:
     """The rows of the global batch that this process makes."""
     share = batch_size // jax.process_count()
     return jax.process_index() * share, (jax.process_index() + 1) * share
+
+  def place(self, tree, shardings=None):
+    """Puts a tree of host arrays on the devices, replicated by default; see
+    the function `place`."""
+    return place(tree, self.replicated if shardings is None else shardings)
 
   def put_batch(self, batch):
     """This process's rows as global arrays."""
@@ -137,22 +138,22 @@ def plan(*, strategy='replicate', fsdp=None, model=1, devices=None):
     UserError: if the devices cannot be arranged so.
   """
   if strategy not in STRATEGIES:
-    raise checks.unknown('sharding.strategy', strategy, STRATEGIES)
+    raise errors.unknown('sharding.strategy', strategy, STRATEGIES)
   devices = jax.devices() if devices is None else devices
   # The rows of a process are next to each other in the batch.
   devices = sorted(devices, key=lambda d: (d.process_index, d.id))
   here = sum(d.process_index == devices[0].process_index for d in devices)
   if model < 1 or here % model:
-    raise checks.UserError(f'sharding.model: {model} does not divide the '
+    raise errors.UserError(f'sharding.model: {model} does not divide the '
                            f'{here} devices of a process')
   rest = len(devices) // model
   if fsdp is not None and strategy != 'fsdp':
-    raise checks.UserError(f'sharding.fsdp: {fsdp} is for '
+    raise errors.UserError(f'sharding.fsdp: {fsdp} is for '
                            f"sharding.strategy='fsdp', not {strategy!r}")
   if fsdp is None:
     fsdp = rest if strategy == 'fsdp' else 1
   if fsdp < 1 or rest % fsdp:
-    raise checks.UserError(f'sharding.fsdp: {fsdp} does not divide '
+    raise errors.UserError(f'sharding.fsdp: {fsdp} does not divide '
                            f'{rest} devices')
   shape = (rest // fsdp, fsdp, model)
   return Plan(Mesh(np.array(devices).reshape(shape), AXES), strategy)

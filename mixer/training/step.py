@@ -3,6 +3,9 @@
 The state counts the updates done; all randomness of a step is keyed from that
 count, so a step does the same whenever and wherever it runs.
 """
+from collections.abc import Callable
+import dataclasses
+import functools
 from typing import Any
 
 import flax
@@ -12,7 +15,7 @@ import optax
 
 from mixer.core import rng
 from mixer.core import trees
-from mixer.data import augment as augmentation
+from mixer.data import resident as resident_data
 from mixer.training import losses
 
 
@@ -34,15 +37,6 @@ def init_state(model, optimizer, *, seed, image_shape):
                opt_state=optimizer.init(params), bad=jnp.zeros((), jnp.int32))
 
 
-def fetch(batch, resident):
-  """A batch's images, labels, and their weights or None, taken from the device
-  if they live there."""
-  if resident is not None:
-    batch = {k: jnp.take(x, batch['position'], axis=0)
-             for k, x in resident.items()}
-  return batch['image'], batch['labels'], batch.get('weights')
-
-
 def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
                     num_classes, micro_batches=1, frozen=None):
   """The step function.
@@ -52,7 +46,7 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
     optimizer: an optax transformation.
     schedule: updates done -> learning rate, for the metrics.
     loss: (logits, targets) -> [B], as `losses.make` makes them.
-    augment: as `data.augment.make` makes them.
+    augment: as `images.augment.make` makes them.
     seed: of the run.
     num_classes: K.
     micro_batches: parts the batch is cut into, whose gradients are averaged
@@ -97,7 +91,7 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
 
   def step(state, batch, resident=None):
     key = lambda name: jax.random.fold_in(rng.stream(seed, name), state.step)
-    images, labels, weights = fetch(batch, resident)
+    images, labels, weights = resident_data.fetch(batch, resident)
     images, targets = augment(
         images, losses.targets_of(labels, num_classes, weights),
         rng.of_examples(rng.stream(seed, 'augment'), batch['epoch'],
@@ -116,24 +110,6 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
   return step
 
 
-def make_predict(model):
-  """predict(params, batch, resident) -> logits [B, K], as in evaluation."""
-  def predict(params, batch, resident=None):
-    images, *_ = fetch(batch, resident)
-    return model.apply({'params': params}, augmentation.normalise(images))[0]
-  return predict
-
-
-def make_features(model):
-  """features(params, batch, resident) -> pre_logits [B, C], as in evaluation.
-  """
-  def features(params, batch, resident=None):
-    images, *_ = fetch(batch, resident)
-    _, out = model.apply({'params': params}, augmentation.normalise(images))
-    return out['pre_logits']
-  return features
-
-
 def right(logits, targets):
   """Is the likeliest class among the targets' heaviest? float32 [B].
 
@@ -143,3 +119,44 @@ def right(logits, targets):
   best = jnp.argmax(logits, axis=-1)
   weight = jnp.take_along_axis(targets, best[:, None], axis=-1)[:, 0]
   return (weight >= jnp.max(targets, axis=-1)).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardedStep:
+  """A training step whose state lies on the devices of a plan.
+
+  Attributes:
+    init: () -> State, jitted; the state is born where it stays.
+    step: (state, batch, resident) -> (state, metrics), jitted; it takes the
+      place of the state that it is given.
+    state: State of jax.ShapeDtypeStruct, with shardings.
+    shardings: State of jax.sharding.NamedSharding.
+  """
+  init: Callable[[], State]
+  step: Callable[..., tuple[State, dict[str, jax.Array]]]
+  state: State
+  shardings: State
+
+
+def shard(step_fn, model, optimizer, plan, *, seed, image_shape):
+  """Returns a `ShardedStep`; nothing is compiled or allocated yet.
+
+  Args:
+    step_fn: as `make_train_step` makes it.
+    model, optimizer: as it was given.
+    plan: `sharding.Plan`, of devices that may be elsewhere.
+    seed: of the run.
+    image_shape: (height, width, channels).
+  """
+  init = functools.partial(init_state, model, optimizer, seed=seed,
+                           image_shape=image_shape)
+  shapes = jax.eval_shape(init)
+  shardings = plan.state(shapes, model.SHARDING_RULES)
+  return ShardedStep(
+      init=jax.jit(init, out_shardings=shardings),
+      step=jax.jit(step_fn, donate_argnums=0,
+                   out_shardings=(shardings, plan.replicated)),
+      state=jax.tree.map(
+          lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+          shapes, shardings),
+      shardings=shardings)

@@ -1,0 +1,91 @@
+"""Other labels for ImageNet's validation images: ReaL (arXiv 2006.07159).
+
+real.json of github.com/google-research/reassessed-imagenet is a list of 50,000
+lists of classes; the first belongs to ILSVRC2012_val_00000001.JPEG. 3,163 of
+them are empty: those images do not count (section 4 of the paper gives both
+ImageNet's and ReaL's figures).
+"""
+import dataclasses
+import hashlib
+import json
+import os
+import re
+
+from etils import epath
+import numpy as np
+
+from mixer.core import errors
+
+_NUMBER = re.compile(r'ILSVRC2012_val_0*(\d+)(\.\w+)?')
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """Labels by file name.
+
+  Attributes:
+    path: where they were read from.
+    lists: of the labels of each image, by its number - 1.
+    width: the most labels that an image has, at least 1.
+    digest: of the file.
+  """
+  path: str
+  lists: list
+  width: int
+  digest: str
+
+  def of(self, name):
+    """The labels of a file, a list of ints, perhaps empty.
+
+    Raises:
+      UserError: if the name is not that of an image of ImageNet's validation
+        set, or its number is beyond the labels.
+    """
+    match = _NUMBER.fullmatch(os.path.basename(name))
+    if not match or not 0 < int(match[1]) <= len(self.lists):
+      raise errors.UserError(
+          f'labels: {self.path!r} has labels for ILSVRC2012_val_00000001.JPEG '
+          f"to number {len(self.lists)}, none for {name!r}: this data set or "
+          "split is not ImageNet's validation set under its own file names")
+    return self.lists[int(match[1]) - 1]
+
+  def rows(self, names):
+    """int32 [names, width], padded by -1."""
+    out = np.full((len(names), self.width), -1, np.int32)
+    for row, name in zip(out, names):
+      labels = self.of(name)
+      row[:len(labels)] = labels
+    return out
+
+
+def load(path, num_classes):
+  """The `Labels` in a JSON file.
+
+  Args:
+    path: local or in a bucket.
+    num_classes: that the labels are of.
+
+  Raises:
+    UserError: if it cannot be read, is not a list of lists of ints, or has a
+      label outside the classes.
+  """
+  try:
+    content = epath.Path(os.path.expanduser(path)).read_bytes()
+    lists = json.loads(content)
+  except (OSError, ValueError) as e:
+    raise errors.UserError(
+        f'labels: cannot read {path!r} as JSON: {e}; expected a file like '
+        'real.json of github.com/google-research/reassessed-imagenet') from e
+  if not isinstance(lists, list) or not lists or not all(
+      isinstance(labels, list) and all(type(v) is int for v in labels)
+      for labels in lists):
+    raise errors.UserError(
+        f'labels: {path!r} is not a list of lists of class numbers, one for '
+        'each validation image of ImageNet')
+  for number, labels in enumerate(lists, 1):
+    if not all(0 <= v < num_classes for v in labels):
+      raise errors.UserError(
+          f'labels: {path!r} gives image {number} the labels {labels}; the '
+          f'data set has the classes 0 to {num_classes - 1}')
+  return Labels(path, lists, max(1, *map(len, lists)),
+                hashlib.sha256(content).hexdigest())

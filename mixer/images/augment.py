@@ -1,0 +1,181 @@
+"""Augmentation and normalisation on the device, inside the training step.
+
+Per-example draws come from the example's own key, made from (seed, epoch,
+record); what concerns the whole batch comes from the step's key. So neither
+depends on how the batch is spread over devices.
+
+Axes: B batch, H height, W width, C channels, K classes.
+"""
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mixer.core import errors
+from mixer.images import randaugment
+
+
+def make(*, flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
+         randaugment_layers=0, randaugment_magnitude=0, erase=0.0, mixup=0.0,
+         cutmix=0.0):
+  """The training augmentation; a config's `augment` section.
+
+  Args:
+    flip: whether to mirror left and right, with probability 1/2.
+    pad_crop: pixels of zero padding around the image before a crop of its own
+      size is cut at random.
+    rotate: largest angle, in degrees, either way.
+    zoom: largest change of scale: factors of 1 - zoom to 1 + zoom, one an
+      axis.
+    shift: largest shift, as a share of the side.
+    randaugment_layers: RandAugment operations in a row (the paper: 2).
+    randaugment_magnitude: m of table 4 (0, 10, 15 or 20).
+    erase: probability that a rectangle of noise hides a part of the image.
+    mixup: p of Beta(p, p), 0 for none. One ratio a batch; the partner of an
+      example is the one before it in the batch; labels are mixed too.
+    cutmix: p of Beta(p, p), 0 for none. One box a batch, which shows the same
+      partner; labels are mixed by area. With mixup too, each batch takes one of
+      the two, at even odds.
+
+  Returns:
+    augment(images uint8 [B, H, W, C], targets [B, K], keys [B], key) ->
+    (float32 images in [-1, 1], targets).
+  """
+  if not 0 <= randaugment_layers <= 10 or randaugment_magnitude < 0:
+    raise errors.UserError(
+        'augment: expected 0 to 10 randaugment_layers and a magnitude of at '
+        f'least 0, got {randaugment_layers} and {randaugment_magnitude}')
+  if mixup < 0 or pad_crop < 0 or not 0 <= zoom < 1:
+    raise errors.UserError(
+        f'augment: expected mixup >= 0, pad_crop >= 0 and 0 <= zoom < 1, got '
+        f'{mixup}, {pad_crop} and {zoom}')
+  if rotate < 0 or shift < 0:
+    raise errors.UserError('augment: expected rotate >= 0 and shift >= 0, got '
+                           f'{rotate} and {shift}')
+  if not 0 <= erase <= 1:
+    raise errors.UserError(
+        f'augment.erase: expected a probability from 0 to 1, got {erase}')
+  if not 0 <= cutmix < math.inf:
+    raise errors.UserError(
+        f'augment.cutmix: expected a finite number >= 0, got {cutmix}')
+
+  def augment(images, targets, keys, key):
+    stream = lambda n: jax.vmap(lambda k: jax.random.fold_in(k, n))(keys)
+    if pad_crop:
+      images = jax.vmap(lambda x, k: _pad_crop(x, k, pad_crop))(
+          images, stream(0))
+    if flip:
+      images = jax.vmap(_flip)(images, stream(1))
+    if rotate or zoom or shift:
+      images = jax.vmap(lambda x, k: _warp(x, k, rotate, zoom, shift))(
+          images, stream(2))
+    if randaugment_layers and randaugment_magnitude:
+      images = randaugment.randaugment(
+          images, stream(3), layers=randaugment_layers,
+          magnitude=randaugment_magnitude)
+    images = normalise(images)
+    if erase:
+      images = jax.vmap(lambda x, k: _erase(x, k, erase))(images, stream(4))
+    if mixup and cutmix:
+      choice, key = jax.random.split(key)
+      images, targets = jax.lax.cond(
+          jax.random.bernoulli(choice), lambda x, t: mix(x, t, key, mixup),
+          lambda x, t: cut(x, t, key, cutmix), images, targets)
+    elif mixup:
+      images, targets = mix(images, targets, key, mixup)
+    elif cutmix:
+      images, targets = cut(images, targets, key, cutmix)
+    return images, targets
+
+  return augment
+
+
+def normalise(images):
+  """Pixel values 0 to 255 as float32 in [-1, 1]."""
+  return (images.astype(jnp.float32) - 127.5) / 127.5
+
+
+def mix(images, targets, key, p):
+  """Mixup: a x + (1 - a) roll(x), a = max(b, 1 - b), b ~ Beta(p, p)."""
+  b = jax.random.beta(key, p, p)
+  a = jnp.maximum(b, 1 - b)
+  blend = lambda x: a * x + (1 - a) * jnp.roll(x, 1, axis=0)
+  return blend(images), blend(targets)
+
+
+def cut(images, targets, key, p):
+  """CutMix (https://arxiv.org/abs/1905.04899): x, and roll(x) within a box.
+
+  The box has the image's proportions and 1 - b of its area, b ~ Beta(p, p). The
+  centre is uniform and the borders cut what lies beyond, so that the labels are
+  mixed by the pixels counted: a x + (1 - a) roll(x), a the share of x.
+  """
+  ratio_key, centre_key = jax.random.split(key)
+  side = jnp.sqrt(1 - jax.random.beta(ratio_key, p, p))
+  size = jnp.array(images.shape[1:3])
+  sides = jnp.floor(side * size).astype(jnp.int32)
+  corner = jax.random.randint(centre_key, (2,), 0, size) - sides // 2
+  box = _box(images.shape[1:3], corner, sides)
+  a = jnp.mean(~box)
+  partner = lambda x: jnp.roll(x, 1, axis=0)
+  return (jnp.where(box[None], partner(images), images),
+          a * targets + (1 - a) * partner(targets))
+
+
+def _box(shape, corner, sides):
+  """Is a pixel in the box? corner and sides int32 [2]; bool [H, W, 1]."""
+  rows, columns = (
+      (jnp.arange(n) >= start) & (jnp.arange(n) < start + side)
+      for n, start, side in zip(shape, corner, sides))
+  return rows[:, None, None] & columns[None, :, None]
+
+
+def _erase(image_HWC, key, probability):
+  """Random erasing (https://arxiv.org/abs/1708.04896) of a normalised image.
+
+  Area uniform in 2% to 33% of the image, height over width log-uniform in 0.3
+  to 3.3, as in torchvision, any place within the image. The paper draws again
+  if a side does not fit; here it is cut to the image's. Noise is the paper's,
+  an own value in [0, 255] a pixel and channel: uniform over [-1, 1] by now.
+  """
+  draw_key, noise_key = jax.random.split(key)
+  draw = jax.random.uniform(draw_key, (5,))
+  size = jnp.array(image_HWC.shape[:2])
+  area = (0.02 + draw[1] * (0.33 - 0.02)) * math.prod(image_HWC.shape[:2])
+  aspect = 0.3 * (3.3 / 0.3)**draw[2]
+  sides = jnp.sqrt(area * jnp.stack([aspect, 1 / aspect]))
+  sides = jnp.clip(jnp.round(sides).astype(jnp.int32), 1, size)
+  corner = (draw[3:] * (size - sides + 1)).astype(jnp.int32)
+  box = _box(image_HWC.shape[:2], corner, sides)
+  noise = jax.random.uniform(
+      noise_key, image_HWC.shape, minval=-1.0, maxval=1.0)
+  return jnp.where(box & (draw[0] < probability), noise, image_HWC)
+
+
+def _flip(image_HWC, key):
+  return jnp.where(jax.random.bernoulli(key), image_HWC[:, ::-1], image_HWC)
+
+
+def _pad_crop(image_HWC, key, pad):
+  padded = jnp.pad(image_HWC, ((pad, pad), (pad, pad), (0, 0)))
+  top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+  return jax.lax.dynamic_slice(padded, (top, left, 0), image_HWC.shape)
+
+
+def _warp(image_HWC, key, rotate, zoom, shift):
+  """A bilinear affine warp about the centre; outside is black."""
+  height, width, _ = image_HWC.shape
+  draw = jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)
+  angle = draw[0] * rotate * (jnp.pi / 180)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
+  x = jnp.arange(width, dtype=jnp.float32)[None, :] - (width - 1) / 2
+  y = y - draw[3] * shift * height
+  x = x - draw[4] * shift * width
+  from_y = (cos * y - sin * x) * (1 + draw[1] * zoom) + (height - 1) / 2
+  from_x = (sin * y + cos * x) * (1 + draw[2] * zoom) + (width - 1) / 2
+  sample = lambda channel: jax.scipy.ndimage.map_coordinates(
+      channel, [from_y, from_x], order=1, mode='constant', cval=0.0)
+  warped = jax.vmap(sample, in_axes=2, out_axes=2)(
+      image_HWC.astype(jnp.float32))
+  return jnp.round(warped).astype(image_HWC.dtype)

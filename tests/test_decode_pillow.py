@@ -1,0 +1,526 @@
+"""Image files of every kind and in every state of repair, by Pillow."""
+import io
+import resource
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn import datasets
+
+from mixer.images import decode_pillow
+
+HEIGHT, WIDTH = 23, 31   # odd, so that rows of a BMP are padded
+ORIENTATION = 0x0112
+LOSSY, CMYK = 2.5, 6.0   # levels of 255 that a file may lose, on average
+UPRIGHT = {   # EXIF orientation -> how what is stored becomes what is seen
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: x[::-1].transpose(1, 0, 2),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: x.transpose(1, 0, 2)[::-1],
+}
+
+
+def encode(image, form, **settings):
+  """The bytes of an image file; `image` is an array or Pillow's."""
+  file = io.BytesIO()
+  if not isinstance(image, Image.Image):
+    image = Image.fromarray(image)
+  image.save(file, form, **settings)
+  return file.getvalue()
+
+
+def chunk(kind, data):
+  return (struct.pack('>I', len(data)) + kind + data
+          + struct.pack('>I', zlib.crc32(kind + data)))
+
+
+def png(rows, *extra, width=WIDTH, height=HEIGHT, depth=8, color=2):
+  """A PNG file by hand, of the kinds that Pillow does not write.
+
+  Args:
+    rows: array [height, ...], each row the bytes of a line.
+    extra: chunks before the pixels.
+    width, height, depth, color: of the header; color 0 is grey, 2 RGB, 4 grey
+      with alpha, 6 RGB with alpha.
+  """
+  header = struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0)
+  lines = b''.join(b'\0' + row.tobytes() for row in rows)
+  return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + b''.join(extra)
+          + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b''))
+
+
+def on_white(color, alpha):
+  """float [H, W, 3] of colours [H, W, C] behind which lies white."""
+  alpha = alpha[..., None] / 255
+  return np.broadcast_to(color * alpha + 255 * (1 - alpha), (*alpha.shape[:2],
+                                                             3))
+
+
+def grey_of(image):
+  return np.asarray(Image.fromarray(image).convert('L'))
+
+
+def exif(orientation):
+  out = Image.Exif()
+  out[ORIENTATION] = orientation
+  return out
+
+
+def _photo():
+  whole = Image.fromarray(datasets.load_sample_images().images[0])
+  return np.asarray(whole.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
+
+
+RNG = np.random.default_rng(0)
+PHOTO = _photo()
+GREY = grey_of(PHOTO)
+TURNED = np.ascontiguousarray(PHOTO[::-1, ::-1])
+PALETTE = Image.fromarray(PHOTO).quantize(64)
+COLORS = np.array(PALETTE.getpalette()).reshape(-1, 3)[np.asarray(PALETTE)]
+ALPHA = np.tile(np.linspace(0, 255, WIDTH).round().astype(np.uint8),
+                (HEIGHT, 1))   # the first column is clear, the last opaque
+BINARY = GREY > 127
+GREY_16 = RNG.integers(0, 2**16, (HEIGHT, WIDTH), np.uint16)
+RGB_16 = RNG.integers(0, 2**16, (HEIGHT, WIDTH, 3), np.uint16)
+RGBA = np.dstack([PHOTO, ALPHA])
+
+
+def three(grey):
+  """Grey levels as RGB."""
+  return np.repeat(np.asarray(grey)[..., None], 3, -1)
+
+
+def high(array):
+  return (array >> 8).astype(np.uint8)
+
+
+def _with_one_color_clear():
+  """A photo one of whose colours is transparent, and what is seen of it."""
+  clear = np.all(PHOTO == PHOTO[5, 7], -1)
+  return (png(PHOTO, chunk(b'tRNS', struct.pack('>3H', *PHOTO[5, 7]))),
+          np.where(clear[..., None], 255, PHOTO))
+
+
+def _with_one_grey_clear():
+  return (png(GREY, chunk(b'tRNS', struct.pack('>H', GREY[5, 7])), color=0),
+          three(np.where(GREY == GREY[5, 7], 255, GREY)))
+
+
+def _palette_with_alpha():
+  alpha = np.arange(256) * 4 % 256
+  return (encode(PALETTE, 'PNG', transparency=bytes(alpha.tolist())),
+          on_white(COLORS, alpha[np.asarray(PALETTE)]))
+
+
+def _gif_with_one_color_clear():
+  clear = np.asarray(PALETTE) == 3
+  return (encode(PALETTE, 'GIF', transparency=3),
+          np.where(clear[..., None], 255, COLORS))
+
+
+def _kinds():
+  """{kind: (file, the pixels seen, mean difference allowed, is it plain)}."""
+  photo = Image.fromarray(PHOTO)
+  good = dict(quality=95, subsampling=0)
+  jpeg = lambda image=PHOTO, **more: encode(image, 'JPEG', **good, **more)
+  animated = dict(save_all=True, append_images=[Image.fromarray(TURNED)])
+  turned = UPRIGHT[6](PHOTO)
+  seen = on_white(PHOTO, ALPHA)
+  nibbles = RNG.integers(0, 256, (HEIGHT, WIDTH + 1 >> 1), np.uint8)
+  fours = np.stack([nibbles >> 4, nibbles & 15], -1).reshape(HEIGHT, -1)
+  return {
+      'JPEG': (jpeg(), PHOTO, LOSSY, True),
+      'JPEG, colours halved': (
+          encode(PHOTO, 'JPEG', quality=95), PHOTO, 2 * LOSSY, True),
+      'JPEG, grey': (jpeg(GREY), three(GREY), LOSSY, True),
+      'JPEG, CMYK': (jpeg(photo.convert('CMYK')), PHOTO, CMYK, False),
+      'JPEG, progressive': (jpeg(progressive=True), PHOTO, LOSSY, True),
+      'JPEG, with restarts': (
+          jpeg(restart_marker_blocks=2), PHOTO, LOSSY, True),
+      'JPEG, of two pictures': (
+          encode(PHOTO, 'MPO', **good, **animated), PHOTO, LOSSY, True),
+      'JPEG, lying': (jpeg(exif=exif(6)), turned, LOSSY, False),
+      'JPEG, with an EXIF that says nothing': (
+          jpeg(exif=exif(1)), PHOTO, LOSSY, True),
+      'JPEG, with broken EXIF': (
+          jpeg(exif=b'Exif\0\0garbage!'), PHOTO, LOSSY, True),
+      'JPEG, with an orientation that there is not': (
+          jpeg(exif=exif(9)), PHOTO, LOSSY, False),
+      'PNG': (encode(PHOTO, 'PNG'), PHOTO, 0, True),
+      'PNG, grey': (encode(GREY, 'PNG'), three(GREY), 0, True),
+      'PNG, grey of 4 bits': (
+          png(nibbles, depth=4, color=0), three(fours[:, :WIDTH] * 17), 0,
+          True),
+      'PNG, of 1 bit': (encode(BINARY, 'PNG'), three(BINARY * 255), 0, False),
+      'PNG, RGBA': (encode(RGBA, 'PNG'), seen, 1, False),
+      'PNG, grey with alpha': (
+          encode(Image.fromarray(np.dstack([GREY, ALPHA])), 'PNG'),
+          on_white(GREY[..., None], ALPHA), 1, False),
+      'PNG, palette': (encode(PALETTE, 'PNG'), COLORS, 0, False),
+      'PNG, palette with alpha': (*_palette_with_alpha(), 1, False),
+      'PNG, one colour clear': (*_with_one_color_clear(), 0, False),
+      'PNG, one grey clear': (*_with_one_grey_clear(), 0, False),
+      'PNG, grey of 16 bits': (
+          encode(GREY_16, 'PNG'), three(high(GREY_16)), 0, False),
+      'PNG, RGB of 16 bits': (
+          png(RGB_16.astype('>u2'), depth=16), high(RGB_16), 0, False),
+      'PNG, lying': (encode(PHOTO, 'PNG', exif=exif(6)), turned, 0, False),
+      'GIF': (encode(PALETTE, 'GIF'), COLORS, 0, False),
+      'GIF, animated': (encode(PALETTE, 'GIF', **animated), COLORS, 0, False),
+      'GIF, one colour clear': (*_gif_with_one_color_clear(), 0, False),
+      'BMP': (encode(PHOTO, 'BMP'), PHOTO, 0, False),
+      'BMP, grey': (encode(GREY, 'BMP'), three(GREY), 0, False),
+      'BMP, of 1 bit': (encode(BINARY, 'BMP'), three(BINARY * 255), 0, False),
+      'BMP, palette': (encode(PALETTE, 'BMP'), COLORS, 0, False),
+      'WebP, lossless': (
+          encode(PHOTO, 'WEBP', lossless=True), PHOTO, 0, False),
+      'WebP, lossy': (
+          encode(PHOTO, 'WEBP', quality=95), PHOTO, 3 * LOSSY, False),
+      'WebP, with alpha': (
+          encode(RGBA, 'WEBP', lossless=True, exact=True), seen, 1, False),
+      'WebP, animated': (
+          encode(PHOTO, 'WEBP', lossless=True, **animated), PHOTO, 0, False),
+      'WebP, lying': (encode(PHOTO, 'WEBP', lossless=True, exif=exif(6)),
+                      turned, 0, False),
+  }
+
+
+KINDS = _kinds()
+
+
+def tensorflow(file, channels=3):
+  """The first picture of a file by TensorFlow, or None."""
+  import tensorflow as tf
+  try:
+    return tf.io.decode_image(
+        file, channels=channels, expand_animations=False).numpy()
+  except tf.errors.OpError:
+    return None
+
+
+def assert_seen_alike(file, ours):
+  """By TensorFlow as by Pillow: JPEG to the level if both transform exactly,
+  which TensorFlow does when asked; else within a few."""
+  import tensorflow as tf
+  if file[:2] != b'\xff\xd8':
+    np.testing.assert_array_equal(ours, tensorflow(file))
+    return
+  exact = tf.io.decode_jpeg(file, channels=3, dct_method='INTEGER_ACCURATE')
+  np.testing.assert_array_equal(ours, exact)
+  off, most = distance(ours, tensorflow(file))
+  assert off < 3 and most <= 16
+
+
+def distance(one, other):
+  """(mean, largest) difference in levels; of one shape."""
+  assert one.shape == other.shape
+  difference = np.abs(one.astype(float) - other)
+  return difference.mean(), difference.max()
+
+
+def refused(what, *args, **kwargs):
+  """The reason that `what` gives for a BadImage: one line, not long."""
+  with pytest.raises(decode_pillow.BadImage) as error:
+    what(*args, **kwargs)
+  reason = str(error.value)
+  assert 0 < len(reason) <= 200 and reason.splitlines() == [reason]
+  return reason
+
+
+# What is seen of a file.
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_kind_is_seen_as_it_is_meant(kind):
+  """Upright, opaque, 8 bits, three channels, the first of several pictures."""
+  file, expected, mean, _ = KINDS[kind]
+  out = decode_pillow.pixels(file)
+  assert out.dtype == np.uint8 and out.shape == (*expected.shape[:2], 3)
+  if not mean:
+    np.testing.assert_array_equal(out, expected)
+  off, most = distance(out, expected)
+  assert off <= mean
+  assert most <= 1 or mean > 1   # alpha is but rounded
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_one_channel_is_the_grey_of_what_is_seen(kind):
+  file, *_ = KINDS[kind]
+  out = decode_pillow.pixels(file, channels=1)
+  assert out.dtype == np.uint8 and out.shape[2] == 1
+  weights = np.array([.299, .587, .114])   # ITU-R 601, as Pillow's
+  assert distance(out[..., 0], decode_pillow.pixels(file) @ weights)[1] <= 1
+
+
+@pytest.mark.parametrize('orientation', UPRIGHT)
+@pytest.mark.parametrize('form', ('JPEG', 'PNG', 'WEBP'))
+def test_a_photo_is_turned_as_its_camera_says(form, orientation):
+  """All eight EXIF orientations, to the very pixels; and not when asked."""
+  settings = dict(JPEG=dict(quality=95), WEBP=dict(lossless=True)).get(form, {})
+  stored = decode_pillow.pixels(encode(PHOTO, form, **settings))
+  file = encode(PHOTO, form, exif=exif(orientation), **settings)
+  np.testing.assert_array_equal(
+      decode_pillow.pixels(file), UPRIGHT[orientation](stored))
+  np.testing.assert_array_equal(decode_pillow.pixels(file, upright=False), stored)
+  np.testing.assert_array_equal(
+      decode_pillow.pixels(file, channels=1)[..., 0],
+      grey_of(np.ascontiguousarray(UPRIGHT[orientation](stored))))
+  assert decode_pillow.is_plain(file) == (orientation == 1 and form != 'WEBP')
+
+
+def test_orientations_differ():
+  """The table above, and the photo, tell all eight apart."""
+  seen = {(turn(PHOTO).shape, turn(PHOTO).tobytes())
+          for turn in UPRIGHT.values()}
+  assert len(seen) == 8
+
+
+def test_a_progressive_photo_is_the_same_photo():
+  """Its coefficients come in another order, and are the same."""
+  one, other = (decode_pillow.pixels(encode(PHOTO, 'JPEG', progressive=p))
+                for p in (False, True))
+  np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize('kind', [k for k in KINDS if 'alpha' in k
+                                  or 'RGBA' in k])
+def test_what_is_clear_is_white_and_what_is_opaque_stays(kind):
+  file, expected, *_ = KINDS[kind]
+  out = decode_pillow.pixels(file)
+  white = np.all(np.asarray(expected) == 255, -1)
+  assert white.any() and np.all(out[white] == 255)
+  if 'palette' not in kind:
+    np.testing.assert_array_equal(out[:, -1], expected[:, -1])
+
+
+@pytest.mark.parametrize('kind,stored', (
+    ('PNG, RGBA', PHOTO), ('PNG, grey with alpha', three(GREY)),
+    ('PNG, palette with alpha', COLORS), ('PNG, one colour clear', PHOTO),
+    ('PNG, one grey clear', three(GREY)), ('GIF, one colour clear', COLORS),
+    ('WebP, with alpha', PHOTO), ('PNG, lying', PHOTO),
+    ('WebP, lying', PHOTO)))
+def test_rotation_and_transparency_can_be_left_unminded(kind, stored):
+  """Then the colours are those stored, whatever covers them."""
+  np.testing.assert_array_equal(
+      decode_pillow.pixels(KINDS[kind][0], upright=False), stored)
+
+
+@pytest.mark.parametrize('kind', [
+    k for k in KINDS if k.startswith(('JPEG', 'PNG'))])
+def test_unminded_it_is_what_tensorflow_decodes(kind):
+  """So that a TFDS set is the same on the device and decoded on the host."""
+  file, *_ = KINDS[kind]
+  assert_seen_alike(file, decode_pillow.pixels(file, upright=False))
+
+
+# Plain files, which any decoder reads alike.
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_plain_means_that_tensorflow_sees_the_same(kind):
+  """But for the rounding of the two JPEG decoders."""
+  file, _, _, plain = KINDS[kind]
+  assert decode_pillow.is_plain(file) is plain
+  if plain:
+    assert_seen_alike(file, decode_pillow.pixels(file))
+
+
+@pytest.mark.parametrize('kind', (
+    'JPEG, lying', 'PNG, RGBA', 'PNG, grey with alpha', 'PNG, palette with alpha',
+    'PNG, one colour clear', 'PNG, one grey clear', 'PNG, lying',
+    'GIF, one colour clear', 'BMP, of 1 bit', 'BMP, palette',
+    'WebP, with alpha', 'WebP, lying'))
+def test_of_some_others_it_would_see_something_else(kind):
+  """So the test above has something to find."""
+  file, *_ = KINDS[kind]
+  ours, theirs = decode_pillow.pixels(file), tensorflow(file)
+  assert theirs is None or ours.shape != theirs.shape or (
+      distance(ours, theirs)[1] > 16)
+
+
+@pytest.mark.parametrize('settings', (
+    dict(quality=30), dict(quality=75), dict(quality=95, subsampling=0),
+    dict(quality=90, subsampling=1), dict(quality=90, subsampling=2)))
+@pytest.mark.parametrize('height,width', ((1, 1), (1, 40), (16, 16), (37, 53)))
+def test_plain_photos_of_every_shape_are_seen_alike(settings, height, width):
+  """Colours halved or not, blocks filled or not."""
+  photo = Image.fromarray(datasets.load_sample_images().images[1])
+  file = encode(photo.resize((width, height)), 'JPEG', **settings)
+  assert decode_pillow.is_plain(file)
+  assert_seen_alike(file, decode_pillow.pixels(file))
+
+
+# The way to TensorFlow.
+
+
+@pytest.mark.parametrize('channels', (1, 3))
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_bitmap_comes_back_to_the_pixel(kind, channels):
+  """`bitmap`, read by TensorFlow, is `pixels`; so no kind is seen twice."""
+  file, *_ = KINDS[kind]
+  expected = decode_pillow.pixels(file, channels=channels)
+  file = decode_pillow.bitmap(file, channels=channels)
+  np.testing.assert_array_equal(tensorflow(file, channels), expected)
+  np.testing.assert_array_equal(
+      decode_pillow.pixels(file, channels=channels), expected)
+
+
+@pytest.mark.parametrize('channels', (1, 3))
+@pytest.mark.parametrize('height,width', (
+    (1, 1), (1, 2), (2, 3), (5, 4), (3, 5), (1, 300), (300, 1)))
+def test_bitmaps_of_every_width_come_back(height, width, channels):
+  """And of a pixel, and of both kinds of line."""
+  image = RNG.integers(0, 256, (height, width, 4), np.uint8)
+  file = encode(image, 'PNG')
+  np.testing.assert_array_equal(
+      tensorflow(decode_pillow.bitmap(file, channels=channels), channels),
+      decode_pillow.pixels(file, channels=channels))
+
+
+@pytest.mark.parametrize('channels', (1, 3))
+def test_the_blank_image_is_read_with_as_many_channels_as_are_asked(channels):
+  """It stands in a row that does not count, of grey sets as well."""
+  np.testing.assert_array_equal(
+      tensorflow(decode_pillow.BLANK, channels), np.zeros((1, 1, channels)))
+
+
+# What is no image, or only a part of one.
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_file_cut_anywhere_is_refused(kind):
+  """At every tenth of its length, in one line; but if nothing is cut that is
+  seen, as of an animation, nothing is lost."""
+  file, *_ = KINDS[kind]
+  whole, refusals = decode_pillow.pixels(file), 0
+  for tenth in range(10):
+    cut = file[:len(file) * tenth // 10]
+    try:
+      np.testing.assert_array_equal(decode_pillow.pixels(cut), whole)
+      decode_pillow.bitmap(cut), decode_pillow.is_plain(cut)
+    except decode_pillow.BadImage:
+      refusals += 1
+      refused(decode_pillow.pixels, cut)
+      refused(decode_pillow.bitmap, cut)
+      refused(decode_pillow.pixels, cut, upright=False, channels=1)
+      try:
+        decode_pillow.is_plain(cut)   # reads the header, which may be whole
+      except decode_pillow.BadImage:
+        refused(decode_pillow.is_plain, cut)
+  several = 'animated' in kind or 'two' in kind
+  assert refusals >= (4 if several else 9)
+
+
+@pytest.mark.parametrize('kind', [k for k in KINDS if k.startswith('JPEG')
+                                  and 'two' not in k])
+def test_a_photo_without_its_end_is_refused(kind):
+  """The last two bytes, the marker, or only the last one."""
+  file, *_ = KINDS[kind]
+  assert file[-2:] == b'\xff\xd9'
+  refused(decode_pillow.pixels, file[:-2])
+  refused(decode_pillow.pixels, file[:-1])
+
+
+@pytest.mark.parametrize('name,file,reason', (
+    ('empty', b'', 'empty'),
+    ('text', b'<html><title>404</title>\n</html>\n', 'not an image'),
+    ('zip', b'PK\x05\x06' + bytes(18), 'not an image'),
+    ('zeros', bytes(4096), 'not an image'),
+    ('TIFF', encode(PHOTO, 'TIFF'), 'not an image'),
+    ('PPM', encode(PHOTO, 'PPM'), 'not an image'),
+    ('ICO', encode(PHOTO, 'ICO'), 'not an image'),
+    ('JPEG marker', b'\xff\xd8\xff', 'not an image'),
+    ('PNG marker', b'\x89PNG\r\n\x1a\n', 'not an image'),
+))
+def test_what_is_no_image_is_refused(name, file, reason):
+  del name
+  for what in (decode_pillow.is_plain, decode_pillow.pixels, decode_pillow.bitmap):
+    assert reason in refused(what, file)
+
+
+def _with_size(kind, width, height):
+  """A file of a kind whose header claims another size."""
+  file = bytearray(KINDS[kind][0])
+  if kind == 'JPEG':
+    at = file.index(b'\xff\xc0') + 5
+    file[at:at + 4] = struct.pack('>HH', height, width)
+  elif kind == 'GIF':
+    at = file.index(b'\x2c', 13 + 3 * 64) + 5   # the picture's, then the whole
+    file[at:at + 4] = file[6:10] = struct.pack('<HH', width, height)
+  elif kind == 'BMP':
+    file[18:26] = struct.pack('<ii', width, height)
+  elif kind == 'WebP, animated':
+    size = struct.pack('<II', width - 1, height - 1)
+    file[24:30] = size[:3] + size[4:7]
+  else:
+    return png(PHOTO[:1], width=width, height=height)
+  return bytes(file)
+
+
+@pytest.mark.parametrize('kind', (
+    'JPEG', 'PNG', 'GIF', 'BMP', 'WebP, animated'))
+def test_a_bomb_is_refused_by_its_header(kind):
+  """30,000 x 30,000 pixels, 2.7 GB, are never allocated."""
+  bomb = _with_size(kind, 30_000, 30_000)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  for what in (decode_pillow.is_plain, decode_pillow.pixels, decode_pillow.bitmap):
+    refused(what, bomb)
+  after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  assert after - before < 2**19   # KB
+
+
+@pytest.mark.parametrize('kind', ('JPEG', 'PNG', 'GIF', 'BMP',
+                                  'WebP, lossless'))
+def test_the_most_pixels_are_the_callers(kind):
+  """Just so many pass, one fewer do not; the reason has both figures."""
+  file, *_ = KINDS[kind]
+  for what in (decode_pillow.is_plain, decode_pillow.pixels, decode_pillow.bitmap):
+    what(file, max_pixels=HEIGHT * WIDTH)
+    reason = refused(what, file, max_pixels=HEIGHT * WIDTH - 1)
+    assert '31 x 23' in reason and '712' in reason
+
+
+def test_more_than_pillow_would_take_can_be_allowed():
+  """A panorama of 200 million pixels, if the caller says so."""
+  file = png(np.zeros((1, 1), np.uint8), width=20_000, height=10_000, color=0)
+  refused(decode_pillow.is_plain, file)
+  assert 'truncated' in refused(decode_pillow.pixels, file, max_pixels=2**28)
+
+
+@pytest.mark.parametrize('kind', (
+    'JPEG', 'JPEG, lying', 'JPEG, CMYK', 'JPEG, progressive', 'PNG',
+    'PNG, palette with alpha', 'GIF, animated', 'BMP, palette',
+    'WebP, lossless', 'WebP, animated'))
+def test_damage_gives_an_image_or_a_reason(kind):
+  """Never another exception, whichever bytes are wrong."""
+  file, *_ = KINDS[kind]
+  rng = np.random.default_rng(len(file))
+  refusals = 0
+  for _ in range(60):
+    damaged = bytearray(file)
+    for at in rng.integers(0, len(file), rng.integers(1, 5)):
+      damaged[at] = rng.integers(256)
+    for what in (decode_pillow.is_plain, decode_pillow.pixels):
+      try:
+        with warnings.catch_warnings():
+          warnings.simplefilter('ignore')   # Pillow's, of EXIF
+          what(bytes(damaged), max_pixels=10**6)
+      except decode_pillow.BadImage as e:
+        refusals += 1
+        assert str(e).splitlines() == [str(e)]
+  assert refusals
+
+
+def test_one_line_is_one_line():
+  """However an exception words it; one without words gives its kind."""
+  assert decode_pillow.one_line(ValueError('a\n  b\tc\r\n')) == 'a b c'
+  assert decode_pillow.one_line(OSError()) == decode_pillow.one_line(
+      OSError(' \n')) == 'OSError'
+  assert len(decode_pillow.one_line(ValueError('x ' * 500))) <= 200

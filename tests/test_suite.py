@@ -1,0 +1,316 @@
+"""What a config asks of a network: figures against others' arithmetic."""
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn import datasets
+from sklearn import linear_model
+
+from configs import digits
+from configs import finetune
+from configs import mixer_b16
+from configs import recipe
+from mixer import pretrained
+from mixer.analysis import scoring
+from mixer.core import errors
+from mixer.evaluation import classification
+from mixer.evaluation import fewshot
+from mixer.evaluation import suite
+from mixer.training import assembly
+from mixer.training import run
+
+
+def tiny(**evals):
+  c = digits.get_config()
+  c.model.update(hidden_dim=16, num_blocks=2, tokens_mlp_dim=8,
+                 channels_mlp_dim=32)
+  c.fewshot = dict(few=recipe.fewshot('train', 'test', crop='resize',
+                                      shots=(1, 5), seeds=2))
+  c.run.update(total_steps=20, eval_every=0, log_every=20)
+  c.checkpoint.best = 'eval/few/accuracy_5shot'
+  return c.lock()
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'digits'
+  return workdir, run.train(tiny(), str(workdir))
+
+
+def digits_arrays():
+  """(images in [-1, 1], labels, whether in the test split)."""
+  found = datasets.load_digits()
+  pixels = np.round(found.images * (255 / 16))[..., None]
+  return ((pixels - 127.5) / 127.5).astype(np.float32), found.target, (
+      np.arange(len(pixels)) % 5 == 0)
+
+
+def outputs(workdir):
+  """(logits, pre-logits) of all digits, straight from the network."""
+  network = pretrained.open_network(workdir)
+  images, *_ = digits_arrays()
+  logits, out = network.model.apply({'params': network.params}, images)
+  return np.asarray(logits), np.asarray(out['pre_logits'])
+
+
+def test_the_scores_are_those_of_plain_arithmetic(trained):
+  workdir, scores = trained
+  _, labels, test = digits_arrays()
+  logits = outputs(workdir)[0][test].astype(np.float64)
+  order = np.argsort(-logits, axis=1)
+  assert scores['eval/test/accuracy'] == np.mean(order[:, 0] == labels[test])
+  assert scores['eval/test/accuracy_top5'] == np.mean(
+      (order[:, :5] == labels[test][:, None]).any(1))
+  log_sum = np.log(np.exp(logits).sum(1))
+  loss = np.mean(log_sum - logits[np.arange(len(logits)), labels[test]])
+  assert scores['eval/test/loss'] == pytest.approx(loss, rel=1e-5)
+  assert scores['eval/test/examples'] == test.sum() == 360
+
+
+def test_few_shot_is_scikit_learns_ridge_on_the_features(trained):
+  """Features by the network, examples by `pick`, the rest by scikit-learn."""
+  workdir, scores = trained
+  _, labels, test = digits_arrays()
+  features = outputs(workdir)[1].astype(np.float64)
+  x, y = features[~test], labels[~test]
+  for shot in (1, 5):
+    right = []
+    for seed in range(2):
+      i = fewshot.pick(y, shots=shot, seed=seed, num_classes=10)
+      mean, deviation = x[i].mean(0), x[i].std(0) + 1e-5
+      made = lambda f: np.c_[(f - mean) / deviation, np.full(len(f), 100.0)]
+      ridge = linear_model.Ridge(alpha=2.0**10, fit_intercept=False)
+      ridge.fit(made(x[i]), 2 * np.eye(10)[y[i]] - 1)
+      right.append(np.mean(
+          ridge.predict(made(features[test])).argmax(1) == labels[test]))
+    # Features in batches of another size differ in their last bits.
+    assert scores[f'eval/few/accuracy_{shot}shot'] == pytest.approx(
+        np.mean(right), abs=1.5 / 360)
+
+
+def test_the_command_and_the_run_agree(trained):
+  """Also the details: predictions, the worst classes, JSON throughout."""
+  workdir, scores = trained
+  network = pretrained.open_network(workdir)
+  config = scoring.asked(scoring.config_of(network), network)
+  result, rows = scoring.evaluate(network, config, batch_size=100)
+  rows = list(rows)
+  json.dumps([result, rows])
+  assert result['evals']['test']['accuracy'] == scores['eval/test/accuracy']
+  assert result['fewshot']['few']['5'] == pytest.approx(
+      scores['eval/few/accuracy_5shot'], abs=1.5 / 360)
+  logits = outputs(workdir)[0][digits_arrays()[2]]
+  assert [r['classes'][0] for r in rows] == list(map(str, logits.argmax(1)))
+  worst = result['evals']['test']['worst_classes'][0]
+  _, labels, test = digits_arrays()
+  of_it = labels[test] == worst['class']
+  assert worst['accuracy'] == np.mean(logits[of_it].argmax(1) == worst['class'])
+
+
+def test_the_best_checkpoint_may_be_few_shots(trained):
+  workdir, _ = trained
+  assert pretrained.open_network(workdir, best=True).params
+  config = tiny()
+  config.checkpoint.best = 'eval/few/accuracy_7shot'
+  with pytest.raises(errors.UserError, match='accuracy_5shot'):
+    run.train(config, str(workdir.parent / 'other'))
+
+
+def test_what_the_flags_ask(trained):
+  """ReaL beside ImageNet's validation set only; V2; few-shot on each."""
+  network = pretrained.open_network(trained[0])
+  config = mixer_b16.get_config()
+  made = scoring.asked(config, network, real='real.json', v2=True,
+                       fewshot='train[:65000]')
+  assert set(made.evals) == {'minival', 'validation', 'validation_real', 'v2'}
+  assert made.evals.validation_real.labels == 'real.json'
+  assert made.evals.v2.name == 'imagenet_v2/matched-frequency'
+  assert made.evals.v2.crop == made.evals.validation.crop == 'resmall'
+  tuned = finetune.get_config('b16,imagenet2012')
+  made = scoring.asked(tuned, network, v2=True).evals
+  assert made.v2.crop == made.validation.crop == 'resize_crop'
+  assert made.v2.interpolation == made.validation.interpolation
+  for name in ('imagenet2012:5.1.0', 'folder:/photos'):
+    config.data.name = name
+    assert 'validation_real' in scoring.asked(
+        config, network, real='real.json').evals
+  config = mixer_b16.get_config()
+  made = scoring.asked(config, network, fewshot='train[:65000]')
+  assert made.fewshot.validation.train == 'train[:65000]'
+  assert made.fewshot.validation.crop == 'resize_crop'
+  with pytest.raises(errors.UserError, match='ReaL.* has test: digits test'):
+    scoring.asked(tiny(), network, real='real.json')
+
+
+def test_networks_of_no_run_keep_their_own_preprocessing(trained):
+  network = pretrained.open_network(trained[0])
+  like = dict(crop='resize_crop', interpolation='bicubic')
+  other = type(network)(network.model, network.params, dict(
+      network.card, preprocessing=like), 'weights.npz')
+  made = scoring.asked(mixer_b16.get_config(), other)
+  assert {(e.crop, e.interpolation) for e in made.evals.values()} == {
+      ('resize_crop', 'bicubic')}
+  # A folder of that name makes no run of a file.
+  other = dataclasses.replace(other, name='x/checkpoints/weights.npz')
+  assert scoring.asked(mixer_b16.get_config(), other).evals == made.evals
+  made = scoring.asked(mixer_b16.get_config(), network)
+  assert {e.crop for e in made.evals.values()} == {'resmall'}
+
+
+def test_other_classes_are_refused_or_left_to_the_few_shots(trained, tmp_path):
+  network = pretrained.open_network(trained[0])
+  images = np.zeros((20, 8, 8, 1), np.uint8)
+  images[::2] = 200
+  np.savez(tmp_path / 'x.npz', images=images, labels=np.arange(20) % 2,
+           class_names=['dark', 'light'])
+  config = ml_collections.ConfigDict(dict(
+      data=dict(name=f'arrays:{tmp_path / "x.npz"}'), fewshot={},
+      evals=dict(all=dict(split='train', crop='resize'))))
+  with pytest.raises(errors.UserError, match="class 0 .* is 'dark'"):
+    scoring.evaluate(network, config, batch_size=8)
+  config.fewshot = dict(all=dict(train='train', test='train', shots=(1,)))
+  result, rows = scoring.evaluate(network, config, batch_size=8)
+  assert result['evals'] == {} and not list(rows)
+  assert result['fewshot'] == {'all': {'1': 1.0}}
+
+
+def folder(root, classes, each=20):
+  for name in classes:
+    (root / name).mkdir(parents=True)
+    for i in range(each):
+      pixels = np.full((8, 8, 3), 10 * classes.index(name) + i, np.uint8)
+      Image.fromarray(pixels).save(root / name / f'{i}.png')
+  return f'folder:{root}'
+
+
+def on_images(data, **section):
+  c = tiny()
+  c.data.update(name=data, on_device=True)
+  c.model.in_channels = 3
+  c.fewshot = dict()
+  c.evals = dict(validation=recipe.evaluation('validation', crop='resize',
+                                              **section))
+  c.checkpoint.best = None
+  c.run.total_steps = 2
+  return c
+
+
+@pytest.mark.slow   # whole runs
+def test_a_carved_split_is_the_one_of_the_training(tmp_path):
+  """Every tenth image, which training left out; also when asked alone."""
+  name = folder(tmp_path / 'photos', ('a', 'b'))
+  scores = run.train(on_images(name), str(tmp_path / 'run'))
+  network = pretrained.open_network(tmp_path / 'run')
+  config = scoring.asked(scoring.config_of(network), network)
+  result, rows = scoring.evaluate(network, config, batch_size=8)
+  found = result['evals']['validation']
+  assert found['examples'] == scores['eval/validation/examples'] == 4
+  assert found['loss'] == pytest.approx(scores['eval/validation/loss'])
+  assert [r['labels'] for r in rows] == [['a'], ['a'], ['b'], ['b']]
+
+
+def test_an_evaluation_of_other_classes_is_refused(tmp_path):
+  """A class that is missing shifts the others' numbers."""
+  name = folder(tmp_path / 'three', ('ant', 'bee', 'cat'))
+  other = folder(tmp_path / 'two', ('bee', 'cat'))
+  config = on_images(name, name=other)
+  config.evals.validation.split = 'train'
+  with pytest.raises(errors.UserError, match="evals.validation: class 0 .*bee"):
+    run.train(config, str(tmp_path / 'run'))
+
+
+def test_a_split_that_lacks_a_class_cannot_teach_it(trained):
+  network = pretrained.open_network(trained[0])
+  config = ml_collections.ConfigDict(dict(
+      data=dict(name='digits'), evals={},
+      fewshot=dict(few=dict(train='train[:3]', test='test', shots=(1,)))))
+  with pytest.raises(errors.UserError, match='no example to learn from'):
+    scoring.evaluate(network, config, batch_size=64)
+
+
+def outcome_of(labels, logits, **flags):
+  rows = len(labels)
+  batch = dict(mask=jnp.ones(rows, bool), bad=jnp.zeros(rows, bool),
+               position=jnp.arange(rows))
+  batch.update({k: jnp.array(v) for k, v in flags.items()})
+  made = classification.make_outcome(
+      lambda params, batch, resident: jnp.array(logits, jnp.float32),
+      lambda batch, resident: jnp.array(labels, jnp.int32),
+      num_classes=len(logits[0]))
+  return lambda: classification.collect(
+      'evals.x', lambda *_: jax.jit(made)({}, batch, None), {}, [None], None,
+      expected=rows)
+
+
+def test_any_label_is_right_and_none_is_left_out():
+  """ReaL's rule; and a bad image is counted, but never right."""
+  found = outcome_of(
+      labels=[[0, 1], [2, -1], [-1, -1], [0, -1], [1, -1]],
+      logits=np.eye(3)[[1, 0, 0, 0, 1]],
+      mask=[True] * 4 + [False], bad=[False] * 4 + [True])()
+  scores = classification.score('x', found)
+  assert scores['eval/x/accuracy'] == pytest.approx(2 / 3)
+  assert (scores['eval/x/examples'], scores['eval/x/unlabelled'],
+          scores['eval/x/bad']) == (3, 1, 1)
+
+
+def test_outcomes_are_in_the_splits_order():
+  """Whatever order the rows of a batch came in."""
+  found = outcome_of([[0], [1], [2]], np.eye(3), position=[2, 0, 1])()
+  assert found['labels'][:, 0].tolist() == [1, 2, 0]
+  assert found['position'].tolist() == [0, 1, 2]
+
+
+def test_an_example_that_is_missing_stops_the_run():
+  with pytest.raises(errors.RunError, match='counted 1 of 2'):
+    outcome_of([[0], [0]], [[1.0, 0], [1, 0]], mask=[True, False])()
+  with pytest.raises(errors.RunError, match='no example has a label'):
+    classification.score('x', outcome_of([[-1]], [[1.0, 0]])())
+
+
+def test_probabilities_follow_the_loss():
+  logits = jnp.array([[0.0, 2.0, -1.0]])
+  assert classification.probabilities(logits, 'softmax').sum() == (
+      pytest.approx(1))
+  np.testing.assert_allclose(
+      classification.probabilities(logits, 'sigmoid'),
+      1 / (1 + np.exp(-np.array(logits))), rtol=1e-6)
+
+
+def test_a_fewshot_section_is_the_arguments_of_one_function():
+  section = recipe.fewshot('train', 'test')
+  common, parts, settings = suite.fewshot_splits(**section)
+  assert parts == dict(train='train', test='test')
+  assert settings == dict(shots=(1, 5, 10, 25), seeds=(0, 1, 2), l2=1024.0)
+  assert common['crop'] == 'resize_crop'
+
+
+@pytest.mark.slow   # whole runs
+def test_images_need_not_be_square(tmp_path):
+  """From the command line too: a height and a width; and what starts from it at
+  another size is the paper's enlargement, part by part."""
+  config = tiny()
+  config.checkpoint.best = None
+  config.fewshot = dict()
+  config.run.update(image_size=8, image_width=12, total_steps=2)
+  run.train(config, str(tmp_path / 'small'))
+  small = pretrained.open_network(tmp_path / 'small')
+  assert small.image_size == (8, 12)
+  config.run.update(image_size=16, total_steps=1)
+  config.schedule.learning_rate = 1e-12
+  config.start.weights = str(tmp_path / 'small')
+  run.train(config, str(tmp_path / 'tall'))
+  tall = pretrained.open_network(tmp_path / 'tall')
+  assert tall.image_size == (16, 12) and tall.model.tokens_mlp_dim == 16
+  images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 12, 1))
+  logits = lambda n, x: n.model.apply({'params': n.params}, x)[0]
+  halves = [logits(small, images[:, i:i + 8]) for i in (0, 8)]
+  np.testing.assert_allclose(logits(tall, images), np.mean(halves, axis=0),
+                             atol=1e-5)
+  with pytest.raises(errors.UserError, match='image_width'):
+    assembly.Settings(batch_size=1, total_steps=1, image_size=(8, 8), image_width=8)
