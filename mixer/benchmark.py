@@ -159,7 +159,7 @@ def _tpu():
   jax.config.update('jax_platforms', 'cpu')
   from mixer.analysis import compiled_step
   from mixer.analysis import step_speed
-  from mixer.models.mixer import pair
+  from mixer.models.grid import pair
   from mixer.training import sharding
   devices = compiled_step.tpu_devices(_TOPOLOGY.value)
   plan = sharding.plan(strategy=_SHARDING.value, devices=devices)

@@ -22,6 +22,7 @@ from mixer.evaluation import suite
 from mixer.experiments import sweep
 from mixer.images import augment
 from mixer.models import cost
+from mixer.models.mixer import MlpMixer
 from mixer.training import assembly
 from mixer.training import losses
 from mixer.training import optimizers
@@ -128,7 +129,7 @@ def mismatch(section, function, supplied):
   keys = set(section)
   missing = known - supplied - keys
   if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-    known |= {f.name for f in dataclasses.fields(models.mixer.MlpMixer)}
+    known |= {f.name for f in dataclasses.fields(MlpMixer)}
   return keys - (known - supplied), missing
 
 

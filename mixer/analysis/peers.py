@@ -14,7 +14,7 @@ import optax
 from mixer.analysis import step_speed
 from mixer.core import errors
 from mixer.images import augment
-from mixer.models.mixer import pair
+from mixer.models.grid import pair
 from mixer.training import optimizers
 
 _TORCH = ('timm', 'timm_compiled')   # as it is, and by torch.compile
