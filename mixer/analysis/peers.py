@@ -20,7 +20,7 @@ from mixer.analysis import step_speed
 from mixer.core import errors
 from mixer.images import augment
 from mixer.models.mixer import MlpMixer
-from mixer.models.mixer import pair
+from mixer.models.grid import pair
 
 _TORCH = ('timm', 'timm_compiled')   # without and with torch.compile
 NAMES = ('big_vision', 'vision_transformer', *_TORCH)

@@ -19,7 +19,7 @@ from mixer.core import errors
 from mixer.core import trees
 from mixer.evaluation import suite
 from mixer.models import cost
-from mixer.models.mixer import pair
+from mixer.models.grid import pair
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
 from mixer.training import assembly
@@ -203,7 +203,8 @@ def _enlarged(model, config, settings):
   """The model with the D_S that released weights, made for 224x224 images, have
   after the paper's enlargement."""
   weights, method = config.start.weights, config.start.method
-  if not weights or method == 'resample' or config.model.get('tokens_mlp_dim'):
+  if not weights or method == 'resample' or any(
+      config.model.get(key) for key in model.TIED_TO_SIZE):
     return model
   release = registry.find(weights)
   if release is None:
@@ -215,8 +216,7 @@ def _enlarged(model, config, settings):
       settings.image_size, pair(model.patch_size), patch)]
   if any(k != int(k) for k in grown):
     return model
-  return model.clone(
-      tokens_mlp_dim=model.tokens_mlp_dim * int(grown[0] * grown[1]))
+  return model.enlarged(int(grown[0] * grown[1]))
 
 
 def _steps(settings: Settings, data: data_sizes.Size) -> int:

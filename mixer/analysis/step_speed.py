@@ -25,7 +25,7 @@ from mixer.core import peak
 from mixer.evaluation import suite
 from mixer.images import augment
 from mixer.models import cost
-from mixer.models.mixer import pair
+from mixer.models.grid import pair
 from mixer.training import losses
 from mixer.training import optimizers
 from mixer.training import schedules

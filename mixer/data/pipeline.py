@@ -29,6 +29,7 @@ from mixer.data import splits
 from mixer.images import decode_pillow
 from mixer.images import decode_tf
 from mixer.images import eval_crops
+from mixer.models import grid
 
 _PREFLIGHT = 8   # images
 
@@ -212,7 +213,7 @@ def open_data(*, name, split, dir=None, access=None, window=1024,
   source = _open(name, dir, tuple(sorted(set(wanted) | {split})), access,
                  labels)
   chosen = splits.select(source.stored, split, f'{key}.split')
-  size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+  size = grid.pair(image_size)
   _in_range('run.image_size', image_size, min(size) >= 1, 'at least 1')
   most = (None if max_bad_fraction is None
           else math.floor(max_bad_fraction * len(chosen) + 1e-6))

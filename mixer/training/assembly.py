@@ -9,7 +9,7 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.data import pipeline
 from mixer.images import augment
-from mixer.models.mixer import pair
+from mixer.models.grid import pair
 from mixer.training import losses
 from mixer.training import optimizers
 from mixer.training import schedules

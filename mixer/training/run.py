@@ -5,6 +5,7 @@ import os
 
 import jax
 
+from mixer.core import cards
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
@@ -13,8 +14,8 @@ from mixer.core import workdir as workdirs
 from mixer.core.log import log
 from mixer.evaluation import suite
 from mixer.images import decode_tf
+from mixer.models import catalog
 from mixer.models import cost
-from mixer.pretrained import network
 from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import metrics_file
@@ -183,20 +184,21 @@ def _start(config, settings, model, workdir, resuming):
   if resuming:   # the weights may be gone; what they made of the model is not
     card = json.loads(files.read(os.path.join(workdir, workdirs.CARD)) or '{}')
     kept = {key: card['model'][key] for key in (
-        'tokens_mlp_dim', 'approximate_gelu') if key in card.get('model', {})}
+        *model.TIED_TO_SIZE, 'approximate_gelu') if key in card.get('model', {})}
     return model.clone(**kept), None
   return start.start(model, image_size=assembly.image_shape(model, settings)[:2],
-                       widen=config.model.get('tokens_mlp_dim') is None,
+                       widen=all(config.model.get(key) is None
+                                 for key in model.TIED_TO_SIZE),
                        **config.start)
 
 
 def _card(config, model, data, evals):
-  """What it takes to use the network elsewhere, see `pretrained.network`; it
-  sees images as the first evaluation does."""
+  """What it takes to use the network elsewhere, see `core.cards`; it sees
+  images as the first evaluation does."""
   like = next(iter(evals.values()), data)
   crop = like.cut['crop'] if evals else 'resmall'
-  return network.make_card(
-      model, name=config.model.name, image_size=data.image_size,
+  return cards.make(
+      catalog.describe(model, config.model.name), image_size=data.image_size,
       class_names=data.source.class_names, data=data.source.name,
       loss=config.loss.name, crop=crop,
       interpolation=like.cut['interpolation'])

@@ -8,11 +8,6 @@ from mixer.models import catalog
 from mixer.pretrained import network as networks
 from mixer.pretrained.resize import resize
 
-# Where the shapes of parameters show the settings that widths come from.
-_WIDTHS = dict(hidden_dim='stem/bias',
-               tokens_mlp_dim='MixerBlock_0/token_mixing/Dense_0/bias',
-               channels_mlp_dim='MixerBlock_0/channel_mixing/Dense_0/bias')
-
 
 def start(model, *, image_size, widen=True, weights=None, best=False,
           dont_load=None, method=None):
@@ -64,8 +59,9 @@ def start(model, *, image_size, widen=True, weights=None, best=False,
     log.info('start    the model takes over the %s form of GELU of the weights',
              'tanh' if network.model.approximate_gelu else 'exact')
     model = model.clone(approximate_gelu=network.model.approximate_gelu)
-  if widen or model.tokens_mlp_dim == network.model.tokens_mlp_dim:
-    model = model.clone(tokens_mlp_dim=resized.tokens_mlp_dim)
+  for key in model.TIED_TO_SIZE:
+    if widen or getattr(model, key) == getattr(network.model, key):
+      model = model.clone(**{key: getattr(resized, key)})
   flat = trees.flatten(params)
   kept = {name: value for name, value in flat.items()
           if not fresh.fullmatch(name)}
@@ -116,7 +112,7 @@ def _compiled(dont_load):
 def _change(network, resized, image_size):
   """What was made of the weights, in words; nothing if they stay."""
   made = [f'{key} {getattr(resized, key)}'
-          for key in ('patch_size', 'in_channels', 'tokens_mlp_dim')
+          for key in ('patch_size', 'in_channels', *resized.TIED_TO_SIZE)
           if getattr(resized, key) != getattr(network.model, key)]
   if not made and tuple(image_size) == network.image_size:
     return ''
@@ -131,15 +127,7 @@ def _remedy(wrong, given, wanted):
   """The flags that make the model one for which weights do fit."""
   if all(w.startswith('head/') for w in wrong):
     return "; to give it a new head, --config.start.dont_load='head/.*'"
-  have, want = _widths(given), _widths(wanted)
+  have, want = catalog.widths(given), catalog.widths(wanted)
   flags = [f'--config.model.{key}={value}' for key, value in have.items()
            if value != want.get(key)]
   return f'; for a model of their widths, {" ".join(flags)}' if flags else ''
-
-
-def _widths(params):
-  flat = trees.flatten(params)
-  blocks = {name.partition('/')[0] for name in flat
-            if name.startswith('MixerBlock_')}
-  return dict({key: flat[name].shape[-1] for key, name in _WIDTHS.items()
-               if name in flat}, num_blocks=len(blocks))
