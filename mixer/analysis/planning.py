@@ -20,7 +20,6 @@ from mixer.pretrained import fetch
 from mixer.pretrained import registry
 from mixer.training import assembly
 from mixer.training import sharding
-from mixer.training import summary
 
 RELEASED_SIZE = 224   # pixels, of all released Mixers
 
@@ -220,7 +219,7 @@ def _time(config, settings, model, device, count, steps, utilisation,
              devices_per_chip=device.devices_per_chip,
              images_per_second=steps * settings.batch_size / (
                  3600 * hours / count),
-             paper_core_days=summary.paper_core_days(config))
+             paper_core_days=assembly.paper_core_days(config))
   if xla_seconds:
     out.update(xla_device_hours=xla_seconds * count * steps / 3600)
   return out

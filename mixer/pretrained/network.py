@@ -1,11 +1,7 @@
 """A network ready to use, from whatever holds its weights.
 
-A network's card says what it takes to use it: `model`, the arguments of
-`models.create`; `image_size`, [height, width]; `class_names`, or None; `data`;
-`loss`, by which logits become probabilities; `preprocessing`, the crop and
-interpolation of `mixer.images.eval_crops`. Pixels 0 to 255 always enter as
-(x - 127.5) / 127.5. A run keeps its card as model.json, and an exported file
-as FILE.json; without one it is told from the shapes of the weights.
+Its card (`core.cards`) beside the weights says how to use it; without a card,
+that is inferred from the shapes of the weights.
 """
 import dataclasses
 import json
@@ -18,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer import models
+from mixer.core import cards
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
@@ -31,7 +28,6 @@ from mixer.pretrained import registry
 
 # Of weights whose file does not say.
 _USUAL = dict(crop='resmall', interpolation='bilinear')
-_KEYS = ('model', 'image_size', 'class_names', 'data', 'loss', 'preprocessing')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Network:
   Attributes:
     model: `models.MlpMixer`.
     params: nested dict of NumPy arrays with the published names.
-    card: dict, see the top of the file.
+    card: dict, see `core.cards`.
     name: where it is from.
   """
   model: Any
@@ -95,16 +91,6 @@ def load(weights, *, best=False):
   """The parameters that `weights` names, see `open_network`: a nested dict of
   NumPy arrays with the names of the released checkpoints."""
   return open_network(weights, best=best).params
-
-
-def make_card(model, *, name=None, image_size, class_names=None, data=None,
-              loss='softmax', crop, interpolation):
-  """A card, ready for JSON."""
-  return dict(
-      model=catalog.describe(model, name), image_size=list(image_size),
-      class_names=None if class_names is None else list(class_names),
-      data=data, loss=loss,
-      preprocessing=dict(crop=crop, interpolation=interpolation))
 
 
 def infer(params, source, from_size=None):
@@ -217,10 +203,10 @@ def _released(release, weights):
   if like['scale'] == '(0, 1)':
     params = _for_signed_pixels(params)
   loss = 'softmax' if release.loss == registry.UNVERIFIED else release.loss
-  card = make_card(model, name=release.model, image_size=size,
-                   class_names=registry.class_names(release),
-                   data=release.data, loss=loss, crop=like['crop'],
-                   interpolation=like['interpolation'])
+  card = cards.make(catalog.describe(model, release.model), image_size=size,
+                    class_names=registry.class_names(release),
+                    data=release.data, loss=loss, crop=like['crop'],
+                    interpolation=like['interpolation'])
   return _checked(params, card, release.name)
 
 
@@ -238,7 +224,7 @@ def _checked(params, card, source, from_size=None, tanh=True):
   if inferred:
     model, size = infer(params, source, from_size)
     model = model.clone(approximate_gelu=tanh)   # timm computes the exact form
-    card = make_card(model, image_size=size, **_USUAL)
+    card = cards.make(catalog.describe(model), image_size=size, **_USUAL)
   else:
     try:
       model = models.create(**card['model'])
@@ -262,7 +248,7 @@ def _checked(params, card, source, from_size=None, tanh=True):
 def _parse(text, file):
   try:
     card = json.loads(text)
-    missing = [key for key in _KEYS if key not in card]
+    missing = [key for key in cards.KEYS if key not in card]
   except (ValueError, TypeError) as e:
     raise errors.UserError(f'{file!r} is no card of a network: {e}') from e
   if missing:
