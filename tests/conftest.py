@@ -16,7 +16,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # In this order, before all others: a file is one process's, and a long one at
 # the end would leave the other processes idle.
-LONG = ('test_plan', 'test_several', 'test_resume', 'test_training',
+LONG = ('test_plan', 'test_several', 'test_resume', 'test_step',
         'test_predict', 'test_transfer')
 
 
