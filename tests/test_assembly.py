@@ -18,8 +18,8 @@ def test_check_returns_the_settings_of_run():
 
 
 @pytest.mark.parametrize('change, words', (
-    (lambda c: c.update(optimiser={}), ["config: 'optimiser'", "'optimizer'"]),
-    (lambda c: c.__delitem__('augment'), ['missing sections: augment', 'recipe.base']),
+    (lambda c: c.update(optimiser={}), ["'optimiser'", "'optimizer'"]),
+    (lambda c: c.__delitem__('loss'), ['missing sections: loss', 'recipe']),
     (lambda c: c.augment.update(flop=True), ['config.augment', "'flip'"]),
     (lambda c: c.evals.test.update(crops=1), ['config.evals.test', "'crop'"]),
     (lambda c: c.start.update(weight='x'), ['config.start', "'weights'"]),

@@ -223,7 +223,7 @@ def test_the_command_fine_tunes_on_a_folder_at_another_size(tmp_path):
       '--config.run.batch_size=8', '--config.augment.flip=false'),
      ('start.weights', 'Mixer-S/4', '--config.start.weights=')),
 ))
-def test_a_mistake_is_one_line_with_the_key_and_the_choices(flags, words, tmp_path):
+def test_a_mistake_is_one_line_with_the_choices(flags, words, tmp_path):
   out = main(*flags, f'--workdir={tmp_path}/run')
   assert out.returncode == 2 and len(out.stderr.splitlines()) == 1, out.stderr
   assert out.stderr.startswith('error: ')

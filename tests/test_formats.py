@@ -24,7 +24,6 @@ from mixer.core import errors
 from mixer.core import trees
 from mixer.models import catalog
 from mixer.pretrained import formats
-from mixer.pretrained import network as networks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TORCH_PINS = ROOT / 'launch' / 'requirements-torch.txt'

@@ -36,8 +36,8 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock, caplog):
   assert steps[:3] == ['10/1,000', '50/1,000', '90/1,000']
   assert steps[-1] == '1,000/1,000' and len(steps) == 26
   assert caplog.messages[0] == (
-      'step 10/1,000  loss 1.5000  batch accuracy 25.0%  1,234 images/s  40% of '
-      'peak FLOP/s  0:02:04 left')
+      'step 10/1,000  loss 1.5000  batch accuracy 25.0%  1,234 images/s  '
+      '40% of peak FLOP/s  0:02:04 left')
 
 
 def test_the_first_logged_step_has_no_speed(clock, caplog):

@@ -1,4 +1,4 @@
-"""The training step: randomness, many devices, micro-batches, remat and scan."""
+"""The training step: randomness, devices, micro-batches, remat and scan."""
 import functools
 
 import jax

@@ -43,7 +43,7 @@ def test_it_tells_model_data_devices_length_memory_and_cost(tmp_path, caplog):
   count = trees.count(params)
   for part in (f'{count:,} parameters; ', 'split train: 1,437 images of 10 '
                "classes\n", "evaluation 'test' on digits, split test: 360 ",
-               f'{jax.device_count()} x cpu, computing in float32; every device',
+               f'{jax.device_count()} x cpu, computing in float32; ',
                '1,200 steps of 128 images: 106.9 epochs',
                f'parameters {count * 4 / 2**20:.1f} MiB',
                'the paper took 80 TPUv3 core-days', str(tmp_path)):
@@ -62,7 +62,7 @@ def test_it_tells_how_many_parameters_are_trained(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('kind, phrase', (
-    ('TPU v3', 'about 1,000.0 device-hours at 40% of the bfloat16 peak of a v3'),
+    ('TPU v3', 'about 1,000.0 device-hours at 40% of the bfloat16 peak of a'),
     ('a new device', None)))
 def test_it_estimates_hours_on_known_accelerators(kind, phrase):
   flops = 1000 * 3600 * 0.4 * 123e12 / 2
