@@ -22,7 +22,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # In this order, before all others: a file is one process's, and a long one at
 # the end would leave the other processes idle.
-LONG = ('test_plan', 'test_several', 'test_resume', 'test_training',
+LONG = ('test_plan', 'test_several', 'test_resume', 'test_step',
         'test_predict', 'test_transfer')
 
 

@@ -618,7 +618,7 @@ def test_broken_files_are_named_once_whatever_happens(folder, commands):
     shutil.copytree(whole, copy)
   shutil.rmtree(resumed / 'checkpoints' / str(STEPS))
   begun = [start(folder.name, copy, half) for copy in (again, resumed)]
-  for process, said in zip(begun, ('finished already', 'resuming at step 12')):
+  for process, said in zip(begun, ('already finished', 'resuming at step 12')):
     code, out, err = finish(process)
     assert code == 0 and not err and said in out, out + err
   for copy in (again, resumed):

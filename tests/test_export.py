@@ -15,10 +15,12 @@ from sklearn import datasets
 from mixer import export as command
 from mixer import models
 from mixer import pretrained
+from mixer.core import cards
 from mixer.core import command as commands
 from mixer.core import errors
 from mixer.core import trees
 from mixer.images import eval_crops
+from mixer.models import catalog
 from mixer.pretrained import export
 from mixer.pretrained import formats
 from mixer.pretrained import network as networks
@@ -39,9 +41,10 @@ def make(size=(32, 32), num_classes=5, loss='softmax', crop='resmall',
   rng = np.random.default_rng(0)
   params = jax.tree.map(
       lambda x: rng.normal(0, .3, x.shape).astype('f4'), shapes)
-  card = networks.make_card(
-      model, image_size=size, data='photos', loss=loss, crop=crop,
-      class_names=CLASSES if num_classes else None, interpolation=interpolation)
+  card = cards.make(
+      catalog.describe(model), image_size=size, data='photos', loss=loss,
+      crop=crop, class_names=CLASSES if num_classes else None,
+      interpolation=interpolation)
   return networks.Network(model, params, card, 'a network')
 
 

@@ -19,10 +19,11 @@ from safetensors import numpy as safetensors
 
 from mixer import models
 from mixer import pretrained
+from mixer.core import cards
 from mixer.core import errors
 from mixer.core import trees
+from mixer.models import catalog
 from mixer.pretrained import formats
-from mixer.pretrained import network as networks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TORCH_PINS = ROOT / 'launch' / 'requirements-torch.txt'
@@ -230,9 +231,9 @@ def test_an_axis_of_nothing(saved):
 def test_a_card_beside_a_file(saved):
   model, flat, _ = golden(approximate_gelu=False)
   path = saved('w.npz', flat)
-  card = networks.make_card(
-      model, image_size=(32, 32), class_names='abcde', data='letters',
-      loss='sigmoid', crop='resize', interpolation='area')
+  card = cards.make(
+      catalog.describe(model), image_size=(32, 32), class_names='abcde',
+      data='letters', loss='sigmoid', crop='resize', interpolation='area')
   pathlib.Path(path + '.json').write_text(json.dumps(card))
   network = pretrained.open_network(path)
   assert network.card == json.loads(json.dumps(card))

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+import numpy as np
 import pytest
 
 from mixer import models
@@ -185,3 +186,15 @@ def test_with_fsdp_the_state_is_made_in_shards():
   assert len(held) == 8 and len(set(held.values())) == 1
   small = 2 * 4 * 6000   # bytes of parameters and momentum that are not sharded
   assert max(held.values()) < whole / 8 + small
+
+
+def test_placed_arrays_keep_their_values():
+  plan = sharding.plan(strategy='fsdp')
+  tree = {'a': np.arange(512 * 64, dtype=np.float32).reshape(512, 64),
+          'b': np.arange(3)}
+  for shardings in (None, plan.state(tree, MlpMixer.SHARDING_RULES)):
+    placed = plan.place(tree, shardings)
+    for name, value in tree.items():
+      np.testing.assert_array_equal(placed[name], value)
+      assert placed[name].sharding == (
+          plan.replicated if shardings is None else shardings[name])

@@ -19,8 +19,8 @@ import optax
 from mixer.analysis import step_speed
 from mixer.core import errors
 from mixer.images import augment
-from mixer.models.mixer import MlpMixer
 from mixer.models.grid import pair
+from mixer.models.mixer import MlpMixer
 
 _TORCH = ('timm', 'timm_compiled')   # without and with torch.compile
 NAMES = ('big_vision', 'vision_transformer', *_TORCH)

@@ -24,7 +24,6 @@ from mixer.pretrained import fetch
 from mixer.pretrained import registry
 from mixer.training import assembly
 from mixer.training import sharding
-from mixer.training import summary
 from mixer.training.settings import Settings
 
 RELEASED_SIZE = 224   # pixels, of all released Mixers
@@ -98,7 +97,7 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
       xla=dict(program.cost(), compile_seconds=program.seconds),
       time=_time(
           device, len(chosen), images=images, flops=images * flops,
-          utilisation=utilisation, core_days=summary.paper_core_days(config),
+          utilisation=utilisation, core_days=assembly.paper_core_days(config),
           xla_device_seconds=(program.cost()['seconds'] or 0) * len(
               chosen) * total),
       preflight=preflight)
