@@ -13,12 +13,12 @@ import re
 import time
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from mixer.core import errors
+from mixer.models import interface
 from mixer.training import sharding
 from mixer.training import step
 
@@ -116,7 +116,7 @@ def tpu_devices(topology: str) -> list[jax.Device]:
 
 def train_step(
     step_fn: Callable[..., tuple[step.State, dict[str, jax.Array]]],
-    model: nn.Module, optimizer: optax.GradientTransformation,
+    model: interface.Model, optimizer: optax.GradientTransformation,
     plan: sharding.Plan, *, batch_size: int, image_size: tuple[int, int],
     seed: int = 0, resident: int | None = None) -> Program:
   """Compiles a training step without allocating its arrays.

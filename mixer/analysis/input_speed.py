@@ -23,7 +23,6 @@ from mixer.analysis import peers
 from mixer.analysis import step_speed
 from mixer.core import errors
 from mixer.data import pipeline
-from mixer.data import rows
 from mixer.images import decode_tf
 
 PEERS = ('big_vision', 'pillow')
@@ -122,16 +121,16 @@ def _rate(batches: Iterator[Any], size: int) -> float:
 
 
 def _files(data: pipeline.Data, batch_size: int,
-           steps: int) -> Iterator[tuple[list, np.ndarray]]:
+           steps: int) -> Iterator[tuple[Sequence[bytes], np.ndarray]]:
   """Yields the encoded files and the crops' keys of each training batch."""
-  load, _, close = rows.training(data, seed=0, batch_size=batch_size, first=0,
-                                 slots=(0, batch_size))
+  rows = data.training_rows(seed=0, batch_size=batch_size, first=0,
+                            slots=(0, batch_size))
   try:
     for step in range(steps):
-      files, keys, _ = load(step, 0, batch_size)
+      files, keys, _ = rows.load(step, 0, batch_size)
       yield files, keys
   finally:
-    close()
+    rows.close()
 
 
 def _decoding(data: pipeline.Data, batch_size: int, steps: int) -> Rate:
@@ -141,7 +140,7 @@ def _decoding(data: pipeline.Data, batch_size: int, steps: int) -> Rate:
       _files(data, batch_size, steps + 1), 1, None))
   files = list(itertools.chain.from_iterable(files for files, _ in timed))
   keys = np.concatenate([keys for _, keys in timed])
-  return _timed(decode_tf.bare(
+  return _timed(decode_tf.decode_only(
       files, keys, channels=data.source.channels, crop=data.cut['crop'],
       min_area=data.cut['min_area']), len(files))
 
@@ -149,9 +148,9 @@ def _decoding(data: pipeline.Data, batch_size: int, steps: int) -> Rate:
 def _evaluation_decoding(data: pipeline.Data) -> Rate:
   """Decodes the first files of an evaluation split."""
   count = min(len(data), _BARE_IMAGES)
-  _, load, _ = rows.evaluation(data, batch_size=count, slots=(0, count))
+  load = data.evaluation_rows(batch_size=count, slots=(0, count)).load
   files, _, _ = load(0, 0, count)
-  return _timed(decode_tf.bare(
+  return _timed(decode_tf.decode_only(
       files, np.zeros((len(files), 2), np.int32), crop=data.cut['crop'],
       channels=data.source.channels), len(files))
 

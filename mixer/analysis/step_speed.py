@@ -14,7 +14,6 @@ import time
 from typing import Any
 from typing import TypeVar
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +24,7 @@ from mixer.core import peak
 from mixer.evaluation import suite
 from mixer.images import augment
 from mixer.models import cost
+from mixer.models import interface
 from mixer.models.grid import pair
 from mixer.training import losses
 from mixer.training import optimizers
@@ -77,7 +77,7 @@ def make_optimizer() -> tuple[optax.GradientTransformation, optax.Schedule]:
                          clip_norm=CLIP_NORM), schedule
 
 
-def make_step(model: nn.Module, seed: int = 0) -> tuple[
+def make_step(model: interface.Model, seed: int = 0) -> tuple[
     optax.GradientTransformation, Callable[..., Any]]:
   """Returns the optimizer and our step function: softmax loss, no augmentation.
 
@@ -91,7 +91,7 @@ def make_step(model: nn.Module, seed: int = 0) -> tuple[
       augment=augment.make(), num_classes=model.num_classes)
 
 
-def training(model: nn.Module, *, images: np.ndarray, labels: np.ndarray,
+def training(model: interface.Model, *, images: np.ndarray, labels: np.ndarray,
              plan: sharding.Plan, seed: int = 0) -> Callable[[], None]:
   """Returns a function that runs one of our training steps.
 
@@ -112,7 +112,7 @@ def training(model: nn.Module, *, images: np.ndarray, labels: np.ndarray,
   return repeated(lambda state: placed.step(state, batch)[0], placed.init())
 
 
-def inference(model: nn.Module, *, images: np.ndarray,
+def inference(model: interface.Model, *, images: np.ndarray,
               plan: sharding.Plan) -> Callable[[], jax.Array]:
   """Returns a function that runs our forward pass, from uint8 to logits.
 
@@ -186,7 +186,7 @@ def measure(candidates: Sequence[Candidate], *, dtype: str, rounds: int,
   return peaks
 
 
-def report(mode: str, model: nn.Module, candidates: Sequence[Candidate],
+def report(mode: str, model: interface.Model, candidates: Sequence[Candidate],
            peaks: Sequence[float], *, batch_size: int,
            image_size: int | tuple[int, int], dtype: str) -> dict[str, Any]:
   """Returns the figures of a measurement, ready for JSON.
@@ -224,7 +224,7 @@ def report(mode: str, model: nn.Module, candidates: Sequence[Candidate],
       peers=peers)
 
 
-def estimate(name: str, model: nn.Module, plan: sharding.Plan, *,
+def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
              topology: str, batch_size: int,
              image_size: int | tuple[int, int]) -> dict[str, Any]:
   """Compiles our training step for a TPU slice and returns XLA's figures.

@@ -1,10 +1,11 @@
 """The order of examples as arithmetic: batch t is a function of (seed, t).
 
 A Feistel network with cycle walking permutes [0, N) without storing anything,
-so any process can compute any part of any batch at once. It is NumPy on the
-host, since jax without x64 truncates uint64. The index shuffles of TensorFlow
-and Grain lose an index at some sizes (65,537 for one) and their four rounds
-are measurably uneven; six rounds of splitmix64 are clean (tests/test_order.py).
+so any process can compute any part of any batch at once. It runs in NumPy on
+the host, because jax without x64 truncates uint64. The index shuffles of
+TensorFlow and Grain lose an index at some sizes (at 65,537, for one), and their
+four rounds are measurably uneven; six rounds of splitmix64 show no unevenness
+in the same tests (tests/test_order.py).
 """
 import numpy as np
 
@@ -13,8 +14,11 @@ _ROUNDS = 6
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def key(*words):
-  """A 64-bit key from ints; key(a, b) and key(a + 1, b - 1) are unrelated."""
+def key(*words: int) -> int:
+  """Returns a 64-bit key of ints.
+
+  key(a, b) and key(a + 1, b - 1) are unrelated.
+  """
   k = np.uint64(0x243F6A8885A308D3)
   with np.errstate(over='ignore'):
     for word in words:
@@ -22,16 +26,31 @@ def key(*words):
   return int(k)
 
 
-def keys(seed, epoch, index):
-  """Keys of examples for host randomness: int32 [n, 2], from int arrays [n]."""
+def keys(seed: int, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
+  """Returns the keys for the randomness of examples on the host.
+
+  Args:
+    seed: of the run.
+    epoch: int [n].
+    index: int [n], record numbers.
+
+  Returns:
+    int32 [n, 2].
+  """
   with np.errstate(over='ignore'):
     k = _mix(np.uint64(key(seed, 2)) ^ _mix(np.asarray(epoch, np.uint64)))
     k = _mix(k ^ _mix(np.asarray(index, np.uint64) + _GOLDEN))
   return k.view(np.int32).reshape(-1, 2)
 
 
-def permute(i, n, k):
-  """Where the permutation `k` of [0, n) sends the indices `i`: int64."""
+def permute(i: np.ndarray, n: int, k: int) -> np.ndarray:
+  """Returns where the permutation with key `k` of [0, n) sends indices: int64.
+
+  Args:
+    i: indices in [0, n).
+    n: how many there are.
+    k: from `key`.
+  """
   i = np.asarray(i, np.uint64)
   bits = max(2, (int(n) - 1).bit_length())
   bits += bits % 2
@@ -55,20 +74,23 @@ def permute(i, n, k):
   return out.astype(np.int64)
 
 
-def batch(seed, step, batch_size, num_examples, slots=None):
-  """The examples of batch `step`.
+def batch(seed: int, step: int, batch_size: int, num_examples: int,
+          slots: tuple[int, int] | None = None
+          ) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the examples of batch `step`.
 
-  Every epoch visits each example once; a batch may straddle two epochs.
+  Every epoch visits each example once; a batch may span two epochs.
 
   Args:
     seed: of the run.
-    step: of the batch, counted from 0.
+    step: number of the batch, from 0.
     batch_size: of the global batch.
     num_examples: N.
-    slots: (first, last + 1) of the global batch; all by default.
+    slots: (first, last + 1) row of the global batch; all rows by default.
 
   Returns:
-    (epoch, position), int64 arrays of one entry a slot; position in [0, N).
+    (epoch, position), int64 arrays with one entry for each row; positions are
+    in [0, N).
   """
   lo, hi = slots or (0, batch_size)
   count = np.arange(step * batch_size + lo, step * batch_size + hi)

@@ -2,9 +2,10 @@
 
 real.json of github.com/google-research/reassessed-imagenet is a list of 50,000
 lists of classes; the first belongs to ILSVRC2012_val_00000001.JPEG. 3,163 of
-them are empty: those images do not count (section 4 of the paper gives both
-ImageNet's and ReaL's figures).
+them are empty, and these images do not count (section 4 of the Mixer paper
+gives accuracies for both ImageNet's labels and ReaL's).
 """
+from collections.abc import Sequence
 import dataclasses
 import hashlib
 import json
@@ -15,6 +16,7 @@ from etils import epath
 import numpy as np
 
 from mixer.core import errors
+from mixer.data import source
 
 _NUMBER = re.compile(r'ILSVRC2012_val_0*(\d+)(\.\w+)?')
 
@@ -24,33 +26,33 @@ class Labels:
   """Labels by file name.
 
   Attributes:
-    path: where they were read from.
-    lists: of the labels of each image, by its number - 1.
+    path: the file that they were read from.
+    lists: the labels of each image, by its number - 1.
     width: the most labels that an image has, at least 1.
     digest: of the file.
   """
   path: str
-  lists: list
+  lists: list[list[int]]
   width: int
   digest: str
 
-  def of(self, name):
-    """The labels of a file, a list of ints, perhaps empty.
+  def of(self, name: str) -> list[int]:
+    """Returns the labels of a file; there may be none.
 
     Raises:
       UserError: if the name is not that of an image of ImageNet's validation
-        set, or its number is beyond the labels.
+        set, or there are no labels for its number.
     """
     match = _NUMBER.fullmatch(os.path.basename(name))
     if not match or not 0 < int(match[1]) <= len(self.lists):
       raise errors.UserError(
           f'labels: {self.path!r} has labels for ILSVRC2012_val_00000001.JPEG '
-          f"to number {len(self.lists)}, none for {name!r}: this data set or "
-          "split is not ImageNet's validation set under its own file names")
+          f'to number {len(self.lists)}, but none for {name!r}; expected '
+          "ImageNet's validation set with its own file names")
     return self.lists[int(match[1]) - 1]
 
-  def rows(self, names):
-    """int32 [names, width], padded by -1."""
+  def rows(self, names: Sequence[str]) -> np.ndarray:
+    """Returns the labels of files: int32 [names, width], padded by -1."""
     out = np.full((len(names), self.width), -1, np.int32)
     for row, name in zip(out, names):
       labels = self.of(name)
@@ -58,30 +60,30 @@ class Labels:
     return out
 
 
-def load(path, num_classes):
-  """The `Labels` in a JSON file.
+def load(path: str, num_classes: int) -> Labels:
+  """Reads the labels in a JSON file.
 
   Args:
     path: local or in a bucket.
-    num_classes: that the labels are of.
+    num_classes: number of classes that the labels are of.
 
   Raises:
-    UserError: if it cannot be read, is not a list of lists of ints, or has a
-      label outside the classes.
+    UserError: if the file cannot be read, is not a list of lists of ints, or
+      has a label outside the classes.
   """
   try:
     content = epath.Path(os.path.expanduser(path)).read_bytes()
     lists = json.loads(content)
   except (OSError, ValueError) as e:
     raise errors.UserError(
-        f'labels: cannot read {path!r} as JSON: {e}; expected a file like '
+        f'labels: cannot read {path!r} as JSON: {e}; expected a file such as '
         'real.json of github.com/google-research/reassessed-imagenet') from e
   if not isinstance(lists, list) or not lists or not all(
       isinstance(labels, list) and all(type(v) is int for v in labels)
       for labels in lists):
     raise errors.UserError(
-        f'labels: {path!r} is not a list of lists of class numbers, one for '
-        'each validation image of ImageNet')
+        f'labels: {path!r} is not a list of lists of class numbers; expected '
+        'one list for each validation image of ImageNet')
   for number, labels in enumerate(lists, 1):
     if not all(0 <= v < num_classes for v in labels):
       raise errors.UserError(
@@ -89,3 +91,33 @@ def load(path, num_classes):
           f'data set has the classes 0 to {num_classes - 1}')
   return Labels(path, lists, max(1, *map(len, lists)),
                 hashlib.sha256(content).hexdigest())
+
+
+def fingerprint(own: str, labels: Labels | None) -> str:
+  """Returns the fingerprint of a source whose labels are replaced.
+
+  Args:
+    own: fingerprint of the source itself.
+    labels: those that replace its own, or None.
+  """
+  return own if labels is None else hashlib.sha256(
+      (own + labels.digest).encode()).hexdigest()[:16]
+
+
+def check(opened: source.Source) -> None:
+  """Fails early if the label file knows the first image of no split.
+
+  One split is enough: training images, for example, need no labels.
+
+  Raises:
+    UserError: the error that reading the images would raise later.
+  """
+  error = None
+  for piece in opened.stored.values():
+    try:
+      opened.read(piece.records(np.arange(1)))
+      return
+    except errors.UserError as e:
+      error = e
+  if error:
+    raise error

@@ -1,8 +1,10 @@
-"""Which examples a split means: 'train', 'train[:99%]', 'train+test[1000:]'.
+"""Which examples a split names: 'train', 'train[:99%]', 'train+test[1000:]'.
 
-The syntax is that of TFDS, for every source alike; percentages round to the
-nearest example as there.
+The syntax is TFDS's and works for every source. As in TFDS, percentages round
+to the nearest example.
 """
+from collections.abc import Iterable
+from collections.abc import Mapping
 import dataclasses
 import re
 
@@ -18,13 +20,15 @@ HELD_OUT_EVERY = 10
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """Consecutive positions of one stored split, perhaps thinned out.
+  """Consecutive positions of one stored split, or every n-th of them.
 
   Attributes:
     first: number of the stored split's first record in its source.
-    start, stop: the positions it spans.
+    start: first position of the piece.
+    stop: last position of the piece + 1.
     every: 0, or the period at which examples are held out.
-    held: whether the piece is the held-out examples or all the others.
+    held: whether the piece consists of the held-out examples; otherwise it
+      consists of all the others.
   """
   first: int
   start: int
@@ -32,8 +36,8 @@ class Piece:
   every: int = 0
   held: bool = False
 
-  def records(self, position):
-    """The record numbers of positions in [0, stop - start)."""
+  def records(self, position: np.ndarray) -> np.ndarray:
+    """Returns the record numbers of positions in [0, stop - start)."""
     p = position + self.start
     if self.every and self.held:
       p = p * self.every
@@ -44,23 +48,25 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """The examples of a split as a sequence of pieces.
+  """The examples of a split, as a sequence of pieces.
 
-  A source may store one under a name too, where a `Piece` does not do.
+  A source may also store a `Split` under a name, where one `Piece` is not
+  enough.
   """
   spec: str
-  pieces: tuple
+  pieces: tuple[Piece, ...]
   start = 0
 
   @property
-  def stop(self):
+  def stop(self) -> int:
+    """The number of examples, so that a Split can stand for a Piece."""
     return len(self)
 
-  def __len__(self):
+  def __len__(self) -> int:
     return sum(p.stop - p.start for p in self.pieces)
 
-  def records(self, position):
-    """The record numbers of positions, an int array in [0, len)."""
+  def records(self, position: np.ndarray) -> np.ndarray:
+    """Returns the record numbers of positions, ints in [0, len)."""
     position = np.asarray(position)
     ends = np.cumsum([p.stop - p.start for p in self.pieces])
     which = np.searchsorted(ends, position, side='right')
@@ -72,8 +78,15 @@ class Split:
     return out
 
 
-def whole(sizes):
-  """Named stored splits, in their order: {name: count} -> {name: Piece}."""
+Stored = Mapping[str, Piece | Split]   # the splits of a source, by name
+
+
+def whole(sizes: Mapping[str, int]) -> dict[str, Piece]:
+  """Returns {name: Piece} of stored splits that follow one another.
+
+  Args:
+    sizes: {name: number of examples}, in the order of the records.
+  """
   out, first = {}, 0
   for name, count in sizes.items():
     out[name] = Piece(first, 0, count)
@@ -81,22 +94,36 @@ def whole(sizes):
   return out
 
 
-def hold_out(piece, every):
-  """A whole piece as (the others, the held-out ones): index % every == 0."""
+def hold_out(piece: Piece, every: int) -> tuple[Piece, Piece]:
+  """Splits a whole piece into (the other examples, the held-out examples).
+
+  An example is held out if its position is a multiple of `every`.
+  """
   count = piece.stop - piece.start
   held = -(-count // every)
   return (Piece(piece.first, 0, count - held, every, False),
           Piece(piece.first, 0, held, every, True))
 
 
-def carve(stored, wanted, source):
-  """Adds a held-out split where `wanted` ones are missing and only one is
-  stored: every tenth example, which the training split then leaves out."""
+def carve(stored: Stored, wanted: Iterable[str], source: str) -> Stored:
+  """Adds a held-out split if only one split is stored and one more is wanted.
+
+  The added split consists of every tenth example; the stored split loses them.
+
+  Args:
+    stored: the splits of a source.
+    wanted: all splits that will be asked of it, such as 'train[:99%]'.
+    source: its name, for the log.
+
+  Returns:
+    `stored`, perhaps with one more split.
+  """
   asked = {name for spec in wanted for name in _names(spec)}
   missing = sorted(asked - set(stored))
   if len(missing) != 1 or len(stored) != 1 or not asked & set(stored):
-    return stored   # an unknown name is an error of its own
+    return stored   # `select` raises an error for an unknown name
   (name, piece), = stored.items()
+  assert isinstance(piece, Piece)   # only sources of several splits have Splits
   rest, held = hold_out(piece, HELD_OUT_EVERY)
   log.info(
       '%s has no split %r: every tenth example of %r is held out as %r (%d), '
@@ -105,18 +132,23 @@ def carve(stored, wanted, source):
   return {name: rest, missing[0]: held}
 
 
-def select(stored, spec, key):
-  """The split that `spec` names, among the pieces `stored`.
+def select(stored: Stored, spec: str, key: str) -> Split:
+  """Returns the split that `spec` names.
+
+  Args:
+    stored: the splits of a source.
+    spec: such as 'train[:99%]+validation'.
+    key: the config key that holds `spec`, for error messages.
 
   Raises:
-    UserError: if it cannot be read, is unknown, or is empty.
+    UserError: if it cannot be parsed, is unknown, or is empty.
   """
-  pieces = []
+  pieces: list[Piece] = []
   for part in spec.split('+'):
     match = _PART.fullmatch(part.strip())
     if not match:
       raise errors.UserError(
-          f"{key}: {spec!r} is no split; expected forms such as 'train', "
+          f"{key}: {spec!r} is not a split; expected a form such as 'train', "
           "'train[:99%]' or 'train+validation[1000:]'")
     if match['name'] not in stored:
       raise errors.unknown(key, match['name'], list(stored))
@@ -128,12 +160,13 @@ def select(stored, spec, key):
   out = Split(spec, tuple(p for p in pieces if p.stop > p.start))
   if not len(out):
     sizes = ', '.join(f'{n}: {p.stop - p.start}' for n, p in stored.items())
-    raise errors.UserError(f'{key}: {spec!r} holds no examples ({sizes})')
+    raise errors.UserError(f'{key}: {spec!r} holds no examples; choose another '
+                           f'part of the stored splits ({sizes})')
   return out
 
 
 def _cut(stored, start, stop):
-  """The pieces of the positions [start, stop) of a Piece, or of a Split."""
+  """The pieces of the positions [start, stop) of a Piece or a Split."""
   if isinstance(stored, Piece):
     return [dataclasses.replace(
         stored, start=stored.start + start, stop=stored.start + stop)]

@@ -1,17 +1,36 @@
-"""Sets that TFDS prepared, by their DatasetInfo: found, and understood."""
+"""Finds, opens and parses data sets that TFDS prepared."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
 import os
 import re
+import typing
+from typing import Any
+
+import numpy as np
 
 from mixer.core import errors
-from mixer.data import listing
+from mixer.core import files
 from mixer.data import shards
+from mixer.data import source
+from mixer.data import splits
+from mixer.images import decode_pillow
 
-_FILE_NAMES = ('file_name', 'filename', 'image/file_name')   # of some set each
-_VERSION = re.compile(r'(\d+|\*)\.(\d+|\*)\.(\d+|\*)')
+if typing.TYPE_CHECKING:
+  import tensorflow_datasets as tfds
+
+  from mixer.data import real_labels
+
+Features = Mapping[str, Any]   # {name: tf.train.Feature} of an example
+# Sets name the feature that holds an image's file name in different ways.
+_FILE_NAMES = ('file_name', 'filename', 'image/file_name')
 _DOWNLOAD = (
     'python -c "import tensorflow_datasets as t; '
     't.builder(\'NAME\', data_dir=\'DIR\').download_and_prepare()"')
-_BY_HAND = f'run once: {_DOWNLOAD}, which says what to fetch by hand before'
+_BY_HAND = f'run once: {_DOWNLOAD}, which says what to download by hand first'
 _HOW_TO_PREPARE = {
     'imagenet2012': (
         'put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into '
@@ -20,31 +39,154 @@ _HOW_TO_PREPARE = {
         'make it once from the per-synset tars: python -m mixer.prepare build '
         '--source=tars:TARS --data_dir=DIR'),
     'jft': (
-        'give your own large set, which jft stands for: '
-        '--config.data.name=manifest:PATH, or prepared once with python -m '
+        'use a large data set of your own, because JFT is not public: '
+        '--config.data.name=manifest:PATH, or prepare it once with python -m '
         'mixer.prepare build --source=manifest:PATH --name=jft --data_dir=DIR'),
     'resisc45': _BY_HAND,
     'diabetic_retinopathy_detection': _BY_HAND,
 }
-_DEFAULT = ('let TFDS download and prepare it once, if it knows it: '
-            f'{_DOWNLOAD} (--config.data.name=digits needs none)')
+_DEFAULT = ('let TFDS download and prepare it once, if TFDS knows it: '
+            f'{_DOWNLOAD} (--config.data.name=digits needs no download)')
 
 
-def is_name(name):
-  """Whether data.name is TFDS's: 'set', 'set/config', 'set:1.0.0'."""
-  start, colon, version = name.partition(':')
-  return start != 'digits' and (not colon or bool(_VERSION.fullmatch(version)))
+def integers(key: str) -> Callable[[Features], Sequence[int]]:
+  """Returns a function that gives the integers of one feature."""
+  return lambda features: features[key].int64_list.value
 
 
-def info_of(name, where):
-  """The DatasetInfo of a set, of its newest version unless one is named.
+def stored_image(features: Features) -> bytes:
+  """Returns the encoded image as it is stored."""
+  return features['image'].bytes_list.value[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parsing:
+  """How the records of a set become images and targets.
+
+  `labels_of` and `image_of` take the features of a record: the map from name
+  to tf.train.Feature of a tf.train.Example. Nested features of TFDS have names
+  joined by '/', and hold the values of all their entries one after the other.
+
+  Attributes:
+    num_classes: number of classes.
+    class_names: one for each class, or None.
+    channels: of the images.
+    labels_of: features -> the labels.
+    image_of: features -> the encoded image; may raise `BadImage`.
+    width: L, the most labels of an example.
+    fewest: the fewest labels of an example.
+    weighted: whether every label has a weight.
+  """
+  num_classes: int
+  class_names: tuple[str, ...] | None
+  channels: int
+  labels_of: Callable[[Features], Sequence[int]]
+  image_of: Callable[[Features], bytes] = stored_image
+  width: int = 1
+  fewest: int = 1
+  weighted: bool = False
+
+  def parse(self, records: np.ndarray,
+            serialised: Sequence[bytes | decode_pillow.BadImage],
+            name_of: Callable[[int], str]
+            ) -> tuple[list[bytes | decode_pillow.BadImage],
+                       dict[str, np.ndarray]]:
+    """Returns (images, targets) as `Source.read` does.
+
+    Args:
+      records: record numbers.
+      serialised: the records, or a `BadImage` for a damaged one.
+      name_of: record number -> its name in messages.
+
+    Raises:
+      RunError: if a label is outside the classes, or an example has too few
+        or too many labels.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+    images: list[bytes | decode_pillow.BadImage] = []
+    labels = np.full((len(records), self.width), -1, np.int32)
+    weights = np.zeros(labels.shape, np.float32)
+    for row, (record, raw) in enumerate(zip(records, serialised)):
+      if isinstance(raw, decode_pillow.BadImage):
+        images.append(raw)
+        continue
+      feature = tf_example_pb2.Example.FromString(raw).features.feature
+      try:
+        images.append(self.image_of(feature))
+      except decode_pillow.BadImage as e:
+        images.append(e)
+      values = self.labels_of(feature)
+      if not self.fewest <= len(values) <= self.width or not all(
+          0 <= v < self.num_classes for v in values):
+        raise errors.RunError(
+            f'{name_of(record)} has the labels {list(values)}; expected '
+            f'{self.fewest} to {self.width} labels from 0 to '
+            f'{self.num_classes - 1}')
+      labels[row, :len(values)] = values
+      if self.weighted:
+        weights[row, :len(values)] = feature['weights'].float_list.value
+    targets = dict(labels=labels)
+    return images, dict(targets, weights=weights) if self.weighted else targets
+
+
+def open_set(name: str, *, data_dir: str | None, access: str | None,
+             labels: str | None, dataset: str | None = None,
+             describe: Callable[[tfds.core.DatasetInfo], Parsing] | None = None,
+             stored: Callable[[Mapping[str, int]], splits.Stored] = splits.whole
+             ) -> source.Source:
+  """Opens a prepared set.
 
   Args:
-    name: 'set', 'set/config', either with ':1.0.0' or ':1.*.*'.
+    name: of the source; of the set as well, unless `dataset` is given.
+    data_dir, access, labels: as for `sources.open_source`.
+    dataset: the name of the set.
+    describe: DatasetInfo -> how its records are parsed; by default `parsing`.
+    stored: {split: examples} of the set -> the splits of the source.
+
+  Raises:
+    UserError: if TFDS is not installed, or the set is missing or unsuitable.
+  """
+  where = os.path.expanduser(
+      data_dir or os.environ.get('TFDS_DATA_DIR') or os.path.join(
+          '~', 'tensorflow_datasets'))
+  try:
+    info = info_of(dataset or name, where)
+    parse = describe(info) if describe else parsing(name, info)
+    other = None
+    if labels:
+      from mixer.data import real_labels
+      other = real_labels.load(labels, parse.num_classes)
+      parse = _relabelled(parse, name, info, other)
+    stored_files = shards.shards_of(info)
+    fingerprint = shards.fingerprint(info, stored_files)
+    reader, sequential = _open_reader(
+        name, info.file_format.value, where, access, stored_files)
+  except ImportError as e:
+    raise errors.UserError(
+        f'data.name: {name!r} is read with TFDS, and {e.name} is not '
+        "installed; run pip install '.[data]' in this project's folder, or "
+        'install the pinned requirements.txt') from e
+  return source.Source(
+      name=name, num_classes=parse.num_classes, class_names=parse.class_names,
+      stored=stored({k: s.num_examples for k, s in info.splits.items()}),
+      read=lambda records: parse.parse(
+          records, reader(records), stored_files.name_of),
+      name_of=stored_files.name_of, decoded=False, channels=parse.channels,
+      fingerprint=(real_labels.fingerprint(fingerprint, other) if labels
+                   else fingerprint),
+      directory=str(info.data_dir), shards=stored_files if sequential else None)
+
+
+def info_of(name: str, where: str) -> tfds.core.DatasetInfo:
+  """Returns the DatasetInfo of a set.
+
+  Args:
+    name: 'set' or 'set/config', perhaps with a version, ':1.0.0' or ':1.*.*';
+      by default the newest.
     where: the data_dir.
 
   Raises:
-    UserError: if it is not there, with the way to get it.
+    UserError: if it is not there; the message says how to get it.
   """
   import tensorflow_datasets as tfds
   try:
@@ -57,15 +199,17 @@ def info_of(name, where):
       how = f'give folder:{name} if it is a folder of classes'
     raise errors.UserError(
         f'data.name: no prepared TFDS set {name!r} in {where!r}; set '
-        f'--config.data.dir to where it is, or {how}') from e
+        f'--config.data.dir to its directory, or {how}') from e
   return builder.info
 
 
-def parsing(name, info):
-  """How its records are read, by its features 'image' and 'label' or 'labels'.
+def parsing(name: str, info: tfds.core.DatasetInfo) -> Parsing:
+  """Returns how a set with the features 'image' and 'label' or 'labels' is
+  parsed.
 
-  Returns:
-    (keyword arguments of a `prepared.Parser`, class names or None).
+  Args:
+    name: of the set.
+    info: of the set.
 
   Raises:
     UserError: if its features are others.
@@ -76,33 +220,48 @@ def parsing(name, info):
         f"data.name: {name} has the features {sorted(info.features)}; expected "
         "'image' and 'label' or 'labels'")
   feature = info.features[key]
-  width = listing.MAX_LABELS if hasattr(feature, 'feature') else 1
+  width = source.MAX_LABELS if hasattr(feature, 'feature') else 1
   feature = getattr(feature, 'feature', feature)
   channels = info.features['image'].shape[-1] or 3
   if not getattr(feature, 'num_classes', None) or channels not in (1, 3):
     raise errors.UserError(
         f'data.name: {name} has images of {channels} channels and {key} '
-        f'of {type(feature).__name__}; expected 1 or 3, and ClassLabel')
-  return dict(
-      labels_of=shards.integers(key), width=width,
-      num_classes=feature.num_classes, weighted='weights' in info.features
-  ), tuple(feature.names) if feature.names else None
+        f'of {type(feature).__name__}; expected 1 or 3 channels and ClassLabel')
+  return Parsing(
+      labels_of=integers(key), width=width, num_classes=feature.num_classes,
+      class_names=tuple(feature.names) if feature.names else None,
+      channels=channels, weighted='weights' in info.features)
 
 
-def relabelled(name, info, other):
-  """What `relabel.Labels` change of a `prepared.Parser`: keyword arguments.
-
-  Raises:
-    UserError: if the set has no file names.
-  """
+def _relabelled(parse: Parsing, name: str, info: tfds.core.DatasetInfo,
+                other: real_labels.Labels) -> Parsing:
+  """`parse` with labels by file name; UserError if there are no file names."""
   key = next((k for k in _FILE_NAMES if k in info.features), None)
   if key is None:
     raise errors.UserError(
-        f'labels: {other.path!r} is looked up by file names, and {name} has '
+        f'labels: {other.path!r} gives labels by file name, and {name} has '
         f'the features {sorted(info.features)}; expected {_FILE_NAMES[0]!r}')
 
   def labels_of(features):
     value, = features[key].bytes_list.value
     return other.of(value.decode(errors='replace'))
 
-  return dict(labels_of=labels_of, width=other.width, fewest=0, weighted=False)
+  return dataclasses.replace(parse, labels_of=labels_of, width=other.width,
+                             fewest=0, weighted=False)
+
+
+def _open_reader(name, form, where, access, stored_files):
+  """(the reader of a set's shards, whether it reads in sequence)."""
+  remote = files.is_remote(where)
+  if form == 'tfrecord' and (not remote or access != 'random'):
+    from mixer.data import tfrecord
+    if access == 'sequential' or remote:
+      return tfrecord.SequentialReader(stored_files, name), True
+    return tfrecord.RandomReader(stored_files, name), False
+  if form == 'array_record' and access != 'sequential' and not remote:
+    return shards.ArrayRecords(stored_files), False
+  raise errors.UserError(
+      f'data.access: {access!r} cannot read {name} in {where!r}, which is '
+      f'stored as {form}; local files can be read at random as tfrecord or '
+      'array_record and in sequence as tfrecord, files in a bucket only in '
+      'sequence as tfrecord. Mount a bucket (gcsfuse) to read it at random')

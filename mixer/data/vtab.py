@@ -1,57 +1,65 @@
 """VTAB-1k: 19 tasks of 1,000 training examples each, data.name='vtab:TASK'.
 
-Sources: the sets, labels and splits are those of
+Sources: the data sets, labels and splits are those of
 github.com/google-research/task_adaptation at d7630d3 (task_adaptation/data/
-and scripts/run_all_tasks.sh), the features those of TFDS 4.9.10. The paper's
-section 3 transfers to these tasks; which are trained without flips or crops is
-said in appendix F of Big Transfer (arXiv 1912.11370).
+and scripts/run_all_tasks.sh), the features those of TFDS 4.9.10. Section 3 of
+the paper transfers to these tasks. Appendix F of Big Transfer (arXiv
+1912.11370) says which of them are trained without flips or crops.
 
 Not verified: task_adaptation asked for oxford_iiit_pet 3.*.* and kitti 3.1.0,
-where TFDS now prepares 4.0.0 (corrupt images fixed) and 3.3.0 (3.2.0 has
-another devkit, from which the splits are drawn), so that their examples may
-differ from those of published figures; any version that is there is read.
+but TFDS now prepares 4.0.0 (corrupt images fixed) and 3.3.0 (3.2.0 has another
+devkit, from which the splits are drawn). Their examples may therefore differ
+from those of published figures. Any version that is prepared is read.
 """
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import difflib
-import io
+import functools
 import re
-from typing import Any
+import typing
 
 import numpy as np
-from PIL import Image
 
 from mixer.core import errors
-from mixer.data import shards
+from mixer.data import source
 from mixer.data import splits
+from mixer.data import tfds_sets
 from mixer.images import decode_pillow
+
+if typing.TYPE_CHECKING:
+  import tensorflow_datasets as tfds
 
 TRAIN, HELD_OUT = 800, 200
 
 
 def _bin(key, given, bins=16):
-  """Neighbouring ones of `given` classes as one of `bins`."""
+  """Joins neighbouring classes, of `given` ones, into `bins` classes."""
   return lambda features: [
       v * bins // given for v in features[key].int64_list.value]
 
 
 def _interval(value, bounds):
-  """The number of the interval (bounds[i], bounds[i + 1]] of a value."""
+  """[the number of the interval (bounds[i], bounds[i + 1]] of a value]."""
   return [int(np.searchsorted(np.float32(bounds), np.float32(value))) - 1]
 
 
 def _clevr_count(features):
-  """3 to 10 objects."""
+  """The number of objects, 3 to 10."""
   return [len(features['objects/size'].int64_list.value) - 3]
 
 
 def _clevr_distance(features):
-  """How far the closest object is, the third of its pixel_coords."""
+  """How far the closest object is: the third value of its pixel_coords."""
   depths = features['objects/pixel_coords'].float_list.value[2::3]
   return _interval(min(depths), (0, 8, 8.5, 9, 9.5, 10, 100)) if depths else []
 
 
 def _kitti(features):
-  """How far the closest car, van or truck is, in metres; 3 if none is."""
+  """How far the closest car, van or truck is, in metres; 3 if there is none."""
   kinds = features['objects/type'].int64_list.value
   depths = features['objects/location'].float_list.value[2::3]
   closest = min((z for z, kind in zip(depths, kinds) if kind < 3), default=1000)
@@ -59,12 +67,9 @@ def _kitti(features):
 
 
 def _dsprites_image(features):
-  """The stored pixels are 0 and 1."""
-  pixels = decode_pillow.pixels(shards.stored_image(features), channels=1)
-  out = io.BytesIO()
-  Image.fromarray(pixels[..., 0] * np.uint8(255)).save(
-      out, 'PNG', compress_level=1)
-  return out.getvalue()
+  """The image with its stored pixel values, 0 and 1, as 0 and 255."""
+  pixels = decode_pillow.pixels(tfds_sets.stored_image(features), channels=1)
+  return decode_pillow.encode_png(pixels * np.uint8(255), compress_level=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,31 +78,32 @@ class Task:
 
   Attributes:
     dataset: TFDS's name of the set, with its config.
-    num_classes: of the labels.
-    held_out: (stored split, percent of it): where the validation examples
-      begin.
-    test: (stored split, percent of it): where the test examples begin; they go
-      on to its end.
-    key: the feature that holds the labels, or what they are derived from.
-    labels_of: features -> [label]; by default what `key` holds.
+    num_classes: number of classes.
+    held_out: (stored split, percentage of it at which the validation examples
+      begin).
+    test: (stored split, percentage of it at which the test examples begin);
+      they go on to its end.
+    key: the feature that holds the labels, or that they are derived from.
+    labels_of: features -> [label]; by default the value of `key`.
     image_of: features -> the encoded image.
-    flip, crop: whether training flips at random, and crops at random.
+    flip: whether training flips images at random.
+    crop: whether training crops images at random.
   """
   dataset: str
   num_classes: int
-  held_out: tuple = ('validation', 0)
-  test: tuple = ('test', 0)
+  held_out: tuple[str, int] = ('validation', 0)
+  test: tuple[str, int] = ('test', 0)
   key: str = 'label'
-  labels_of: Any = None
-  image_of: Any = shards.stored_image
+  labels_of: Callable[[tfds_sets.Features], Sequence[int]] | None = None
+  image_of: Callable[[tfds_sets.Features], bytes] = tfds_sets.stored_image
   flip: bool = True
   crop: bool = True
 
-  def parsing(self, info):
-    """(keyword arguments of a `prepared.Parser`, class names or None).
+  def parsing(self, info: tfds.core.DatasetInfo) -> tfds_sets.Parsing:
+    """Returns how the records of the set are parsed.
 
     Raises:
-      UserError: if a DatasetInfo lacks the features.
+      UserError: if the set lacks the features.
     """
     missing = {'image', self.key} - set(info.features)
     if missing:
@@ -106,15 +112,16 @@ class Task:
           f'{sorted(info.features)}, not {sorted(missing)}; prepare it with '
           'TFDS itself')
     names = None if self.labels_of else info.features[self.key].names
-    return dict(
-        labels_of=self.labels_of or shards.integers(self.key),
-        image_of=self.image_of, num_classes=self.num_classes,
-        width=1), tuple(names) if names else None
+    return tfds_sets.Parsing(
+        labels_of=self.labels_of or tfds_sets.integers(self.key),
+        image_of=self.image_of, num_classes=self.num_classes, channels=3,
+        class_names=tuple(names) if names else None)
 
-  def stored(self, sizes):
-    """{name: Piece or Split}, by the counts of the set's own splits.
+  def stored(self, sizes: Mapping[str, int]) -> splits.Stored:
+    """Returns the splits 'train800', 'val200', 'train800val200' and 'test'.
 
-    Splits: 'train800', 'val200', 'train800val200', and 'test'.
+    Args:
+      sizes: {split of the set: number of examples}.
 
     Raises:
       UserError: if splits are missing or too small.
@@ -130,24 +137,27 @@ class Task:
     last = begin if name == 'train' else sizes['train']
     if last < TRAIN or sizes[name] < begin + HELD_OUT:
       raise errors.UserError(
-          f'data.name: {self.dataset} is not whole: {dict(sizes)} examples are '
-          f'too few for {TRAIN} of training and {HELD_OUT} of validation; '
-          'prepare it again')
-    cut = lambda name, *bounds: dataclasses.replace(
-        pieces[name], **dict(zip(('start', 'stop'), bounds)))
+          f'data.name: {self.dataset} is incomplete: its splits have '
+          f'{dict(sizes)} examples, too few for {TRAIN} of training and '
+          f'{HELD_OUT} of validation; prepare it again')
+    cut = lambda name, start, stop: splits.Piece(
+        pieces[name].first, start, stop)
     train, held = cut('train', 0, TRAIN), cut(name, begin, begin + HELD_OUT)
     name, percent = self.test
     return {'train800': train, 'val200': held,
             'train800val200': splits.Split('train800val200', (train, held)),
-            'test': cut(name, percent * sizes[name] // 100)}
+            'test': cut(name, percent * sizes[name] // 100, sizes[name])}
 
 
-_DSPRITES = dict(
-    dataset='dsprites', num_classes=16, held_out=('train', 80),
+_DSPRITES = functools.partial(
+    Task, dataset='dsprites', num_classes=16, held_out=('train', 80),
     test=('train', 90), image_of=_dsprites_image, flip=False)
-_CLEVR = dict(dataset='clevr', key='objects', held_out=('train', 90),
-              test=('validation', 0), crop=False)   # its test has no labels
-_SMALLNORB = dict(dataset='smallnorb', held_out=('test', 0), test=('test', 50))
+# The test split of CLEVR has no labels.
+_CLEVR = functools.partial(
+    Task, dataset='clevr', key='objects', held_out=('train', 90),
+    test=('validation', 0), crop=False)
+_SMALLNORB = functools.partial(
+    Task, dataset='smallnorb', held_out=('test', 0), test=('test', 50))
 
 TASKS = {
     # Natural.
@@ -171,24 +181,22 @@ TASKS = {
     'diabetic_retinopathy': Task(
         dataset='diabetic_retinopathy_detection/btgraham-300', num_classes=5),
     # Structured.
-    'clevr_count': Task(num_classes=8, labels_of=_clevr_count, **_CLEVR),
-    'clevr_distance': Task(num_classes=6, labels_of=_clevr_distance, **_CLEVR),
+    'clevr_count': _CLEVR(num_classes=8, labels_of=_clevr_count),
+    'clevr_distance': _CLEVR(num_classes=6, labels_of=_clevr_distance),
     'dmlab': Task(dataset='dmlab', num_classes=6, crop=False),
     'kitti': Task(dataset='kitti', num_classes=4, key='objects',
                   labels_of=_kitti, crop=False),
-    'dsprites_location': Task(
+    'dsprites_location': _DSPRITES(
         key='label_x_position', labels_of=_bin('label_x_position', 32),
-        crop=False, **_DSPRITES),
-    'dsprites_orientation': Task(
-        key='label_orientation', labels_of=_bin('label_orientation', 40),
-        **_DSPRITES),
-    'smallnorb_azimuth': Task(
-        key='label_azimuth', num_classes=18, flip=False, **_SMALLNORB),
-    'smallnorb_elevation': Task(
-        key='label_elevation', num_classes=9, **_SMALLNORB),
+        crop=False),
+    'dsprites_orientation': _DSPRITES(
+        key='label_orientation', labels_of=_bin('label_orientation', 40)),
+    'smallnorb_azimuth': _SMALLNORB(
+        key='label_azimuth', num_classes=18, flip=False),
+    'smallnorb_elevation': _SMALLNORB(key='label_elevation', num_classes=9),
 }
 
-# How papers and other code call them, where letters alone do not tell.
+# Names in papers and other code that differ by more than case and punctuation.
 _SPELLINGS = {
     'cifar': 'cifar100', 'flowers': 'oxford_flowers102',
     'flowers102': 'oxford_flowers102', 'pets': 'oxford_iiit_pet',
@@ -202,11 +210,11 @@ _SPELLINGS = {
 }
 
 
-def find(name):
-  """The `Task` of a name.
+def find(name: str) -> Task:
+  """Returns the task of a name.
 
   Raises:
-    UserError: if there is none, with the one that may be meant.
+    UserError: if there is none; the message suggests the nearest name.
   """
   if name in TASKS:
     return TASKS[name]
@@ -216,3 +224,20 @@ def find(name):
   hint = f'; did you mean vtab:{known[near[0]]}?' if near else ''
   raise errors.UserError(f'data.name: vtab has no task {name!r}{hint} (known: '
                          f'{", ".join(TASKS)})')
+
+
+def open_task(name: str, *, data_dir: str | None, access: str | None,
+              labels: str | None) -> source.Source:
+  """Opens the prepared TFDS set of a task.
+
+  Args:
+    name: of the task.
+    data_dir, access, labels: as for `sources.open_source`.
+
+  Raises:
+    UserError: if there is no such task, or its set is missing or unsuitable.
+  """
+  task = find(name)
+  return tfds_sets.open_set(
+      f'vtab:{name}', data_dir=data_dir, access=access, labels=labels,
+      dataset=task.dataset, describe=task.parsing, stored=task.stored)

@@ -28,7 +28,7 @@ from mixer.images import augment
 if TYPE_CHECKING:
   from flax import linen
 
-  from mixer.data import sources
+  from mixer.data.source import Source
 
 # Keys that an evaluation takes from `data` unless its own section sets them.
 _INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
@@ -147,7 +147,7 @@ def open_splits(config, image_size, report=None, training=True):
           {name: opened[f'evals.{name}'] for name in config['evals']}, few)
 
 
-def other_classes(source: 'sources.Source', num_classes: int | None,
+def other_classes(source: 'Source', num_classes: int | None,
                   names: Sequence[str] | None,
                   exactly: bool = False) -> str | None:
   """Returns why a network and a source have different classes, or None.

@@ -16,7 +16,7 @@ import numpy as np
 from mixer.core import errors
 from mixer.core import tables
 from mixer.data import pipeline
-from mixer.data import sources
+from mixer.data.source import Source
 from mixer.evaluation import fewshot
 from mixer.experiments import runs
 from mixer.pretrained import network
@@ -133,7 +133,7 @@ def _split_classes(config: ml_collections.ConfigDict, path: str,
 
 def _in_memory(config: ml_collections.ConfigDict, split: str,
                size: int | tuple[int, int]
-               ) -> tuple[sources.Source, np.ndarray, np.ndarray]:
+               ) -> tuple[Source, np.ndarray, np.ndarray]:
   """Returns a split's source, resized images [N, H, W, c] and labels [N]."""
   section = {key: config.data[key] for key in (
       'name', 'dir', 'interpolation', 'max_pixels')}

@@ -1,50 +1,61 @@
 """Augmentation and normalisation on the device, inside the training step.
 
-Per-example draws come from the example's own key, made from (seed, epoch,
-record); what concerns the whole batch comes from the step's key. So neither
-depends on how the batch is spread over devices.
+What is random about one example comes from the example's own key, made from
+(seed, epoch, record); what is random about the whole batch comes from the
+step's key. So neither depends on how the batch is spread over devices.
 
 Axes: B batch, H height, W width, C channels, K classes.
 """
+from collections.abc import Callable
 import math
 
 import jax
 import jax.numpy as jnp
 
 from mixer.core import errors
-from mixer.images import randaugment
+
+# (images uint8 [B, H, W, C], targets [B, K], keys [B], key) -> (float32 images
+# in [-1, 1], targets).
+Augment = Callable[[jax.Array, jax.Array, jax.Array, jax.Array],
+                   tuple[jax.Array, jax.Array]]
 
 
-def make(*, flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
-         randaugment_layers=0, randaugment_magnitude=0, erase=0.0, mixup=0.0,
-         cutmix=0.0):
-  """The training augmentation; a config's `augment` section.
+def make(*, flip: bool = False, pad_crop: int = 0, rotate: float = 0.0,
+         zoom: float = 0.0, shift: float = 0.0, randaugment_layers: int = 0,
+         randaugment_magnitude: float = 0, erase: float = 0.0,
+         mixup: float = 0.0, cutmix: float = 0.0) -> Augment:
+  """Makes the training augmentation from a config's `augment` section.
 
   Args:
     flip: whether to mirror left and right, with probability 1/2.
-    pad_crop: pixels of zero padding around the image before a crop of its own
-      size is cut at random.
-    rotate: largest angle, in degrees, either way.
-    zoom: largest change of scale: factors of 1 - zoom to 1 + zoom, one an
-      axis.
+    pad_crop: pixels of zero padding around the image, from which a window of
+      the image's own size is then cropped at random.
+    rotate: largest angle in degrees, in either direction.
+    zoom: largest change of scale: factors of 1 - zoom to 1 + zoom, drawn for
+      each axis.
     shift: largest shift, as a share of the side.
-    randaugment_layers: RandAugment operations in a row (the paper: 2).
-    randaugment_magnitude: m of table 4 (0, 10, 15 or 20).
+    randaugment_layers: number of RandAugment ops in a row (2 in the paper).
+    randaugment_magnitude: m of Table 4 (0, 10, 15 or 20).
     erase: probability that a rectangle of noise hides a part of the image.
-    mixup: p of Beta(p, p), 0 for none. One ratio a batch; the partner of an
-      example is the one before it in the batch; labels are mixed too.
-    cutmix: p of Beta(p, p), 0 for none. One box a batch, which shows the same
-      partner; labels are mixed by area. With mixup too, each batch takes one of
-      the two, at even odds.
+    mixup: p of Beta(p, p), or 0 for no mixup. A batch has one ratio; the
+      partner of an example is the one before it in the batch; labels are mixed
+      too.
+    cutmix: p of Beta(p, p), or 0 for no CutMix. A batch has one box, which
+      shows the same partner; labels are mixed by area. With mixup too, each
+      batch uses one of the two, at even odds.
 
   Returns:
     augment(images uint8 [B, H, W, C], targets [B, K], keys [B], key) ->
     (float32 images in [-1, 1], targets).
+
+  Raises:
+    UserError: if a value is out of range.
   """
   if not 0 <= randaugment_layers <= 10 or randaugment_magnitude < 0:
     raise errors.UserError(
-        'augment: expected 0 to 10 randaugment_layers and a magnitude of at '
-        f'least 0, got {randaugment_layers} and {randaugment_magnitude}')
+        'augment: expected randaugment_layers from 0 to 10 and '
+        'randaugment_magnitude >= 0, got '
+        f'{randaugment_layers} and {randaugment_magnitude}')
   if mixup < 0 or pad_crop < 0 or not 0 <= zoom < 1:
     raise errors.UserError(
         f'augment: expected mixup >= 0, pad_crop >= 0 and 0 <= zoom < 1, got '
@@ -58,6 +69,8 @@ def make(*, flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
   if not 0 <= cutmix < math.inf:
     raise errors.UserError(
         f'augment.cutmix: expected a finite number >= 0, got {cutmix}')
+  if randaugment_layers and randaugment_magnitude:
+    from mixer.images import randaugment
 
   def augment(images, targets, keys, key):
     stream = lambda n: jax.vmap(lambda k: jax.random.fold_in(k, n))(keys)
@@ -76,39 +89,64 @@ def make(*, flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
     images = normalise(images)
     if erase:
       images = jax.vmap(lambda x, k: _erase(x, k, erase))(images, stream(4))
-    if mixup and cutmix:
-      choice, key = jax.random.split(key)
-      images, targets = jax.lax.cond(
-          jax.random.bernoulli(choice), lambda x, t: mix(x, t, key, mixup),
-          lambda x, t: cut(x, t, key, cutmix), images, targets)
-    elif mixup:
-      images, targets = mix(images, targets, key, mixup)
-    elif cutmix:
-      images, targets = cut(images, targets, key, cutmix)
-    return images, targets
+    return _mixed(images, targets, key, mixup, cutmix)
 
   return augment
 
 
-def normalise(images):
-  """Pixel values 0 to 255 as float32 in [-1, 1]."""
+def _mixed(images, targets, key, mixup, cutmix):
+  """Mixup, CutMix, or one of the two at random."""
+  if mixup and cutmix:
+    choice, key = jax.random.split(key)
+    return jax.lax.cond(
+        jax.random.bernoulli(choice), lambda x, t: mix(x, t, key, mixup),
+        lambda x, t: cut(x, t, key, cutmix), images, targets)
+  if mixup:
+    return mix(images, targets, key, mixup)
+  return cut(images, targets, key, cutmix) if cutmix else (images, targets)
+
+
+def normalise(images: jax.Array) -> jax.Array:
+  """Returns pixel values from 0 to 255 as float32 in [-1, 1]."""
   return (images.astype(jnp.float32) - 127.5) / 127.5
 
 
-def mix(images, targets, key, p):
-  """Mixup: a x + (1 - a) roll(x), a = max(b, 1 - b), b ~ Beta(p, p)."""
+def mix(images: jax.Array, targets: jax.Array, key: jax.Array, p: float
+        ) -> tuple[jax.Array, jax.Array]:
+  """Mixup: a x + (1 - a) roll(x), a = max(b, 1 - b), b ~ Beta(p, p).
+
+  Args:
+    images: float32 [B, H, W, C].
+    targets: float32 [B, K].
+    key: PRNG key of the step.
+    p: of the Beta distribution, above 0.
+
+  Returns:
+    (images, targets), mixed.
+  """
   b = jax.random.beta(key, p, p)
   a = jnp.maximum(b, 1 - b)
   blend = lambda x: a * x + (1 - a) * jnp.roll(x, 1, axis=0)
   return blend(images), blend(targets)
 
 
-def cut(images, targets, key, p):
+def cut(images: jax.Array, targets: jax.Array, key: jax.Array, p: float
+        ) -> tuple[jax.Array, jax.Array]:
   """CutMix (https://arxiv.org/abs/1905.04899): x, and roll(x) within a box.
 
-  The box has the image's proportions and 1 - b of its area, b ~ Beta(p, p). The
-  centre is uniform and the borders cut what lies beyond, so that the labels are
-  mixed by the pixels counted: a x + (1 - a) roll(x), a the share of x.
+  The box has the image's proportions and 1 - b of its area, b ~ Beta(p, p). Its
+  centre is uniform, and it is cut at the borders of the image. Labels are
+  therefore mixed by the share of pixels that are left: a x + (1 - a) roll(x),
+  where a is the share of x.
+
+  Args:
+    images: float32 [B, H, W, C].
+    targets: float32 [B, K].
+    key: PRNG key of the step.
+    p: of the Beta distribution, above 0.
+
+  Returns:
+    (images, targets), mixed.
   """
   ratio_key, centre_key = jax.random.split(key)
   side = jnp.sqrt(1 - jax.random.beta(ratio_key, p, p))
@@ -123,7 +161,7 @@ def cut(images, targets, key, p):
 
 
 def _box(shape, corner, sides):
-  """Is a pixel in the box? corner and sides int32 [2]; bool [H, W, 1]."""
+  """Whether a pixel is in the box: bool [H, W, 1]. corner, sides: int32 [2]."""
   rows, columns = (
       (jnp.arange(n) >= start) & (jnp.arange(n) < start + side)
       for n, start, side in zip(shape, corner, sides))
@@ -133,10 +171,11 @@ def _box(shape, corner, sides):
 def _erase(image_HWC, key, probability):
   """Random erasing (https://arxiv.org/abs/1708.04896) of a normalised image.
 
-  Area uniform in 2% to 33% of the image, height over width log-uniform in 0.3
-  to 3.3, as in torchvision, any place within the image. The paper draws again
-  if a side does not fit; here it is cut to the image's. Noise is the paper's,
-  an own value in [0, 255] a pixel and channel: uniform over [-1, 1] by now.
+  The area is uniform in 2% to 33% of the image, and height over width is
+  log-uniform in 0.3 to 3.3, as in torchvision; the place is uniform within the
+  image. If a side does not fit, the paper draws again; here it is cut to the
+  image's side. The noise is the paper's, a value in [0, 255] for each pixel and
+  channel, which is uniform over [-1, 1] after normalisation.
   """
   draw_key, noise_key = jax.random.split(key)
   draw = jax.random.uniform(draw_key, (5,))
@@ -163,7 +202,7 @@ def _pad_crop(image_HWC, key, pad):
 
 
 def _warp(image_HWC, key, rotate, zoom, shift):
-  """A bilinear affine warp about the centre; outside is black."""
+  """A bilinear affine warp about the centre; the outside is black."""
   height, width, _ = image_HWC.shape
   draw = jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)
   angle = draw[0] * rotate * (jnp.pi / 180)

@@ -1,64 +1,80 @@
-"""Encoded files to uint8 images on the host: tf.data decodes, crops, resizes.
+"""Decodes, crops and resizes encoded images on the host with tf.data.
 
-The only module that needs TensorFlow for input; it is imported when a data
-set is too large for the device. TensorFlow never touches an accelerator.
+TensorFlow is imported by the functions here, so only data sets that do not fit
+on the device need it. It never touches an accelerator.
 """
-import functools
-import importlib.util
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import os
 
 import numpy as np
 
 from mixer.core import errors
-from mixer.core.log import log
 from mixer.images import decode_pillow
-from mixer.images import eval_crops
+from mixer.images import options
+from mixer.images import tf_setup
 
-# How an image becomes one of the size asked for, and the interpolation that
-# goes with it unless another is given.
-CROPS = dict(inception='bilinear', bit='bilinear', resmall='area',
-             resize_crop='bilinear', resize='bilinear')
-INTERPOLATIONS = eval_crops.INTERPOLATIONS
-_GROUP = 16   # records read by one call into Python
-# Luminance of red, green and blue (ITU-R BT.601), in 2**-16, as in Pillow.
+# load(batch number, first row, last row + 1) -> (encoded images, their keys,
+# other arrays by name).
+Load = Callable[[int, int, int], tuple[
+    Sequence[bytes], np.ndarray, Mapping[str, np.ndarray]]]
+_GROUP = 16   # records that one call into Python reads
+# Luminance of red, green and blue (ITU-R BT.601) in units of 2**-16, as in
+# Pillow.
 _LUMA = (19595, 38470, 7471)
 
 
-def batches(load, like, *, first, last, batch_size, image_size, channels, crop,
-            interpolation, min_area=0.05, in_order=False):
-  """Decoded batches, in order, whatever the number of threads.
+def batches(
+    load: Load, like: Mapping[str, np.ndarray], *, first: int, last: int,
+    batch_size: int, image_size: tuple[int, int], channels: int, crop: str,
+    interpolation: str, min_area: float = 0.05, in_order: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields decoded batches in order, whatever the number of threads.
 
   Args:
-    load: (batch number, row, row + n) -> (encoded files [n], keys int32 [n,
-      2], rest), rest a tuple of arrays [n, ...], handed on as they are.
-    like: rest of no rows, for its kinds and shapes.
-    first, last: batch numbers to make, [first, last).
-    batch_size: b, images of one batch on this process.
+    load: (batch number, first, last) -> (files, keys, rest) of the rows
+      [first, last) of a batch: encoded images [n], int32 keys [n, 2] of the
+      random crops, and a dict of arrays [n, ...] that are handed on unchanged.
+    like: empty arrays with the names, dtypes and trailing shapes of `rest`.
+    first: number of the first batch.
+    last: number of the last batch + 1.
+    batch_size: b, the number of images in a batch on this process.
     image_size: (height, width) of the result.
-    channels: of the result.
-    crop: 'inception', an area of at least `min_area` of the image and an
-      aspect of 3/4 to 4/3, drawn from the key (GoogLeNet's; the paper, section
-      3); 'bit', the whole image to 8/7 of the size, then a crop at random
-      (BiT's for fine-tuning, section 3); 'resmall', the shorter side to 8/7 of
-      the size, then the centre, and 'resize_crop', the whole image to 8/7,
-      then the centre (the paper's two evaluations, appendix C); 'resize', the
-      whole image, aspect ignored. Evaluation's three give the pixels of
-      `views.view`.
-    interpolation: 'bilinear' without antialiasing, as the official code
-      does; 'bilinear_antialias' and 'bicubic' with it, as Pillow and timm do;
-      or 'area'.
-    min_area: of the Inception crop.
+    channels: number of channels of the result, 1 or 3.
+    crop: what is shown of an image.
+      'inception': an area of at least `min_area` of the image with an aspect
+        ratio of 3/4 to 4/3, drawn with the key (GoogLeNet's crop; section 3 of
+        the Mixer paper).
+      'bit': the whole image is resized to 8/7 of the size, then cropped at
+        random (BiT's crop for fine-tuning; section 3).
+      'resmall': the shorter side is resized to 8/7 of the size, then the centre
+        is cropped (evaluation; appendix C).
+      'resize_crop': the whole image is resized to 8/7 of the size, then the
+        centre is cropped (evaluation; appendix C).
+      'resize': the whole image is resized, and the aspect ratio is ignored.
+      The last three give the pixels of `eval_crops.view`.
+    interpolation: 'bilinear' without antialiasing, as in the official code;
+      'bilinear_antialias' and 'bicubic' with antialiasing, as in Pillow and
+      timm; or 'area'.
+    min_area: smallest share of the image that an Inception crop shows.
     in_order: whether `load` must be called for one row after the other.
 
   Yields:
-    (images uint8 [b, height, width, channels], rest).
+    Dicts with 'image', uint8 [b, height, width, channels], and the arrays of
+    `rest`, [b, ...].
+
+  Raises:
+    RunError: if an image cannot be decoded. An error that `load` raises is
+      raised here unchanged.
   """
-  tf = _tensorflow()
+  tf = tf_setup.load()
   group = batch_size if in_order else next(
       g for g in range(min(_GROUP, batch_size), 0, -1) if batch_size % g == 0)
   parts = batch_size // group
   threads = os.cpu_count() or 1
-  failed = []   # tf.data turns errors of ours into its own, tracebacks and all
+  failed: list[Exception] = []   # tf.data would replace them by its own errors
 
   def read(i):
     number, part = divmod(int(i), parts)
@@ -67,95 +83,111 @@ def batches(load, like, *, first, last, batch_size, image_size, channels, crop,
     except Exception as e:
       failed.append(e)
       raise
-    return np.array(files, object), keys, *rest
+    return np.array(files, object), keys, *(rest[name] for name in like)
 
-  kinds = [tf.string, tf.int32] + [tf.as_dtype(x.dtype) for x in like]
-  shapes = [(group,), (group, 2)] + [(group, *x.shape[1:]) for x in like]
+  dtypes = [tf.string, tf.int32] + [tf.as_dtype(x.dtype) for x in like.values()]
+  shapes = [(group,), (group, 2)] + [
+      (group, *x.shape[1:]) for x in like.values()]
 
   def read_group(i):
-    out = tf.numpy_function(read, [i], kinds)
-    for x, shape in zip(out, shapes):
+    file, key, *rest = tf.numpy_function(read, [i], dtypes)
+    for x, shape in zip((file, key, *rest), shapes):
       x.set_shape(shape)
-    return tuple(out)
+    return file, key, dict(zip(like, rest))
 
-  def decode(file, key, *rest):
-    return _pixels(tf, file, key, image_size, channels, crop, interpolation,
-                   min_area), *rest
+  def decode(file, key, rest):
+    return dict(rest, image=_pixels(tf, file, key, image_size, channels, crop,
+                                    interpolation, min_area))
 
   ds = tf.data.Dataset.range(first * parts, last * parts)
   ds = ds.map(read_group, num_parallel_calls=1 if in_order else threads,
               deterministic=True)
-  # More calls than threads: those that wait for an earlier one count as well.
+  # More calls than threads, because calls that only wait for an earlier one to
+  # finish are counted too.
   ds = ds.unbatch().map(decode, num_parallel_calls=4 * threads,
                         deterministic=True)
   ds = ds.batch(batch_size, drop_remainder=True).prefetch(2)
   try:
-    for image, *rest in _with_threads(tf, ds).as_numpy_iterator():
-      yield image, tuple(rest)
+    yield from _with_threads(tf, ds).as_numpy_iterator()
   except tf.errors.OpError as e:
     if failed:
       raise failed[0] from None
     raise errors.RunError(
-        f'an image cannot be decoded ({_message(e)}), though it could before: '
-        'did a file change during the run? Start it again') from e
+        f'an image can no longer be decoded ({_message(e)}); it may have '
+        'changed during the run: check the image files and start the run '
+        'again') from e
 
 
-def check(file):
-  """Decodes all of an encoded file, as `batches` would.
+def check(file: bytes) -> None:
+  """Decodes all of an encoded image, as `batches` would.
 
   Raises:
-    BadImage: if that fails, whatever part of it a crop would need.
+    BadImage: if any part of it cannot be decoded, also one that no crop shows.
   """
-  tf = _tensorflow()
+  tf = tf_setup.load()
   jpeg = file[:3] == b'\xff\xd8\xff'
   try:
-    if jpeg:   # every coefficient is read, which can fail; few are transformed
+    if jpeg:
+      # At 1/8 of the size every coefficient is still read, which is what fails
+      # for damaged data, but few are transformed.
       tf.io.decode_jpeg(file, channels=3, ratio=8)
     else:
       tf.io.decode_image(file, channels=3, expand_animations=False)
   except tf.errors.OpError as e:
-    raise decode_pillow.BadImage('the JPEG data are damaged or end early' if jpeg
-                          else _message(e)) from e
+    raise decode_pillow.BadImage(
+        'the JPEG data are damaged or end early' if jpeg else _message(e)
+    ) from e
 
 
-def _tensorflow():
-  hide_accelerators()
-  try:
-    import tensorflow as tf
-  except ImportError as e:
-    raise errors.UserError(
-        'data: TensorFlow decodes images on the host, and it is not installed: '
-        "pip install '.[data]' in this project's folder, or, if all fit in "
-        'memory, --config.data.on_device=True') from e
-  return tf
+def decode_only(
+    files: Sequence[bytes], keys: np.ndarray, *, channels: int, crop: str,
+    min_area: float = 0.05) -> Callable[[], None]:
+  """Makes a function that decodes and crops images and does nothing else.
 
+  No input pipeline can be faster than this function, which a benchmark needs.
 
-@functools.cache
-def hide_accelerators():
-  """Keeps TensorFlow, where it is installed, off the GPUs; before its first
-  use, or it holds their memory already."""
-  if importlib.util.find_spec('tensorflow'):
-    # It logs every image that it cannot decode; we name them ourselves. The
-    # import of jax has set 1 already.
-    if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
-      os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-    import tensorflow as tf
-    try:
-      tf.config.set_visible_devices([], 'GPU')
-    except RuntimeError as e:
-      log.warning('TensorFlow was in use before: %s', e)
+  Args:
+    files: encoded images, in memory.
+    keys: int32 [n, 2], the keys of their crops.
+    channels: as in `batches`.
+    crop: as in `batches`.
+    min_area: as in `batches`.
+
+  Returns:
+    run(), which decodes all images once with as many threads as `batches`.
+  """
+  tf = tf_setup.load()
+  encoded = np.array(files, object)
+  if crop == 'inception':
+    windows = np.array([_window(tf, file, key, min_area).numpy()
+                        for file, key in zip(files, keys)])
+    decode = lambda file, window: _cropped(tf, file, window, channels)
+  else:
+    windows = np.zeros((len(files), 4), np.int32)
+    decode = lambda file, window: _whole(tf, file, channels, crop)
+  ds = tf.data.Dataset.from_tensor_slices((encoded, windows))
+  ds = _with_threads(tf, ds.map(
+      lambda *x: tf.shape(decode(*x))[0], deterministic=True,
+      num_parallel_calls=4 * (os.cpu_count() or 1)).batch(64))
+
+  def run():
+    for _ in ds.as_numpy_iterator():
+      pass
+
+  return run
 
 
 def _with_threads(tf, ds):
-  """A dataset with a thread for every core, and no buffers but its own."""
-  options = tf.data.Options()
-  options.deterministic = True
-  options.threading.private_threadpool_size = os.cpu_count() or 1
-  options.experimental_optimization.inject_prefetch = False
-  return ds.with_options(options)
+  """A dataset with a thread per core and no buffers but those asked for."""
+  settings = tf.data.Options()
+  settings.deterministic = True
+  settings.threading.private_threadpool_size = os.cpu_count() or 1
+  settings.experimental_optimization.inject_prefetch = False
+  return ds.with_options(settings)
 
 
 def _message(error):
+  """The text of a TensorFlow error without the names of its ops."""
   text = error.message.partition(' [[')[0].rpartition('}}')[2]
   return decode_pillow.one_line(text.partition(' [Op:')[0])
 
@@ -164,17 +196,18 @@ def _pixels(tf, file, key, size, channels, crop, interpolation, min_area):
   """One encoded image as uint8 [*size, channels]."""
   resize = lambda pixels, to: _resize(tf, pixels, to, interpolation)
   if crop == 'inception':
-    return resize(_inception(tf, file, key, channels, min_area), size)
+    window = _window(tf, file, key, min_area)
+    return resize(_cropped(tf, file, window, channels), size)
   pixels = _whole(tf, file, channels, crop)
   pixels.set_shape([None, None, channels])
   if crop == 'resize':
     return resize(pixels, size)
   larger = tf.constant([s * 8 // 7 for s in size])
   if crop == 'resmall':
-    # A line of pixels would be enlarged to gigabytes, of which the middle is
-    # all that is shown.
+    # An image that is one line of pixels would be enlarged to gigabytes, and
+    # only its middle is shown.
     shape = tf.shape(pixels)[:2]
-    kept = tf.minimum(shape, eval_crops.LONGEST * tf.reduce_min(shape))
+    kept = tf.minimum(shape, options.MAX_ASPECT * tf.reduce_min(shape))
     pixels = tf.slice(pixels, tf.concat([(shape - kept) // 2, [0]], 0),
                       tf.concat([kept, [channels]], 0))
     shape = tf.cast(kept, tf.float64)
@@ -193,14 +226,15 @@ def _pixels(tf, file, key, size, channels, crop, interpolation, min_area):
 
 
 def _whole(tf, file, channels, crop):
-  """All pixels; of an evaluation's crop those that `images.pixels` gives.
+  """All pixels of an image, for evaluation those of `decode_pillow.pixels`.
 
-  What is evaluated must be what is predicted, without TensorFlow. Its default
-  for JPEG is the fast inverse DCT, 7% faster; of 200 photos of ImageNet it was
-  1.2 levels off on average and up to 25. The accurate one has Pillow's bits.
-  Grey is what Pillow makes of colours, from which a JPEG's own differs.
+  Evaluation must see the pixels that prediction sees, which works without
+  TensorFlow. For JPEG, TensorFlow's default is a fast inverse DCT: it is 7%
+  faster, and on 200 photos of ImageNet it was 1.2 levels off on average and up
+  to 25. The accurate DCT agrees with Pillow bit for bit. Grey is computed from
+  the colours as Pillow does it; a JPEG's own luminance differs from that.
   """
-  if crop not in eval_crops.CROPS:
+  if crop not in options.EVALUATION_CROPS:
     return tf.io.decode_image(file, channels=channels, expand_animations=False)
   pixels = tf.cond(
       tf.io.is_jpeg(file),
@@ -213,12 +247,8 @@ def _whole(tf, file, channels, crop):
   return tf.cast((sums + 2**15) // 2**16, tf.uint8)
 
 
-def _inception(tf, file, key, channels, min_area):
-  """The crop, in pixels of the image; of a JPEG nothing else is decoded."""
-  return _cropped(tf, file, _window(tf, file, key, min_area), channels)
-
-
 def _cropped(tf, file, window, channels):
+  """The pixels of a window; of a JPEG nothing else is decoded."""
   whole = lambda: tf.io.decode_image(file, channels=channels,
                                      expand_animations=False)
   return tf.cond(
@@ -229,7 +259,7 @@ def _cropped(tf, file, window, channels):
 
 
 def _window(tf, file, key, min_area):
-  """(top, left, height, width) of the crop."""
+  """(top, left, height, width) of an Inception crop, in pixels."""
   shape = tf.cond(
       tf.io.is_jpeg(file), lambda: tf.image.extract_jpeg_shape(file),
       lambda: tf.shape(tf.io.decode_image(file, expand_animations=False)))
@@ -241,45 +271,13 @@ def _window(tf, file, key, min_area):
 
 
 def _resize(tf, pixels, size, method):
-  """Resized, and cut to whole levels, as the official code does."""
+  """A resized image, truncated to whole levels as in the official code."""
   antialias = method in ('bilinear_antialias', 'bicubic')
   method = method.removesuffix('_antialias')
-  if method == 'bilinear':   # TensorFlow's is twice as fast on floats
+  if method == 'bilinear':   # TensorFlow's kernel is twice as fast on floats
     pixels = tf.cast(pixels, tf.float32)
   pixels = tf.image.resize(pixels, size, method=method,
                            antialias=antialias)
   if method == 'bicubic':   # which overshoots
     pixels = tf.clip_by_value(pixels, 0.0, 255.0)
   return tf.cast(pixels, tf.uint8)
-
-
-def bare(files, keys, *, channels, crop, min_area=0.05):
-  """The decoding alone, fused with the crop: no pipeline can be faster.
-
-  Args:
-    files: encoded images, in memory.
-    keys: int32 [n, 2], of their crops.
-    channels, crop, min_area: as in `batches`.
-
-  Returns:
-    run(), which decodes them all once with as many threads as `batches`.
-  """
-  tf = _tensorflow()
-  files = np.array(files, object)
-  if crop == 'inception':
-    windows = np.array([_window(tf, file, key, min_area).numpy()
-                        for file, key in zip(files, keys)])
-    decode = lambda file, window: _cropped(tf, file, window, channels)
-  else:
-    windows = np.zeros((len(files), 4), np.int32)
-    decode = lambda file, window: _whole(tf, file, channels, crop)
-  ds = tf.data.Dataset.from_tensor_slices((files, windows))
-  ds = _with_threads(tf, ds.map(
-      lambda *x: tf.shape(decode(*x))[0], deterministic=True,
-      num_parallel_calls=4 * (os.cpu_count() or 1)).batch(64))
-
-  def run():
-    for _ in ds.as_numpy_iterator():
-      pass
-
-  return run

@@ -1,49 +1,53 @@
-"""What of an image an evaluation shows, in NumPy: no TensorFlow, no Pillow.
+"""Evaluation crops and resizing in NumPy, bit-equal to TensorFlow's.
 
-The same pixels as `decode.batches` gives from the same decoded image. What
-follows is therefore computed in float32 and summed in the order of
-TensorFlow's CPU kernels (ResizeBilinear, ResizeArea and ScaleAndTranslate,
-tensorflow/core/kernels/image): the result is cut, not rounded, to whole
-levels, so that a last bit decides whether a white wall is 255 or 254.
+`view` gives the pixels that `decode_tf.batches` gives for the same decoded
+image, without TensorFlow or Pillow. It therefore computes in float32 and sums
+in the order of TensorFlow's CPU kernels (ResizeBilinear, ResizeArea and
+ScaleAndTranslate in tensorflow/core/kernels/image): the result is truncated to
+whole levels, not rounded, so the last bit of a sum decides whether a white
+wall is 255 or 254.
 """
+from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 
 import numpy as np
 
-CROPS = ('resmall', 'resize_crop', 'resize')
-INTERPOLATIONS = ('bilinear', 'bilinear_antialias', 'bicubic', 'area')
-LONGEST = 16   # sides of an image's middle, of which the shorter is resized
-_AT_ONCE = 2**17   # pixels
+from mixer.images import options
+
+_STRIP = 2**17   # pixels that are computed at a time
 
 
-def view(pixels, *, size, crop, interpolation):
-  """The part of an image that an evaluation shows, at the size it asks for.
+def view(pixels: np.ndarray, *, size: Sequence[int], crop: str,
+         interpolation: str) -> np.ndarray:
+  """Returns the part of an image that an evaluation shows, resized.
 
   Args:
     pixels: uint8 [h, w, c], the whole image.
     size: (height, width) of the result.
-    crop: 'resmall', 'resize_crop' or 'resize', see `decode.batches`.
-    interpolation: one of INTERPOLATIONS, see `weights`.
+    crop: one of `options.EVALUATION_CROPS`; `decode_tf.batches` explains them.
+    interpolation: one of `options.INTERPOLATIONS`; `weights` explains them.
 
   Returns:
-    uint8 [*size, c]; a view of `pixels` where the size does not change.
+    uint8 [height, width, c]; a view of `pixels` where the size does not change.
 
   Raises:
-    ValueError: if crop or interpolation is none of these.
+    ValueError: if `crop` or `interpolation` is none of these.
   """
   kept, whole, corner = geometry(pixels.shape[:2], size=size, crop=crop)
-  if interpolation not in INTERPOLATIONS:
-    raise ValueError(f'unknown interpolation {interpolation!r}')
+  if interpolation not in options.INTERPOLATIONS:
+    raise ValueError(f'interpolation {interpolation!r}: expected one of '
+                     f'{options.INTERPOLATIONS}')
   top, left = ((h - k) // 2 for h, k in zip(pixels.shape, kept))
   pixels = pixels[top:top + kept[0], left:left + kept[1]]
   if kept == whole:
     return pixels[corner[0]:corner[0] + size[0], corner[1]:corner[1] + size[1]]
   rows, columns = ([x[first:first + n] for x in _taps(o, w, interpolation)]
                    for o, w, first, n in zip(kept, whole, corner, size))
-  scale = _share(kept, whole) if interpolation == 'area' else None
+  scale = _pixel_ratio(kept, whole) if interpolation == 'area' else None
   out = np.empty((*size, pixels.shape[2]), np.uint8)
-  # Some rows at a time, which stay in the processor's cache.
-  step = max(1, _AT_ONCE * whole[0] // (
+  # A strip of rows at a time stays in the processor's cache.
+  step = max(1, _STRIP * whole[0] // (
       pixels.size + pixels.shape[2] * kept[0] * size[1]))
   for i in range(0, size[0], step):
     strip = _strip(pixels, [x[i:i + step] for x in rows], columns,
@@ -56,8 +60,9 @@ def view(pixels, *, size, crop, interpolation):
   return out
 
 
-def geometry(shape, *, size, crop):
-  """Which part of an image is resized to what, and where the window is.
+def geometry(shape: Sequence[int], *, size: Sequence[int], crop: str
+             ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+  """Returns which part of an image is resized to what, and which is shown.
 
   Args:
     shape: (h, w) of the image.
@@ -65,43 +70,50 @@ def geometry(shape, *, size, crop):
     crop: as in `view`.
 
   Returns:
-    (kept, whole, corner), each (rows, columns): the extent of the image's
-    middle that is resized, beginning at (shape - kept) // 2; the size that it
-    is resized to; and the first row and column of that which is shown.
+    (kept, whole, corner), each (rows, columns). `kept` is the size of the
+    centred part of the image that is resized; it begins at (shape - kept) // 2.
+    `whole` is the size that this part is resized to. `corner` is the first row
+    and column of the resized part that are shown.
 
   Raises:
-    ValueError: if the crop is none of an evaluation's.
+    ValueError: if `crop` is not one of `options.EVALUATION_CROPS`.
   """
-  if crop not in CROPS:
-    raise ValueError(f'{crop!r} is no crop of an evaluation')
+  if crop not in options.EVALUATION_CROPS:
+    raise ValueError(f'crop {crop!r}: expected one of '
+                     f'{options.EVALUATION_CROPS}')
+  pair = lambda x: (int(x[0]), int(x[1]))
   kept = whole = np.array(shape)
   if crop == 'resize':
-    return tuple(map(int, kept)), tuple(size), (0, 0)
+    return pair(kept), pair(size), (0, 0)
   larger = np.array([s * 8 // 7 for s in size])
-  if crop == 'resmall':   # not enlarged to gigabytes, if it is a line of pixels
-    kept = np.minimum(kept, LONGEST * kept.min())
+  if crop == 'resmall':
+    # An image that is one line of pixels would be enlarged to gigabytes.
+    kept = np.minimum(kept, options.MAX_ASPECT * kept.min())
     whole = np.rint(kept * np.max(larger / kept)).astype(int)
     larger = np.maximum(whole, larger)
-  return tuple(tuple(map(int, x)) for x in (
-      kept, larger, (larger - np.array(size)) // 2))
+  return pair(kept), pair(larger), pair((larger - np.array(size)) // 2)
 
 
 @functools.lru_cache(maxsize=128)
-def weights(old, new, interpolation):
-  """The linear map of a side of `old` pixels to one of `new`.
+def weights(old: int, new: int, interpolation: str) -> np.ndarray:
+  """Returns the matrix that resizes a side of `old` pixels to `new` pixels.
+
+  An image is resized by one such matrix for each side, then clipped and
+  truncated to whole levels. Summing in another order than `view` does can
+  change the last bit of a value, and with it a level of a few pixels in ten
+  thousand of a photo.
 
   Args:
-    old, new: pixels.
-    interpolation: 'bilinear', without antialiasing: the two neighbours;
-      'bilinear_antialias', with it, as Pillow and timm do; 'bicubic', with it:
-      Keys' kernel, a = -1/2; 'area', the mean of what a pixel of the result
-      covers. Centres are at halves.
+    old: number of pixels of the side.
+    new: number of pixels of the resized side.
+    interpolation: 'bilinear': the two neighbours, without antialiasing.
+      'bilinear_antialias': with antialiasing, as in Pillow and timm.
+      'bicubic': Keys' kernel with a = -1/2, with antialiasing.
+      'area': the mean of the old pixels that a new pixel covers.
+      The centres of pixels are at halves.
 
   Returns:
-    float32 [new, old], read-only; its rows sum to 1. An image is resized by one
-    such matrix a side, then clipped and cut to whole levels. In an order of
-    summing other than `view`'s a last bit may differ, and so, once cut, a level
-    of a few pixels in ten thousand of a photo.
+    float32 [new, old], read-only; each row sums to 1.
   """
   index, weight = _taps(old, new, interpolation)
   out = np.zeros((new, old), np.float32)
@@ -113,28 +125,32 @@ def weights(old, new, interpolation):
 
 
 def _strip(pixels, rows, columns, interpolation):
-  """float32 [some rows, width, c]; rows and columns are of `_taps`."""
+  """Some rows of the resized image, float32 [n, width, c].
+
+  `rows` and `columns` are the indices and weights of `_taps`.
+  """
   used, row = np.unique(rows[0], return_inverse=True)
-  row = row.reshape(rows[0].shape), rows[1]
+  taps = row.reshape(rows[0].shape), rows[1]
   out = pixels[used].astype(np.float32)
   if interpolation == 'bilinear':
-    return _lerp(0, _lerp(1, out, *columns), *row)
+    return _lerp(0, _lerp(1, out, *columns), *taps)
   if interpolation == 'area':
-    return _sum(0, _sum(1, out, *columns), *row)
-  return _sum(1, _sum(0, out, *row), *columns)
+    return _sum(0, _sum(1, out, *columns), *taps)
+  return _sum(1, _sum(0, out, *taps), *columns)
 
 
 @functools.lru_cache(maxsize=128)
 def _taps(old, new, interpolation):
-  """(pixels of the old side, ascending, their float32 weights), both [new, t].
+  """The old pixels that each new pixel is made of, and their weights.
 
-  Where fewer count the weight is 0. Those of 'area' are yet to be scaled.
+  Returns (int [new, t], ascending; float32 [new, t]). Where a new pixel needs
+  fewer than t old ones, the weight is 0. Those of 'area' are not yet scaled.
   """
-  start, weight = dict(
+  taps: dict[str, Callable] = dict(
       bilinear=_bilinear, area=_area,
       bilinear_antialias=functools.partial(_antialiased, _triangle, 1),
-      bicubic=functools.partial(_antialiased, _keys, 2))[interpolation](
-          old, new)
+      bicubic=functools.partial(_antialiased, _keys, 2))
+  start, weight = taps[interpolation](old, new)
   index = start.astype(int)[:, None] + np.arange(weight.shape[1])
   return np.minimum(index, old - 1), weight
 
@@ -161,10 +177,10 @@ def _area(old, new):
 
 
 def _antialiased(kernel, support, old, new):
-  """By a kernel that reaches `support` pixels to either side."""
+  """The taps of a kernel that reaches `support` pixels to either side."""
   half = np.float32(.5)
   scale = np.float32(1 / (np.float32(new) / np.float32(old)))
-  stretch = np.maximum(scale, np.float32(1))   # the antialiasing
+  stretch = np.maximum(scale, np.float32(1))   # this is the antialiasing
   middle = ((np.arange(new, dtype=np.float32) + half) * scale)[:, None]
   reach = np.float32(support) * stretch
   start = np.clip(np.ceil(middle - reach - half), 0, old - 1)
@@ -172,7 +188,8 @@ def _antialiased(kernel, support, old, new):
   at = start + np.arange(int(np.max(last - start)) + 1, dtype=np.float32)
   weight = kernel(np.abs((at + half - middle) * (np.float32(1) / stretch)))
   weight = np.where(at <= last, weight, np.float32(0))
-  total = np.add.accumulate(weight, axis=1)[:, -1:]   # one after the other
+  # accumulate() adds in TensorFlow's order; sum() would add pairwise.
+  total = np.add.accumulate(weight, axis=1)[:, -1:]
   return start[:, 0], weight * (np.float32(1) / total)
 
 
@@ -188,7 +205,10 @@ def _keys(x):
 
 
 def _lerp(axis, array, index, weight):
-  """Between two neighbours, so that one colour stays that colour exactly."""
+  """Interpolates between two neighbours.
+
+  In this form two equal neighbours give exactly their value.
+  """
   low, high = (np.take(array, i, axis) for i in index.T)
   high -= low
   high *= weight[:, 1].reshape((-1, 1, 1) if axis == 0 else (-1, 1))
@@ -197,7 +217,7 @@ def _lerp(axis, array, index, weight):
 
 
 def _sum(axis, array, index, weight):
-  """Weighted, one pixel after the other."""
+  """A weighted sum that adds one pixel after the other."""
   shape = (-1, 1, 1) if axis == 0 else (-1, 1)
   out = 0
   for i, w in zip(index.T, weight.T):
@@ -207,7 +227,7 @@ def _sum(axis, array, index, weight):
   return out
 
 
-def _share(old, new):
-  """What a pixel of the old image is of one of the new."""
+def _pixel_ratio(old, new):
+  """The area of a pixel of the old image, in pixels of the new one."""
   height, width = (np.float32(o) / np.float32(n) for o, n in zip(old, new))
   return np.float32(1 / float(height * width))

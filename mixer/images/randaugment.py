@@ -1,12 +1,13 @@
 """RandAugment on batches of uint8 images, on the accelerator, inside jit.
 
-RandAugment (https://arxiv.org/abs/1909.13719) as the Mixer paper used it
+RandAugment (https://arxiv.org/abs/1909.13719) as the Mixer paper uses it
 (https://arxiv.org/abs/2105.01601, section 3 and Table 4): 2 layers of magnitude
 m = 10, 15 or 20. The reference is big_vision's TensorFlow code,
-`big_vision/pp/archive/autoaugment.py`, whose traits are kept on purpose:
+`big_vision/pp/archive/autoaugment.py`. These properties of it are kept on
+purpose:
 
   Every layer draws one of 16 ops, uniformly, and always applies it.
-  Magnitudes run to 10, so 15 and 20 overshoot. What is uncovered becomes 128.
+  Magnitudes run to 10, so 15 and 20 overshoot. Uncovered pixels become 128.
   Solarize: the threshold 256 m/10 is a uint8 and wraps. m = 15 solarizes at
     128; m = 10 and m = 20 have threshold 0 and invert the whole image.
   Contrast blends with a constant, not with the mean: it divides the sum of the
@@ -14,19 +15,23 @@ m = 10, 15 or 20. The reference is big_vision's TensorFlow code,
   SolarizeAdd adds below 128 only. Posterize keeps int(4 m/10) bits, at least 1.
   Rotate turns about the centre of the image, the shears about its first pixel.
 
-Results equal TensorFlow's on a CPU bit for bit, except for two roundings by one
-level before the blend: the grey of 1 colour in 100,000 (Color), and 3x3 means
-that are whole, of which TensorFlow's sum may fall just short (Sharpness).
+Results equal TensorFlow's on a CPU bit for bit, with two exceptions that are
+off by one level before the blend: the grey of 1 colour in 100,000 (Color), and
+3x3 means that are whole numbers, where TensorFlow's sum may be slightly less
+(Sharpness).
 
-Switching between 16 functions under vmap computes all 16. A layer is instead a
-chain of shared primitives, neutral for the examples that drew another op: one
-nearest-neighbour warp, one table of 256 entries a channel, one blend, one mask.
+Switching between 16 functions under vmap would compute all 16. A layer is
+instead a chain of shared primitives that leave an image unchanged unless its
+op needs them: one warp, one table of 256 entries a channel, one blend, one
+mask.
 
 Axes: B batch, H height, W width, P pixels, C channels (3 or 1), K 256 levels.
 """
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mixer.images import warps
 
 OPS = (
     'AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize',
@@ -35,25 +40,26 @@ OPS = (
 
 _FILL = 128
 _INDEX = {name: i for i, name in enumerate(OPS)}
-_MOVES = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
 
 
-def randaugment(images, keys, *, layers, magnitude):
+def randaugment(images: jax.Array, keys: jax.Array, *, layers: int,
+                magnitude: float) -> jax.Array:
   """Applies `layers` random ops, one after another, to every image.
 
   Args:
     images: uint8 [B, H, W, C], C = 3 or 1.
-    keys: typed PRNG keys [B]. All that is random about example b comes from
-      keys[b], so its result does not depend on the rest of the batch.
-    layers: number of ops an image goes through; 2 in the paper.
+    keys: typed PRNG keys [B]. All randomness of image b comes from keys[b], so
+      its result does not depend on the rest of the batch.
+    layers: number of ops that are applied to an image; 2 in the paper.
     magnitude: strength shared by all ops, not negative; static under jit.
 
   Returns:
     uint8 [B, H, W, C].
   """
   height, width = images.shape[1:3]
-  # XLA keeps what a loop hands on. Without one it recomputes the first layer in
-  # each of the second's passes over the image (1.7 times slower on a CPU).
+  # XLA stores the result of each turn of a loop. Without the loop it computes
+  # the first layer again in each of the second layer's passes over the image
+  # (1.7 times slower on a CPU).
   def one_layer(layer, images):
     ops, negate, centre = draw(keys, layer=layer, height=height, width=width)
     return apply_op(
@@ -61,8 +67,15 @@ def randaugment(images, keys, *, layers, magnitude):
   return jax.lax.fori_loop(0, layers, one_layer, images)
 
 
-def draw(keys, *, layer, height, width):
-  """What one layer draws for each example, from its key [B] alone.
+def draw(keys: jax.Array, *, layer: jax.Array | int, height: int, width: int
+         ) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Draws what one layer does to each image, from the image's key alone.
+
+  Args:
+    keys: typed PRNG keys [B].
+    layer: number of the layer, from 0.
+    height: of the images.
+    width: of the images.
 
   Returns:
     ops: int32 [B], indices into OPS, uniform.
@@ -79,7 +92,8 @@ def draw(keys, *, layer, height, width):
   return jax.vmap(one)(keys)
 
 
-def apply_op(images, ops, *, negate, centre, magnitude):
+def apply_op(images: jax.Array, ops: jax.Array, *, negate: jax.Array,
+             centre: jax.Array, magnitude: float) -> jax.Array:
   """Applies to each image the op that is given for it.
 
   Args:
@@ -91,18 +105,22 @@ def apply_op(images, ops, *, negate, centre, magnitude):
 
   Returns:
     uint8 [B, H, W, C].
+
+  Raises:
+    ValueError: if the images are of another dtype or number of channels.
   """
   if images.dtype != jnp.uint8 or images.shape[-1] not in (1, 3):
-    raise ValueError('randaugment: images should be uint8 with 1 or 3 channels,'
-                     f' but they are {images.dtype} {images.shape}')
+    raise ValueError('randaugment: expected uint8 images with 1 or 3 channels, '
+                     f'got {images.dtype} {images.shape}')
 
   def drawn(name):
     return (ops == _INDEX[name])[:, None, None, None]
 
-  # At most one primitive of an example is not neutral: each may therefore read
-  # `images` itself, which leaves XLA one fused pass once the tables are there.
+  # At most one primitive changes an image. So each may read `images` itself,
+  # which lets XLA fuse all of them into one pass once the tables are there.
   mapped = jax.lax.platform_dependent(
-      _tables(images, ops, magnitude), _warp(images, ops, negate, magnitude),
+      _tables(images, ops, magnitude),
+      warps.warp(images, _moves(ops, negate), magnitude, _FILL),
       tpu=_look_up_by_products, default=_look_up).astype(jnp.float32)
   other = jnp.where(drawn('Color'), _grey(images), mapped)
   other = jnp.where(drawn('Sharpness'), _smooth(images), other)
@@ -117,11 +135,12 @@ def _enhancement(magnitude):
 
 
 def _halves(x):
-  """Splits float32 values into two addends of 12 bits each, hi and lo.
+  """Splits float32 values into two addends of 12 bits each, (hi, lo).
 
-  A compiler may fuse a product with a sum, which rounds once instead of twice,
-  and truncate a result next to an integer to another level than TensorFlow. A
-  level times a half is exact, so x * hi + x * lo rounds once, fused or not.
+  A compiler may fuse a product with a sum, which then rounds once instead of
+  twice; after truncation, a result close to an integer could differ from
+  TensorFlow's by a level. A level times a half is exact, so x * hi + x * lo
+  rounds once, fused or not.
   """
   x = np.asarray(x, np.float32)
   hi = (x.view(np.uint32) & np.uint32(0xFFFFF000)).view(np.float32)
@@ -136,72 +155,16 @@ def _blend(image1, image2, factor):
   return jnp.floor(jnp.clip(image1 + scaled, 0, 255))
 
 
-def _places(magnitude, height, width):
-  """The pixel that each one shows, P for none, as in tfa.image: int32 [11, P].
-
-  First all stay where they are, then come the _MOVES with sign 1, and with -1.
-  """
-  level = magnitude / 10
-  maps = [np.eye(2, 3)]  # From an output's (x, y, 1) to the input's (x, y).
-  for sign in 1, -1:
-    angle = np.float32(sign * level * 30) * np.float32(np.pi / 180)
-    cos, sin = np.cos(angle), np.sin(angle)
-    right, bottom = np.float32([width - 1, height - 1])
-    shear, shift = sign * level * 0.3, sign * level * 100
-    maps += [((cos, -sin, (right - (cos * right - sin * bottom)) / 2),
-              (sin, cos, (bottom - (sin * right + cos * bottom)) / 2)),
-             ((1, shear, 0), (0, 1, 0)), ((1, 0, 0), (shear, 1, 0)),
-             ((1, 0, shift), (0, 1, 0)), ((1, 0, 0), (0, 1, shift))]
-  a, b, c = np.array(maps, np.float32).T[..., None]  # [2, 11, 1]
-  # Not on a device, which may fuse a product with a sum: so pixels half-way
-  # (a diagonal, at 45 degrees) round alike everywhere, away from zero as in C.
-  row, column = np.indices((height, width), np.float32).reshape(2, -1)
-  xy = (a * column + b * row + c).astype(np.float64)
-  x, y = np.trunc(xy + np.copysign(0.5, xy))
-  inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-  return np.where(inside, y * width + x, height * width).astype(np.int32)
-
-
-def _warp(images, ops, negate, magnitude):
-  """Rotates, shears or shifts, by nearest neighbour; uint8 [B, H, W, C]."""
-  batch, height, width, channels = images.shape
-  moves = np.zeros((2, len(OPS)), np.int32)  # Rows of places, by sign and op.
-  moves[:, [_INDEX[name] for name in _MOVES]] = np.arange(1, 11).reshape(2, 5)
-  pixels_BPC = jnp.pad(images.reshape(batch, height * width, channels),
-                       ((0, 0), (0, 1), (0, 0)), constant_values=_FILL)
-  return jax.lax.platform_dependent(
-      pixels_BPC, jnp.asarray(_places(magnitude, height, width)),
-      jnp.asarray(moves)[negate.astype(jnp.int32), ops],
-      tpu=_move_all, default=_move_each).reshape(images.shape)
-
-
-# On CPUs and GPUs each pixel reads or counts at an address of its own, cheaply.
-# A TPU would go pixel by pixel. Its forms are made of whole vectors: many times
-# the arithmetic, and the same bits (XLA's estimates are in BENCHMARKS.md).
-def _move_each(pixels_BPC, places, moves_B):
-  """Pixels of example b at places[moves_B[b]]: [B, P, C] of [B, P + 1, C]."""
-  return _take(pixels_BPC, places[moves_B])
-
-
-def _move_all(pixels_BPC, places, moves_B):
-  """_move_each that moves the whole batch in every way, then selects."""
-  pixels_PCB = pixels_BPC.transpose(1, 2, 0)  # B last: it fills the vectors.
-  moved = pixels_PCB[:-1]
-  for move in range(1, len(places)):
-    all_moved = pixels_PCB.at[places[move]].get(mode='promise_in_bounds')
-    moved = jnp.where(moves_B == move, all_moved, moved)
-  return moved.transpose(2, 0, 1)
-
-
-def _take(values, places):
-  """values[b, places[b, ...]]; every place has to be in range."""
-  def take(v, p):
-    return v.at[p].get(mode='promise_in_bounds')
-  return jax.vmap(take)(values, places)
+def _moves(ops, negate):
+  """The move of `warps.warp` for each image: int32 [B], 0 for other ops."""
+  moves = np.zeros((2, len(OPS)), np.int32)  # By sign and op.
+  moves[:, [_INDEX[name] for name in warps.MOVES]] = np.arange(1, 11).reshape(
+      2, len(warps.MOVES))
+  return jnp.asarray(moves)[negate.astype(jnp.int32), ops]
 
 
 def _tables(images, ops, magnitude):
-  """What becomes of each level in each channel: uint8 [B, C, K]."""
+  """The new level of each level in each channel: uint8 [B, C, K]."""
   batch, height, width, channels = images.shape
   level, v = magnitude / 10, np.arange(256)
   # TensorFlow's shift is a uint8 as well, and limited to 7.
@@ -225,12 +188,15 @@ def _tables(images, ops, magnitude):
     return jnp.where((ops == _INDEX['AutoContrast'])[:, None],
                      _autocontrast(counts_BK), table_BK)
 
-  # Also a loop so that XLA keeps the result: it would work an entry out anew
-  # for every pixel that looks it up (1.4 times slower on a CPU).
+  # This is a loop for the same reason as above: XLA stores its result. It would
+  # otherwise compute an entry again for every pixel that looks it up (1.4 times
+  # slower on a CPU).
   levels_CBP = jnp.moveaxis(images, 3, 0).reshape(channels, batch, -1)
   return jnp.moveaxis(jax.lax.map(of_channel, levels_CBP), 0, 1)
 
 
+# Histograms and look-ups have a form for CPUs and GPUs and another for TPUs,
+# for the reason given in `warps`.
 def _count_by_adding(levels_BP):
   """Histogram: int32 [B, K]."""
   counts = jnp.zeros(256, jnp.int32)
@@ -264,12 +230,12 @@ def _autocontrast(counts_BK):
   used = counts_BK > 0
   lowest = jnp.argmax(used, axis=1, keepdims=True)
   spread = 255 - jnp.argmax(used[:, ::-1], axis=1, keepdims=True) - lowest
-  # Divided here, because not every device divides exactly.
+  # Divided on the host, because not every device divides exactly.
   scales = np.float32(255) / np.maximum(np.arange(256, dtype=np.float32), 1)
   hi, lo = (jnp.asarray(half)[spread] for half in _halves(scales))
   levels = np.arange(256, dtype=np.float32)[None, :]
-  stretched = (levels * hi + levels * lo) - (lowest * hi + lowest * lo)
-  stretched = jnp.clip(stretched, 0, 255)
+  stretched = jnp.clip(
+      (levels * hi + levels * lo) - (lowest * hi + lowest * lo), 0, 255)
   return jnp.where(spread > 0, stretched, levels).astype(jnp.uint8)
 
 
@@ -277,7 +243,8 @@ def _look_up(tables_BCK, images):
   """tables[b, c, images[b, h, w, c]] for every pixel: uint8 [B, H, W, C]."""
   batch, channels, levels = tables_BCK.shape
   shelf = np.arange(channels, dtype=np.int32)[None, None, None, :] * levels
-  return _take(tables_BCK.reshape(batch, channels * levels), images + shelf)
+  return warps.take(tables_BCK.reshape(batch, channels * levels),
+                    images + shelf)
 
 
 def _look_up_by_products(tables_BCK, images):
@@ -295,7 +262,7 @@ def _grey(images):
   """tf.image.rgb_to_grayscale: float32 [B, H, W, 1], whole numbers.
 
   It weighs levels / 255 by (.2989, .587, .114), multiplies by 255.5 and
-  truncates. Here the weights are whole, so that only one product rounds.
+  truncates. Here the weights are whole numbers, so only one product rounds.
   """
   images = images.astype(jnp.float32)
   if images.shape[3] == 1:
@@ -306,15 +273,17 @@ def _grey(images):
 
 
 def _smooth(images):
-  """Mean of 3x3 pixels, the middle one 5 times, rounded down; edges stay.
+  """Mean of 3x3 pixels, the middle one 5 times, rounded down.
 
-  Sums of slices and not a convolution, which accelerators round to fewer bits.
+  The pixels at the edges stay as they are. These are sums of slices and not a
+  convolution, which accelerators round to fewer bits.
   """
   padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
   padded, images = padded.astype(jnp.float32), images.astype(jnp.float32)
   rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
   total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + images * 4
-  # The half keeps multiples of 13 clear of the edge and moves nothing else.
+  # Adding a half keeps multiples of 13 away from the next lower integer and
+  # changes no other result.
   mean = jnp.floor((total + 0.5) * np.float32(1 / 13))
   return images.at[:, 1:-1, 1:-1].set(mean[:, 1:-1, 1:-1])
 

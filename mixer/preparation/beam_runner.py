@@ -113,7 +113,7 @@ def write_report(path: str, report: Mapping[str, Any]) -> None:
 
 def read_reports(work: str) -> list[dict[str, Any]]:
   """Returns all reports in a directory, ordered by split and shard."""
-  reports = [json.loads(files.read(os.path.join(work, name)))
+  reports = [json.loads(files.read(os.path.join(work, name)) or '')
              for name in _report_names(work)]
   return sorted(reports, key=lambda r: (r['split'], r['shard']))
 

@@ -14,7 +14,7 @@ import numpy as np
 from mixer.core import errors
 from mixer.data import sources
 from mixer.data import splits
-from mixer.data import tfds_sets
+from mixer.data.source import Source
 from mixer.images import decode_pillow
 from mixer.preparation import beam_runner
 from mixer.preparation import image_hash
@@ -46,7 +46,7 @@ class Images:
   dir_flag: str = '--data_dir'
 
   @property
-  def source(self) -> sources.Source:
+  def source(self) -> Source:
     """The opened source.
 
     Raises:
@@ -74,7 +74,7 @@ class Images:
 
 
 @functools.cache   # equal `Images` share what is opened, also unpickled copies
-def _opened(images: Images) -> tuple[sources.Source, np.ndarray]:
+def _opened(images: Images) -> tuple[Source, np.ndarray]:
   """Returns the source and the numbers of the split's records."""
   if is_stored(images.name):   # its error names the flag of the directory
     set_directory.open_stored(images.name, images.data_dir, images.dir_flag)
@@ -114,7 +114,7 @@ class Job:
 
 def is_stored(name: str) -> bool:
   """Returns whether data.name means a set that TFDS prepared."""
-  return tfds_sets.is_name(name)
+  return sources.is_tfds_name(name)
 
 
 def _pixels(file: Any) -> np.ndarray | decode_pillow.BadImage:

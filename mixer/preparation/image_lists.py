@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from mixer.core import errors
-from mixer.data import listing
+from mixer.data import folder
+from mixer.data import manifest
 from mixer.images import decode_pillow
 from mixer.preparation import imagenet21k
 from mixer.preparation import set_directory
@@ -129,7 +130,7 @@ def open_list(source: str) -> ImageList:
 
 
 def _folder(path: str) -> ImageList:
-  images = listing.folder(path)
+  images = folder.load(path)
   sample = random.Random(0).sample(
       images.paths, min(_SAMPLED_FILES, len(images.paths)))
   return ImageList(
@@ -141,7 +142,7 @@ def _folder(path: str) -> ImageList:
 
 
 def _folder_entries(path: str) -> Iterator[Entry]:
-  images = listing.folder(path)
+  images = folder.load(path)
   splits = [s for s, count in images.sizes.items() for _ in range(count)]
   for record, split in enumerate(splits):
     yield Entry(images.paths[record], split, (int(images.labels[record, 0]),),
@@ -156,7 +157,7 @@ def _manifest(path: str) -> ImageList:
   digest = hashlib.sha256()
   multi_label = weighted = False
   draw = random.Random(0)
-  for n, row in enumerate(listing.rows(path)):
+  for n, row in enumerate(manifest.rows(path)):
     split = row['split']
     sizes[split] = sizes.get(split, 0) + 1
     for label in row['labels']:
@@ -175,7 +176,7 @@ def _manifest(path: str) -> ImageList:
     if not re.fullmatch('[A-Za-z0-9_]+', split):
       raise errors.UserError(f'--source: {path!r} has the split {split!r}; '
                              'expected letters, digits and _')
-  class_names, numbers = listing.classes(path, [
+  class_names, numbers = manifest.classes(path, [
       dict(labels=[label], line=line) for label, line in line_of.items()])
   return ImageList(
       parts=[path], class_names=class_names,
@@ -190,7 +191,7 @@ def _manifest(path: str) -> ImageList:
 def _manifest_entries(path: str, *, numbers: Mapping[str, int], weighted: bool
                       ) -> Iterator[Entry]:
   root = os.path.dirname(path)
-  for row in listing.rows(path):
+  for row in manifest.rows(path):
     labels = tuple(numbers[str(label)] for label in row['labels'])
     if len(set(labels)) < len(labels):   # once by name and once by number
       raise errors.UserError(

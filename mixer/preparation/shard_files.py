@@ -6,11 +6,11 @@ same files at random. Nothing here imports TensorFlow.
 from collections.abc import Iterable
 from collections.abc import Iterator
 import os
-import struct
 from typing import Any
 import uuid
 
 from mixer.core import errors
+from mixer.data import tfrecord
 
 FORMATS = ('array_record', 'tfrecord')   # as TFDS calls them
 
@@ -25,7 +25,7 @@ def read(path: str, file_format: str) -> Iterator[bytes]:
     RunError: at the first damaged record, or if the file cannot be read.
   """
   try:
-    yield from (_tfrecords(path) if file_format == 'tfrecord' else
+    yield from (tfrecord.read_all(path) if file_format == 'tfrecord' else
                 _array_records(path))
   except (OSError, ValueError, IndexError) as e:
     raise errors.RunError(f'cannot read {path!r}: {e}') from e
@@ -45,7 +45,7 @@ def write(path: str, file_format: str, records: Iterable[bytes]
   partial = f'{path}.{uuid.uuid4().hex}'
   count = size = 0
   try:
-    writer = (_TfrecordWriter(partial) if file_format == 'tfrecord' else
+    writer = (tfrecord.Writer(partial) if file_format == 'tfrecord' else
               _array_record_writer(partial))
     for record in records:
       writer.write(record)
@@ -68,40 +68,6 @@ def file_name(name: str, split: str, file_format: str, shard: int, shards: int
               ) -> str:
   """Returns the name that TFDS gives to a shard's file."""
   return f'{name}-{split}.{file_format}-{shard:05d}-of-{shards:05d}'
-
-
-def _tfrecords(path: str) -> Iterator[bytes]:
-  """Yields records of: length, its checksum, the data, their checksum."""
-  with open(path, 'rb', buffering=1 << 20) as f:
-    while head := f.read(12):
-      length, = struct.unpack('<Q', head[:8].ljust(8))
-      if _checksum(head[:8]) != head[8:]:
-        raise ValueError('it is damaged')
-      data, end = f.read(length), f.read(4)
-      if _checksum(data) != end:
-        raise ValueError('it is damaged')
-      yield data
-
-
-class _TfrecordWriter:
-  """Writes records as `_tfrecords` reads them."""
-
-  def __init__(self, path):
-    self._file = open(path, 'wb', buffering=1 << 20)
-
-  def write(self, data: bytes) -> None:
-    head = struct.pack('<Q', len(data))
-    self._file.write(head + _checksum(head) + data + _checksum(data))
-
-  def close(self) -> None:
-    self._file.close()
-
-
-def _checksum(data):
-  import google_crc32c
-  crc = google_crc32c.value(data)
-  return struct.pack(
-      '<I', (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def _array_records(path: str) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ from mixer.core import errors
 from mixer.core import files
 from mixer.core import workdir
 from mixer.core.log import log
-from mixer.images import eval_crops
+from mixer.images import options
 from mixer.models import catalog
 from mixer.models import grid
 from mixer.pretrained import fetch
@@ -252,5 +252,5 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
 
 
 def _card(text: str, file: str) -> dict[str, Any]:
-  return cards.parse(text, file, crops=tuple(eval_crops.CROPS),
-                     interpolations=tuple(eval_crops.INTERPOLATIONS))
+  return cards.parse(text, file, crops=options.EVALUATION_CROPS,
+                     interpolations=options.INTERPOLATIONS)

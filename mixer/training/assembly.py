@@ -12,7 +12,6 @@ import os
 from typing import Any
 from typing import Protocol
 
-import flax.linen as nn
 import jax
 import ml_collections
 import optax
@@ -24,10 +23,12 @@ from mixer.core import errors
 from mixer.core import trees
 from mixer.core import workdir
 from mixer.data import pipeline
+from mixer.data.source import Source
 from mixer.evaluation import suite
 from mixer.images import augment
 from mixer.models import catalog
 from mixer.models import cost
+from mixer.models import interface
 from mixer.models.grid import pair
 from mixer.training import losses
 from mixer.training import optimizers
@@ -50,12 +51,8 @@ _START = ('weights', 'best', 'dont_load', 'method')
 _SECTIONS = ('model', *_READERS, 'start', 'evals', 'fewshot')
 
 
-class Source(Protocol):
-  """What a network has to know of a data set; `data.sources.Source` is one."""
-
-  @property
-  def name(self) -> str:
-    """Name as in the config."""
+class Classes(Protocol):
+  """What a network has to know of a data set; `data.source.Source` has it."""
 
   @property
   def num_classes(self) -> int:
@@ -115,7 +112,7 @@ def open_splits(
 
 
 def make_model(config: ml_collections.ConfigDict, settings: Settings,
-               source: Source, platform: str | None = None) -> nn.Module:
+               source: Classes, platform: str | None = None) -> interface.Model:
   """Returns the network of a config.
 
   Args:
@@ -141,7 +138,7 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
                        platform=platform, **section)
 
 
-def check_classes(model: nn.Module, source: Source) -> None:
+def check_classes(model: interface.Model, source: Source) -> None:
   """Raises a UserError if a data set has more classes than a network."""
   if model.num_classes < source.num_classes:
     raise errors.UserError(
@@ -150,7 +147,7 @@ def check_classes(model: nn.Module, source: Source) -> None:
         'unset')
 
 
-def image_shape(model: nn.Module, settings: Settings) -> tuple[int, int, int]:
+def image_shape(model: interface.Model, settings: Settings) -> tuple[int, int, int]:
   """Returns (height, width, channels) of the model's input."""
   return (*pair(settings.image_size), model.in_channels)
 
@@ -163,7 +160,7 @@ def open_checkpoints(config: ml_collections.ConfigDict,
 
 
 def load_start(config: ml_collections.ConfigDict, settings: Settings,
-               model: nn.Module) -> tuple[nn.Module, Merge | None]:
+               model: interface.Model) -> tuple[interface.Model, Merge | None]:
   """Loads the weights that a config starts from, if it names any.
 
   Returns:
@@ -187,7 +184,7 @@ def load_start(config: ml_collections.ConfigDict, settings: Settings,
 
 
 def make_step(config: ml_collections.ConfigDict, settings: Settings,
-              model: nn.Module, total_steps: int
+              model: interface.Model, total_steps: int
               ) -> tuple[optax.GradientTransformation, step.Step]:
   """Returns (optimizer, step function) of a config; computes nothing yet."""
   schedule = schedules.make(total_steps=total_steps, **config.schedule)
@@ -201,7 +198,7 @@ def make_step(config: ml_collections.ConfigDict, settings: Settings,
   return optimizer, step_fn
 
 
-def make_card(config: ml_collections.ConfigDict, model: nn.Module,
+def make_card(config: ml_collections.ConfigDict, model: interface.Model,
               data: pipeline.Data, evals: Mapping[str, pipeline.Data]
               ) -> dict[str, Any]:
   """Returns the network's card, see `core.cards`.

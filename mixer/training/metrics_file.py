@@ -115,8 +115,8 @@ def _board(path: str) -> Any:
     log.info('no TensorBoard files are written: %s is not installed (pip '
              'install %s)', missing[0], missing[0])
     return None
-  from mixer.images import decode_tf
-  decode_tf.hide_accelerators()   # or TensorFlow takes the GPUs' memory
+  from mixer.images import tf_setup
+  tf_setup.hide_accelerators()   # or TensorFlow takes the GPUs' memory
   from clu import metric_writers
   return metric_writers.AsyncWriter(metric_writers.SummaryWriter(path))
 

@@ -10,7 +10,6 @@ import json
 import os
 from typing import Any
 
-import flax.linen as nn
 import jax
 import ml_collections
 
@@ -24,6 +23,7 @@ from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.models import catalog
 from mixer.models import cost
+from mixer.models import interface
 from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import metrics_file
@@ -64,7 +64,7 @@ class _Run:
   settings: Settings
   plan: sharding.Plan
   splits: _Splits
-  model: nn.Module
+  model: interface.Model
   card: Mapping[str, Any]
   sharded: step.ShardedStep
   total_steps: int
@@ -142,7 +142,7 @@ def _open_splits(config: ml_collections.ConfigDict, settings: Settings,
 
 
 def _make_model(config: ml_collections.ConfigDict, settings: Settings,
-                plan: sharding.Plan, splits: _Splits) -> nn.Module:
+                plan: sharding.Plan, splits: _Splits) -> interface.Model:
   """Returns the model, whose classes must be those of all splits."""
   source = splits.train.source
   model = assembly.make_model(config, settings, source, plan.platform)
@@ -156,7 +156,7 @@ def _make_model(config: ml_collections.ConfigDict, settings: Settings,
 
 
 def _assemble(config: ml_collections.ConfigDict, settings: Settings,
-              plan: sharding.Plan, splits: _Splits, model: nn.Module,
+              plan: sharding.Plan, splits: _Splits, model: interface.Model,
               checkpoints: checkpoint.Checkpoints, path: str) -> _Run:
   """Returns the run with its final model; compiles nothing yet."""
   if checkpoints.steps():
@@ -173,7 +173,7 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
               checkpoints)
 
 
-def _as_trained(model: nn.Module, path: str) -> nn.Module:
+def _as_trained(model: interface.Model, path: str) -> interface.Model:
   """Returns the model with the settings that it took over from weights.
 
   A resumed run does not need those weights, which may be gone, but the model

@@ -73,11 +73,15 @@ class Settings:
     on_cpu = jax.default_backend() == 'cpu'
     return self.precision or ('float32' if on_cpu else 'bfloat16')
 
-  def steps(self, examples: int) -> int:
-    """Returns the number of updates if an epoch has `examples` examples."""
+  def steps(self, examples: int | None) -> int:
+    """Returns the number of updates if an epoch has `examples` examples.
+
+    The number may be None if `total_steps` is given.
+    """
     if self.total_steps is not None:
       return self.total_steps
-    assert self.total_epochs is not None   # __post_init__ has checked it
+    # __post_init__ has checked the one, the caller knows the other.
+    assert self.total_epochs is not None and examples is not None
     return max(1, int(self.total_epochs * examples / self.batch_size))
 
   def check_devices(self, parts: int) -> None:

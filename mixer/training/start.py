@@ -4,19 +4,18 @@ from collections.abc import Sequence
 import re
 from typing import Any
 
-import flax.linen as nn
-
 from mixer.core import errors
 from mixer.core import trees
 from mixer.core.log import log
 from mixer.models import catalog
+from mixer.models import interface
 from mixer.pretrained import network
 from mixer.pretrained.resize import resize
 
 
-def start(model: nn.Module, *, image_size: tuple[int, int], weights: str,
+def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
           widen: bool = True, best: bool = False, dont_load: str | None = None,
-          method: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+          method: str | None = None) -> tuple[interface.Model, dict[str, Any]]:
   """Loads weights for a run's model; a config's `start` section.
 
   Weights that were made for another image size, patch size or number of
@@ -118,7 +117,7 @@ def _compiled(dont_load: str | None) -> re.Pattern[str]:
                            f'expression: {e}') from e
 
 
-def _changes(source: network.Network, resized: nn.Module,
+def _changes(source: network.Network, resized: interface.Model,
              image_size: tuple[int, int]) -> str:
   """Returns how the weights were resized, in words; '' if they were not."""
   made = [f'{key} {getattr(resized, key)}'

@@ -11,7 +11,6 @@ import functools
 from typing import Any
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,6 +18,7 @@ import optax
 from mixer.core import rng
 from mixer.core import trees
 from mixer.data import resident
+from mixer.models import interface
 from mixer.training import losses
 from mixer.training import sharding
 
@@ -49,7 +49,7 @@ class State:
 Step = Callable[..., tuple[State, Metrics]]
 
 
-def init_state(model: nn.Module, optimizer: optax.GradientTransformation, *,
+def init_state(model: interface.Model, optimizer: optax.GradientTransformation, *,
                seed: int, image_shape: tuple[int, int, int]) -> State:
   """Returns the state before the first update.
 
@@ -68,7 +68,7 @@ def init_state(model: nn.Module, optimizer: optax.GradientTransformation, *,
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, *,
+    model: interface.Model, optimizer: optax.GradientTransformation, *,
     schedule: optax.Schedule, loss: losses.Loss, augment: Augment, seed: int,
     num_classes: int, micro_batches: int = 1, frozen: str | None = None
     ) -> Step:
@@ -175,12 +175,12 @@ class ShardedStep:
     shardings: State of jax.sharding.NamedSharding.
   """
   init: Callable[[], State]
-  step: Step
+  step: jax.stages.Wrapped
   state: State
   shardings: State
 
 
-def shard(step_fn: Step, model: nn.Module,
+def shard(step_fn: Step, model: interface.Model,
           optimizer: optax.GradientTransformation, plan: sharding.Plan, *,
           seed: int, image_shape: tuple[int, int, int]) -> ShardedStep:
   """Returns the step and the initialisation, jitted for the devices of a plan.

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 import os
 
 from clu import parameter_overview
-import flax.linen as nn
 
 from mixer.core import files
 from mixer.core import processes
@@ -13,6 +12,7 @@ from mixer.core import workdir
 from mixer.core.log import log
 from mixer.data import pipeline
 from mixer.models import cost
+from mixer.models import interface
 from mixer.training import sharding
 from mixer.training import step
 from mixer.training.settings import Settings
@@ -25,7 +25,7 @@ _STATE = dict(replicate='every device holds the whole state',
 
 def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
               data: pipeline.Data, evals: Mapping[str, pipeline.Data],
-              model: nn.Module, state: step.State, trained: int,
+              model: interface.Model, state: step.State, trained: int,
               total_steps: int, paper_core_days: int | None) -> None:
   """Logs what is about to run, and writes the table of all parameters.
 

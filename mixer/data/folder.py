@@ -1,0 +1,170 @@
+"""Lists the image files of a folder that has a subfolder for each class."""
+import collections
+import os
+import pathlib
+
+import numpy as np
+
+from mixer.core import errors
+from mixer.core.log import log
+from mixer.data import listing
+from mixer.images import decode_pillow
+
+_ALIASES = {'val': 'validation', 'valid': 'validation'}
+_SKIPPED = ('__MACOSX', '@eaDir')   # left by macOS's zip and by Synology
+# Tiny-ImageNet lists its validation images in a file: name, class, box.
+_ANNOTATIONS = 'val_annotations.txt'
+_LAYOUT = ('expected PATH/train/CLASS/image.jpg, with PATH/validation and '
+           'PATH/test laid out in the same way, or just PATH/CLASS/image.jpg')
+
+
+def load(path: str) -> listing.Listing:
+  """Lists PATH/train/CLASS/... and other splits, or PATH/CLASS/... as 'train'.
+
+  Records are ordered by split, class, and path below PATH.
+
+  Raises:
+    UserError: if the folder is laid out in another way, a class is empty, or a
+      split has a class that training lacks.
+  """
+  root = listing.local(path)
+  if not os.path.isdir(root):
+    raise errors.UserError(f'data.name: no folder {root!r}; {_LAYOUT}')
+  ignored: collections.Counter[str] = collections.Counter()
+  found: list[tuple[int, str, int]] = []
+  sizes: dict[str, int] = {}
+  for split, where in _split_folders(root, ignored).items():
+    names, loose = _scan(where)
+    if split == 'train':
+      classes = dict(zip(names, range(len(names))))
+    if not classes:
+      raise errors.UserError(f'data.name: {where!r} has no class folders (and '
+                             f'{len(loose)} files); {_LAYOUT}')
+    # Tiny-ImageNet has val/images with a list of labels beside it, and
+    # test/images without labels.
+    if names and (names != ['images'] or 'images' in classes):
+      records = _labelled(root, where, names, classes, ignored)
+    elif _ANNOTATIONS in loose:
+      loose.remove(_ANNOTATIONS)
+      records = _annotated(root, where, names, classes, ignored)
+    else:
+      log.info('%r has no class folders, so its images have no labels: it is '
+               'left out', where)
+      continue
+    ignored.update(map(_suffix, loose))
+    found += sorted(records)
+    sizes[split] = len(records)
+  if ignored:
+    kinds = ', '.join(f'{n} {kind!r}' for kind, n in ignored.most_common(10))
+    log.info('%r: %d files are ignored because they are no images or are in no '
+             'class folder: %s', root, ignored.total(), kinds)
+  labels, paths, bytes_of = zip(*found)
+  return listing.make(
+      root, list(paths), np.array(labels, np.int32)[:, None], None,
+      tuple(classes), sizes, np.array(bytes_of))
+
+
+def _split_folders(root, ignored):
+  """{split: its folder}, in the order of the records."""
+  names, loose = _scan(root)
+  splits = [_ALIASES.get(name.lower(), name.lower()) for name in names]
+  tops = {s: os.path.join(root, names[splits.index(s)])
+          for s in listing.STORED if s in splits}
+  if not tops:
+    return {'train': root}   # its subfolders are the classes
+  if 'train' not in tops or any(splits.count(s) > 1 for s in tops):
+    given = [n for n, split in zip(names, splits) if split in tops]
+    raise errors.UserError(f"data.name: {root!r} has {given}: 'train' is "
+                           f'missing, or a split has two folders; {_LAYOUT}')
+  others = [n for n, split in zip(names, splits) if split not in tops]
+  if others:
+    log.info('%r: these folders are no splits and are ignored: %s', root,
+             others[:10])
+  ignored.update(map(_suffix, loose))
+  return tops
+
+
+def _labelled(root, where, names, classes, ignored):
+  """[(class, path, size)] of a split that has a folder for each class."""
+  records = []
+  for name in names:
+    inside = os.path.join(where, name)
+    if name not in classes:
+      raise errors.UserError(
+          f'data.name: {inside!r} is a class that training lacks; expected '
+          f'a class folder of training, such as {next(iter(classes))!r}')
+    of_class = _images(root, inside, ignored)
+    if not of_class:
+      raise errors.UserError(
+          f'data.name: the class folder {inside!r} holds no image; add files '
+          f"ending in one of {' '.join(decode_pillow.SUFFIXES)}, or remove the "
+          'folder')
+    records += [(classes[name], *image) for image in of_class]
+  return records
+
+
+def _annotated(root, where, names, classes, ignored):
+  """[(class, path, size)] of a split whose labels are in a list beside it."""
+  records, listed = [], os.path.join(where, _ANNOTATIONS)
+  inside = os.path.join(where, *names)
+  left = dict(_images(root, inside, ignored))
+  with listing.open_text(listed) as f:
+    for line, text in enumerate(f, 1):
+      name, label = (text.rstrip('\r\n').split('\t') + [''])[:2]
+      path = os.path.relpath(os.path.join(inside, name), root)
+      if label not in classes:
+        raise listing.wrong(listed, line, 'class', label,
+                            'a class folder of training')
+      if path not in left:
+        raise listing.wrong(listed, line, 'file', name,
+                            f'an image in {inside!r}, listed once')
+      records.append((classes[label], path, left.pop(path)))
+  ignored.update(map(_suffix, left))
+  return records
+
+
+def _images(root, inside, ignored):
+  """[(path relative to root, size)] of the images in a folder."""
+  # A link is not followed if it leads to a folder that the walk has visited or
+  # to a parent of one.
+  above = pathlib.PurePath(os.path.realpath(os.path.dirname(inside)))
+  seen = {os.path.realpath(root), *map(str, (above, *above.parents))}
+  found: list[tuple[str, int]] = []
+  if os.path.realpath(inside) in seen:
+    return found
+  seen.add(os.path.realpath(inside))
+  for at, folders, names in os.walk(inside, onerror=listing.cannot_read,
+                                    followlinks=True):
+    fresh: dict[str, str] = {}
+    for name in sorted(filter(_visible, folders)):
+      fresh.setdefault(os.path.realpath(os.path.join(at, name)), name)
+    folders[:] = [n for real, n in fresh.items() if real not in seen]
+    seen.update(fresh)
+    prefix = os.path.relpath(at, root)
+    for name in filter(_visible, names):
+      if _suffix(name) in decode_pillow.SUFFIXES:
+        found.append((f'{prefix}/{name}', _size(f'{at}/{name}')))
+      else:
+        ignored[_suffix(name)] += 1
+  return found
+
+
+def _scan(path):
+  """Names of the folders and of the files directly in a folder."""
+  _, folders, names = next(os.walk(path, onerror=listing.cannot_read))
+  return sorted(filter(_visible, folders)), list(filter(_visible, names))
+
+
+def _visible(name):
+  return not name.startswith('.') and name not in _SKIPPED
+
+
+def _size(path):
+  try:
+    return os.stat(path).st_size
+  except OSError:   # a broken link, which becomes a bad image when it is read
+    return -1
+
+
+def _suffix(path):
+  return os.path.splitext(path)[1].lower()

@@ -1,0 +1,229 @@
+"""Reads manifests: CSV or JSONL files that list images and their labels."""
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable
+from collections.abc import Iterator
+import csv
+import json
+import os
+import re
+import typing
+from typing import Any
+
+import numpy as np
+
+from mixer.core import errors
+from mixer.core.log import log
+from mixer.data import listing
+from mixer.data import source
+
+_MAX_CLASSES = 2**20   # a larger number is some kind of id, not a class
+_COLUMNS = ('path', 'label', 'labels', 'weights', 'split')
+_NUMBER, _NEGATIVE = re.compile('[0-9]{1,18}'), re.compile('-[0-9]+')
+_SPLIT = re.compile(r'[^\[\]+]+')   # names that `splits.select` can parse
+# Characters that no file name has: '\0' and surrogates, except for those that
+# stand for undecodable bytes.
+_NO_PATH = re.compile('[\0\ud800-\udc7f\udd00-\udfff]')
+
+
+class Row(typing.TypedDict):
+  """A row of a manifest.
+
+  Attributes:
+    path: as written.
+    labels: names or numbers of classes, as written.
+    weights: one for each label, or None.
+    split: 'train' unless the row gives another.
+    line: the number of its line, from 1.
+  """
+  path: str
+  labels: list[str | int]
+  weights: list[float] | None
+  split: str
+  line: int
+
+
+def load(path: str) -> listing.Listing:
+  """Lists the images of a manifest, with one or several labels each.
+
+  `classes` says what the classes are. Whether the image files exist is not
+  checked.
+
+  Raises:
+    UserError: if there are no rows, or `rows` refuses one.
+  """
+  table = list(rows(path))
+  path = listing.local(path)
+  if not table:
+    raise errors.UserError(f'data.name: {path!r} lists no images; expected a '
+                           'row for each image with its path and labels')
+  counts = collections.Counter(row['split'] for row in table)
+  sizes = {s: counts[s] for s in (*listing.STORED, *counts) if s in counts}
+  table.sort(key=lambda row: list(sizes).index(row['split']))
+  class_names, numbers = classes(path, table)
+  shape = len(table), max(len(row['labels']) for row in table)
+  labels, weights = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+  for record, row in enumerate(table):
+    of_row = [numbers[str(label)] for label in row['labels']]
+    if len(set(of_row)) < len(of_row):   # once by name and once by number, say
+      raise listing.wrong(path, row['line'], 'labels', row['labels'],
+                          'each class once')
+    labels[record, :len(of_row)] = of_row
+    weights[record, :len(of_row)] = row['weights'] or 1
+  weighted = any(row['weights'] is not None for row in table)
+  return listing.make(
+      os.path.dirname(path), [row['path'] for row in table], labels,
+      weights if weighted else None, class_names, sizes)
+
+
+def rows(path: str) -> Iterator[Row]:
+  """Yields the rows of a manifest one by one and checks each.
+
+  A CSV file has a header, and ';' between several labels or weights. A JSONL
+  file has an object on each line, with scalars or lists. Both have 'path' and
+  'labels' or 'label'; 'weights' and 'split' are optional.
+
+  Raises:
+    UserError: at the first row that is wrong, with its line.
+  """
+  path = listing.local(path)
+  read = {'.csv': _csv_rows, '.jsonl': _json_rows}.get(
+      os.path.splitext(path)[1].lower())
+  if read is None:
+    raise errors.UserError(f'data.name: {path!r} is not a manifest; expected '
+                           'the suffix .csv or .jsonl')
+  ignored: dict[str, None] = {}
+  with listing.open_text(path) as f:
+    for line, cells in read(path, f):
+      ignored.update((k, None) for k in cells if k not in _COLUMNS)
+      yield _row(path, line, cells)
+  if ignored:
+    log.info('%r: the columns %s are ignored (known: %s)', path,
+             list(ignored)[:10], ', '.join(_COLUMNS))
+
+
+def classes(path: str, table: Iterable[Row | dict[str, Any]]
+            ) -> tuple[tuple[str, ...], dict[str, int]]:
+  """Returns the class names of a manifest, and the class of each label.
+
+  The class names are those of a file classes.txt in the same folder, one on
+  each line. Without it, they are the numbers from 0 to the largest label if all
+  labels are numbers; otherwise they are the labels, sorted.
+
+  Args:
+    path: of the manifest.
+    table: rows with 'labels' and 'line'.
+
+  Returns:
+    (class names, {label as text: number of its class}).
+
+  Raises:
+    UserError: if classes.txt repeats a name, or a label is no class.
+  """
+  lines: dict[str, int] = {}   # the first line that has each label
+  for row in table:
+    for label in row['labels']:
+      lines.setdefault(str(label), row['line'])
+  beside = os.path.join(os.path.dirname(path), 'classes.txt')
+  if os.path.exists(beside):
+    with listing.open_text(beside) as f:
+      names = [text.strip() for text in f if text.strip()]
+    if len(set(names)) < len(names) or not names:
+      raise errors.UserError(f'{beside!r}: {len(names)} names, of which '
+                             f'{len(set(names))} are different; expected a '
+                             'different name for each class')
+  elif all(map(_NUMBER.fullmatch, lines)):
+    largest = max(lines, key=int)
+    if int(largest) >= _MAX_CLASSES:
+      raise listing.wrong(path, lines[largest], 'label', largest,
+                          f'a class number below {_MAX_CLASSES}, or a file '
+                          'classes.txt in the same folder')
+    names = list(map(str, range(int(largest) + 1)))
+  else:
+    names = sorted(lines)
+  numbers = dict(zip(names, range(len(names))))
+  for label, line in lines.items():
+    if label not in numbers:
+      if not _NUMBER.fullmatch(label) or int(label) >= len(names):
+        raise listing.wrong(path, line, 'label', label, f'a name in {beside!r} '
+                            f'or a number below {len(names)}')
+      numbers[label] = int(label)
+  return tuple(names), numbers
+
+
+def _csv_rows(path, f):
+  reader, header = csv.reader(f, strict=True), None
+  try:
+    for cells in filter(None, reader):   # an empty line has no cells
+      line = reader.line_num
+      if header is None:
+        header = [cell.strip() for cell in cells]
+        if ('path' not in header or not {'label', 'labels'} & set(header)
+            or len(set(header)) < len(header)):
+          raise listing.wrong(path, line, 'columns', header,
+                              "'path', 'labels' and optionally 'weights' and "
+                              "'split', each once")
+        continue
+      if len(cells) != len(header):
+        raise listing.wrong(path, line, 'row', cells,
+                            f'a cell for each of {header}')
+      row: dict[str, Any] = dict(zip(header, cells))
+      for key in {'label', 'labels', 'weights'} & set(row):
+        row[key] = row[key].split(';')
+      yield line, row
+  except csv.Error as e:
+    raise listing.wrong(path, reader.line_num, 'row', str(e), 'CSV') from e
+
+
+def _json_rows(path, f):
+  for line, text in enumerate(f, 1):
+    if text.strip():
+      try:
+        cells = json.loads(text)
+      except (ValueError, RecursionError):
+        cells = None
+      if not isinstance(cells, dict):
+        raise listing.wrong(path, line, 'row', text.strip(), 'a JSON object')
+      yield line, cells
+
+
+def _row(path, line, cells):
+  """A row as `rows` yields it."""
+  wrong = lambda *args: listing.wrong(path, line, *args)
+  name, split = cells.get('path'), cells.get('split') or 'train'
+  if not isinstance(name, str) or not name.strip() or _NO_PATH.search(name):
+    raise wrong('path', name, 'the path of an image file')
+  if not isinstance(split, str) or not _SPLIT.fullmatch(split.strip()):
+    raise wrong('split', split, "a name such as 'train'")
+  if 'label' in cells and 'labels' in cells:
+    raise wrong('label', cells['label'], "either 'label' or 'labels'")
+  labels = _several(cells.get('labels', cells.get('label')))
+  if not labels or len(labels) > source.MAX_LABELS:
+    raise wrong('number of labels', len(labels or ()),
+                f'1 to {source.MAX_LABELS}')
+  for label in labels:
+    if (type(label) not in (int, str) or not str(label)   # bool is an int
+        or _NEGATIVE.fullmatch(str(label))):
+      raise wrong('label', label, 'the name of a class or its number from 0')
+  if len(set(map(str, labels))) < len(labels):
+    raise wrong('labels', labels, 'each label once')
+  weights = _several(cells.get('weights'))
+  try:
+    weights = weights and [float(weight) for weight in weights]
+    good = weights is None or len(weights) == len(labels) and all(
+        0 <= weight <= 1 for weight in weights)
+  except (TypeError, ValueError, OverflowError):
+    good = False
+  if not good:
+    raise wrong('weights', weights, f"{len(labels)} in [0, 1], one for each "
+                "label, separated by ';' in CSV")
+  return Row(path=name, labels=labels, weights=weights, split=split.strip(),
+             line=line)
+
+
+def _several(value):
+  """A scalar or a list as a list; None if nothing was given."""
+  values = value if isinstance(value, list) else [value]
+  values = [v.strip() if isinstance(v, str) else v for v in values]
+  return None if values in ([None], ['']) else values

@@ -1,0 +1,15 @@
+"""The crops, interpolations and limits of image decoding: constants only.
+
+They have a module of their own so that a config can be checked without the
+code that decodes and resizes images.
+"""
+
+# Every crop, with the interpolation that it uses unless another is given.
+CROPS = dict(inception='bilinear', bit='bilinear', resmall='area',
+             resize_crop='bilinear', resize='bilinear')
+# The crops without randomness, which evaluation and prediction use.
+EVALUATION_CROPS = ('resmall', 'resize_crop', 'resize')
+INTERPOLATIONS = ('bilinear', 'bilinear_antialias', 'bicubic', 'area')
+MAX_PIXELS = 2**27   # a larger image is taken for a decompression bomb
+# 'resmall' first cuts an image to this ratio of its longer to its shorter side.
+MAX_ASPECT = 16
