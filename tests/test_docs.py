@@ -491,7 +491,7 @@ def test_marked_blocks_run_as_printed(page, shared, tmp_path):
     more = {f'FLAGS_{name}': ' '.join(block.settings(f'mixer.{name}')).replace(
         '$TINY', TINY) for name in COMMANDS}
     printed = run(block.code, folder, shared, block.kind, more)
-    for words_ in block.settings('prints'):
-      assert words_ in ' '.join(printed.split()), f'{block.place}\n{printed}'
+    for expected in block.settings('prints'):
+      assert expected in ' '.join(printed.split()), f'{block.place}\n{printed}'
   if missing:
     pytest.skip(f'not all blocks were run: {"; ".join(missing)}')
