@@ -45,10 +45,11 @@ if TYPE_CHECKING:
   from flax import linen as nn
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A file in configs/, and its argument after a colon. Gives '
-    'the network, the batch and the image size; with `input`, the data.')
+    'config', None, 'A file in configs/, with its argument after a colon. '
+    'Gives the network, the batch and the image size. input: gives the data.')
 _MODEL = flags.DEFINE_string('model', 'Mixer-B/16', 'Name of a network.')
-_BATCH = flags.DEFINE_integer('batch_size', 16, 'Images in a step.', 1)
+_BATCH = flags.DEFINE_integer(
+    'batch_size', 16, 'Images in a step. tpu: images per device.', 1)
 _IMAGE = flags.DEFINE_integer('image_size', 224, 'Side of an image in pixels.',
                               1)
 _PRECISION = flags.DEFINE_enum(

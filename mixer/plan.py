@@ -32,7 +32,7 @@ from mixer.core import errors
 from mixer.core import tables
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A file in configs/, and its argument after a colon. '
+    'config', None, 'A file in configs/, with its argument after a colon. '
     '--config.SECTION.KEY=VALUE changes a setting.', lock_config=True)
 _DEVICES = flags.DEFINE_integer(
     'devices', None, 'Number of devices. With --topology it may be fewer than '

@@ -22,7 +22,7 @@ from mixer.core import command
 from mixer.core import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A file in configs/, and its argument after a colon. '
+    'config', None, 'A file in configs/, with its argument after a colon. '
     '--config.SECTION.KEY=VALUE changes a setting.', lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of the experiment. The default is runs/ and '
