@@ -42,7 +42,7 @@ from mixer.core import errors
 from mixer.core import tables
 
 if TYPE_CHECKING:
-  from flax import linen as nn
+  from mixer.models import interface
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file in configs/, with its argument after a colon. '
@@ -234,7 +234,7 @@ def _show_estimate(out: Mapping[str, Any]) -> None:
 
 
 def _network(platform: str, precision: str | None = None
-             ) -> 'tuple[str, nn.Module, int, int | tuple[int, int]]':
+             ) -> 'tuple[str, interface.Model, int, int | tuple[int, int]]':
   """Returns the name, network, batch size and image size that the flags ask.
 
   Args:

@@ -19,6 +19,7 @@ import optax
 from mixer.analysis import step_speed
 from mixer.core import errors
 from mixer.images import augment
+from mixer.models import interface
 from mixer.models.grid import pair
 from mixer.models.mixer import MlpMixer
 
@@ -26,7 +27,7 @@ _TORCH = ('timm', 'timm_compiled')   # without and with torch.compile
 NAMES = ('big_vision', 'vision_transformer', *_TORCH)
 
 
-def make(name: str, mode: str, model: nn.Module, directory: str | None,
+def make(name: str, mode: str, model: interface.Model, directory: str | None,
          images: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
   """Returns a function that runs one step of a peer's network.
 

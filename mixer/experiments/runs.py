@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from flax import linen as nn
 import ml_collections
 
 from mixer.core import errors
@@ -51,7 +50,7 @@ def short(config: ml_collections.ConfigDict,
       run=dict(total_steps=total_steps, total_epochs=None, eval_every=0))
 
 
-def evaluate(config: ml_collections.ConfigDict, model: nn.Module,
+def evaluate(config: ml_collections.ConfigDict, model: interface.Model,
              params: Mapping[str, Any], image_size: int | tuple[int, int], *,
              batch_size: int | None = None) -> dict[str, float]:
   """Returns the metrics of a network on the evaluations of a config.
@@ -69,7 +68,7 @@ def evaluate(config: ml_collections.ConfigDict, model: nn.Module,
   return ask(params)
 
 
-def few_shot(config: ml_collections.ConfigDict, model: nn.Module,
+def few_shot(config: ml_collections.ConfigDict, model: interface.Model,
              params: Mapping[str, Any], image_size: int | tuple[int, int], *,
              train_split: str, test_split: str, shots: Sequence[int],
              seeds: int) -> dict[int, float]:
