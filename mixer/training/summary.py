@@ -45,8 +45,9 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
   say = log.info
   device, count = plan.mesh.devices.flat[0], trees.count(state.params)
   say('model    %s', title)
+  of_them = '' if trained == count else f', {trained:,} of them trained'
   say('         %s parameters%s; %.3g GFLOPs per image in a forward pass',
-      f'{count:,}', '' if trained == count else f', {trained:,} of them trained',
+      f'{count:,}', of_them,
       cost.forward_flops(model, settings.image_size) / 1e9)
   say('data     %s, split %s: %s images of %d classes', data.source.name,
       data.split.spec, f'{len(data):,}', data.source.num_classes)
