@@ -190,6 +190,6 @@ def test_few_shot_examples_that_are_tested_too_are_warned_of(
     test, warned, caplog):
   config = digits.get_config()
   config.fewshot = dict(few=dict(train='train', test=test, crop='resize'))
-  suite.open_splits(config, 8, training=False)
+  suite.open_evaluations(config, 8)
   assert any('50 of the 50' in record.getMessage()
              for record in caplog.records) == warned

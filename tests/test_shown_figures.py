@@ -111,7 +111,7 @@ def test_the_eta_is_for_the_steps_that_are_left(monkeypatch, caplog):
   with caplog.at_level('INFO', logger='mixer'):
     shown.metrics(6, {'train/loss': 1.0, 'train/accuracy': 0.5})
   line, = (record.getMessage() for record in caplog.records)
-  assert line.endswith('ETA 0:00:42') and 'step 6/20' in line
+  assert line.endswith('0:00:42 left') and 'step 6/20' in line
 
 
 # Plans.
