@@ -3,6 +3,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 import os
+import pathlib
 import types
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pictures
 
 SMALL, SIDE = 40, 24   # of `prepare_photos`
+COUNT, CLASSES = 61, 5   # of `draw_crops`
 # {split: its (key, example) pairs}. TFDS orders examples by a hash of the key.
 Splits = Mapping[str, Iterable[tuple[Any, Mapping[str, Any]]]]
 
@@ -113,6 +115,51 @@ def prepare_photos(data_dir: str) -> dict[str, dict[int, bytes]]:
       split: [(i, dict(image=file, label=i)) for i, file in of_split.items()]
       for split, of_split in files.items()})
   return files
+
+
+def draw_crops() -> list[tuple[bytes, int]]:
+  """Returns (encoded image, label) of COUNT photos of different sizes.
+
+  They are sorted by label; one of them is a PNG.
+  """
+  rng = np.random.default_rng(0)
+  return [(pictures.encode(
+      pictures.crop(i, *rng.integers(16, 48, 2), rng),
+      'PNG' if i == 7 else 'JPEG'), i * CLASSES // COUNT)
+          for i in range(COUNT)]
+
+
+def prepare_crops(data_dir: str, form: str, crops: Iterable[tuple],
+                  weighted: bool = False) -> dict[str, str]:
+  """Prepares the set 'crops', one split in three shards.
+
+  Args:
+    data_dir: directory of prepared sets.
+    form: 'tfrecord' or 'array_record'.
+    crops: (encoded image, label) or, if `weighted`, (encoded image, labels,
+      weights).
+    weighted: whether there are several labels with weights.
+
+  Returns:
+    What `pipeline.open_data` needs to open it.
+  """
+  tfds = offline()
+  features = image_features(COUNT if weighted else CLASSES)
+  if weighted:
+    label = features.pop('label')
+    features.update(labels=tfds.features.Sequence(label),
+                    weights=tfds.features.Sequence(np.float32))
+  prepare(data_dir, 'crops', features, dict(train=[
+      (i, dict(zip(features, example))) for i, example in enumerate(crops)]),
+          form=form)
+  return dict(name='crops', dir=data_dir)
+
+
+def shard_of(settings: Mapping[str, Any], number: int) -> pathlib.Path:
+  """Returns the path of a shard of the set 'crops'."""
+  path, = pathlib.Path(settings['dir']).glob(
+      f'crops/*/crops-train.*-{number:05d}-of-00003')
+  return path
 
 
 def _write(tfds, builder, shards):
