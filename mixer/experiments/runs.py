@@ -12,6 +12,7 @@ import ml_collections
 
 from mixer.core import errors
 from mixer.evaluation import suite
+from mixer.models import interface
 from mixer.training import assembly
 from mixer.training import run
 from mixer.training import sharding
