@@ -12,7 +12,6 @@ import small_networks
 
 from mixer import export as command
 from mixer import pretrained
-from mixer.core import cards
 from mixer.core import command as commands
 from mixer.core import errors
 from mixer.core import trees
