@@ -7,7 +7,7 @@ import pytest
 import small_networks
 
 from mixer.core import errors
-from mixer.images import eval_crops
+from mixer.images import options
 from mixer.pretrained import export
 from mixer.pretrained import export_check
 from mixer.pretrained import formats
@@ -91,7 +91,7 @@ def test_a_crop_with_weights_of_thirds_is_checked_with_its_doubtful_pixels(
 
 
 @pytest.mark.parametrize('size', ((36, 36), (72, 72), (60, 80), (33, 51)))
-@pytest.mark.parametrize('interpolation', eval_crops.INTERPOLATIONS)
+@pytest.mark.parametrize('interpolation', options.INTERPOLATIONS)
 def test_images_of_the_check_have_no_doubtful_pixel(size, interpolation):
   """So the tolerance is the same as without a crop."""
   network = small_networks.make(interpolation=interpolation)

@@ -10,6 +10,7 @@ from sklearn import datasets
 import small_networks
 
 from mixer.images import eval_crops
+from mixer.images import options
 from mixer.pretrained import export
 from mixer.pretrained import program
 
@@ -112,7 +113,7 @@ def test_a_program_with_input_size_crops_photos_as_evaluation_does(
 
 
 def test_the_crop_has_the_levels_of_evaluation_but_for_a_few_last_bits():
-  for interpolation in eval_crops.INTERPOLATIONS:
+  for interpolation in options.INTERPOLATIONS:
     network = small_networks.make((48, 40), interpolation=interpolation)
     maps = program.crop_maps(network, PHOTO.shape[:2])
     got = np.asarray(program.crop(PHOTO[None].astype(np.float32), *maps)[0])
