@@ -77,6 +77,16 @@ def test_precision_is_that_of_the_matrix_products(precision):
   assert set(dtypes) == {precision}
 
 
+@pytest.mark.parametrize('platform, dtype', (
+    ('cpu', 'float32'), ('gpu', 'bfloat16'), ('tpu', 'bfloat16')))
+def test_the_default_precision_is_that_of_the_platform(platform, dtype):
+  """Of the devices that the program is for, not of the machine that builds it.
+  """
+  config = tiny()
+  model = assembly.make_model(config, assembly.check(config), SOURCE, platform)
+  assert model.dtype == dtype
+
+
 # Data that the host decodes.
 
 
