@@ -109,7 +109,7 @@ def whole(source, split):
 def test_labels_follow_the_file_names(data_dir, real):
   """And not the order in which TFDS stored the images."""
   plain = sources.open_source('imagenet2012', data_dir=data_dir)
-  number = dict((file, label) for file, (label,) in whole(plain, 'validation'))
+  number = {file: label for file, (label,) in whole(plain, 'validation')}
   source = sources.open_source('imagenet2012', data_dir=data_dir, labels=real())
   found = whole(source, 'validation')
   assert [labels for _, labels in found] == [

@@ -133,7 +133,7 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
     raise errors.UserError(
         'augment.randaugment_layers: RandAugment needs images of 1 or 3 '
         f'channels, and these have {section["in_channels"]}; set it to 0')
-  return models.create(num_classes=classes, dtype=settings.dtype,
+  return models.create(num_classes=classes, dtype=settings.dtype_on(platform),
                        platform=platform, **section)
 
 

@@ -268,8 +268,9 @@ def _train(run: _Run, state: step.State,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
           batch_size=size,
           flops=size * cost.training_flops(run.model, settings.image_size),
-          devices=plan.mesh.size, spent=writer.spent, peak_flops=(
-              peak.flops_per_second(settings.dtype) * jax.process_count()))
+          devices=plan.mesh.size, spent=writer.spent,
+          peak_flops=jax.process_count() * peak.flops_per_second(
+              settings.dtype_on(plan.platform)))
       try:
         if first < total:
           return loop.train(state, job)[1]
