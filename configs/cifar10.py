@@ -1,18 +1,22 @@
-"""A small Mixer on CIFAR-10 from scratch, at 32x32 with 4x4 patches.
+"""Trains a small Mixer on CIFAR-10 from scratch: 32x32 pixels, 4x4 patches.
 
   python -m mixer.main --config=configs/cifar10.py --config.data.dir=$DATA_DIR
 
-The whole set lives on the device: the input costs nothing. 850 steps, about ten
-minutes of 2 cores, reach 52.1% top-1; the 100 epochs have not been run.
+A run of 850 steps takes 10 to 13 minutes on 2 CPU cores and reaches 52.4% top-1
+(RESULTS.md). The full recipe of 100 epochs has not been run.
 """
+import ml_collections
+
 from configs import recipe
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
   c = recipe.base()
   c.model.update(name='Mixer-S/4', hidden_dim=128, num_blocks=8,
                  tokens_mlp_dim=64, channels_mlp_dim=512,
                  stochastic_depth=0.1)
+  # The whole training set lives in device memory, so that no step waits for
+  # the host.
   c.data.update(name='cifar10', on_device=True, crop='resize')
   c.augment.update(flip=True, pad_crop=4)
   c.loss.label_smoothing = 0.1

@@ -1,4 +1,4 @@
-"""Fine-tuning as in the paper (appendix C, which takes up ViT's recipe).
+"""Fine-tunes pre-trained weights as in appendix C of the paper (ViT's recipe).
 
   python -m mixer.main --config=configs/finetune.py:b16,cifar10 \\
     --config.data.dir=$DATA_DIR
@@ -6,33 +6,42 @@
   python -m mixer.study sweep --config=configs/finetune.py:b16,cifar10 \\
     --config.data.dir=$DATA_DIR
 
-Argument MODEL,DATASET (default b16,cifar10). MODEL: s32 s16 b32 b16 l32 l16
-h14. ImageNet-21k weights are released for b16 and l16 only; the others take
---config.start.weights=WORKDIR, or a file. DATASET: imagenet2012, cifar10,
-cifar100, oxford_iiit_pet, oxford_flowers102, folder=PATH or manifest=PATH of
-your own images, or vtab-TASK for the 19 tasks of VTAB-1k (TASKS below).
+The config takes an argument, MODEL,DATASET, after a colon (default
+b16,cifar10):
 
-SGD with momentum 0.9, clipping at 1, batches of 512, cosine to 0, no weight
-decay, softmax, a new head that starts at zero. Images are resized to a square
-of 8/7 of the size and cropped at random, and mirrored. The paper states neither
-the warm-up (here that of the official code) nor the crop (here BiT's).
+  MODEL    s32, s16, b32, b16, l32, l16 or h14. Only b16 and l16 have released
+           ImageNet-21k weights. The others need --config.start.weights=WORKDIR
+           (or a file).
+  DATASET  imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102;
+           folder=PATH or manifest=PATH for your own images; or vtab-TASK for
+           one of the 19 tasks of VTAB-1k (see TASKS below).
 
-The paper picks each learning rate from a grid on held-out training images:
-`mixer.study sweep` does that, with the `sweep` section, which plain training
-ignores; without it the rate is the official code's 0.03, on VTAB ViT's 0.01.
-The paper has means of 3 runs: --config.run.seed=1 is another.
+Training. SGD with momentum 0.9, gradient clipping at 1, batches of 512, softmax
+loss, cosine decay to 0, no weight decay, and a new head that starts at zero.
+Each image is resized to a square of 8/7 of the image size, cropped at random
+and randomly mirrored. The paper does not state the warm-up, which is the
+official code's here, or the crop, which is BiT's.
 
-Evaluation is the paper's table 2: the whole image to 8/7 of the size, then the
-centre. Its table 3 resizes the shorter side instead:
---config.evals.test.crop=resmall; for ImageNet and your own images the name is
-validation, not test. Table 2 is at 448 pixels: --config.run.image_size=448 (the
-weights are enlarged), where --config.run.micro_batches=8 saves memory. VTAB is
-at 448 except for images of less than 96x96 pixels, and is tested once, at the
-end.
+Learning rate. The paper tries a grid of rates on held-out training images.
+`mixer.study sweep` does this; its settings are the `sweep` section, which
+mixer.main ignores. Without a sweep the rate is 0.03, as in the official code,
+and 0.01 for VTAB, as in ViT. The paper reports means of 3 runs; add
+--config.run.seed=1 for another one.
 
-Your own images are tested on their validation split; if they have none, on
-every tenth. A sweep chooses by the same images, so that its final score is a
-little too good: hold out others for an honest one.
+Evaluation. As in table 2 of the paper, the whole image is resized to a square
+of 8/7 of the image size, and the centre is cropped. For table 3, which resizes
+the shorter side, add --config.evals.test.crop=resmall. The evaluation is called
+`validation` instead of `test` for imagenet2012 and your own images. Table 2
+uses 448 pixels: --config.run.image_size=448 enlarges the weights, and
+--config.run.micro_batches=8 saves memory. VTAB uses 448 pixels, or 224 where
+the images are smaller than 96x96, and is evaluated once, at the end.
+
+Your own images are evaluated on their validation split, or on every tenth image
+if they have none. A sweep chooses the learning rate on these images too, so its
+final score is slightly too good. Hold out other images for an unbiased score.
+
+The README lists the accuracy and the cost that the paper reports. This code
+has not been run at that scale yet.
 """
 import ml_collections
 
@@ -43,10 +52,10 @@ MODELS = {'s32': 'Mixer-S/32', 's16': 'Mixer-S/16', 'b32': 'Mixer-B/32',
           'h14': 'Mixer-H/14'}
 RELEASED = ('b16', 'l16')
 
-# Steps (ViT, https://arxiv.org/abs/2010.11929, table 4), percent of the
-# training images that learning rates are tried on (the rest judges them),
-# splits of training, split of evaluation. The paper counts 2k Flowers, which
-# are both its splits of 1,020.
+# For each data set: steps (table 4 of ViT, https://arxiv.org/abs/2010.11929),
+# percentage of the training images that a sweep trains on (the rest selects the
+# learning rate), training splits, evaluation split. The paper trains on 2k
+# images of Flowers: these are its two splits of 1,020 images.
 DATASETS = {
     'imagenet2012': (20_000, 99, ('train',), 'validation'),
     'cifar10': (10_000, 98, ('train',), 'test'),
@@ -57,9 +66,11 @@ DATASETS = {
 OWN = ('folder', 'manifest')
 RATES, VTAB_RATES = (0.003, 0.01, 0.03, 0.06), (0.003, 0.01, 0.03)
 
-# The tasks of VTAB-1k, each with what differs: 'small', images of less than
-# 96x96 pixels; 'noflip', 'nocrop' (BiT, https://arxiv.org/abs/1912.11370,
-# appendix F). What is not cropped in training is shown whole in evaluation.
+# For each VTAB-1k task, what differs from the default. 'small': its images have
+# fewer than 96x96 pixels, so the run uses 224 pixels. 'noflip' and 'nocrop':
+# the task leaves out an augmentation that would change its labels (BiT,
+# https://arxiv.org/abs/1912.11370, appendix F). 'nocrop' also turns off the
+# crop in evaluation.
 TASKS = {
     'caltech101': '', 'cifar100': 'small', 'dtd': '', 'oxford_flowers102': '',
     'oxford_iiit_pet': '', 'sun397': '', 'svhn': 'small',
@@ -72,11 +83,16 @@ TASKS = {
 }
 
 
-def get_config(argument='b16,cifar10'):
+def get_config(argument: str = 'b16,cifar10') -> ml_collections.ConfigDict:
+  """Returns the config for 'MODEL,DATASET'.
+
+  Raises:
+    ValueError: if the model or the data set is unknown.
+  """
   model, _, dataset = argument.partition(',')
   kind, _, path = dataset.partition('=')
   vtab, _, task = dataset.partition('-')
-  own = kind in OWN and path
+  own = kind in OWN and bool(path)
   if model not in MODELS or not (own or dataset in DATASETS or (
       vtab == 'vtab' and task in TASKS)):
     raise ValueError(
@@ -87,7 +103,8 @@ def get_config(argument='b16,cifar10'):
   c = recipe.base()
   name = MODELS[model]
   c.model.name = name
-  # Of the others '' is refused with a remedy, unless something is given.
+  # The empty string makes a run stop with an explanation unless the user sets
+  # start.weights; None would train from scratch.
   c.start.update(weights=f'{name}-imagenet21k' if model in RELEASED else '',
                  dont_load='head/.*')
   c.optimizer.momentum_dtype = 'bfloat16'   # as in the official code
@@ -103,8 +120,8 @@ def get_config(argument='b16,cifar10'):
   return c
 
 
-def _usual(c, dataset):
-  """A data set by its name in TFDS."""
+def _usual(c: ml_collections.ConfigDict, dataset: str) -> None:
+  """Sets what a TFDS data set in DATASETS needs."""
   steps, percent, parts, test = DATASETS[dataset]
   c.data.update(name=dataset, split='+'.join(parts))
   c.evals = {test: recipe.evaluation(test, crop='resize_crop')}
@@ -113,18 +130,23 @@ def _usual(c, dataset):
                    dev='+'.join(f'{p}[{percent}%:]' for p in parts))
 
 
-def _own(c, name):
-  """Somebody's image files."""
+def _own(c: ml_collections.ConfigDict, name: str) -> None:
+  """Sets what the user's own images need."""
   c.data.name = name
   c.evals.validation = recipe.evaluation('validation', crop='resize_crop')
   _length(c, 500)
   c.checkpoint.best = 'eval/validation/accuracy'
-  # Not the end of 'train': folders lie class by class.
+  # The sweep cannot hold out the end of 'train': folders are read class by
+  # class, so it would hold only the last classes.
   c.sweep = _sweep(RATES, train='train', dev='validation')
 
 
-def _vtab(c, task):
-  """800 images to train on and 200 to choose by, then all 1,000."""
+def _vtab(c: ml_collections.ConfigDict, task: str) -> None:
+  """Sets what a VTAB-1k task needs.
+
+  A sweep trains on 800 images and chooses on 200. The final run trains on all
+  1,000.
+  """
   differs = TASKS[task].split()
   whole = 'nocrop' in differs
   c.data.update(name=f'vtab:{task}', split='train800val200',
@@ -138,8 +160,8 @@ def _vtab(c, task):
   c.sweep = _sweep(VTAB_RATES, train='train800', dev='val200')
 
 
-def _length(c, steps):
-  """Steps, and the periods that go with them."""
+def _length(c: ml_collections.ConfigDict, steps: int) -> None:
+  """Sets the number of steps, and the warm-up and the periods to match."""
   short = steps == 500
   c.schedule.update(learning_rate=0.03, warmup_steps=100 if short else 500)
   c.run.update(total_steps=steps, log_every=10 if short else 50,
@@ -147,8 +169,9 @@ def _length(c, steps):
   c.checkpoint.every = 100 if short else 500
 
 
-def _sweep(rates, *, train, dev):
-  """What `mixer.study sweep` is told, and training ignores."""
+def _sweep(rates: tuple[float, ...], *, train: str,
+           dev: str) -> ml_collections.ConfigDict:
+  """Returns the settings of `mixer.study sweep`, which training ignores."""
   return ml_collections.ConfigDict(dict(
       learning_rates=rates, train=train, dev=dev,
       metric='eval/dev/accuracy'))

@@ -1,18 +1,23 @@
-"""Mixer-H/14, pre-training (432.4M parameters with 1,000 classes).
+"""Pre-trains Mixer-H/14 (432.4M parameters with 1,000 classes).
 
   python -m mixer.main --config=configs/mixer_h14.py --config.data.dir=$DATA_DIR
 
-Argument DATASET[,RECIPE]: imagenet2012 (default), imagenet21k or jft; sgd
-(default) or adam, the paper's table 4. The learning rate of `sgd` is unproven
-at ImageNet scale.
+The argument is DATASET[,RECIPE], as in mixer_h14.py:imagenet21k,adam. DATASET
+is imagenet2012 (default), imagenet21k or jft. RECIPE is sgd (default), whose
+learning rate has not been tested at ImageNet scale, or adam, the paper's.
 
-The paper, with Adam, ImageNet top-1 at 224 after fine-tuning: 86.32% from jft
-(1.01k TPUv3 core-days).
-It has no row for this scale on imagenet2012 and imagenet21k: those settings
-are L's.
+ImageNet top-1 at 224 pixels, and training cost (the paper, table 3, with Adam):
+
+  jft           86.32%  1,010 TPUv3 core-days
+
+The network was fine-tuned on ImageNet before this evaluation.
+The paper has no settings for this scale on imagenet2012 and imagenet21k; this
+config uses those of scale L there.
 """
+import ml_collections
+
 from configs import recipe
 
 
-def get_config(argument=''):
+def get_config(argument: str = '') -> ml_collections.ConfigDict:
   return recipe.pretrain('Mixer-H/14', argument)

@@ -1,25 +1,36 @@
 #!/usr/bin/env bash
 # usage: launch/gke.sh [COMMAND] --name=NAME [FLAGS] [-- ARGS]
 #
-# Trains on a slice of TPUs in GKE, as a JobSet from launch/gke_jobset.yaml, in
-# the cluster that kubectl speaks to. COMMAND is one of
-#   run        (default) start `python -m mixer.main ARGS` on every host of the
-#              slice; the cluster starts it again when it was stopped or crashed
-#   log        follow the log of the first host
-#   delete     let the run save and end, and delete it. The same `run` goes on
-#              from its checkpoint; it is also what changed flags need.
-# FLAGS:
-#   --namespace=NAME    default: kubectl's own
-#   --dry-run           print the command and the JobSet, and call nothing
-# and of run:
-#   --image=IMAGE       with this repository as its folder; see below
+# Trains on a slice of TPUs in Google Kubernetes Engine (GKE), as a JobSet made
+# from launch/gke_jobset.yaml. COMMAND is one of
+#   run     (default) run `python -m mixer.main ARGS` on every host of the
+#           slice. The cluster restarts it when it was stopped or has crashed.
+#   log     follow the log of the first host
+#   delete  make the run save and end, and delete the JobSet. The same `run`
+#           command then resumes from the checkpoint. Delete the JobSet before
+#           you change its flags.
+#
+# Prerequisites:
+#   * kubectl, set to the cluster: gcloud container clusters get-credentials
+#   * JobSet 0.6 or newer in the cluster: https://jobset.sigs.k8s.io
+#   * a node pool with the accelerator and the topology of the flags below
+#   * a container image that the nodes can pull, with this repository as its
+#     working directory; a Dockerfile stands below
+#   * a Kubernetes service account that may read the data and write the workdir
+#     in the bucket (Workload Identity Federation for GKE)
+# Flags:
+#   --name=NAME         name of the JobSet
+#   --namespace=NAME    default: the one that kubectl is set to
+#   --dry-run           print the command and the JobSet, and run nothing
+#   -h, --help          print this help
+# Flags of run:
+#   --image=IMAGE       the container image
 #   --accelerator=NAME  such as tpu-v5-lite-podslice, tpu-v6e-slice, tpu7x
-#   --topology=AxB      such as 4x4, or 2x2x4
+#   --topology=AxB      chips of the slice, such as 4x4 or 2x2x4
 #   --hosts=N           hosts of the slice: 4x4 chips, 4 on a host, are 4 hosts
 #   --chips=N           chips on each host, default 4
-#   --account=NAME      service account, which may write the bucket; default:
-#                       default
-#   --restarts=N        how often all is started again, default 100
+#   --account=NAME      the service account; default: the one called default
+#   --restarts=N        how many restarts to allow, default 100
 # Example:
 #   launch/gke.sh --name=mixer --image=REGION-docker.pkg.dev/PROJECT/mixer/v1 \
 #     --accelerator=tpu-v5-lite-podslice --topology=4x4 --hosts=4 -- \
@@ -38,7 +49,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 me=launch/gke.sh
 source launch/shell.sh
 
-# Puts $2 for every {{$1}} of `text`.
+# Replaces every {{$1}} in `text` by $2.
 fill() {
   local left=$text
   text=
@@ -49,7 +60,8 @@ fill() {
   text+=$left
 }
 
-# "$@" as YAML's strings, without the first and the last double quote.
+# Prints "$@" as strings of a YAML list, without the first and the last double
+# quote, which the template has.
 strings() {
   local word line='' i character
   for word in "$@"; do
@@ -60,7 +72,7 @@ strings() {
       '"' | \\) line+="\\$character" ;;
       $'\n') line+='\n' ;;
       $'\t') line+='\t' ;;
-      # Kubernetes would put a variable for $(NAME).
+      # Kubernetes would replace $(NAME) by a variable; $$ prevents that.
       '$') [[ ${word:i+1:1} == '(' ]] && line+='$$' || line+='$' ;;
       *) line+=$character ;;
       esac
@@ -69,9 +81,10 @@ strings() {
   echo "${line:4}"
 }
 
+# Prints the JobSet for the flags "$@" of mixer.main.
 jobset() {
   local text
-  text=$(sed '1,/^# and a node pool/d' launch/gke_jobset.yaml)
+  text=$(sed '/^#/d' launch/gke_jobset.yaml)
   fill NAME "$name"
   fill ACCOUNT "$account"
   fill ACCELERATOR "$accelerator"
@@ -88,30 +101,20 @@ kube() {
   call kubectl "$@" ${namespace:+"--namespace=$namespace"}
 }
 
-# Fails unless the variable $1 matches $2; $3 says what it should be.
-expect() {
-  local value=${!1}
-  [[ -n $value ]] || fail "--$1=${3%% *} is missing; see $me --help"
-  [[ $value =~ ^($2)$ ]] || fail "--$1 is '$value'; expected $3"
-}
-
 run() {
-  [[ $# -gt 0 ]] || fail "mixer.main's flags are missing; give them after --"
-  expect image '[^[:space:]]+' 'IMAGE of a container'
-  expect accelerator '[a-z0-9-]+' 'NAME such as tpu-v6e-slice'
-  expect topology '[1-9][0-9]*(x[1-9][0-9]*)+' 'AxB such as 4x4'
-  expect hosts '[1-9][0-9]*' 'N, a number'
-  expect chips '[1-9][0-9]*' 'N, a number'
-  expect restarts '[0-9]+' 'N, a number'
+  need_main_flags "$@"
+  expect image '[^[:space:]]+' 'a container image'
+  expect accelerator '[a-z0-9-]+' 'a name such as tpu-v6e-slice'
+  expect topology '[1-9][0-9]*(x[1-9][0-9]*)+' 'AxB, such as 4x4'
+  expect hosts "$POSITIVE" 'a number'
+  expect chips "$POSITIVE" 'a number'
+  expect restarts "$WHOLE" 'a number'
   local all=$((${topology//x/ * }))
   [[ $all == $((hosts * chips)) ]] ||
-    fail "--topology=$topology has $all chips, --hosts=$hosts with" \
+    fail "--topology=$topology has $all chips, but --hosts=$hosts with" \
       "--chips=$chips each have $((hosts * chips))"
-  expect account '[a-z0-9]([a-z0-9.-]*[a-z0-9])?' 'NAME of a service account'
-  if [[ "$*" != *--workdir?gs://* ]]; then
-    echo "note: the disk of a container goes with it; keep the run with" \
-      "--workdir=gs://BUCKET/DIR" >&2
-  fi
+  expect account '[a-z0-9]([a-z0-9.-]*[a-z0-9])?' 'the name of an account'
+  note_without_bucket 'a container loses its disk when it ends' "$@"
   if [[ $dry_run == yes ]]; then
     kube apply --filename=-
     jobset "$@"
@@ -133,13 +136,11 @@ flags 'name namespace image accelerator topology hosts chips account restarts' \
   "$@"
 set -- "${rest[@]+"${rest[@]}"}"
 
-case $command in
-run | log | delete)
-  # Of 63 characters the JobSet wants 10 for the names of its pods.
-  expect name '[a-z]([a-z0-9-]{0,50}[a-z0-9])?' \
-    'NAME of at most 52 small letters, digits and -'
-  ;;
-esac
+check_command run log delete
+# A pod name has at most 63 characters; JobSet adds 10 to the name.
+expect name '[a-z]([a-z0-9-]{0,50}[a-z0-9])?' \
+  'a name of at most 52 lower-case letters, digits and -'
+
 case $command in
 run) run "$@" ;;
 log)
@@ -147,6 +148,4 @@ log)
 ,batch.kubernetes.io/job-completion-index=0"
   ;;
 delete) kube delete jobset "$name" ;;
-help) usage ;;
-*) fail "COMMAND is '$command', not run, log or delete; see $me --help" ;;
 esac

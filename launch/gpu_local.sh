@@ -1,23 +1,34 @@
 #!/usr/bin/env bash
 # usage: launch/gpu_local.sh [FLAGS] [--] FLAGS OF mixer.main
 #
-# Trains on the NVIDIA GPUs of this machine, and starts a run again that was
-# stopped or has crashed. The first call makes .venv from
-# launch/requirements-cuda.txt, for drivers from 580 on; REQUIREMENTS=FILE names
-# other pins, PYTHON=python3.12 the interpreter.
-#   launch/gpu_local.sh --config=configs/mixer_b16.py --config.data.dir=/data
-# FLAGS:
-#   --processes=N  default 1, which has all the GPUs; of several, process I has
-#                  GPU I alone. `gpus` is as many as there are GPUs.
-#   --dry-run      print the commands, and run none of them
-# CUDA_VISIBLE_DEVICES=2,3 leaves the other GPUs alone. JAX_PLATFORMS=cpu puts
-# the processes on the CPU, to try on any machine how several work together.
+# Trains on the NVIDIA GPUs of this machine, and restarts a run that was stopped
+# or has crashed. The first call makes .venv.
 #
-# Of several processes the output of process 0 is shown, that of the others goes
-# to files. When one ends, the others have GRACE_SECONDS=60 to end too and are
-# then killed. All are started again, or not, by the code of the first that
-# failed, as launch/restart.sh --help says. TERM or Ctrl-C lets all save, and
-# then exits with 42; a second Ctrl-C does not wait for that.
+# Prerequisites: Linux; an NVIDIA driver of version 580 or newer; Python 3.11,
+# 3.12 or 3.13 with its venv module.
+# Flags:
+#   --processes=N     number of processes, default 1. One process uses all GPUs;
+#                     of several, process I uses GPU I.
+#   --processes=gpus  one process for each GPU
+#   --dry-run         print the commands instead of running them
+#   -h, --help        print this help
+# Environment variables:
+#   CUDA_VISIBLE_DEVICES=2,3  use only these GPUs
+#   JAX_PLATFORMS=cpu         use the CPU, to try several processes anywhere
+#   REQUIREMENTS=FILE         packages to install; default:
+#                             launch/requirements-cuda.txt
+#   PYTHON=python3.12         the interpreter
+#   RESTART_SECONDS=10        pause before a restart
+#   GRACE_SECONDS=60          see below
+# Example:
+#   launch/gpu_local.sh --config=configs/mixer_b16.py --config.data.dir=/data
+#
+# With several processes, the output of process 0 is shown and that of the
+# others goes to files. When a process ends, the others have GRACE_SECONDS to
+# end too; then they are killed. The exit code of the first process that failed
+# decides whether all are restarted (see launch/restart.sh --help). TERM or
+# Ctrl-C makes all save, and the script exits with 42. A second Ctrl-C kills
+# them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 me=launch/gpu_local.sh
@@ -28,24 +39,25 @@ GRACE_SECONDS=${GRACE_SECONDS:-60}
 python=.venv/bin/python
 logs=LOGS devices=()
 
-# Sets `words`, the command of process $1, who meets the others on port $2.
-words_of() {
+# Sets `words` to the command of process $1, which meets the others on port $2.
+set_words() {
   words=(env)
   if [[ ${#devices[@]} -gt 0 ]]; then
     words+=("CUDA_VISIBLE_DEVICES=${devices[$1]}")
   fi
-  # gRPC would go to a proxy even for the loopback.
+  # Without no_grpc_proxy, gRPC uses a proxy even for the loopback address.
   words+=(no_grpc_proxy=127.0.0.1 "$python" -m mixer.main "${arguments[@]}"
     "--coordinator=127.0.0.1:$2" "--num_processes=$processes"
     "--process_id=$1")
 }
 
-# Runs `words` as process $1 and tells on fd 8 how it ended. Signals go to this
-# shell's whole process group: the program heeds them, the shell waits for it.
-member() {
+# Runs `words` as process $1 and writes its number and exit code to fd 8.
+# run_group sends TERM to the whole process group: the program handles it, and
+# this shell only waits. bash reports a killed child on its stderr, so that goes
+# to /dev/null, and the program's own stderr goes through fd 7.
+run_process() {
   local end=0
   trap : TERM
-  # bash's own word on a child that was killed goes to /dev/null.
   if [[ $1 == 0 ]]; then
     { "${words[@]}" 2>&7 7>&- 8>&-; } 7>&2 2>/dev/null || end=$?
   else
@@ -54,9 +66,10 @@ member() {
   echo "$1 $end" >&8
 }
 
-# Runs all the processes; exits with the code of the first that failed.
-group() {
-  local port i end members=() first='' deadline='' asked=no told=no
+# Runs all processes and exits with the code of the first that failed. TERM
+# tells all to save and end. USR1 kills them.
+run_group() {
+  local port i end members=() first='' deadline='' stop=no stop_sent=no
   port=$("$python" -c 'import socket
 with socket.socket() as s:
   s.bind(("127.0.0.1", 0))
@@ -65,26 +78,26 @@ with socket.socket() as s:
   mkfifo "$logs/ends"
   exec 8<>"$logs/ends"
   set -m
-  trap 'asked=yes' TERM
+  trap 'stop=yes' TERM
   trap 'deadline=$SECONDS' USR1
   for ((i = 0; i < processes; i++)); do
-    words_of "$i" "$port"
-    member "$i" &
+    set_words "$i" "$port"
+    run_process "$i" &
     members[i]=$!
   done
   while [[ ${#members[@]} -gt 0 ]]; do
-    if [[ $asked == yes && $told == no ]]; then
-      told=yes
-      signal TERM "${members[@]}"
+    if [[ $stop == yes && $stop_sent == no ]]; then
+      stop_sent=yes
+      signal_groups TERM "${members[@]}"
     elif read -r -t 1 -u 8 i end; then
       unset "members[i]"
       deadline=${deadline:-$((SECONDS + GRACE_SECONDS))}
       if [[ $end != 0 && -z $first ]]; then
         first=$end
-        why "$i" "$end" >"$logs/why"
+        describe_failure "$i" "$end" >"$logs/why"
       fi
     elif [[ -n $deadline && $SECONDS -ge $deadline ]]; then
-      signal KILL "${members[@]}"
+      signal_groups KILL "${members[@]}"
       first=${first:-137}
       break
     fi
@@ -92,21 +105,24 @@ with socket.socket() as s:
   exit "${first:-0}"
 }
 
-signal() {
+# Sends the signal $1 to the process groups from $2 on.
+signal_groups() {
   local pid
   for pid in "${@:2}"; do
     kill "-$1" -- "-$pid" 2>/dev/null || true
   done
 }
 
-why() {
+# Prints that process $1 ended with the code $2, and where its output is.
+describe_failure() {
   local name='' where=''
   [[ $2 -le 128 ]] || name=$(kill -l "$(($2 - 128))" 2>/dev/null || true)
   [[ $1 == 0 ]] || where=", see $logs/$1.log"
   echo "process $1 of $processes exited with $2${name:+ ($name)}$where"
 }
 
-how_it_ended() {
+# Replaces the function of restart.sh.
+describe_exit() {
   if [[ $1 != 0 && $1 != 42 && -s $logs/why ]]; then
     cat "$logs/why"
   else
@@ -114,7 +130,7 @@ how_it_ended() {
   fi
 }
 
-# The names of this machine's GPUs, one a line.
+# Prints the names of this machine's GPUs, one a line.
 gpus() {
   if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
     echo "${CUDA_VISIBLE_DEVICES//,/$'\n'}"
@@ -123,11 +139,12 @@ gpus() {
   fi
 }
 
-# Sets `devices`, a GPU for each of several processes.
-share_gpus() {
+# Sets `devices` to one GPU for each process, and `processes` if it is `gpus`.
+assign_gpus() {
   if [[ ${JAX_PLATFORMS:-} == cpu ]]; then
     [[ $processes != gpus ]] ||
-      fail "--processes=gpus: JAX_PLATFORMS=cpu leaves no GPUs; give a number"
+      fail "--processes=gpus needs GPUs, but JAX_PLATFORMS=cpu hides them;" \
+        "expected a number"
     return
   fi
   local asked=$processes
@@ -138,52 +155,50 @@ share_gpus() {
     mapfile -t devices < <(seq 0 "$((processes - 1))")
   fi
   [[ $processes -gt 0 && $processes -le ${#devices[@]} ]] ||
-    fail "--processes=$asked: this machine has ${#devices[@]} GPUs, as" \
-      "CUDA_VISIBLE_DEVICES or nvidia-smi tell; JAX_PLATFORMS=cpu needs none"
+    fail "--processes=$asked: this machine has ${#devices[@]} GPUs, according" \
+      "to CUDA_VISIBLE_DEVICES or nvidia-smi; JAX_PLATFORMS=cpu needs none"
 }
 
 # ---- The command line.
 
 processes=1
+# The first argument that is no flag of this launcher belongs to mixer.main.
 other() {
-  return 1   # mixer.main's own begin here
+  return 1
 }
 flags processes "$@"
 set -- "${rest[@]+"${rest[@]}"}"
-[[ $# -gt 0 ]] || fail "mixer.main's flags are missing; see $me --help"
-[[ $processes == gpus || $processes =~ ^[1-9][0-9]*$ ]] ||
-  fail "--processes is '$processes'; expected a number or gpus"
-[[ $processes == 1 ]] || share_gpus
+need_main_flags "$@"
+expect processes "gpus|$POSITIVE" 'a number or gpus'
+[[ $processes == 1 ]] || assign_gpus
 
 arguments=("$@")
 pins=launch/requirements-cuda.txt
 [[ ${JAX_PLATFORMS:-} != cpu ]] || pins=requirements.txt
-REQUIREMENTS=${REQUIREMENTS:-$pins}
+set_up_venv "$pins"
 
 if [[ $dry_run == yes ]]; then
-  quoted env "REQUIREMENTS=$REQUIREMENTS" launch/venv.sh
   if [[ $processes == 1 ]]; then
     quoted "$python" -m mixer.main "$@"
     exit
   fi
   for ((i = 0; i < processes; i++)); do
-    words_of "$i" PORT
+    set_words "$i" PORT
     quoted "${words[@]}"
   done
   exit
 fi
 
-source launch/venv.sh
-make_venv
 if [[ $processes == 1 ]]; then
   restart "$python" -m mixer.main "$@"
 else
   logs=$(mktemp -d "${TMPDIR:-/tmp}/mlp-mixer.XXXXXX")
   again="starting all $processes again"
-  kill_off() {
-    kill -USR1 "$1" 2>/dev/null || true   # `group` kills its processes
+  # Replaces the function of restart.sh: run_group kills its processes.
+  kill_child() {
+    kill -USR1 "$1" 2>/dev/null || true
   }
   echo "the output of processes 1 to $((processes - 1)) goes to $logs"
-  restart group
+  restart run_group
 fi
 exit "$code"

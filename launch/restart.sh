@@ -1,59 +1,72 @@
 #!/usr/bin/env bash
 # usage: launch/restart.sh COMMAND [ARGS]
 #
-# Runs COMMAND, which is mixer.main or starts it, and starts it again when it
-# exits with 42 (told to stop, and saved) or above 126 (killed, crashed, a peer
-# lost). Any other code ends this script too, and so does the fifth crash in a
-# row within five minutes of a start, which will not mend by itself. TERM, INT
-# and HUP are passed on, once and as TERM; what COMMAND then ends with, having
-# saved, is the exit code. A second Ctrl-C does not wait for that. One line says
-# why it ended:
+# Runs COMMAND, which is mixer.main or starts it, and runs it again when it
+# exits with 42 (it was told to stop, and saved) or above 126 (it was killed, it
+# crashed, or it lost a peer process). Any other exit code ends this script too.
+# So does the fifth crash in a row within five minutes of the start, because
+# another restart would not help. The exit code is that of COMMAND. A line on
+# standard output reports each end:
 #   mixer.main exited with 134: starting it again
-# RESTART_SECONDS=10 is the pause before a start. The other launchers source
-# this file after shell.sh, call `restart COMMAND` and find the code in `code`.
+#
+# TERM, INT (Ctrl-C) and HUP make COMMAND save and exit: it gets TERM once, and
+# the script waits for it. A second Ctrl-C kills it.
+#
+# Prerequisites: what COMMAND needs. Environment variable:
+#   RESTART_SECONDS=10  pause before a restart
+# Flags:
+#   -h, --help  print this help
 set -euo pipefail
 
+# The other launchers source this file after shell.sh, call `restart COMMAND`,
+# and find the exit code in `code`. They may replace `describe_exit`,
+# `stop_child`, `kill_child` and `again`.
 RESTART_SECONDS=${RESTART_SECONDS:-10}
-readonly QUICK_SECONDS=300 MOST_QUICK=5   # JAX waits 200 s for all to meet
+# Longer than the 200 s for which a process waits for its peers at the start: a
+# run whose peers never come has to count as a quick crash.
+readonly QUICK_SECONDS=300 MOST_QUICK=5
 again='starting it again'
-child='' passed=no stopping='' interrupts=0 code=0
+child='' stop_sent=no stop_signal='' interrupts=0 code=0
 
-# What to say of a command that ended with code $1, and how to tell the process
-# $1 to stop: a launcher may know better, and define its own.
-how_it_ended() {
+# Prints how the command ended, given its exit code $1.
+describe_exit() {
   echo "mixer.main exited with $1"
 }
 
-pass_on() {
+# Tells the process $1 to save and exit.
+stop_child() {
   kill -TERM "$1" 2>/dev/null || true
 }
 
-# The same for who will not wait.
-kill_off() {
+# Kills the process group $1.
+kill_child() {
   kill -KILL -- "-$1" 2>/dev/null || true
 }
 
-# Notes the signal that asked, and passes it on if there is somebody to.
-stop_by() {
-  if [[ $interrupts -gt 1 && $passed == yes && -n $child ]]; then
-    kill_off "$child"
+# Handles the signal $1: tells the child to stop, once, or kills it at a second
+# Ctrl-C.
+on_signal() {
+  if [[ $interrupts -gt 1 && $stop_sent == yes && -n $child ]]; then
+    kill_child "$child"
   fi
-  stopping=${stopping:-$1}
-  if [[ -n $child && $passed == no ]]; then
-    passed=yes
-    pass_on "$child"
+  stop_signal=${stop_signal:-$1}
+  if [[ -n $child && $stop_sent == no ]]; then
+    stop_sent=yes
+    stop_child "$child"
   fi
 }
 
-# Sleeps, but not through a signal: bash drops an INT that comes while it waits
-# for a command in the foreground.
+# Sleeps for $1 seconds, or until a signal comes. bash drops an INT that comes
+# while it waits for a foreground command, so `sleep` runs in the background. It
+# closes file descriptor 9, which may hold a lock.
 pause() {
-  { sleep "$1" 9>&- & wait "$!"; } 2>/dev/null || true   # 9 may be a lock
+  { sleep "$1" 9>&- & wait "$!"; } 2>/dev/null || true
 }
 
-# Sets `code` to that of the child $1, when it has ended. A signal ends bash's
-# wait, not the child; and bash remembers the code of one who is gone.
-code_of() {
+# Waits for the child $1 and sets `code` to its exit code. A signal ends the
+# `wait` of bash although the child still runs, hence the loop. bash remembers
+# the exit code of a child that has ended.
+wait_for() {
   wait "$1" 2>/dev/null || true
   while kill -0 "$1" 2>/dev/null; do
     pause 0.1
@@ -63,23 +76,24 @@ code_of() {
   wait "$1" 2>/dev/null || code=$?
 }
 
+# Runs the command "$@", restarts it as the help says, and sets `code`.
 restart() {
   local started until quick=0
-  [[ $RESTART_SECONDS =~ ^(0|[1-9][0-9]*)$ ]] ||
-    fail "RESTART_SECONDS is '$RESTART_SECONDS'; expected seconds"
-  # A process group for each child, so that Ctrl-C comes here only.
+  check_restart_seconds
+  # A process group for each child, so that Ctrl-C reaches only this script.
   set -m
-  trap 'stop_by TERM' TERM
-  trap 'interrupts=$((interrupts + 1)); stop_by INT' INT
-  trap 'stop_by HUP' HUP
+  trap 'on_signal TERM' TERM
+  trap 'interrupts=$((interrupts + 1)); on_signal INT' INT
+  trap 'on_signal HUP' HUP
   while true; do
-    started=$SECONDS passed=no
+    started=$SECONDS stop_sent=no
     "$@" </dev/null &
     child=$!
-    [[ -z $stopping || $passed == yes ]] || stop_by "$stopping"
-    code_of "$child"
+    # A signal may have come before `child` was set.
+    [[ -z $stop_signal || $stop_sent == yes ]] || on_signal "$stop_signal"
+    wait_for "$child"
     child=''
-    [[ -z $stopping ]] || break
+    [[ -z $stop_signal ]] || break
     [[ $code == 42 || $code -gt 126 ]] || break
     if [[ $code != 42 && $((SECONDS - started)) -lt $QUICK_SECONDS ]]; then
       quick=$((quick + 1))
@@ -87,22 +101,23 @@ restart() {
       quick=0
     fi
     if [[ $quick == "$MOST_QUICK" ]]; then
-      echo "$(how_it_ended "$code"): giving up, as it has crashed $quick" \
-        "times in a row within $QUICK_SECONDS seconds of its start"
+      echo "$(describe_exit "$code"): giving up after $quick crashes in a" \
+        "row, each within $QUICK_SECONDS seconds of the start"
       return
     fi
-    echo "$(how_it_ended "$code"): $again"
-    # Looks each second: a signal just before a long sleep would not end it.
+    echo "$(describe_exit "$code"): $again"
+    # Many short pauses: a signal that comes just before a long one would not
+    # end it.
     until=$((SECONDS + RESTART_SECONDS))
-    while [[ -z $stopping && $SECONDS -lt $until ]]; do
+    while [[ -z $stop_signal && $SECONDS -lt $until ]]; do
       pause 1
     done
-    if [[ -n $stopping ]]; then   # nothing runs, and all is saved
+    if [[ -n $stop_signal ]]; then   # nothing runs, and everything is saved
       code=42
       break
     fi
   done
-  how_it_ended "$code"
+  describe_exit "$code"
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then

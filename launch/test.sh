@@ -1,20 +1,29 @@
 #!/usr/bin/env bash
 # usage: launch/test.sh [--slow | --slow-only] [FLAGS OF pytest]
 #
-# Runs the tests: the quick half, which takes a few minutes on two cores;
-# --slow (or --all) runs the proofs of minutes as well, --slow-only just those.
+# Runs the tests. The quick ones take a few minutes on 2 CPU cores. The first
+# call makes .venv and installs requirements.txt into it.
+#
+# Prerequisites: Python 3.11, 3.12 or 3.13 with its venv module.
+# PYTHON=python3.12 selects the interpreter. The slow tests that compile for
+# TPUs also need TPU_LIBRARY_PATH=PATH/TO/libtpu.so, from an installed libtpu;
+# without it they are skipped. They need no TPU.
+# Flags:
+#   --slow       run the slow tests too; --all is the same
+#   --slow-only  run only the slow tests
+#   -h, --help   print this help
+#   any other    goes to pytest
+# Example:
 #   ./launch/test.sh tests/test_models.py -k permutation
-# TPU_LIBRARY_PATH=.../libtpu.so, of an installed libtpu, lets slow tests
-# compile for TPUs that are not here; without it they are skipped.
-# The first call makes .venv and installs requirements.txt into it;
-# PYTHON=python3.12 picks the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+me=launch/test.sh
+source launch/shell.sh
 source launch/venv.sh
 
 case ${1:-} in
 -h | --help)
-  sed -n '2,/^set /s/^# \{0,1\}//p' launch/test.sh
+  usage
   exit
   ;;
 --slow | --all)
@@ -28,7 +37,8 @@ case ${1:-} in
 esac
 
 make_venv
-# One file, one process: its tests share what JAX compiled. Each process holds a
-# JAX of its own, so a big machine's memory, not its cores, sets the limit.
+# --dist=loadfile runs all tests of a file in one process, so that they share
+# what JAX has compiled. Each process has its own JAX: on a big machine memory,
+# not the number of cores, limits the number of processes.
 exec .venv/bin/python -m pytest -n logical --maxprocesses=8 --dist=loadfile \
   --no-loadscope-reorder "$@"

@@ -1,34 +1,43 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh and tpu_pod.sh share, who source this file: gcloud, and the way
-# of a checkout to the VMs.
+# Functions that tpu_vm.sh and tpu_pod.sh share: gcloud commands, and copying
+# the checkout to the VMs. Both source this file.
 set -euo pipefail
 source launch/shell.sh
 
-# shellcheck disable=SC2034  # for the callers
-# Flags of both; what `type` may be, for people; of several VMs --worker=all.
+# The values of flags that both have. `types` describes the values of --type for
+# error messages. `workers` is --worker=all where there are several VMs.
+# shellcheck disable=SC2034  # the launchers use these
 name='' zone='' project='' type='' version='' spot='' types='' workers=''
 
-# shellcheck disable=SC2034  # for the callers
+# The start of a command line that runs a command of tpu_vm.sh on a VM.
+# shellcheck disable=SC2034  # the launchers use this
+readonly remote='cd mlp-mixer && ./launch/tpu_vm.sh'
+
+# Reads --spot, the only flag without a value.
+# shellcheck disable=SC2034  # the launchers use `spot`
 other() {
-  [[ $1 == --spot ]] || fail "unknown argument $1; mixer.main's own go after --"
+  [[ $1 == --spot ]] ||
+    fail "unknown argument $1; put the flags of mixer.main after --"
   spot=--spot
 }
 
+# Runs the gcloud command "$@" for TPU VMs.
 tpu() {
   call gcloud compute tpus tpu-vm "$@" "--zone=$zone" \
     ${project:+"--project=$project"}
 }
 
-# Runs the command line $1 on the VM, or on all of them.
+# Runs the command line $1 on the VM, or on all VMs.
 on_vm() {
   tpu ssh "$name" "--command=$1" ${workers:+"$workers"}
 }
 
+# Prints the state of the VM, or nothing if it does not exist.
 state_of_vm() {
   tpu describe "$name" '--format=value(state)' 2>/dev/null || true
 }
 
-# Packs the files that git tracks, as they are now.
+# Packs the files that git tracks, with their uncommitted changes.
 pack() {
   local archive=build/checkout.tar.gz
   if [[ $dry_run == yes ]]; then
@@ -36,16 +45,16 @@ pack() {
     return
   fi
   mkdir -p build
-  # macOS's tar would add files of its own without that variable, and any tar
-  # stops at a file that is deleted but not committed so.
+  # The loop leaves out files that are deleted but still tracked: tar would fail
+  # on them. COPYFILE_DISABLE keeps macOS's tar from adding files of its own.
   git ls-files -z | while IFS= read -r -d '' file; do
     if [[ -e $file || -L $file ]]; then printf '%s\0' "$file"; fi
   done | COPYFILE_DISABLE=1 tar --null -czf "$archive" -T -
 }
 
-# Copies the checkout and installs it, where no run is going on.
+# Copies the checkout to the VMs and installs it. Fails if a run is in progress.
 copy_checkout() {
-  local busy='error: a run is going on: use log, interrupt or stop'
+  local busy='error: a run is in progress; use log, interrupt or stop'
   on_vm "mkdir -p mlp-mixer && { flock -n mlp-mixer/run.lock true ||\
  { echo '$busy' >&2; exit 2; } }" &&
     pack &&
@@ -55,11 +64,12 @@ copy_checkout() {
  ./launch/tpu_vm.sh install"
 }
 
-# Checks what all commands need, and sets `version` for the type.
+# Checks the flags that all commands need, and sets the default of `version` for
+# the type.
 check_flags() {
   local image
-  [[ -n $name ]] || fail "--name=NAME is missing; see $me --help"
-  [[ -n $zone ]] || fail "--zone=ZONE is missing; see $me --help"
+  expect name '.+' 'the name of a TPU'
+  expect zone '.+' 'a zone such as europe-west4-a'
   case $type in
   v2-* | v3-* | v4-*) image=tpu-ubuntu2204-base ;;
   v5litepod-*) image=v2-alpha-tpuv5-lite ;;

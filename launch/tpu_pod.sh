@@ -2,36 +2,41 @@
 # usage: launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE --type=TYPE [FLAGS]
 #                          [-- ARGS]
 #
-# Trains on a slice of several Cloud TPU VMs (v2 to v6e), through a queued
-# resource. COMMAND is one of
-#   run        ask for the slice and wait for it, or use the one of that name,
-#              copy the files that git tracks to all of its VMs, install, run
-#              `python -m mixer.main ARGS` on all, follow the log of the first,
-#              exit with the run's code. A slice that was taken away is deleted
-#              and asked for again, and the run goes on from its checkpoint.
+# Trains on a slice of several Cloud TPU VMs (v2 to v6e), which it requests as a
+# queued resource. COMMAND is one of
+#   run        request the slice and wait for it, or use the one of that name;
+#              copy the files that git tracks (with uncommitted changes) to all
+#              VMs; install; run `python -m mixer.main ARGS` on all VMs; follow
+#              the log of the first one; exit with the run's exit code. A slice
+#              that is preempted is deleted and requested again, and the run
+#              resumes from its checkpoint.
 #   log        follow the log of the first VM, or of --worker=N
-#   interrupt  let the run save and end; the slice stays
-#   stop       delete the slice and its disks; this ends the bill
-# FLAGS:
-#   --project=ID    default: gcloud's own
+#   interrupt  make the run save and end; the slice stays
+#   stop       delete the slice and its disks, which ends the charges
+#
+# Prerequisites: the gcloud CLI, logged in; a project with the Cloud TPU API
+# enabled and quota for the type; git and tar. All VMs read the data and write
+# the workdir, so both belong in a bucket.
+# Flags:
+#   --project=ID    default: the project that gcloud is set to
 #   --type=TYPE     such as v3-32, v4-16, v5litepod-16, v5p-16 or v6e-16
-#   --version=NAME  runtime image; default: the one for that type
-#   --spot          cheaper, and can be taken away at any time
+#   --version=NAME  runtime image; default: the right one for the type
+#   --spot          cheaper VMs, which Google may preempt at any time
 #   --wait=HOURS    how long to wait for the slice, default 24
-#   --retries=N     how often to ask for another one, default 20
-#   --dry-run       print the commands, a line each, for a slice that does not
-#                   exist yet, and run none of them
+#   --retries=N     how many preemptions to allow, default 20
+#   --worker=N      the VM whose log is followed, default 0
+#   --dry-run       print the commands for a new slice instead of running them
+#   -h, --help      print this help
 # Example:
 #   launch/tpu_pod.sh run --name=mixer --zone=europe-west4-a --type=v3-32 \
 #     --spot -- --config=configs/mixer_b16.py --workdir=gs://BUCKET/b16 \
 #     --config.data.dir=gs://BUCKET/tfds
-# All VMs read the data and write the workdir, so both belong in a bucket.
 #
-# On each VM mixer.main is started again when it exits with 42 or above 126, as
-# launch/restart.sh --help says. One VM that loses it takes the others along
-# within config.run.heartbeat_timeout_seconds, so the pause before a start,
-# RESTART_SECONDS=40, has to be longer than that. `run` may be started anew when
-# its own machine lost the connection: it then follows what is going on.
+# On each VM, mixer.main is restarted when it exits with 42 or above 126 (see
+# launch/restart.sh --help). When one VM loses it, the processes of the others
+# end within config.run.heartbeat_timeout_seconds (30). The pause before a
+# restart, RESTART_SECONDS=40, has to be longer than that. If this machine loses
+# its connection, run the same command again: it follows the run in progress.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 me=launch/tpu_pod.sh
@@ -39,32 +44,38 @@ source launch/tpu.sh
 
 RESTART_SECONDS=${RESTART_SECONDS:-40}
 POLL_SECONDS=${POLL_SECONDS:-30}
-readonly MOST_SILENT=10   # polls without an answer
+readonly MOST_SILENT=10   # polls in a row without an answer
 workers=--worker=all
-taken_away=0 follower='' complaint=/dev/null
+preemptions=0 follower='' complaint=/dev/null
 
 # ---- The slice.
 
-request() {
+# Runs the gcloud command "$@" for queued resources.
+queued_resource() {
   call gcloud compute tpus queued-resources "$@" "--zone=$zone" \
     ${project:+"--project=$project"}
 }
 
-ask_for_slice() {
-  request create "$name" "--node-id=$name" "--accelerator-type=$type" \
-    "--runtime-version=$version" ${spot:+"$spot"}
+state_of_request() {
+  queued_resource describe "$name" '--format=value(state.state)'
+}
+
+request_slice() {
+  queued_resource create "$name" "--node-id=$name" \
+    "--accelerator-type=$type" "--runtime-version=$version" ${spot:+"$spot"}
 }
 
 delete_slice() {
-  request delete "$name" --force --quiet
+  queued_resource delete "$name" --force --quiet
 }
 
-# One word: none (there is no request), waiting, ready, gone or failed.
-health() {
+# Prints the state of the slice: none (there is no request), waiting, ready,
+# gone (preempted) or failed.
+state_of_slice() {
   local state
-  if ! state=$(request describe "$name" '--format=value(state.state)' \
-    2>"$complaint"); then
-    # Another complaint, such as of the network, says nothing of the slice.
+  if ! state=$(state_of_request 2>"$complaint"); then
+    # Any other error, such as one of the network, does not mean that there is
+    # no slice.
     if grep -qi 'not.found' "$complaint"; then
       echo none
     else
@@ -87,35 +98,36 @@ health() {
   esac
 }
 
-# Returns when the slice is ready.
-obtain() {
+# Requests the slice where necessary, and returns when it is ready.
+wait_for_slice() {
   local now polls=0 most
   most=$(awk "BEGIN { print int($wait * 3600 / ($POLL_SECONDS + 0.001)) }")
-  while now=$(health) && [[ $now != ready ]]; do
+  while now=$(state_of_slice) && [[ $now != ready ]]; do
     case $now in
-    none) ask_for_slice || end 1 "the slice cannot be asked for; see above" ;;
+    none) request_slice || end 1 "could not request the slice; see above" ;;
     failed)
-      end 1 "the request for the slice has failed:" \
-        "$(request describe "$name" \
-          '--format=value(state.failedData.error.message)' || true); mend" \
-        "that, then $me stop --name=$name --zone=$zone and start this again"
+      end 1 "the request for the slice failed:" \
+        "$(queued_resource describe "$name" \
+          '--format=value(state.failedData.error.message)' || true); fix" \
+        "that, run $me stop --name=$name --zone=$zone, and run this again"
       ;;
     gone)
-      [[ $taken_away -lt $retries ]] ||
-        end 1 "the slice was taken away once more than --retries=$retries;" \
-          "start this again to go on"
-      # What cannot be deleted is still there, or not, at the next look.
-      if delete_slice || [[ $(health) == none ]]; then
-        taken_away=$((taken_away + 1))
-        echo "the slice was taken away: asking for another," \
-          "$taken_away of --retries=$retries"
+      [[ $preemptions -lt $retries ]] ||
+        end 1 "the slice was preempted more than --retries=$retries times;" \
+          "run this again to continue"
+      # If it cannot be deleted, the next poll tells whether it still exists.
+      if delete_slice || [[ $(state_of_slice) == none ]]; then
+        preemptions=$((preemptions + 1))
+        echo "the slice was preempted: requesting another one," \
+          "$preemptions of --retries=$retries"
         continue
       fi
       ;;
     esac
     [[ $polls -lt $most ]] ||
-      end 1 "no slice after --wait=$wait hours; the request stands: start" \
-        "this again to wait on, or give it up with $me stop"
+      end 1 "no slice after --wait=$wait hours; the request remains: run this" \
+        "again to keep waiting, or cancel it with $me stop --name=$name" \
+        "--zone=$zone"
     polls=$((polls + 1))
     sleep "$POLL_SECONDS"
   done
@@ -123,7 +135,8 @@ obtain() {
 
 # ---- The run.
 
-one_vm() {
+# Runs the command line $1 on the VM --worker.
+on_one_vm() {
   workers=--worker=$worker on_vm "$1"
 }
 
@@ -133,22 +146,22 @@ start_all() {
 }
 
 interrupt_all() {
-  on_vm 'cd mlp-mixer && ./launch/tpu_vm.sh halt'
+  on_vm "$remote halt"
 }
 
-# What became of the run, a line a VM; empty if one does not answer.
+# Prints the state of the run on each VM, one a line, or nothing if a VM does
+# not answer.
 outcomes() {
   local lines
-  lines=$(on_vm 'cd mlp-mixer && ./launch/tpu_vm.sh outcome' 2>/dev/null) ||
-    return 0
+  lines=$(on_vm "$remote outcome" 2>/dev/null) || return 0
   sed -n 's/^outcome //p' <<<"$lines"
 }
 
-# Keeps the log of the first VM on the screen, from line $1 on.
+# Makes sure that the log of the VM is followed, beginning at line $1.
 show_log() {
   if [[ -z $follower ]] || ! kill -0 "$follower" 2>/dev/null; then
-    set -m   # a process group, as gcloud starts others
-    one_vm "cd mlp-mixer && ./launch/tpu_vm.sh follow -- $1" </dev/null &
+    set -m   # a process group, because gcloud starts other processes
+    on_one_vm "$remote follow -- $1" </dev/null &
     set +m
     follower=$!
   fi
@@ -159,14 +172,15 @@ hide_log() {
   follower=''
 }
 
-# Exits with the run's code when it has ended; returns if the slice has.
+# Exits with the run's code when the run has ended. Returns when the slice is
+# gone or has not answered for long.
 watch() {
   local now lines worst code host silent=0 from=+1
   while [[ $silent -lt $MOST_SILENT ]]; do
     show_log "$from"
     from=0
     sleep "$POLL_SECONDS"
-    now=$(health)
+    now=$(state_of_slice)
     [[ $now != gone ]] || break
     [[ $now != ready ]] || lines=$(outcomes)
     if [[ $now != ready || -z $lines ]]; then
@@ -174,7 +188,8 @@ watch() {
       continue
     fi
     silent=0
-    # A failure counts before a stop, and both before those who still work.
+    # A failure on any VM counts before a 42, and a 42 before VMs that still
+    # run.
     worst=$(grep -Ev '^(going|lost|0|42) ' <<<"$lines" ||
       grep '^42 ' <<<"$lines" || true)
     if [[ -n $worst ]]; then
@@ -190,7 +205,7 @@ watch() {
   hide_log
 }
 
-# Exits with code $1, after the log and a line that says why.
+# Exits with the code $1, after the rest of the log and the error from $2 on.
 end() {
   sleep 1
   hide_log
@@ -199,33 +214,30 @@ end() {
 }
 
 run() {
-  [[ $# -gt 0 ]] || fail "mixer.main's flags are missing; give them after --"
-  if [[ "$*" != *--workdir?gs://* ]]; then
-    echo "note: all VMs write the workdir, and their disks go with them; keep" \
-      "the run with --workdir=gs://BUCKET/DIR" >&2
-  fi
+  need_main_flags "$@"
+  note_without_bucket 'the VMs do not share a disk, and lose theirs' "$@"
   if [[ $dry_run == yes ]]; then
-    request describe "$name" '--format=value(state.state)'
-    ask_for_slice
-    request describe "$name" '--format=value(state.state)'
+    state_of_request
+    request_slice
+    state_of_request
     state_of_vm
     copy_checkout
     start_all "$@"
-    one_vm 'cd mlp-mixer && ./launch/tpu_vm.sh follow -- +1'
-    on_vm 'cd mlp-mixer && ./launch/tpu_vm.sh outcome'
+    on_one_vm "$remote follow -- +1"
+    on_vm "$remote outcome"
     return
   fi
   complaint=$(mktemp)
   trap 'hide_log; rm -f "$complaint"' EXIT
   while true; do
-    obtain
+    wait_for_slice
     if [[ $(outcomes) == *going* ]]; then
-      echo "a run is going on there: following it, whatever its flags"
+      echo "a run is already in progress: following it, whatever its flags"
       watch "$@"
     elif copy_checkout && start_all "$@"; then
       watch "$@"
-    elif [[ $(health) == ready ]]; then
-      end 1 "the slice is ready, but could not be set up; see above"
+    elif [[ $(state_of_slice) == ready ]]; then
+      end 1 "the slice is ready but could not be set up; see above"
     fi
   done
 }
@@ -235,33 +247,24 @@ run() {
 command=${1:-}
 [[ $# -eq 0 ]] || shift
 wait=24 retries=20 worker=0
-types='such as v3-32, v4-16, v5litepod-16, v5p-16 or v6e-16'
+types='a type such as v3-32, v4-16, v5litepod-16, v5p-16 or v6e-16'
 flags 'name zone project type version wait retries worker' "$@"
 set -- "${rest[@]+"${rest[@]}"}"
 
-case $command in
--h | --help | help)
-  usage
-  exit
-  ;;
-run | log | interrupt | stop) ;;
-*) fail "COMMAND is '$command', not run, log, interrupt or stop;" \
-  "see $me --help" ;;
-esac
+check_command run log interrupt stop
 check_flags
-[[ ${type##*-} =~ ^[1-9][0-9]*$ ]] || fail "--type is '$type'; expected $types"
-[[ $wait =~ ^[0-9]+$ ]] || fail "--wait is '$wait'; expected hours"
-[[ $retries =~ ^[0-9]+$ ]] || fail "--retries is '$retries'; expected a number"
-[[ $RESTART_SECONDS =~ ^(0|[1-9][0-9]*)$ ]] ||
-  fail "RESTART_SECONDS is '$RESTART_SECONDS'; expected seconds"
-[[ $worker =~ ^[0-9]+$ ]] || fail "--worker is '$worker'; expected a number"
+[[ ${type##*-} =~ ^($POSITIVE)$ ]] || fail "--type is '$type'; expected $types"
+expect wait "$WHOLE" 'a number of hours'
+expect retries "$WHOLE" 'a number'
+expect worker "$WHOLE" 'a number'
+check_restart_seconds
 
 case $command in
 run) run "$@" ;;
-log) one_vm 'cd mlp-mixer && ./launch/tpu_vm.sh follow' ;;
+log) on_one_vm "$remote follow" ;;
 interrupt)
   interrupt_all
-  one_vm 'cd mlp-mixer && ./launch/tpu_vm.sh follow'
+  on_one_vm "$remote follow"
   ;;
 stop) delete_slice ;;
 esac

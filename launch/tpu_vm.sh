@@ -3,33 +3,37 @@
 #
 # Trains on one Cloud TPU VM (v2 to v6e). COMMAND is one of
 #   run        create the VM or use the one of that name, copy the files that
-#              git tracks (as they are now, uncommitted edits included),
-#              install, run `python -m mixer.main ARGS`, follow its log, exit
-#              with its code
-#   log        follow the log of a run again, after a lost connection
-#   interrupt  let the run save and end; the VM stays
-#   stop       delete the VM and its disk; this ends the bill
-# FLAGS:
-#   --project=ID    default: gcloud's own
-#   --type=TYPE     default v3-8; also v2-8 v4-8 v5p-8 v5litepod-1|4|8 v6e-1|4|8
-#   --version=NAME  runtime image; default: the one for that type
-#   --spot          cheaper, and can be taken away at any time
-#   --dry-run       print the commands, a line each, for a VM that does not
-#                   exist yet, and run none of them
+#              git tracks (with uncommitted changes), install, run
+#              `python -m mixer.main ARGS`, follow its log, and exit with its
+#              exit code
+#   log        follow the log of a run, such as after a lost connection
+#   interrupt  make the run save and end; the VM stays
+#   stop       delete the VM and its disk, which ends the charges
+#
+# Prerequisites: the gcloud CLI, logged in; a project with the Cloud TPU API
+# enabled and quota for the type; git and tar. The data has to be on the VM: on
+# a disk, or in a bucket mounted with gcsfuse.
+# Flags:
+#   --project=ID    default: the project that gcloud is set to
+#   --type=TYPE     v3-8 (default), v2-8, v4-8, v5p-8, v5litepod-1, v5litepod-4,
+#                   v5litepod-8, v6e-1, v6e-4 or v6e-8
+#   --version=NAME  runtime image; default: the right one for the type
+#   --spot          a cheaper VM, which Google may preempt at any time
+#   --dry-run       print the commands for a new VM instead of running them
+#   -h, --help      print this help
 # Example:
 #   launch/tpu_vm.sh run --name=mixer --zone=europe-west4-a -- \
 #     --config=configs/mixer_b16.py --workdir=gs://BUCKET/b16 \
 #     --config.data.dir=/mnt/tfds
-# The data must lie on the VM: on a disk, or in a bucket mounted with gcsfuse.
-# A workdir on gs:// outlives the VM: after a spot VM was taken away, the same
-# command makes a new one and resumes.
 #
-# On the VM mixer.main is started again when it exits with 42 (told to stop, and
-# saved) or above 126 (killed, crashed), as launch/restart.sh --help says.
+# A workdir on gs:// survives the VM. When a spot VM was preempted, the same
+# command creates a new one and resumes the run. On the VM, mixer.main is
+# restarted when it exits with 42 (it was told to stop, and saved) or above 126
+# (it was killed, or crashed); see launch/restart.sh --help.
 #
-# launch/tpu_pod.sh is for slices of several VMs. The Cloud TPU API behind both
-# is frozen: it gets fixes but no new features, and no TPU after v6e. From TPU7x
-# on use GKE (launch/gke.sh) or Compute Engine:
+# For slices of several VMs use launch/tpu_pod.sh. The Cloud TPU API behind both
+# is frozen: it gets fixes, but no new features and no TPU newer than v6e. For
+# TPU7x and later use GKE (launch/gke.sh) or Compute Engine:
 # https://docs.cloud.google.com/tpu/docs/tpus-in-compute-engine
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -38,8 +42,9 @@ source launch/tpu.sh
 
 readonly UV=0.13.8 PYTHON_VERSION=3.12
 
-# ---- Here: gcloud.
+# ---- On this machine: gcloud.
 
+# Makes sure that the VM exists and is ready.
 create_or_reuse() {
   local state=
   if [[ $dry_run == yes ]]; then
@@ -51,38 +56,38 @@ create_or_reuse() {
   READY) return ;;
   PREEMPTED | TERMINATED) tpu delete "$name" --quiet ;;
   '') ;;
-  *) fail "TPU VM $name is $state; wait until it is READY, or delete it:" \
-    "launch/tpu_vm.sh stop --name=$name --zone=$zone" ;;
+  *) fail "TPU VM $name is $state; wait until it is READY, or delete it with" \
+    "$me stop --name=$name --zone=$zone" ;;
   esac
   tpu create "$name" "--accelerator-type=$type" "--version=$version" \
     ${spot:+"$spot"}
 }
 
+# Shows the log until the run ends; returns its exit code.
 follow() {
   local code=0
-  on_vm 'cd mlp-mixer && ./launch/tpu_vm.sh follow' || code=$?
-  if [[ $code == 255 ]]; then
-    echo "error: the connection was lost; the run goes on, follow it with" \
-      "launch/tpu_vm.sh log --name=$name --zone=$zone" >&2
+  on_vm "$remote follow" || code=$?
+  if [[ $code == 255 ]]; then   # ssh's code for a failed connection
+    echo "error: the connection was lost, but the run continues; follow it" \
+      "with $me log --name=$name --zone=$zone" >&2
   fi
   return "$code"
 }
 
 run() {
-  [[ $# -gt 0 ]] || fail "mixer.main's flags are missing; give them after --"
-  if [[ -n $spot && "$*" != *--workdir?gs://* ]]; then
-    echo "note: a spot VM takes its disk along; keep the run with" \
-      "--workdir=gs://BUCKET/DIR" >&2
-  fi
+  need_main_flags "$@"
+  [[ -z $spot ]] ||
+    note_without_bucket 'a spot VM loses its disk when it is preempted' "$@"
   create_or_reuse
   copy_checkout
-  on_vm "cd mlp-mixer && ./launch/tpu_vm.sh start -- $(quoted "$@")"
+  on_vm "$remote start -- $(quoted "$@")"
   follow
 }
 
-# ---- There: on the VM, whose home holds mlp-mixer/.
+# ---- On the VM, in the directory mlp-mixer of its home.
 
-# The images bring Python 3.10, which JAX no longer supports; uv gets another.
+# Installs the packages. The VM images have Python 3.10, which JAX no longer
+# supports, so uv installs another one.
 install() {
   python3 -m pip install --quiet --upgrade --target=.uv "uv==$UV"
   [[ -x .venv/bin/python ]] || .uv/bin/uv venv --python "$PYTHON_VERSION" .venv
@@ -90,8 +95,8 @@ install() {
     -r launch/requirements-tpu.txt
 }
 
-# Leaves `loop` behind, which lives on when the connection ends, and holds the
-# lock; where one is at work it stays.
+# Starts `loop` in the background, unless one runs already. It holds the lock
+# and survives the end of the connection.
 start() {
   exec 9>run.lock
   flock -n 9 || return 0
@@ -100,26 +105,28 @@ start() {
   echo $! >run.pid
 }
 
+# Runs mixer.main with restarts, and stores its exit code in run.code.
 loop() {
   source launch/restart.sh
   restart main "$@"
   echo "$code" >run.code
 }
 
-# Without the lock, which must not outlive the loop.
+# Runs mixer.main without the lock, which must not outlive `loop`.
 main() {
   exec .venv/bin/python -m mixer.main "$@" 9>&-
 }
 
-# Lets the run save and end.
+# Makes the run save and end. Sends no signal once the run has ended: its pid
+# may belong to another process by then.
 halt() {
   touch run.asked
-  # A pid of a run that has ended may be another's by now.
   flock -n run.lock true || kill -TERM "$(cat run.pid)"
 }
 
-# A word on the run: going, its code, or lost, as after the VM has rebooted, in
-# good order or not (a 42 for which nobody asked); and the VM's name.
+# Prints `outcome`, the state of the run, and the name of the VM. The state is
+# `going`, the exit code, or `lost` if the run ended without a code or with a 42
+# that nobody asked for: then the VM has rebooted.
 outcome() {
   local word=going
   if flock -n run.lock true; then
@@ -129,9 +136,10 @@ outcome() {
   echo "outcome $word $(hostname)"
 }
 
-# Shows the log, from its line $1 counted from the end; exits as the run does.
+# Shows the log until the run ends, and exits with its code. $1 is where to
+# begin: +1 for the first line (default), 0 for new lines only.
 follow_here() {
-  [[ -f run.pid ]] || fail "no run was started on this VM"
+  [[ -f run.pid ]] || fail "no run has been started on this VM"
   tail -n "${1:-+1}" -s 0.2 -F --pid="$(cat run.pid)" run.log 2>/dev/null ||
     true
   exit "$(cat run.code 2>/dev/null || echo 1)"
@@ -145,30 +153,24 @@ type=v3-8 types='v2-8, v3-8, v4-8, v5p-8, v5litepod-N or v6e-N'
 flags 'name zone project type version' "$@"
 set -- "${rest[@]+"${rest[@]}"}"
 
+# These commands run on the VM.
 case $command in
 install | start | loop | halt | outcome)
   "$command" "$@"
   exit
   ;;
 follow) follow_here "$@" ;;
--h | --help | help)
-  usage
-  exit
-  ;;
-run | log | interrupt | stop) ;;
-*) fail "COMMAND is '$command', not run, log, interrupt or stop;" \
-  "see $me --help" ;;
 esac
 
+check_command run log interrupt stop
 check_flags
-[[ ${type##*-} =~ ^[1248]$ ]] || fail "--type=$type is no single VM;" \
-  "expected $types, or launch/tpu_pod.sh"
+[[ ${type##*-} =~ ^[1248]$ ]] ||
+  fail "--type=$type is not a single VM; expected $types; for several VMs use" \
+    "launch/tpu_pod.sh"
 
 case $command in
 run) run "$@" ;;
 log) follow ;;
-interrupt)
-  on_vm 'cd mlp-mixer && ./launch/tpu_vm.sh halt && ./launch/tpu_vm.sh follow'
-  ;;
+interrupt) on_vm "$remote halt && ./launch/tpu_vm.sh follow" ;;
 stop) tpu delete "$name" --quiet ;;
 esac

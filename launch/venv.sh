@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# Makes .venv from requirements.txt and does nothing when that is done already:
-#   ./launch/venv.sh            the newest Python of 3.11, 3.12, 3.13 on PATH
-#   PYTHON=python3.12 ./launch/venv.sh
+# usage: launch/venv.sh [--help]
+#
+# Makes the virtual environment .venv and installs requirements.txt into it.
+# Does nothing if that is done already. The other launchers do the same when
+# they start, so you rarely need to run this yourself.
+#
+# Prerequisites: Python 3.11, 3.12 or 3.13 with its venv module, and access to a
+# package index. Environment variables:
+#   PYTHON=python3.12      the interpreter; default: the newest suitable one on
+#                          PATH
+#   REQUIREMENTS=FILE      what to install; default: requirements.txt
+# Examples:
+#   ./launch/venv.sh
 #   REQUIREMENTS=launch/requirements-cuda.txt ./launch/venv.sh
-# The other launchers source this file and call make_venv in the same way.
 set -euo pipefail
 
 REQUIREMENTS=${REQUIREMENTS:-requirements.txt}
 
-# One line on stderr and the exit code of bad usage.
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
-# PATH may hold names that do not run (version managers leave such shims) or a
-# Python without venv (Debian packs it apart), so each candidate is tried.
+# Prints the path of a suitable Python. Tries every candidate: a name on PATH
+# may not run (version managers leave such shims), and a Python may lack venv
+# (Debian packages it separately).
 find_python() {
   local suits='import ensurepip, sys, venv
 sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
@@ -32,28 +36,29 @@ sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
       fi
     done < <(type -aP "$name")
   done
-  fail "no Python 3.11, 3.12 or 3.13 with its venv module in $where; install" \
-    "one (apt install python3.11-venv, brew install python@3.12) or set" \
-    "PYTHON=/path/to/python3.12"
+  fail "found no Python 3.11, 3.12 or 3.13 with the venv module in $where;" \
+    "install one (apt install python3.11-venv, brew install python@3.12) or" \
+    "set PYTHON=/path/to/python3.12"
 }
 
+# Prints the version of the interpreter $1, or nothing if it does not run.
 version_of() {
   "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null
 }
 
-# The files of pins that $1 stands for: itself, and what it includes.
+# Prints the requirements file $1 and the files that it includes, one a line.
 files_of() {
   local line
   echo "$1"
   while IFS= read -r line; do
     case $line in
-    '-r ../'*) echo "${line#-r ../}" ;;   # from launch/
+    '-r ../'*) echo "${line#-r ../}" ;;   # relative to launch/
     esac
   done <"$1"
 }
 
-# What is installed once all is well, a line a file of pins: the Python $1, a
-# checksum of the pins with those they include, and the file $2.
+# Prints the stamp of an installation of the requirements file $2 for the
+# interpreter $1: the Python version, a checksum of the requirements, the file.
 stamp_of() {
   local version
   version=$(version_of "$1") &&
@@ -61,6 +66,7 @@ stamp_of() {
       while IFS= read -r file; do cat "$file"; done | cksum) $2"
 }
 
+# Returns whether .venv/installed contains the stamp $1.
 installed() {
   local line
   [[ -s .venv/installed ]] || return
@@ -70,19 +76,20 @@ installed() {
   return 1
 }
 
-# Call it from the repository's root. The stamp is written last, so an install
-# that was interrupted is taken up again by the next call.
+# Makes .venv from the file REQUIREMENTS unless that is done already. Call it in
+# the repository's root. It writes the stamps last, so the next call repeats an
+# installation that was interrupted.
 make_venv() {
   local have=.venv/bin/python python file
   [[ -r $REQUIREMENTS ]] ||
-    fail "REQUIREMENTS=$REQUIREMENTS is no file; expected such as" \
-      "launch/requirements-cuda.txt"
+    fail "REQUIREMENTS=$REQUIREMENTS is not a readable file; expected one" \
+      "such as launch/requirements-cuda.txt"
   if installed "$(stamp_of "${PYTHON:-$have}" "$REQUIREMENTS")"; then
     return
   fi
   python=$(find_python) || exit
   rm -f .venv/installed
-  echo "Installing $REQUIREMENTS into .venv: once, some minutes." >&2
+  echo "Installing $REQUIREMENTS into .venv; this takes a few minutes." >&2
   if [[ $(version_of "$have") == "$(version_of "$python")" ]]; then
     "$python" -m venv .venv
   else
@@ -90,7 +97,8 @@ make_venv() {
   fi
   if ! "$have" -m pip install --disable-pip-version-check \
     -r "$REQUIREMENTS" >&2; then
-    echo "error: the install failed, see above; run it again to go on" >&2
+    echo "error: the installation failed, see above; run the same command" \
+      "again to repeat it" >&2
     exit 1
   fi
   while IFS= read -r file; do
@@ -101,5 +109,10 @@ make_venv() {
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
   cd "$(dirname "$0")/.."
-  make_venv
+  me=launch/venv.sh
+  source launch/shell.sh
+  case ${1:-} in
+  -h | --help) usage ;;
+  *) make_venv ;;
+  esac
 fi

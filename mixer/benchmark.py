@@ -1,5 +1,4 @@
-"""Measures the input, a training step or a forward pass, beside other code's;
-asks XLA about a training step on a TPU that is not here.
+"""Measures the speed of data input, training or inference, beside other code.
 
   python -m mixer.benchmark input --config=configs/mixer_b16.py \\
     --config.data.dir=DIR --compare=big_vision,pillow --peers=DIR
@@ -7,90 +6,167 @@ asks XLA about a training step on a TPU that is not here.
   python -m mixer.benchmark infer --config=configs/mixer_b16.py \\
     --config.run.batch_size=16 --compare=big_vision,vision_transformer \\
     --peers=DIR
-
-`input` reads the config's data: training and evaluation images a second,
-beside the decoding alone (the same files and crops, nothing after), which no
-pipeline can beat. --peers is a directory of checkouts under their repository
-names (big_vision, vision_transformer, pytorch-image-models). The last line is
-one JSON object.
-
   python -m mixer.benchmark tpu --topology=v3:2x2 --model=Mixer-B/16 \\
     --batch_size=64
 
-`tpu` compiles the step for a TPU slice by libtpu, --batch_size images a device
-(of v2 and v3 a core, else a chip; a config's run.batch_size is that of all
-devices), and prints the compiler's own estimate of
-its time, operations, bytes accessed and memory. Nothing is measured.
+input: images per second of the config's training and evaluation pipelines,
+beside decoding alone: the same files and crops, decoded and thrown away, which
+no pipeline can beat.
+
+train, infer: images per second of a training step or of a forward pass on the
+devices of this machine, and the share of the peak of matrix products that is
+measured in the same run.
+
+tpu: the training step compiled for a TPU slice, without a TPU, and XLA's own
+estimate of its time, operations, bytes accessed and memory. Needs libtpu.
+--batch_size counts the images of one device: a core of v2 and v3, a chip of
+later generations. The run.batch_size of a config counts those of all devices.
+
+--compare measures other projects in the same rounds. --peers is the directory
+of their checkouts, named as their repositories: big_vision, vision_transformer,
+pytorch-image-models. Everything is repeated in alternation, and figures are
+medians. The last line is one JSON object.
 """
+from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import os
-import sys
+from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
-from rich import console as consoles
-from rich import table as tables
 
 from mixer.core import command
 from mixer.core import errors
+from mixer.core import tables
+
+if TYPE_CHECKING:
+  from mixer.models import interface
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Takes model, batch and image size from a config.')
-_MODEL = flags.DEFINE_string('model', 'Mixer-B/16', 'A network by its name.')
-_BATCH = flags.DEFINE_integer('batch_size', 16, 'Images a step.', 1)
-_IMAGE = flags.DEFINE_integer('image_size', 224, 'Side in pixels.', 1)
-_PRECISION = flags.DEFINE_enum('precision', None, ['float32', 'bfloat16'],
-                               'Of the computation; by default float32 on a '
-                               'CPU, bfloat16 elsewhere.')
-_COMPARE = flags.DEFINE_list('compare', [], 'Peers: big_vision, '
-                             'vision_transformer, timm, timm_compiled; of '
-                             'input: big_vision, pillow.')
-_PEERS = flags.DEFINE_string('peers', None, 'Where their checkouts lie.')
-_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Repeats, at most.', 1)
-_SECONDS = flags.DEFINE_integer('seconds', 150, 'No repeat begins later.', 1)
-_IMAGES = flags.DEFINE_integer('images', 1024, 'Of a repeat of input.', 1)
-_TOPOLOGY = flags.DEFINE_string('topology', 'v3:2x2', 'Of tpu: chips, as '
-                                'GENERATION:CHIPSxCHIPS.')
-_SHARDING = flags.DEFINE_enum('sharding', 'replicate', ['replicate', 'fsdp'],
-                              'Of tpu: how the state lies on the devices.')
-MODES = ('input', 'train', 'infer', 'tpu')
-_TIMED = ('input', 'train', 'infer')
-_NETWORK = ('train', 'infer', 'tpu')
-_READ_BY = dict(   # modes, by flag; the config is for all
-    topology=('tpu',), sharding=('tpu',), images=('input',), compare=_TIMED,
-    peers=_TIMED, rounds=_TIMED, seconds=_TIMED, model=_NETWORK,
-    batch_size=_NETWORK, image_size=_NETWORK, precision=_NETWORK)
-_MOST_INPUT = 256   # images of a batch, when only the input is timed
+    'config', None, 'A file in configs/, with its argument after a colon. '
+    'Gives the network, the batch and the image size. input: gives the data.')
+_MODEL = flags.DEFINE_string('model', 'Mixer-B/16', 'Name of a network.')
+_BATCH = flags.DEFINE_integer(
+    'batch_size', 16, 'Images in a step. tpu: images per device.', 1)
+_IMAGE = flags.DEFINE_integer('image_size', 224, 'Side of an image in pixels.',
+                              1)
+_PRECISION = flags.DEFINE_enum(
+    'precision', None, ['float32', 'bfloat16'], 'Precision of the computation. '
+    'The default is float32 on a CPU and bfloat16 elsewhere.')
+_COMPARE = flags.DEFINE_list(
+    'compare', [], 'Other projects to measure. train and infer: big_vision, '
+    'vision_transformer, timm, timm_compiled. input: big_vision, pillow.')
+_PEERS = flags.DEFINE_string(
+    'peers', None, 'Directory that holds the checkouts for --compare.')
+_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Largest number of rounds.', 1)
+_SECONDS = flags.DEFINE_integer(
+    'seconds', 150, 'No round begins after this many seconds, except the first '
+    'three.', 1)
+_IMAGES = flags.DEFINE_integer(
+    'images', 1024, 'input: images in a round, about.', 1)
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', 'v3:2x2', 'tpu: slice to compile for, as '
+    'GENERATION:CHIPSxCHIPS.')
+_SHARDING = flags.DEFINE_enum(
+    'sharding', 'replicate', ['replicate', 'fsdp'], 'tpu: whether each device '
+    'holds the whole state or a part of it.')
+# The flags that a mode reads, besides --config.
+_NETWORK = (_MODEL, _BATCH, _IMAGE, _PRECISION)
+_MEASURED = (_COMPARE, _PEERS, _ROUNDS, _SECONDS)
+_MODES = dict(input=(_IMAGES, *_MEASURED), train=(*_NETWORK, *_MEASURED),
+              infer=(*_NETWORK, *_MEASURED),
+              tpu=(*_NETWORK, _TOPOLOGY, _SHARDING))
+# `input` caps the batch of a config: a round has three batches at least, so a
+# batch of thousands would make it much longer than --images asks.
+_LARGEST_INPUT_BATCH = 256
 
 
-def main(argv):
-  if len(argv) != 2 or argv[1] not in MODES:
-    raise errors.UserError(f'expected one mode, {" or ".join(MODES)}, got '
+def main(argv: Sequence[str]) -> None:
+  """Runs one mode; prints a table, then one JSON object."""
+  if len(argv) != 2 or argv[1] not in _MODES:
+    raise errors.UserError(f'expected one mode, {" or ".join(_MODES)}, got '
                            f'{" ".join(argv[1:]) or "none"}')
   mode = argv[1]
-  for flag, modes in _READ_BY.items():
-    if flags.FLAGS[flag].present and mode not in modes:
-      raise errors.UserError(f'--{flag}: of {" and ".join(modes)} only, not of '
-                             f'{mode}; leave it out')
+  _check_flags(mode)
   if mode == 'input':
-    _input()
-    return
-  if _CONFIG.value is not None:
-    given = [f for f in ('model', 'batch_size', 'image_size')
-             if flags.FLAGS[f].present]
-    if given:
-      raise errors.UserError(f'--{given[0]}: the config has it; set it there, '
-                             'as in --config.run.batch_size=16')
-  if mode == 'tpu':
-    _tpu()
-    return
-  # PyTorch needs some of a GPU's memory, of which JAX would take most.
+    out = _input()
+  elif mode == 'tpu':
+    out = _tpu()
+  else:
+    out = _timed(mode)
+  print(json.dumps(out))
+
+
+def _check_flags(mode: str) -> None:
+  """Refuses flags that the mode, or a config, makes meaningless."""
+  readers: dict[str, list[str]] = {}
+  for other, read in _MODES.items():
+    for flag in read:
+      readers.setdefault(flag.name, []).append(other)
+  for name, modes in readers.items():
+    if flags.FLAGS[name].present and mode not in modes:
+      raise errors.UserError(f'--{name}: is for {" and ".join(modes)} only, '
+                             f'not for {mode}; leave it out')
+  if mode == 'input' and _CONFIG.value is None:
+    raise errors.UserError('--config is required by input, which reads its '
+                           'data, such as --config=configs/mixer_b16.py')
+  if mode != 'input' and _CONFIG.value is not None:
+    for flag, key in ((_MODEL, 'model.name'), (_BATCH, 'run.batch_size'),
+                      (_IMAGE, 'run.image_size')):
+      if flag.present:
+        raise errors.UserError(
+            f'--{flag.name}: got a --config as well, which sets it; use '
+            f'--config.{key}={flag.value} instead')
+
+
+def _input() -> dict[str, Any]:
+  """Measures the pipelines of --config."""
+  from mixer.analysis import input_speed
+  from mixer.evaluation import suite
+  from mixer.training import settings
+  config = _CONFIG.value
+  data, evals, _ = suite.open_splits(
+      config, settings.Settings(**config.run).image_size)
+  if data.resident is not None:
+    raise errors.UserError(
+        f'data.name: {config.data.name} is in the memory of the device, so it '
+        'has no input pipeline to measure; give a data set of image files')
+  if not evals:
+    raise errors.UserError('evals: the config has none, and input measures an '
+                           'evaluation too; add one')
+  out = input_speed.measure(
+      data, evals.get('validation') or next(iter(evals.values())),
+      batch_size=min(config.run.batch_size, _LARGEST_INPUT_BATCH),
+      images=_IMAGES.value, rounds=_ROUNDS.value, seconds=_SECONDS.value,
+      compare=_COMPARE.value, directory=_PEERS.value)
+  row = lambda name, key, *more: (
+      name, f'{out[key + "_images_per_second"]:,.0f}', *more)
+  low, high = (f(out['memory_bytes']) / 2**20 for f in (min, max))
+  tables.show(tables.make(
+      [row('training', 'train', f'{out["train_of_decode"]:.1%}', ''),
+       row('decoding alone', 'decode', '', ''),
+       row('evaluation', 'eval', f'{out["eval_of_decode"]:.1%}', ''),
+       row('decoding alone', 'eval_decode', '', ''),
+       *((name, f'{peer["images_per_second"]:,.0f}', '', f'{peer["ratio"]:.2f}')
+         for name, peer in out['peers'].items())],
+      ('', 'images/s', 'of decoding alone', 'ours / theirs'),
+      title=f'input, batch {out["batch_size"]}, {out["threads"]} threads, '
+      f'{out["rounds"]} rounds',
+      caption=f'resident memory {low:,.0f} to {high:,.0f} MiB'))
+  return out
+
+
+def _timed(mode: str) -> dict[str, Any]:
+  """Measures a training step or a forward pass on this machine."""
+  # PyTorch needs some of a GPU's memory, and JAX would take most of it.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   from mixer.analysis import peers
   from mixer.analysis import step_speed
   from mixer.training import sharding
-  model, batch_size, image_size = _subject()
   plan = sharding.plan()
+  _, model, batch_size, image_size = _network(plan.platform)
   if batch_size % plan.parts:
     raise errors.UserError(f'--batch_size: {batch_size} images do not divide '
                            f'over {plan.parts} devices')
@@ -108,128 +184,86 @@ def main(argv):
                              seconds=_SECONDS.value)
   out = step_speed.report(mode, model, candidates, peaks, dtype=dtype,
                           batch_size=batch_size, image_size=image_size)
-  _show(out)
-  print(json.dumps(out))
-
-
-def _input():
-  """The pipelines of --config."""
-  if _CONFIG.value is None:
-    raise errors.UserError('--config: input is measured on the data of a '
-                           'config, such as --config=configs/mixer_b16.py')
-  from mixer.analysis import input_speed
-  from mixer.evaluation import suite
-  from mixer.training import settings
-  config = _CONFIG.value
-  data, evals, _ = suite.open_splits(
-      config, settings.Settings(**config.run).image_size)
-  if data.resident is not None:
-    raise errors.UserError(
-        f'data.name: {config.data.name} lives on the device, where its input '
-        'costs nothing; give a set that is decoded on the host')
-  if not evals:
-    raise errors.UserError('evals: the config evaluates nothing')
-  held_out = evals.get('validation') or next(iter(evals.values()))
-  out = input_speed.measure(
-      data, held_out, batch_size=min(config.run.batch_size, _MOST_INPUT),
-      images=_IMAGES.value, rounds=_ROUNDS.value, seconds=_SECONDS.value,
-      compare=_COMPARE.value, directory=_PEERS.value)
-  table = tables.Table(title=f'input, batch {out["batch_size"]}, '
-                       f'{out["threads"]} threads, {out["rounds"]} rounds')
-  for name in ('', 'images/s', 'of the decoding alone', 'ours over theirs'):
-    table.add_column(name, justify='right' if name else 'left')
-  row = lambda name, key, *more: table.add_row(
-      name, f'{out[key + "_images_per_second"]:,.0f}', *more)
-  row('training', 'train', f'{out["train_of_decode"]:.1%}')
-  row('decoding alone', 'decode')
-  row('evaluation', 'eval', f'{out["eval_of_decode"]:.1%}')
-  row('decoding alone', 'eval_decode')
+  rows = [('mixer', f'{out["images_per_second"]:.2f}',
+           f'{out["utilisation"]:.1%}', '')]
   for name, peer in out['peers'].items():
-    table.add_row(name, f'{peer["images_per_second"]:,.0f}', '',
-                  f'{peer["ratio"]:.2f}')
-  consoles.Console(file=sys.stdout).print(table)
-  low, high = min(out['memory_bytes']), max(out['memory_bytes'])
-  print(f'resident memory {low / 2**20:,.0f} to {high / 2**20:,.0f} MiB')
-  print(json.dumps(out))
+    low, high = peer['ratio_range']
+    rows.append((name, f'{peer["images_per_second"]:.2f}',
+                 f'{peer["utilisation"]:.1%}',
+                 f'{peer["ratio"]:.2f} ({low:.2f} to {high:.2f})'))
+  tables.show(tables.make(
+      rows, ('', 'images/s', 'of the peak', 'ours / theirs'),
+      title=f'{mode}, batch {batch_size}, {dtype}, {out["devices"]} x '
+      f'{out["device"]}'))
+  return out
 
 
-def _tpu():
-  """What XLA says of our training step."""
+def _tpu() -> dict[str, Any]:
+  """Compiles the training step for a TPU slice and shows XLA's estimate."""
   import jax
   jax.config.update('jax_platforms', 'cpu')
   from mixer.analysis import compiled_step
   from mixer.analysis import step_speed
-  from mixer.models.mixer import pair
   from mixer.training import sharding
-  devices = compiled_step.tpu_devices(_TOPOLOGY.value)
-  plan = sharding.plan(strategy=_SHARDING.value, devices=devices)
-  model, batch_size, image_size = _subject('bfloat16')
-  name = _MODEL.value
-  if _CONFIG.value is not None:   # whose batch is that of all devices
-    name = _CONFIG.value.model.name
+  plan = sharding.plan(strategy=_SHARDING.value,
+                       devices=compiled_step.tpu_devices(_TOPOLOGY.value))
+  name, model, batch_size, image_size = _network(plan.platform, 'bfloat16')
+  if _CONFIG.value is not None:
     if batch_size % plan.parts:
       raise errors.UserError(f'--config.run.batch_size: {batch_size} images do '
                              f'not divide over {plan.parts} devices')
     batch_size //= plan.parts
-  optimizer, step = step_speed.make_step(model)
-  program = compiled_step.train_step(
-      step, model, optimizer, plan, batch_size=batch_size * plan.parts,
-      image_size=pair(image_size))
-  cost, memory = program.cost(), program.bytes()
-  out = dict(mode='tpu', model=name, topology=_TOPOLOGY.value,
-             devices=len(devices), device=devices[0].device_kind,
-             dtype=str(model.dtype), batch_size=batch_size,
-             sharding=_SHARDING.value, **cost, memory=memory,
-             compile_seconds=program.seconds,
-             images_per_second=cost['seconds'] and (   # not known of all TPUs
-                 batch_size * plan.parts / cost['seconds']))
-  table = tables.Table(
-      title=f'{name}, {batch_size} images a device, {model.dtype}, '
-      f"{len(devices)} x {devices[0].device_kind}: XLA's estimate")
-  for name in ('a step', 'images/s a device', 'TFLOPs', 'GB accessed',
-               'temporaries, GiB', 'together, GiB'):
-    table.add_column(name, justify='right')
-  table.add_row(
-      *(('unknown', '') if cost['seconds'] is None else (
-          f'{cost["seconds"] * 1e3:.1f} ms',
-          f'{batch_size / cost["seconds"]:,.0f}')),
-      f'{cost["flops"] / 1e12:.2f}', f'{cost["bytes_accessed"] / 1e9:.1f}',
-      *(f'{memory[k] / 2**30:.2f}' for k in ('temporaries', 'total')))
-  consoles.Console(file=sys.stdout).print(table)
-  print(json.dumps(out))
+  out = step_speed.estimate(name, model, plan, topology=_TOPOLOGY.value,
+                            batch_size=batch_size, image_size=image_size)
+  _show_estimate(out)
+  return out
 
 
-def _subject(precision=None):
-  """(model, batch size, image size) of the flags."""
+def _show_estimate(out: Mapping[str, Any]) -> None:
+  seconds, memory = out['seconds'], out['memory']
+  speed = ('unknown', 'unknown') if seconds is None else (
+      f'{seconds * 1e3:.1f} ms', f'{out["batch_size"] / seconds:,.0f}')
+  tables.show(tables.make(
+      [(*speed, f'{out["flops"] / 1e12:.2f}',
+        f'{out["bytes_accessed"] / 1e9:.1f}',
+        *(f'{memory[key] / 2**30:.2f}' for key in ('temporaries', 'total')))],
+      ('time of a step', 'images/s per device', 'TFLOPs', 'GB accessed',
+       'temporaries, GiB', 'total, GiB'), left=0,
+      title=f'{out["model"]}, {out["batch_size"]} images per device, '
+      f"{out['dtype']}, {out['devices']} x {out['device']}: XLA's estimate"))
+
+
+def _network(platform: str, precision: str | None = None
+             ) -> 'tuple[str, interface.Model, int, int | tuple[int, int]]':
+  """Returns the name, network, batch size and image size that the flags ask.
+
+  Args:
+    platform: the platform of the devices, as `sharding.Plan.platform`.
+    precision: the default of --precision; None for the platform's.
+  """
   from mixer import models
-  from mixer.analysis import planning
-  from mixer.training import settings as settings_lib
+  from mixer.analysis import data_sizes
+  from mixer.training import assembly
+  from mixer.training import settings
+  given: dict[str, Any] = dict(
+      batch_size=_BATCH.value, image_size=_IMAGE.value)
+  if _CONFIG.value is not None:
+    given = dict(_CONFIG.value.run)
+  given.update(   # the length does not matter, but a run has one
+      total_steps=1, total_epochs=None,
+      precision=_PRECISION.value or given.get('precision') or precision)
+  chosen = settings.Settings(**given)
   if _CONFIG.value is None:
-    settings = settings_lib.Settings(batch_size=_BATCH.value, total_steps=1,
-                            image_size=_IMAGE.value,
-                            precision=_PRECISION.value or precision)
-    model = models.create(_MODEL.value, dtype=settings.dtype)
+    name = _MODEL.value
+    model = models.create(name, dtype=chosen.dtype_on(platform),
+                          platform=platform)
   else:
-    section = dict(_CONFIG.value.run, total_steps=1, total_epochs=None)
-    section['precision'] = _PRECISION.value or section['precision'] or precision
-    settings = settings_lib.Settings(**section)
-    model = planning.make_model(_CONFIG.value, settings)
-  return model, settings.batch_size, settings.image_size
-
-
-def _show(out):
-  table = tables.Table(title=f'{out["mode"]}, batch {out["batch_size"]}, '
-                       f'{out["dtype"]}, {out["devices"]} x {out["device"]}')
-  for name in ('', 'images/s', 'of the peak', 'ours over theirs'):
-    table.add_column(name, justify='right' if name else 'left')
-  table.add_row('mixer', f'{out["images_per_second"]:.2f}',
-                f'{out["utilisation"]:.1%}', '')
-  for name, peer in out['peers'].items():
-    low, high = peer['ratio_range']
-    table.add_row(name, f'{peer["images_per_second"]:.2f}',
-                  f'{peer["utilisation"]:.1%}',
-                  f'{peer["ratio"]:.2f} ({low:.2f} to {high:.2f})')
-  consoles.Console(file=sys.stdout).print(table)
+    config, name = _CONFIG.value, _CONFIG.value.model.name
+    data = data_sizes.size(
+        config.data.name, config.data.split, data_dir=config.data.dir,
+        access=config.data.access)
+    model = assembly.make_model(config, chosen, data, platform)
+  return name, model, chosen.batch_size, chosen.image_size
 
 
 if __name__ == '__main__':

@@ -7,14 +7,15 @@
     --config=configs/finetune.py:b16,cifar10 --config.data.dir=DIR \\
     --fewshot='train[:5000]' --json=scores.json
 
-The checkpoint is a workdir, WORKDIR/checkpoints/STEP, a file, an address or the
-name of a release. The splits are the config's `evals`, by default those of the
-run itself. A run is shown images as the config says, any other network as its
-own card does. Every example is counted once.
+The checkpoint is a workdir, WORKDIR/checkpoints/STEP, a file, a URL or the name
+of released weights. The splits are those of the config's `evals`, by default of
+the config that the run was trained with. Released weights use the preprocessing
+they were trained with; your own runs use their config's. Every example is
+counted once.
 """
 import json
 import os
-import sys
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -22,33 +23,37 @@ from ml_collections import config_flags
 from mixer.core import command
 from mixer.core import errors
 from mixer.core import processes
+from mixer.core import tables
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The network; see above.')
-_BEST = flags.DEFINE_bool('best', False, 'Of a workdir, the best checkpoint '
-                          'instead of the latest.')
+_BEST = flags.DEFINE_bool('best', False, "Use a workdir's best checkpoint "
+                          'instead of its latest.')
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, "Whose `evals` and `fewshot` are asked; by default the "
-    "run's own.", lock_config=True)
-_BATCH = flags.DEFINE_integer('batch_size', 128, 'Images at a time, over all '
+    'config', None, 'Config with the `evals` and `fewshot` to compute; by '
+    "default the run's own.", lock_config=True)
+_BATCH = flags.DEFINE_integer('batch_size', 128, 'Images in a batch, over all '
                               'devices.', 1)
-_REAL = flags.DEFINE_string('real', None, 'real.json of reassessed-imagenet: '
-                            "every evaluation of ImageNet's validation set (or "
-                            'of a folder or manifest of its files) is asked '
-                            'for its labels too.')
-_V2 = flags.DEFINE_bool('v2', False, 'Also ImageNet-V2 '
-                        '(imagenet_v2/matched-frequency, by TFDS).')
-_FEWSHOT = flags.DEFINE_string('fewshot', None, 'A split, such as '
-                               "'train[:65000]': 1, 5, 10 and 25 of its "
-                               'examples a class fit a linear model, for every '
-                               'evaluation.')
-_JSON = flags.DEFINE_string('json', None, 'File for the results.')
+_REAL = flags.DEFINE_string('real', None, 'The file real.json of '
+                            'github.com/google-research/reassessed-imagenet. '
+                            "Every evaluation on ImageNet's validation set, or "
+                            'on a folder or manifest of its files, is repeated '
+                            'with the labels in it.')
+_V2 = flags.DEFINE_bool('v2', False, 'Evaluate on ImageNet-V2 too (TFDS '
+                        'imagenet_v2/matched-frequency).')
+_FEWSHOT = flags.DEFINE_string('fewshot', None, 'A training split, such as '
+                               "'train[:65000]'. For every evaluation, linear "
+                               'models are fitted to 1, 5, 10 and 25 of its '
+                               'examples per class.')
+_JSON = flags.DEFINE_string('json', None, 'File for the results, as JSON.')
 _PREDICTIONS = flags.DEFINE_string(
-    'predictions', None, 'File for the five likeliest classes of each image, '
-    'one JSON object a line.')
-_WORST = flags.DEFINE_integer('worst', 10, 'Classes and pairs to list.', 0)
+    'predictions', None, 'File for the five most likely classes of each image, '
+    'one JSON object per line.')
+_WORST = flags.DEFINE_integer('worst', 10, 'How many of the worst classes, and '
+                              'of the most confused pairs, to list.', 0)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Evaluates --checkpoint and prints and writes the results."""
   del argv
   if _CHECKPOINT.value is None:
     raise errors.UserError('--checkpoint is required, such as '
@@ -57,61 +62,53 @@ def main(argv):
     folder = os.path.dirname(os.path.abspath(flag.value or ''))
     if flag.value and (not os.path.isdir(folder) or os.path.isdir(flag.value)):
       raise errors.UserError(f'--{flag.name}: {flag.value!r}: expected a file '
-                             'in a folder that is there')
+                             'in a folder that exists')
   command.join()
+  # Loading JAX takes seconds; mistakes in the flags are reported before.
   from mixer import pretrained
   from mixer.analysis import scoring
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
-  config = _CONFIG.value or scoring.config_of(network)
+  config = (_CONFIG.value.to_dict() if _CONFIG.value
+            else scoring.config_of(network))
   config = scoring.asked(config, network, real=_REAL.value, v2=_V2.value,
                          fewshot=_FEWSHOT.value)
-  result, details = scoring.evaluate(network, config, batch_size=_BATCH.value,
-                                     worst=_WORST.value)
+  results, predictions = scoring.evaluate(
+      network, config, batch_size=_BATCH.value, worst=_WORST.value)
   if not processes.first():
     return
-  _show(result)
+  _show(results)
   if _JSON.value:
     with open(_JSON.value, 'w') as f:
-      f.write(json.dumps(result, indent=2) + '\n')
+      f.write(json.dumps(results, indent=2) + '\n')
   if _PREDICTIONS.value:
     with open(_PREDICTIONS.value, 'w') as f:
-      f.writelines(json.dumps(row) + '\n' for row in details)
+      f.writelines(json.dumps(row) + '\n' for row in predictions)
 
 
-def _show(result):
-  """Tables for people."""
-  from rich import box
-  from rich import console
-  from rich import table
-  from rich import text
-  out = console.Console(width=None if sys.stdout.isatty() else 100)
-
-  def show(title, columns, rows):
-    made = table.Table(box=box.SIMPLE_HEAD, title=title, title_justify='left')
-    for i, column in enumerate(columns):
-      made.add_column(column, justify='right' if i else 'left', overflow='fold')
-    for row in rows:
-      made.add_row(*(text.Text(str(x)) for x in row))
+def _show(results: dict[str, Any]) -> None:
+  """Prints the results as tables."""
+  def show(title: str, columns: tuple[str, ...],
+           rows: list[tuple[Any, ...]]) -> None:
     if rows:
-      out.print(made)
+      tables.show(tables.make(rows, columns, title=title))
 
-  share = '{:.2%}'.format
-  show(f'{result["model"]}, {result["checkpoint"]}',
+  percent = '{:.2%}'.format
+  show(f'{results["model"]}, {results["checkpoint"]}',
        ('split', 'examples', 'top-1', 'top-5', 'loss', 'left out'),
-       [(name, f'{e["examples"]:,}', share(e['accuracy']),
-         share(e['accuracy_top5']), f'{e["loss"]:.4f}',
+       [(name, f'{e["examples"]:,}', percent(e['accuracy']),
+         percent(e['accuracy_top5']), f'{e["loss"]:.4f}',
          e['bad'] + e.get('unlabelled', 0))
-        for name, e in result['evals'].items()])
-  shots = list(dict.fromkeys(s for e in result['fewshot'].values() for s in e))
-  show('few-shot, ridge regression on pre-logits, mean over seeds',
+        for name, e in results['evals'].items()])
+  shots = list(dict.fromkeys(s for e in results['fewshot'].values() for s in e))
+  show('few-shot, ridge regression on the features, mean over seeds',
        ('split', *(f'{s}-shot' for s in shots)),
-       [(name, *(share(e[s]) if s in e else '' for s in shots))
-        for name, e in result['fewshot'].items()])
-  for name, e in result['evals'].items():
+       [(name, *(percent(e[s]) if s in e else '' for s in shots))
+        for name, e in results['fewshot'].items()])
+  for name, e in results['evals'].items():
     show(f'{name}: worst classes',
          ('class', 'examples', 'top-1', 'taken for', 'share'),
-         [(r['name'], r['examples'], share(r['accuracy']),
-           r['taken_for_name'] or '', share(r['share']))
+         [(r['name'], r['examples'], percent(r['accuracy']),
+           r['taken_for_name'] or '', percent(r['share']))
           for r in e['worst_classes'] if r['accuracy'] < 1])
 
 

@@ -1,4 +1,4 @@
-"""Writes a network for others: its weights, or a program that needs no Mixer.
+"""Exports a network: its weights, or a program that runs without this project.
 
   python -m mixer.export --checkpoint=runs/digits --format=onnx --out=d.onnx
   python -m mixer.export --checkpoint=Mixer-B/16-imagenet1k \\
@@ -6,24 +6,31 @@
   python -m mixer.export --checkpoint=WORKDIR --best --format=stablehlo \\
     --preprocess --input_size=480x640 --out=camera.stablehlo
 
-What was written is read back and compared with the network; if it differs, no
-file is left and the exit code is 1. Beside FILE lies its card, FILE.json: class
-names, preprocessing, and what a program takes and gives. A local file with its
-card beside it is a --checkpoint of every command.
+The command reads the file back and compares it with the network. If they
+differ, it leaves no file and exits with code 1. It also writes a card,
+OUT.json: class names, preprocessing, and the inputs and outputs of a program.
+Every command takes a local file with its card beside it as a --checkpoint.
 
-npz has the official code's layout, safetensors that or timm's. timm computes
-the exact form of GELU, the official weights were trained with the tanh form:
-of a network that was, timm's outputs differ by up to a few 1e-3. Pixels are in
-[-1, 1] for every network here, also for miil's, which timm shows [0, 1].
+Weights: npz has the official code's layout, safetensors has that layout or
+timm's. timm computes the exact form of GELU. The official weights, and runs
+with the default settings, were trained with the tanh form, for which timm's
+outputs differ by up to a few 1e-3. All networks here take pixels in [-1, 1],
+also those from MIIL, which timm feeds with pixels in [0, 1].
 
-Programs take float32 images of the network's own size in [-1, 1], any number
-at once, and give logits; with --preprocess uint8 images and probabilities; with
---input_size uint8 photos of that size, from which the program itself makes the
-crop of evaluation. In Python StableHLO runs on CPUs, GPUs and TPUs as
-jax.export.deserialize(bytearray(open(FILE, 'rb').read())).call(images); ONNX
-as onnxruntime.InferenceSession(FILE).run(None, {'images': images}), images
-[number, height, width, channels].
+Programs take any number of images at once:
+  by default: float32 images in [-1, 1] of the network's own size, to logits;
+  with --preprocess: uint8 images of that size, to probabilities;
+  with --preprocess --input_size: uint8 photos of the given size, which the
+    program crops as evaluation does, to probabilities.
+
+StableHLO runs on CPUs, GPUs and TPUs, with JAX:
+  program = jax.export.deserialize(bytearray(open(FILE, 'rb').read()))
+  program.call(images)
+ONNX runs with ONNX Runtime:
+  onnxruntime.InferenceSession(FILE).run(None, {'images': images})
+Images have the shape [number, height, width, channels].
 """
+from collections.abc import Sequence
 import re
 
 from absl import flags
@@ -32,54 +39,62 @@ from mixer.core import command
 from mixer.core import errors
 
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, 'A workdir, one of its checkpoints, a file or address '
-    'of weights, or the name of a release.')
-_BEST = flags.DEFINE_bool('best', False, 'Of a workdir, the best checkpoint.')
+    'checkpoint', None, 'The network: a workdir, WORKDIR/checkpoints/STEP, a '
+    'file or address of weights, or the name of a release.')
+_BEST = flags.DEFINE_bool('best', False, "Export a workdir's best checkpoint "
+                          'instead of its latest.')
 _FORMAT = flags.DEFINE_enum('format', None, ['npz', 'safetensors', 'stablehlo',
-                                             'onnx'], 'Of the file.')
-_OUT = flags.DEFINE_string('out', None, 'The file.')
+                                             'onnx'], 'Output format.')
+_OUT = flags.DEFINE_string('out', None, 'Output file.')
 _LAYOUT = flags.DEFINE_enum('layout', 'official', ['official', 'timm'],
-                            "Of safetensors: whose names. timm's GELU is the "
-                            'exact one, see above.')
-_PREPROCESS = flags.DEFINE_bool('preprocess', False, 'Of programs: take uint8, '
-                                'give probabilities.')
-_INPUT_SIZE = flags.DEFINE_string('input_size', None, 'With --preprocess: '
-                                  'HEIGHTxWIDTH of photos to crop inside.')
+                            'Whose parameter names a safetensors file gets.')
+_PREPROCESS = flags.DEFINE_bool('preprocess', False, 'Make a program that '
+                                'takes uint8 images and gives probabilities.')
+_INPUT_SIZE = flags.DEFINE_string(
+    'input_size', None, 'Size of the photos that the program crops, '
+    'HEIGHTxWIDTH in pixels; needs --preprocess.')
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
+  """Exports the network that the flags name."""
   del argv
-  for flag, example in ((_CHECKPOINT, 'runs/digits'), (_FORMAT, 'onnx'),
-                        (_OUT, 'digits.onnx')):
-    if flag.value is None:
-      raise errors.UserError(f'--{flag.name} is required, such as '
-                             f'--{flag.name}={example}')
+  checkpoint, format, path = (
+      _required(_CHECKPOINT, 'runs/digits'), _required(_FORMAT, 'onnx'),
+      _required(_OUT, 'digits.onnx'))
   from mixer import pretrained
   from mixer.pretrained import export
-  options = dict(format=_FORMAT.value, layout=_LAYOUT.value,
-                 preprocess=_PREPROCESS.value, input_size=_input_size())
-  export.check(_OUT.value, **options)
-  network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
+  from mixer.pretrained import program
+  options = program.Options(_PREPROCESS.value, _input_size())
+  export.check(path, format, _LAYOUT.value, options)
+  network = pretrained.open_network(checkpoint, best=_BEST.value)
   model = network.card['model']
   height, width = network.image_size
   print(f'{network.name}: {network.title}, for {height}x{width} images, '
         f'{model["num_classes"] or "no"} classes')
-  out = export.export(network, _OUT.value, **options)
-  print(f'{_OUT.value}: {_FORMAT.value}, {out["bytes"] / 2**20:,.1f} MiB; '
-        'read back, ' + (
-            f'it differs by at most {out["difference"]:.1e}'
-            if _FORMAT.value in export.PROGRAMS else 'every bit is the same'))
-  print(f'{_OUT.value}.json: its card')
+  out = export.export(
+      network, path, format=format, layout=_LAYOUT.value,
+      preprocess=options.preprocess, input_size=options.input_size)
+  print(f'{path}: {format}, {out["bytes"] / 2**20:,.1f} MiB; '
+        'read back: ' + (
+            f'outputs differ by at most {out["difference"]:.1e}'
+            if format in export.PROGRAMS else 'every bit is the same'))
+  print(f'{path}.json: its card')
   if _LAYOUT.value == 'timm':
-    print('made for pixels in [-1, 1]: mean and std are 0.5 in timm')
-    print('trained with the tanh form of GELU; timm computes the exact one, '
+    print('made for pixels in [-1, 1]: use mean 0.5 and std 0.5 in timm')
+    print('trained with the tanh form of GELU; timm computes the exact form, '
           'and its outputs differ by up to a few 1e-3'
           if model['approximate_gelu'] else
-          'trained with the exact form of GELU, as timm computes it')
+          'trained with the exact form of GELU, which timm computes')
 
 
-def _input_size():
-  """(height, width), or None."""
+def _required(flag: flags.FlagHolder, example: str) -> str:
+  if flag.value is None:
+    raise errors.UserError(f'--{flag.name} is required, such as '
+                           f'--{flag.name}={example}')
+  return flag.value
+
+
+def _input_size() -> tuple[int, int] | None:
   if _INPUT_SIZE.value is None:
     return None
   match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', _INPUT_SIZE.value)

@@ -1,15 +1,21 @@
-"""Trains, evaluates, checkpoints and resumes a network.
+"""Trains, evaluates and saves a network, and resumes a run.
 
   python -m mixer.main --config=configs/digits.py
   python -m mixer.main --config=configs/mixer_b16.py:imagenet2012,adam \\
     --config.data.dir=/data/tfds --workdir=/data/runs/b16
 
-The same command goes on with a run that was stopped or killed. Exit codes: 0
-done, 1 failed, 2 bad usage or config, 42 told to stop and saved, 134 another
-process of the run is gone. Several processes meet by themselves under Slurm,
-Open MPI 4, on TPU slices and in GKE's jobs; elsewhere each gets three flags:
---coordinator, --num_processes and --process_id.
+To resume a run that was stopped or killed, start the same command again.
+
+Exit codes: 0 the run is complete; 1 it failed, and would fail again; 2 wrong
+usage or config; 42 it was asked to stop and has saved, start it again; 134
+another process of the run is gone, start all of them again.
+
+To use several hosts, start the command on each. Under Slurm, Open MPI 4, GKE
+jobs and on TPU slices the processes find each other; elsewhere give each of
+them --coordinator, --num_processes and --process_id.
 """
+from collections.abc import Iterator
+from collections.abc import Mapping
 import os
 import re
 import shlex
@@ -23,23 +29,25 @@ from mixer.core import errors
 from mixer.core import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A file in configs/, and after a colon its argument; '
-    '--config.SECTION.KEY=VALUE changes a setting.', lock_config=True)
+    'config', None, 'Config file, such as configs/digits.py; some take an '
+    'argument after a colon. --config.SECTION.KEY=VALUE changes a setting.',
+    lock_config=True)
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Where the run lies; by default runs/, then the name of '
-    'the config and its argument.')
+    'workdir', None, 'Directory for checkpoints, metrics and all else that the '
+    'run writes. Default: runs/ and the name of the config with its argument.')
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Trains as --config says."""
   del argv
   if _CONFIG.value is None:
     raise errors.UserError('--config is required, such as '
                            '--config=configs/digits.py')
   command.one_length(_CONFIG.value.run)
-  from mixer.training import assembly  # after the flags: a typo is told at once
+  # Imported only now, so that a mistake in the flags is reported at once.
+  from mixer.training import assembly
   from mixer.training import run
-  workdir = _WORKDIR.value or os.path.join(
-      'runs', command.config_name())
+  workdir = _WORKDIR.value or os.path.join('runs', command.config_name())
   settings = assembly.check(_CONFIG.value)
   command.join(heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
                stoppable=True)
@@ -49,27 +57,36 @@ def main(argv):
     _report(scores, workdir)
 
 
-def _report(scores, workdir):
+def _report(scores: Mapping[str, float], workdir: str) -> None:
+  """Prints the final accuracies, and commands to go on with."""
   from mixer.training import loop
   python = os.path.relpath(sys.executable)
   python = 'python' if python.startswith('..') else python
-  same, args = [], iter(sys.argv[1:])
-  for arg in args:
-    if re.match('-+(workdir|coordinator|num_processes|process_id)', arg):
-      if '=' not in arg:
-        next(args, None)   # its value
-    else:
-      same.append(arg)
+  checkpoint = f'--checkpoint={shlex.quote(workdir)}'
   print(f"""
-done: {loop.summary(scores)}
-the run lies in {workdir}: metrics.jsonl, checkpoints/, model.json
-next:
-  {python} -m tensorboard.main --logdir={workdir}
-  {python} -m mixer.evaluate --checkpoint={workdir}
-  {python} -m mixer.predict --checkpoint={workdir} IMAGE...
-  {python} -m mixer.export --checkpoint={workdir} --format=onnx --out=FILE.onnx
-  {python} -m mixer.main {shlex.join(same)} \\
-    --config.run.seed=1 --workdir={workdir}-seed1""")
+Done: {loop.accuracies(scores) or 'training is complete'}.
+Files in {workdir}: metrics.jsonl, checkpoints/, model.json
+
+Plot the training curves:
+  {python} -m tensorboard.main --logdir={shlex.quote(workdir)}
+Evaluate the network again, or classify images:
+  {python} -m mixer.evaluate {checkpoint}
+  {python} -m mixer.predict {checkpoint} IMAGE...
+Convert it to ONNX:
+  {python} -m mixer.export {checkpoint} --format=onnx --out=FILE.onnx
+Train again with another seed:
+  {python} -m mixer.main {shlex.join(_settings(sys.argv[1:]))} \\
+    --config.run.seed=1 --workdir={shlex.quote(workdir + "-seed1")}""")
+
+
+def _settings(args: list[str]) -> Iterator[str]:
+  """Yields the flags that say what to train, not where and by how many."""
+  rest = iter(args)
+  for arg in rest:
+    if not re.match('-+(workdir|coordinator|num_processes|process_id)', arg):
+      yield arg
+    elif '=' not in arg:
+      next(rest, None)   # the flag's value
 
 
 if __name__ == '__main__':

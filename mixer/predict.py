@@ -1,34 +1,51 @@
-"""Class probabilities for photos, by any network at hand.
+"""Prints class probabilities for photos.
 
   python -m mixer.predict --checkpoint=runs/photos photo.jpg folder/
   python -m mixer.predict --checkpoint=Mixer-B/16-imagenet1k --format=json *.jpg
 
 The checkpoint is a workdir, WORKDIR/checkpoints/STEP, a file (npz, safetensors,
-pth), an address (https://, gs://, hf://) or the name of a release. Classes and
-preprocessing come with a run; folders are searched for images. Files that
-cannot be read are named and skipped, and the exit code is then 1.
+pth), an address (https://, gs://, hf://) or the name of a release. A run brings
+its class names and its preprocessing. Folders are searched for images. Files
+that cannot be read are named and skipped; the exit code is then 1.
 """
+from collections.abc import Iterator
+from collections.abc import Sequence
 import csv
 import json
 import sys
+import typing
+from typing import Any
 
 from absl import flags
 
 from mixer.core import command
 from mixer.core import errors
 
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The network; see above.')
-_BEST = flags.DEFINE_bool('best', False, "Of a workdir, the best checkpoint "
-                          'instead of the latest.')
-_FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json', 'csv'],
-                            'Of the output. json: a list of objects with path, '
-                            'classes and probabilities (best first), or error; '
-                            'csv: a row a class.')
-_TOP = flags.DEFINE_integer('top_k', 5, 'Classes an image.', 1)
-_BATCH = flags.DEFINE_integer('batch_size', 32, 'Images at a time.', 1)
+if typing.TYPE_CHECKING:
+  import numpy as np
+
+  from mixer.images import decode_pillow
+  from mixer.pretrained import network as networks
+
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'The network: a workdir, WORKDIR/checkpoints/STEP, a '
+    'file or address of weights, or the name of a release.')
+_BEST = flags.DEFINE_bool('best', False, "Use a workdir's best checkpoint "
+                          'instead of its latest.')
+_FORMAT = flags.DEFINE_enum(
+    'format', 'table', ['table', 'json', 'csv'], 'Output format. json: a list '
+    'of objects with path, classes and probabilities (best first), or error; '
+    'csv: one row for each class.')
+_TOP = flags.DEFINE_integer('top_k', 5, 'Number of classes to print for each '
+                            'image.', 1)
+_BATCH = flags.DEFINE_integer('batch_size', 32, 'Number of images to classify '
+                              'at a time.', 1)
+
+Row = dict[str, Any]   # 'path', and 'classes' and 'probabilities' or 'error'
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
+  """Prints the predictions for the files and folders in `argv`."""
   if _CHECKPOINT.value is None:
     raise errors.UserError('--checkpoint is required, such as '
                            '--checkpoint=runs/digits')
@@ -36,7 +53,7 @@ def main(argv):
     raise errors.UserError('expected image files or folders after the flags')
   from mixer.evaluation import prediction
   paths = prediction.expand(argv[1:])
-  network, names, found = _found(paths)
+  network, names, found = _predictions(_CHECKPOINT.value, paths)
   rows = [_row(path, x, names) for path, x in found]
   show = dict(table=_table, json=_json, csv=_csv)[_FORMAT.value]
   show(rows, network)
@@ -48,15 +65,17 @@ def main(argv):
         f'{" and more" if len(bad) > 10 else ""}')
 
 
-def _found(paths):
-  """(the network, its class names, iterator of (path, probabilities))."""
+def _predictions(checkpoint: str, paths: Sequence[str]) -> tuple[
+    'networks.Network', list[str],
+    Iterator[tuple[str, 'np.ndarray | decode_pillow.BadImage']]]:
+  """Returns (the network, its class names, predictions by path)."""
   import jax
 
   from mixer import pretrained
   from mixer.evaluation import classification
   from mixer.evaluation import prediction
   from mixer.images import augment
-  network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
+  network = pretrained.open_network(checkpoint, best=_BEST.value)
   model, card = network.model, network.card
   if not model.num_classes:
     raise errors.UserError(f'--checkpoint: {network.name!r} has no head, so no '
@@ -76,7 +95,8 @@ def _found(paths):
       batch_size=min(_BATCH.value, len(paths)), **card['preprocessing'])
 
 
-def _row(path, found, names):
+def _row(path: str, found: 'np.ndarray | decode_pillow.BadImage',
+         names: Sequence[str]) -> Row:
   import numpy as np
   if isinstance(found, Exception):
     return dict(path=path, error=str(found))
@@ -85,35 +105,30 @@ def _row(path, found, names):
               probabilities=[float(found[i]) for i in best])
 
 
-def _table(rows, network):
-  from rich import box
-  from rich import console
-  from rich import table
-  from rich import text
-  size = 'x'.join(map(str, network.image_size))
-  out = table.Table(box=box.SIMPLE_HEAD, title=text.Text(
-      f'{network.title}, at {size}: {network.name}'))
-  out.add_column('image', overflow='fold')
-  out.add_column('class', overflow='fold')
-  out.add_column('probability', justify='right')
+def _table(rows: Sequence[Row], network: 'networks.Network') -> None:
+  from mixer.core import tables
+  cells: list[Sequence[Any]] = []
   for row in rows:
-    path = text.Text(row['path'])   # which may look like rich's own markup
     if 'error' in row:
-      out.add_row(path, text.Text(row['error'], 'red'), '')
+      cells.append((row['path'], tables.styled(row['error'], 'red'), ''))
       continue
     for i, (name, value) in enumerate(zip(row['classes'],
                                           row['probabilities'])):
-      out.add_row('' if i else path, text.Text(name), f'{value:.2%}',
-                  style='dim' if i else None)
-  console.Console(width=None if sys.stdout.isatty() else 100).print(out)
+      style = 'dim' if i else None
+      cells.append(('' if i else row['path'], tables.styled(name, style),
+                    tables.styled(f'{value:.2%}', style)))
+  size = 'x'.join(map(str, network.image_size))
+  tables.show(tables.make(
+      cells, ('image', 'class', 'probability'), left=2,
+      title=f'{network.title}, at {size}: {network.name}'))
 
 
-def _json(rows, network):
+def _json(rows: Sequence[Row], network: 'networks.Network') -> None:
   del network
   print(json.dumps(rows, indent=2))
 
 
-def _csv(rows, network):
+def _csv(rows: Sequence[Row], network: 'networks.Network') -> None:
   del network
   out = csv.writer(sys.stdout)
   out.writerow(['path', 'rank', 'class', 'probability', 'error'])

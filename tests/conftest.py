@@ -2,6 +2,7 @@
 """
 import os
 import pathlib
+import signal
 import sys
 
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
@@ -14,9 +15,14 @@ import jax  # noqa: E402  (after the environment is set)
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+# A shell starts background jobs with SIGINT ignored, and children inherit that;
+# with a handler here, every command that a test starts has the default.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # In this order, before all others: a file is one process's, and a long one at
 # the end would leave the other processes idle.
-LONG = ('test_plan', 'test_several', 'test_resume', 'test_training',
+LONG = ('test_plan', 'test_several', 'test_resume', 'test_step',
         'test_predict', 'test_transfer')
 
 

@@ -527,7 +527,7 @@ def test_bad_images_jsonl_has_each_bad_image_once(folder, commands):
     shutil.copytree(whole, copy)
   shutil.rmtree(resumed / 'checkpoints' / str(STEPS))
   begun = [start(folder.name, copy, half) for copy in (again, resumed)]
-  for process, said in zip(begun, ('finished already', 'resuming at step 12')):
+  for process, said in zip(begun, ('already finished', 'resuming at step 12')):
     code, out, err = finish(process)
     assert code == 0 and not err and said in out, out + err
   for copy in (again, resumed):

@@ -12,19 +12,38 @@ from mixer.models import cost
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = ('--image_size=32', '--batch_size=4', '--rounds=3', '--seconds=1')
+# Runs the command with a stand-in for the compiler and for the TPU slice, so
+# that it needs no libtpu; the error stream says what was to be compiled.
+TPU = """
+import dataclasses, runpy, sys, types
+from mixer.analysis import compiled_step
+@dataclasses.dataclass(frozen=True)
+class Device:
+  id: int
+  platform: str = 'tpu'
+  device_kind: str = 'TPU v3'
+  process_index: int = 0
+def train_step(step_fn, model, optimizer, plan, **sizes):
+  print(model.platform, model.dtype, sizes['batch_size'], file=sys.stderr)
+  return types.SimpleNamespace(
+      seconds=1.0, bytes=lambda: dict(temporaries=2**30, total=2**31),
+      cost=lambda: dict(flops=1e12, bytes_accessed=1e9, seconds=0.5))
+compiled_step.train_step = train_step
+compiled_step.tpu_devices = lambda topology: [Device(i) for i in range(8)]
+runpy.run_module('mixer.benchmark', run_name='__main__')
+"""
 
 
-def benchmark(*args):
+def run(*args):
   env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='')
-  return subprocess.run(
-      [sys.executable, '-m', 'mixer.benchmark', *args], cwd=ROOT, env=env,
-      capture_output=True, text=True, timeout=300)
+  return subprocess.run([sys.executable, *args], cwd=ROOT, env=env,
+                        capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow   # compiles and measures
 @pytest.mark.parametrize('mode', ['train', 'infer'])
-def test_the_last_line_holds_figures_that_agree(mode):
-  out = benchmark(mode, '--model=Mixer-S/32', *SMALL)
+def test_the_last_line_has_figures_that_agree(mode):
+  out = run('-m', 'mixer.benchmark', mode, '--model=Mixer-S/32', *SMALL)
   assert out.returncode == 0, out.stderr
   found = json.loads(out.stdout.splitlines()[-1])
   assert (found['mode'], found['batch_size'], found['rounds']) == (mode, 4, 3)
@@ -37,16 +56,35 @@ def test_the_last_line_holds_figures_that_agree(mode):
       found['flops_per_second'] / found['peak_flops_per_second'])
 
 
+@pytest.mark.parametrize('args,batch', [
+    (('--model=Mixer-S/32', '--batch_size=4'), 32),   # 4 for each device
+    (('--config=configs/digits.py', '--config.run.batch_size=64'), 64),
+])
+def test_tpu_compiles_the_network_for_the_slice_and_not_for_this_machine(
+    args, batch):
+  out = run('-c', TPU, 'tpu', '--topology=v3:2x2', *args)
+  assert out.returncode == 0, out.stderr
+  assert out.stderr.splitlines() == [f'tpu bfloat16 {batch}']
+  found = json.loads(out.stdout.splitlines()[-1])
+  assert (found['mode'], found['devices'], found['device']) == (
+      'tpu', 8, 'TPU v3')
+  assert found['batch_size'] == batch // 8
+  assert found['images_per_second'] == batch / 0.5
+  table = ' '.join(out.stdout.split())
+  assert '500.0 ms' in table and f'{batch // 8} images per device' in table
+
+
 @pytest.mark.parametrize('args, expected', [
     ((), ('one mode', 'input', 'train', 'infer', 'tpu')),
     (('train', '--topology=v3:2x2'), ('--topology', 'tpu only', 'train')),
     (('train', '--compare=tim', *SMALL), ('--compare', "'tim'", "'timm'")),
     (('train', '--config=configs/digits.py', '--batch_size=4'),
-     ('--batch_size', '--config.run.batch_size')),
+     ('--batch_size', '--config.run.batch_size=4')),
+    (('input',), ('--config is required', 'configs/mixer_b16.py')),
     (('input', '--config=configs/digits.py'), ('data.name', 'digits')),
 ])
-def test_a_mistake_is_one_line(args, expected):
-  out = benchmark(*args)
+def test_a_mistake_is_told_in_one_line(args, expected):
+  out = run('-m', 'mixer.benchmark', *args)
   line, = out.stderr.splitlines()
   assert out.returncode == 2 and line.startswith('error: '), out.stderr
   for part in expected:

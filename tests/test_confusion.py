@@ -1,4 +1,4 @@
-"""What is taken for what, on cases that can be counted by hand."""
+"""Tables of a classifier's mistakes, on cases that can be counted by hand."""
 import json
 
 import numpy as np
@@ -8,13 +8,13 @@ from mixer.core import errors
 from mixer.evaluation import confusion
 
 NAMES = ('cat', 'dog', 'cow', 'emu')
-# truth -> predictions: a cat is right 2 of 4, a dog 1 of 4, a cow 2 of 2.
+# True class -> predictions: 2 of 4 cats are right, 1 of 4 dogs, 2 of 2 cows.
 CASES = {0: (0, 1, 0, 2), 1: (0, 0, 1, 3), 2: (2, 2)}
 LABELS = np.array([[k, -1] for k, v in CASES.items() for _ in v], np.int32)
 PREDICTIONS = np.array([p for v in CASES.values() for p in v])
 
 
-def test_worst_classes_by_hand():
+def test_the_worst_classes_equal_those_counted_by_hand():
   rows = confusion.worst_classes(LABELS, PREDICTIONS, names=NAMES)
   assert rows == [
       {'class': 1, 'name': 'dog', 'examples': 4, 'accuracy': .25,
@@ -26,8 +26,9 @@ def test_worst_classes_by_hand():
   assert json.loads(json.dumps(rows)) == rows
 
 
-def test_confused_pairs_by_hand():
-  """Both directions are one row; the more frequent is told first."""
+def test_the_confused_pairs_equal_those_counted_by_hand():
+  """Both directions of a pair are one row, the more frequent direction first.
+  """
   rows = confusion.confused_pairs(LABELS, PREDICTIONS, names=NAMES)
   assert rows == [
       {'classes': [1, 0], 'names': ['dog', 'cat'], 'mistakes': [2, 1],
@@ -39,7 +40,7 @@ def test_confused_pairs_by_hand():
   assert json.loads(json.dumps(rows)) == rows
 
 
-def test_tables_are_cut():
+def test_tables_have_as_many_rows_and_classes_as_asked():
   worst = confusion.worst_classes(LABELS, PREDICTIONS, most=1)
   assert [(r['class'], r['name']) for r in worst] == [(1, '1')]
   worst = confusion.worst_classes(LABELS, 3 - LABELS[:, 0], at_least=3)
@@ -48,14 +49,14 @@ def test_tables_are_cut():
   assert [r['classes'] for r in pairs] == [[1, 0], [0, 2]]
 
 
-def test_equal_accuracies_are_told_by_examples_then_by_class():
+def test_equal_accuracies_are_ordered_by_examples_then_by_class():
   labels = np.array([[5], [3], [4], [4], [3], [2]])
   rows = confusion.worst_classes(labels, np.zeros(6, int))
   assert [r['class'] for r in rows] == [3, 4, 2, 5]
 
 
-def test_any_label_is_right():
-  """As with ReaL; a mistake counts against the first."""
+def test_any_label_of_an_example_is_right():
+  """As with ReaL. A mistake counts for the class of the first label."""
   labels = np.array([[0, 2, 3], [0, -1, -1], [0, 2, -1]])
   (row,) = confusion.worst_classes(labels, np.array([3, 0, 1]))
   assert row['class'] == 0 and row['accuracy'] == 2 / 3
@@ -63,7 +64,7 @@ def test_any_label_is_right():
   assert pair['classes'] == [0, 1] and pair['mistakes'] == [1, 0]
 
 
-def test_rows_without_a_label_or_an_image_do_not_count():
+def test_rows_without_a_label_or_a_prediction_are_not_counted():
   labels = np.concatenate([[[-1, -1], [1, -1], [-1, -1]], LABELS])
   predictions = np.concatenate([[0, -1, -1], PREDICTIONS])
   for table in (confusion.worst_classes, confusion.confused_pairs):
@@ -72,7 +73,7 @@ def test_rows_without_a_label_or_an_image_do_not_count():
     assert table(labels[:0], predictions[:0]) == []
 
 
-def test_tables_of_many_classes_are_those_of_the_matrix():
+def test_tables_of_many_classes_equal_those_of_a_confusion_matrix():
   rng = np.random.default_rng(0)
   truth = rng.integers(50, size=3000)
   predictions = np.where(rng.random(3000) < .3, rng.integers(50, size=3000),
@@ -96,11 +97,11 @@ def test_tables_of_many_classes_are_those_of_the_matrix():
   assert [sum(r['mistakes']) for r in pairs] == sorted(both[both > 0])[::-1]
 
 
-def test_a_class_without_a_name():
+def test_a_class_without_a_name_is_an_error():
   with pytest.raises(errors.UserError, match='class 3 has none, there are 3'):
     confusion.confused_pairs(LABELS, PREDICTIONS, names=NAMES[:3])
 
 
-def test_shapes():
+def test_labels_and_predictions_of_different_lengths_are_an_error():
   with pytest.raises(ValueError, match=r'\(10, 2\) and \(9,\)'):
     confusion.worst_classes(LABELS, PREDICTIONS[1:])

@@ -1,4 +1,4 @@
-"""Few-shot evaluation: who is picked, and the ridge regression behind it."""
+"""Few-shot evaluation: which examples are picked, and the ridge regression."""
 import logging
 
 import numpy as np
@@ -13,7 +13,7 @@ K = 3
 
 
 def blobs(count, dim, seed=0, noise=2.0):
-  """Features [count, dim] around a centre a class, and their labels."""
+  """Features [count, dim] around one centre for each class, and labels."""
   centres = np.random.default_rng(9).normal(size=(K, dim))
   rng = np.random.default_rng(seed)
   labels = rng.integers(K, size=count)
@@ -30,22 +30,22 @@ def pick(labels, shots, seed, num_classes=K):
   return fewshot.pick(labels, shots=shots, seed=seed, num_classes=num_classes)
 
 
-def test_pick_is_the_seeds_permutation_of_each_class_in_turn():
-  """One generator, classes in order: big_vision's examples. The figures are
-  from its own lines on these labels; class 2 has no example."""
+def test_the_same_examples_are_picked_as_in_big_vision():
+  """One generator permutes the classes in turn. The expected numbers are from
+  big_vision's code with these labels; class 2 has no example."""
   labels = np.array([0, 1, 3, 0, 1, 1, 0, 3, 3, 0, 1, 0, 3, 1, 0, 3])
   assert pick(labels, 2, 0, 4).tolist() == [9, 6, 13, 4, 2, 8]
   assert pick(labels, 2, 1, 4).tolist() == [11, 0, 5, 13, 7, 2]
 
 
-def test_pick_takes_so_many_of_each_class():
+def test_as_many_examples_as_shots_are_picked_of_each_class():
   _, labels = blobs(100, 2)
   chosen = pick(labels, 7, 0)
   assert np.bincount(labels[chosen]).tolist() == [7] * K
   assert len(set(chosen.tolist())) == 7 * K
 
 
-def test_picks_of_a_seed_are_nested():
+def test_with_one_seed_more_shots_add_examples_to_fewer():
   _, labels = blobs(100, 2)
   before = set()
   for shots in (1, 5, 10, 25):
@@ -54,8 +54,8 @@ def test_picks_of_a_seed_are_nested():
     before = chosen
 
 
-def test_pick_never_takes_what_has_no_label(caplog):
-  """A class with too few gives all it has, and the log says so."""
+def test_a_class_with_too_few_examples_gives_all_that_have_a_label(caplog):
+  """The log names such classes."""
   labels = np.array([-1, 0, 0, -1, 1, 2, -1, 2, 2])
   chosen = pick(labels, 3, 0)
   assert sorted(chosen.tolist()) == [1, 2, 4, 5, 7, 8]
@@ -72,8 +72,8 @@ def test_pick_never_takes_what_has_no_label(caplog):
 
 @pytest.mark.parametrize('count,dim', [(60, 7), (8, 8), (8, 9), (12, 40)])
 @pytest.mark.parametrize('l2', [2**-4, 2**10])
-def test_ridge_is_scikit_learns(count, dim, l2):
-  """In both forms: more examples than features, and fewer."""
+def test_ridge_regression_equals_scikit_learn(count, dim, l2):
+  """Both with more examples than features and with fewer."""
   x, labels = blobs(count, dim)
   x = fewshot.design(x, x.mean(0), x.std(0))
   y = 2. * np.eye(K)[labels] - 1
@@ -84,8 +84,9 @@ def test_ridge_is_scikit_learns(count, dim, l2):
 
 
 @pytest.mark.parametrize('dim', [6, 30])
-def test_accuracies_are_those_of_scikit_learn_step_by_step(dim):
-  """Standardised by the picked examples, a bias of 100, targets of -1 and 1."""
+def test_accuracies_equal_those_of_scikit_learns_ridge(dim):
+  """With features standardised by the picked examples, a bias of 100, and
+  targets of -1 and 1."""
   train, labels = blobs(200, dim)
   test, truth = blobs(300, dim, seed=1)
   found = score(train, labels, test, truth, shots=(2, 5), seeds=(0, 1))
@@ -103,9 +104,9 @@ def test_accuracies_are_those_of_scikit_learn_step_by_step(dim):
   assert len(set(found.values())) > 1
 
 
-def test_an_example_by_hand():
-  """One feature, standardised to -1 and 1: w = 2 / (2 + l2) for it, and no
-  bias, as the two targets cancel. The border is the mean, 5."""
+def test_an_example_that_is_solved_by_hand():
+  """The one feature is standardised to -1 and 1, so its weight is 2 / (2 + l2).
+  The bias is 0 because the two targets cancel. The border is the mean, 5."""
   x = fewshot.design(np.array([[4.], [6.]]), 5., 1.)
   assert x.tolist() == [[-1, 100], [1, 100]]
   (w,) = fewshot.ridge(x, np.array([[1., -1], [-1, 1]]), [2.])
@@ -115,7 +116,7 @@ def test_an_example_by_hand():
   assert found == {(1, 0): .75}
 
 
-def test_scale_and_order_of_features_do_not_matter():
+def test_scale_and_order_of_features_do_not_change_accuracies():
   train, labels = blobs(80, 12)
   test, truth = blobs(200, 12, seed=1)
   plain = score(train, labels, test, truth)
@@ -124,8 +125,8 @@ def test_scale_and_order_of_features_do_not_matter():
   assert 1 / K < plain[5, 0] < 1
 
 
-def test_a_constant_feature_does_not_matter():
-  """A dead unit in the few examples: no division by zero."""
+def test_a_constant_feature_does_not_change_accuracies():
+  """A unit may be dead in the few examples; nothing is divided by zero."""
   train, labels = blobs(80, 12)
   test, truth = blobs(200, 12, seed=1)
   dead = lambda x: np.hstack([x, np.full((len(x), 1), 7., np.float32)])
@@ -133,8 +134,8 @@ def test_a_constant_feature_does_not_matter():
       dead(train), labels, dead(test), truth)
 
 
-def test_the_order_of_test_examples_does_not_matter():
-  """Nor that they are scored in parts."""
+def test_the_order_of_test_examples_does_not_change_accuracies():
+  """They are scored in parts, which does not change them either."""
   train, labels = blobs(80, 4)
   test, truth = blobs(fewshot._ROWS + 100, 4, seed=1)
   plain = score(train, labels, test, truth)
@@ -143,8 +144,8 @@ def test_the_order_of_test_examples_does_not_matter():
   assert plain[5, 0] == pytest.approx(np.mean(parts), abs=1e-12)
 
 
-def test_examples_without_a_label_do_not_count():
-  """Whatever their features are."""
+def test_examples_without_a_label_are_left_out():
+  """Even if their features are not finite."""
   train, labels = blobs(80, 4)
   test, truth = blobs(50, 4, seed=1)
   plain = score(train, labels, test, truth)
@@ -154,7 +155,7 @@ def test_examples_without_a_label_do_not_count():
       np.vstack([test, bad]), np.append(truth, [-1] * 30))
 
 
-def test_several_l2_share_a_factorisation_and_nothing_else():
+def test_accuracies_of_several_l2_equal_those_of_each_alone():
   train, labels = blobs(80, 20)
   test, truth = blobs(400, 20, seed=1)
   grid = (2**-10, 2**10, 2**19)
@@ -164,14 +165,14 @@ def test_several_l2_share_a_factorisation_and_nothing_else():
   assert len(set(alone)) > 1
 
 
-def test_means_are_over_seeds():
+def test_accuracies_are_averaged_over_seeds():
   assert fewshot.means({(1, 0): .25, (5, 0): 1., (1, 1): .75}) == {
       1: .5, 5: 1.}
   assert fewshot.means({(1, 0): [0., 1.], (1, 1): [.5, 1.]}) == {1: [.25, 1.]}
 
 
-def test_digits():
-  """Pixels of real digits are features that more shots separate better."""
+def test_more_shots_classify_digits_better():
+  """The features are the pixels of real digits."""
   x, labels = datasets.load_digits(return_X_y=True)
   found = fewshot.means(fewshot.accuracies(
       x[:1000], labels[:1000], x[1000:], labels[1000:], num_classes=10))
@@ -187,7 +188,7 @@ def test_digits():
     (dict(labels=np.zeros(79, int)), ValueError, r'\(80, 4\) and \(79,\)'),
     (dict(poison=True), errors.RunError, 'of 1 of 80 examples are not finite'),
 ])
-def test_what_cannot_be_scored(change, error, words):
+def test_arguments_that_cannot_be_scored_are_an_error(change, error, words):
   train, labels = blobs(80, 4)
   labels = change.pop('labels', labels)
   if change.pop('poison', False):

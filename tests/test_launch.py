@@ -1,5 +1,5 @@
-"""What all launch scripts have in common, their pins, venv.sh, local.sh and
-test.sh, with a recorder in the place of Python."""
+"""What all launch scripts share, their requirements, and venv.sh, local.sh and
+test.sh with a fake Python."""
 import os
 import re
 import shutil
@@ -11,15 +11,15 @@ import pytest
 
 _SCRIPTS = sorted(launching.ROOT.glob('launch/*.sh')) + [
     launching.ROOT / '.ci' / 'run']
-_COMMANDS = [p.name for p in _SCRIPTS if p.name not in (
-    'run', 'shell.sh', 'tpu.sh', 'venv.sh', 'local.sh')]
+_COMMANDS = [p for p in _SCRIPTS if p.name not in ('run', 'shell.sh', 'tpu.sh')]
+_each_command = pytest.mark.parametrize('path', _COMMANDS, ids=lambda p: p.name)
 
 
-# ---- Every script, and the pins.
+# ---- Every script, and the requirements.
 
 
 @pytest.mark.parametrize('path', _SCRIPTS, ids=lambda p: p.name)
-def test_script_parses_and_can_be_run(path):
+def test_script_parses_and_is_executable(path):
   assert launching.run('bash', '-n', path).stderr == ''
   assert path.stat().st_mode & stat.S_IXUSR
   text = path.read_text()
@@ -35,28 +35,39 @@ def test_shellcheck_finds_nothing(path):
   if not shellcheck:
     pytest.skip('shellcheck is not installed; requirements.txt has none for '
                 'Linux on ARM: apt install shellcheck')
-  # Not: files beside another script than the one that is started, and functions
-  # that are called by a name in a variable.
+  # It cannot follow files whose path depends on the directory (SC1091), nor see
+  # calls of a function whose name is in a variable (SC2317, SC2329).
   done = launching.run(shellcheck, '-x', '--exclude=SC1091,SC2317,SC2329', path)
   assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize('name', _COMMANDS)
-def test_help_is_the_comment_at_the_top(name, tmp_path):
-  done = launching.run(launching.ROOT / 'launch' / name, '--help', cwd=tmp_path)
+@_each_command
+def test_help_prints_the_comment_at_the_top(path, tmp_path):
+  done = launching.run(path, '--help', cwd=tmp_path)
   assert done.returncode == 0 and done.stderr == ''
-  assert done.stdout.startswith(f'usage: launch/{name} ')
+  assert done.stdout.startswith(f'usage: launch/{path.name} ')
   assert 'set -e' not in done.stdout and '#!' not in done.stdout
 
 
+@_each_command
+def test_help_names_prerequisites_and_every_flag(path):
+  text = launching.run(path, '--help').stdout
+  assert '\nPrerequisites:' in text
+  named = re.search(r"^flags (?:'([a-z ]+)'|(\w+)) ", path.read_text(), re.M)
+  if named:
+    flags = (named[1] or named[2]).split()
+    assert [f for f in [*flags, 'dry-run'] if f'--{f}' not in text] == []
+
+
 def _pins(path):
+  """Returns the lines of a requirements file that name a package."""
   lines = [line.partition('#')[0].strip()
            for line in path.read_text().splitlines()]
   return [line for line in lines if line and not line.startswith('-r ')]
 
 
 @pytest.mark.parametrize('kind', ['tpu', 'cuda13'])
-def test_everything_is_pinned(kind):
+def test_requirements_pin_every_package(kind):
   base = launching.ROOT / 'requirements.txt'
   path = launching.ROOT / 'launch' / f'requirements-{kind.rstrip("13")}.txt'
   for line in _pins(base) + _pins(path):
@@ -66,7 +77,7 @@ def test_everything_is_pinned(kind):
   assert '-r ../requirements.txt' in path.read_text().splitlines()
 
 
-def test_cuda_plugin_is_of_the_same_jax():
+def test_cuda_plugins_have_the_version_of_jax():
   pins = _pins(launching.ROOT / 'launch' / 'requirements-cuda.txt')
   version = dict(pin.split('==') for pin in pins)
   assert {version['jax[cuda13]']} == {
@@ -76,9 +87,9 @@ def test_cuda_plugin_is_of_the_same_jax():
 # ---- venv.sh, local.sh and test.sh.
 
 
-# A Python that can be found, whose venv holds a Python of the same kind.
+# A fake Python. The venv that it makes holds a copy of itself.
 _FAKE_PYTHON = '''
-log() { echo "$*" >>"$LOG"; }
+log() { echo "$*" >>"$BOX/log"; }
 case "$*" in
 *ensurepip*) exit ${SUITS:-0} ;;
 *platform*) echo ${VERSION:-3.12.1} ;;
@@ -88,132 +99,134 @@ case "$*" in
 esac'''
 
 
+class _Checkout(launching.Sandbox):
+  """A copy of the scripts whose PATH has only a few tools and fake Pythons."""
+
+  def __init__(self, path):
+    tools = path / 'tools'
+    tools.mkdir()
+    for name in ('bash', 'cat', 'cksum', 'cp', 'dirname', 'env', 'mkdir', 'mv',
+                 'rm', 'sed'):
+      (tools / name).symlink_to(shutil.which(name))
+    super().__init__(path, PYTHON='',
+                     PATH=f'{path}/shims:{tools}:{path}/pythons')
+
+  def add_python(self, name, text=_FAKE_PYTHON, where='pythons'):
+    """Puts a fake Python on PATH."""
+    launching.script(self.path / where / name, text)
+
+  def run(self, name, *args, **env):
+    """Runs a script; returns its result and the commands that Python got."""
+    (self.path / 'log').write_text('')
+    done = self.call(self.path / 'tools' / 'bash',
+                     self.copy / 'launch' / name, *args, **env)
+    return done, self.lines('log')
+
+
 @pytest.fixture
 def checkout(tmp_path):
-  """A copy, and a function to run one of its scripts with a bare PATH."""
-  copy = launching.copy(tmp_path / 'copy')
-  tools = tmp_path / 'tools'
-  tools.mkdir()
-  for name in ('bash', 'cat', 'cksum', 'cp', 'dirname', 'env', 'mkdir', 'mv',
-               'rm', 'sed'):
-    (tools / name).symlink_to(shutil.which(name))
-  log = tmp_path / 'log'
-
-  def call(script, *args, **env):
-    log.write_text('')
-    path = f'{tmp_path}/shims:{tools}:{tmp_path}/pythons'
-    done = launching.run(
-        tools / 'bash', copy / 'launch' / script, *args, cwd=tmp_path,
-        PATH=path, LOG=str(log), PYTHON=env.pop('PYTHON', ''), **env)
-    return done, log.read_text().splitlines()
-
-  call.path = tmp_path
-  call.copy = copy
-  return call
+  box = _Checkout(tmp_path)
+  yield box
+  box.close()
 
 
-def _fake(checkout, name, text=_FAKE_PYTHON, where='pythons'):
-  return launching.script(checkout.path / where / name, text)
+def test_error_when_no_python_is_suitable(checkout):
+  checkout.add_python('python3.10')
+  checkout.add_python('python3.12', 'exit 127')   # a shim that does not run
+  checkout.add_python('python3', f'SUITS=1\n{_FAKE_PYTHON}')  # a Python 3.10
+  done, _ = checkout.run('local.sh')
+  launching.check_usage_error(
+      done, 'found no Python 3.11, 3.12 or 3.13 with the venv module in PATH; ')
+  done, _ = checkout.run('test.sh', PYTHON='/no/such/python')
+  launching.check_usage_error(done, 'in PYTHON=/no/such/python; install')
 
 
-def test_no_suitable_python(checkout):
-  _fake(checkout, 'python3.10')
-  _fake(checkout, 'python3.12', 'exit 127')             # a shim
-  _fake(checkout, 'python3', f'SUITS=1\n{_FAKE_PYTHON}')  # a Python 3.10
-  done, _ = checkout('local.sh')
-  assert done.returncode == 2
-  assert done.stderr.startswith(
-      'error: no Python 3.11, 3.12 or 3.13 with its venv module in PATH; ')
-  assert done.stderr.count('\n') == 1
-  done, _ = checkout('test.sh', PYTHON='/no/such/python')
-  assert done.returncode == 2
-  assert 'in PYTHON=/no/such/python; install' in done.stderr
-
-
-def test_a_real_python_of_another_version_is_refused(checkout):
-  _fake(checkout, 'python3.13', f'''exec {sys.executable} -c "
+def test_real_python_of_another_version_is_refused(checkout):
+  checkout.add_python('python3.13', f'''exec {sys.executable} -c "
 import sys; sys.version_info = (3, 14); exec(sys.argv[1])" "$2"''')
-  done, _ = checkout('venv.sh')
-  assert done.returncode == 2
+  done, _ = checkout.run('venv.sh')
+  launching.check_usage_error(done, 'found no Python')
 
 
-def test_the_newest_that_runs_is_taken(checkout):
-  _fake(checkout, 'python3.11', f'VERSION=3.11.1\n{_FAKE_PYTHON}')
-  _fake(checkout, 'python3.12', f'VERSION=3.12.1\n{_FAKE_PYTHON}')
-  _fake(checkout, 'python3.12', 'exit 127', where='shims')
-  _fake(checkout, 'python3.13', 'exit 127')
+def test_newest_python_that_runs_is_used(checkout):
+  checkout.add_python('python3.11', f'VERSION=3.11.1\n{_FAKE_PYTHON}')
+  checkout.add_python('python3.12', f'VERSION=3.12.1\n{_FAKE_PYTHON}')
+  checkout.add_python('python3.12', 'exit 127', where='shims')
+  checkout.add_python('python3.13', 'exit 127')
   stamp = checkout.copy / '.venv' / 'installed'
-  done, _ = checkout('venv.sh')
+  done, _ = checkout.run('venv.sh')
   assert done.returncode == 0, done.stderr
   assert stamp.read_text().startswith('3.12.1 ')
-  checkout('venv.sh', PYTHON='python3.11')
+  checkout.run('venv.sh', PYTHON='python3.11')
   assert stamp.read_text().startswith('3.11.1 ')
 
 
-def test_installs_once(checkout):
-  _fake(checkout, 'python3.12')
+def test_requirements_are_installed_once(checkout):
+  checkout.add_python('python3.12')
   pip = '-m pip install --disable-pip-version-check -r requirements.txt'
   main = '-m mixer.main --config=configs/digits.py'
-  done, log = checkout('local.sh')
+  done, log = checkout.run('local.sh')
   assert done.returncode == 0, done.stderr
   assert log == ['-m venv --clear .venv', pip, main]
   assert done.stdout == ''
-  assert checkout('local.sh')[1] == [main]
+  assert checkout.run('local.sh')[1] == [main]
 
-  # Other pins: again, but what else is in it stays.
+  # After a change of the requirements, other packages in .venv stay.
   (checkout.copy / 'requirements.txt').write_text('a==2\n')
-  assert checkout('local.sh')[1] == ['-m venv .venv', pip, main]
-  assert checkout('local.sh')[1] == [main]
+  assert checkout.run('local.sh')[1] == ['-m venv .venv', pip, main]
+  assert checkout.run('local.sh')[1] == [main]
 
-  # Another Python: from nothing.
-  _fake(checkout, 'python3.13', f'VERSION=3.13.0\n{_FAKE_PYTHON}')
-  assert checkout('local.sh')[1] == [main]
-  _, log = checkout('local.sh', PYTHON='python3.13')
+  # A change of the Python clears .venv.
+  checkout.add_python('python3.13', f'VERSION=3.13.0\n{_FAKE_PYTHON}')
+  assert checkout.run('local.sh')[1] == [main]
+  _, log = checkout.run('local.sh', PYTHON='python3.13')
   assert log == ['-m venv --clear .venv', pip, main]
-  assert checkout('local.sh', PYTHON='python3.13')[1] == [main]
+  assert checkout.run('local.sh', PYTHON='python3.13')[1] == [main]
 
 
-def test_other_pins_are_installed_beside(checkout):
-  _fake(checkout, 'python3.12')
+def test_second_requirements_file_is_installed_into_the_same_venv(checkout):
+  checkout.add_python('python3.12')
   cuda = {'REQUIREMENTS': 'launch/requirements-cuda.txt'}
   pip = '-m pip install --disable-pip-version-check -r '
   both = ['-m venv .venv', f'{pip}launch/requirements-cuda.txt']
-  checkout('venv.sh')
-  assert checkout('venv.sh', **cuda)[1] == both
-  # They include the others.
-  assert checkout('venv.sh')[1] == []
-  assert checkout('venv.sh', **cuda)[1] == []
+  checkout.run('venv.sh')
+  assert checkout.run('venv.sh', **cuda)[1] == both
+  # The second file includes the first, so both are installed now.
+  assert checkout.run('venv.sh')[1] == []
+  assert checkout.run('venv.sh', **cuda)[1] == []
 
-  # Whatever changes is done again, and what includes it.
+  # A file is installed again when it changes, or a file that it includes.
   (checkout.copy / 'launch' / 'requirements-cuda.txt').write_text(
       '-r ../requirements.txt\nb==2\n')
-  assert checkout('venv.sh')[1] == []
-  assert checkout('venv.sh', **cuda)[1] == both
+  assert checkout.run('venv.sh')[1] == []
+  assert checkout.run('venv.sh', **cuda)[1] == both
   (checkout.copy / 'requirements.txt').write_text('a==2\n')
-  assert checkout('venv.sh', **cuda)[1] == both
+  assert checkout.run('venv.sh', **cuda)[1] == both
   (checkout.copy / 'requirements.txt').write_text('a==3\n')
-  assert checkout('venv.sh')[1] == ['-m venv .venv', f'{pip}requirements.txt']
-  assert checkout('venv.sh', **cuda)[1] == both
+  assert checkout.run('venv.sh')[1] == [
+      '-m venv .venv', f'{pip}requirements.txt']
+  assert checkout.run('venv.sh', **cuda)[1] == both
 
-  done, _ = checkout('venv.sh', REQUIREMENTS='no-such.txt')
-  assert done.returncode == 2
-  assert done.stderr.startswith('error: REQUIREMENTS=no-such.txt is no file')
+  done, _ = checkout.run('venv.sh', REQUIREMENTS='no-such.txt')
+  launching.check_usage_error(
+      done, 'REQUIREMENTS=no-such.txt is not a readable file')
 
 
-def test_an_install_that_failed_is_done_again(checkout):
-  _fake(checkout, 'python3.12')
-  done, log = checkout('local.sh', PIP='1')
+def test_failed_installation_is_repeated(checkout):
+  checkout.add_python('python3.12')
+  done, log = checkout.run('local.sh', PIP='1')
   assert done.returncode == 1
-  assert 'error: the install failed' in done.stderr
+  assert 'error: the installation failed' in done.stderr
   assert len(log) == 2
-  done, log = checkout('local.sh')
+  done, log = checkout.run('local.sh')
   assert done.returncode == 0 and len(log) == 3
 
-  # Half of the new pins are there when the old ones come back.
+  # A failed installation may leave some new packages, so the old requirements
+  # have to be installed again.
   (checkout.copy / 'requirements.txt').write_text('a==2\n')
-  assert checkout('local.sh', PIP='1')[0].returncode == 1
+  assert checkout.run('local.sh', PIP='1')[0].returncode == 1
   (checkout.copy / 'requirements.txt').write_text('a==1\n')
-  assert len(checkout('local.sh')[1]) == 3
+  assert len(checkout.run('local.sh')[1]) == 3
 
 
 @pytest.mark.parametrize('args,main', [
@@ -223,17 +236,21 @@ def test_an_install_that_failed_is_done_again(checkout):
     (['--config.run.seed=1'],
      '--config=configs/digits.py --config.run.seed=1'),
 ])
-def test_local_passes_its_arguments_on(checkout, args, main):
-  _fake(checkout, 'python3.12')
-  assert checkout('local.sh', *args)[1][-1] == f'-m mixer.main {main}'
+def test_local_passes_its_arguments_to_main(checkout, args, main):
+  checkout.add_python('python3.12')
+  assert checkout.run('local.sh', *args)[1][-1] == f'-m mixer.main {main}'
 
 
-def test_local_help(checkout):
-  _fake(checkout, 'python3.12')
-  done, log = checkout('local.sh', '--help')
-  assert done.stdout.startswith('usage: launch/local.sh [FLAGS OF mixer.main]')
-  assert 'set -e' not in done.stdout
-  assert log[-1] == '-m mixer.main --config=configs/digits.py --help'
+@pytest.mark.parametrize('args', [['--help'], ['-h'], ['--config=a', '--help']])
+@pytest.mark.parametrize('name', ['local.sh', 'venv.sh', 'test.sh'])
+def test_help_installs_nothing(checkout, name, args):
+  checkout.add_python('python3.12')
+  if name != 'local.sh':   # the others read --help as the first argument only
+    args = args[-1:]
+  done, log = checkout.run(name, *args)
+  assert done.returncode == 0 and done.stderr == ''
+  assert done.stdout.startswith(f'usage: launch/{name} ')
+  assert log == [] and not (checkout.copy / '.venv').exists()
 
 
 @pytest.mark.parametrize('args,pytest_args', [
@@ -243,10 +260,8 @@ def test_local_help(checkout):
     (['--slow-only', 'tests/test_launch.py'], ' -m slow tests/test_launch.py'),
     (['-k', 'launch'], ' -k launch'),
 ])
-def test_test_picks_the_halves(checkout, args, pytest_args):
-  _fake(checkout, 'python3.12')
-  _, log = checkout('test.sh', *args)
+def test_test_selects_quick_or_slow_tests(checkout, args, pytest_args):
+  checkout.add_python('python3.12')
+  _, log = checkout.run('test.sh', *args)
   assert log[-1] == ('-m pytest -n logical --maxprocesses=8 --dist=loadfile '
                      '--no-loadscope-reorder' + pytest_args)
-
-

@@ -16,32 +16,32 @@ _CASES = {
 
 
 @pytest.mark.parametrize('name', _CASES)
-def test_dry_run(name, tmp_path):
+def test_dry_run_prints_the_golden_commands(name, tmp_path):
   command, *rest = _CASES[name]
   launching.dry_run(tmp_path, name, 'launch/gke.sh', command, '--dry-run',
                     *rest)
 
 
 @pytest.mark.parametrize('args,message', [
-    (['walk'], "COMMAND is 'walk'"),
-    (['run'], '--name=NAME is missing'),
+    (['walk'], "COMMAND is 'walk'; expected one of run, log, delete"),
+    (['run'], '--name is missing'),
     (['log', '--name=Mixer'], "--name is 'Mixer'"),
     ([f'--name={"m" * 53}', '--', '-x'], 'at most 52'),
-    (_RUN, "mixer.main's flags are missing"),
-    ([*_RUN[:2], *_RUN[3:], '--', '-x'], '--accelerator=NAME is missing'),
+    (_RUN, 'the flags of mixer.main are missing'),
+    ([*_RUN[:2], *_RUN[3:], '--', '-x'], '--accelerator is missing'),
     ([*_RUN, '--topology=16', '--', '-x'], "--topology is '16'"),
     ([*_RUN, '--chips=x', '--', '-x'], "--chips is 'x'"),
     ([*_RUN, '--hosts=2', '--', '-x'], '--topology=4x4 has 16 chips'),
     ([*_RUN, '--account=a b', '--', '-x'], "--account is 'a b'"),
     ([*_RUN, '--config=x'], 'unknown argument --config=x'),
-    ([*_RUN, '--hosts'], '--hosts wants a value'),
+    ([*_RUN, '--hosts'], '--hosts needs a value'),
 ])
 def test_usage_errors(args, message, tmp_path):
   launching.usage_error(tmp_path, message, 'launch/gke.sh', *args)
 
 
 def _applied(path, *args):
-  """The JobSet that kubectl gets."""
+  """Returns the JobSet that kubectl gets."""
   launching.script(path / 'kubectl',
                    f'echo "$*" >{path}/called; cat >{path}/jobset')
   done = launching.run('launch/gke.sh', *args,
@@ -51,7 +51,7 @@ def _applied(path, *args):
   return yaml.safe_load((path / 'jobset').read_text())
 
 
-def test_jobset_restarts_by_exit_code(tmp_path):
+def test_jobset_restarts_all_pods_depending_on_the_exit_code(tmp_path):
   jobset = _applied(tmp_path, *_RUN, '--restarts=7', '--hosts=2', '--chips=8',
                     '--', '-x')
   assert (jobset['apiVersion'], jobset['kind'], jobset['metadata']['name']) == (
@@ -59,7 +59,8 @@ def test_jobset_restarts_by_exit_code(tmp_path):
   assert jobset['spec']['network']['enableDNSHostnames'] is True
   policy = jobset['spec']['failurePolicy']
   assert policy['maxRestarts'] == 7
-  # What a rule below fails is final; any other failed pod restarts them all.
+  # A pod that the pod failure policy below fails is final. Any other failure
+  # restarts all pods.
   assert [(r['action'], r['onJobFailureReasons']) for r in policy['rules']] == [
       ('FailJobSet', ['PodFailurePolicy'])]
 
@@ -83,17 +84,17 @@ def test_jobset_restarts_by_exit_code(tmp_path):
   assert container['resources']['limits'] == {'google.com/tpu': 8}
 
 
-def test_jobset_keeps_every_word(tmp_path):
+def test_jobset_passes_every_argument_unchanged(tmp_path):
   words = ['', 'yes', '1', '- a: b # c', "it's", '"', '\\', '\\n', 'a\nb\tc',
            '&', '$HOME', '{{NAME}}', '{{ARGS}}', '*', 'é', '[x, y]']
   jobset = _applied(tmp_path, *_RUN, '--', *words, '$(NAME)')
   job = jobset['spec']['replicatedJobs'][0]['template']['spec']
   container, = job['template']['spec']['containers']
-  # Kubernetes makes $(NAME) of $$(NAME).
+  # Kubernetes reads $$(NAME) as $(NAME).
   assert container['args'] == [*words, '$$(NAME)']
 
 
-def test_note_without_a_bucket(tmp_path):
+def test_note_when_the_workdir_is_not_in_a_bucket(tmp_path):
   for args, notes in [(['-x'], 1), (['--workdir=gs://b'], 0),
                       (['--workdir', 'gs://b'], 0)]:
     done = launching.run('launch/gke.sh', *_RUN, '--dry-run', '--', *args)

@@ -1,8 +1,6 @@
-"""slurm_gpu.sh, with a Slurm of one machine that is a few scripts."""
-import os
+"""slurm_gpu.sh with scripts in place of Slurm and mixer.main."""
 import shutil
 import signal
-import subprocess
 
 import launching
 import pytest
@@ -19,17 +17,17 @@ _DRY_RUNS = {
 
 
 @pytest.mark.parametrize('name', _DRY_RUNS)
-def test_dry_run(name, tmp_path):
+def test_dry_run_prints_the_golden_commands(name, tmp_path):
   launching.dry_run(tmp_path, name, 'launch/slurm_gpu.sh', *_DRY_RUNS[name])
 
 
 @pytest.mark.parametrize('args,message', [
-    ([], "mixer.main's flags are missing"),
-    (['--nodes=2', '--'], "mixer.main's flags are missing"),
+    ([], 'the flags of mixer.main are missing'),
+    (['--nodes=2', '--'], 'the flags of mixer.main are missing'),
     (['--nodes=0', *_FLAGS], "--nodes is '0'"),
     (['--gpus=all', *_FLAGS], "--gpus is 'all'"),
     (['--per=core', *_FLAGS], "--per is 'core'"),
-    (['--nodes'], '--nodes wants a value'),
+    (['--nodes'], '--nodes needs a value'),
     (['--config=x'], 'unknown argument --config=x'),
     (['--partition', 'a100', *_FLAGS], 'unknown argument a100'),
 ])
@@ -37,177 +35,165 @@ def test_usage_errors(args, message, tmp_path):
   launching.usage_error(tmp_path, message, 'launch/slurm_gpu.sh', *args)
 
 
-# srun: two tasks. One that ends with other than 0 takes the other along: after
-# a second, KILL. The code is the highest, of signals before others.
+# A fake srun with two tasks. When one fails, Slurm sends TERM to the other, and
+# KILL after a while. Here only KILL comes, as soon as the other task waits for
+# its peer; and none comes after scancel, which makes both tasks save and end.
+# The exit code is the highest one of the tasks.
 _SRUN = '''
 echo "$*" >>"$BOX/srun"
 env | grep -i proxy >>"$BOX/proxies"
 [[ $1 == --kill-on-bad-exit=1 && $2 == --label ]] || exit 99
 shift 2
+cd "$BOX"
+rm -f waits0 waits1
+cd "$OLDPWD"
 for i in 0 1; do
   SLURM_PROCID=$i setsid bash -c 'trap : TERM
 echo $$ >"$BOX/group$SLURM_PROCID"
 "$@" && code=0 || code=$?
-echo "$SLURM_PROCID $code" >>"$BOX/ends"; exit "$code"' task "$@" &
-  pids[i]=$!
+echo "$code" >"$BOX/end$SLURM_PROCID.new"
+mv "$BOX/end$SLURM_PROCID.new" "$BOX/end$SLURM_PROCID"
+exit "$code"' task "$@" &
 done
-: >>"$BOX/ends"
-first=
-while [[ $(wc -l <"$BOX/ends") -lt 2 ]]; do
+cd "$BOX"
+until [[ -e end0 && -e end1 ]]; do
   sleep 0.02
-  read -r i code <"$BOX/ends" || continue
-  if [[ $code != 0 && -z $first ]]; then
-    first=$i
-    sleep 0.5
-    other=$(cat "$BOX/group$((1 - i))")
-    if kill -KILL -- "-$other" 2>/dev/null; then echo "x 137" >>"$BOX/ends"; fi
-  fi
+  for i in 0 1; do
+    other=$((1 - i))
+    if [[ -e end$i && $(cat "end$i") != 0 && -e waits$other &&
+      ! -e end$other && ! -e scancel ]]; then
+      kill -KILL -- "-$(cat "group$other")"
+      echo 137 >"end$other"
+    fi
+  done
 done
-sort -n -k 2 "$BOX/ends" | tail -n 1 | cut -d ' ' -f 2 >"$BOX/code"
-rm "$BOX/ends"
-exit "$(cat "$BOX/code")"'''
+code=$(sort -n end0 end1 | tail -n 1)
+rm end0 end1
+exit "$code"'''
 
-# As scancel does, to all of the step's processes.
+# scancel sends the signal to all processes of the step.
 _SCANCEL = '''
 echo "$*" >>"$BOX/scancel"
 for i in 0 1; do kill -TERM -- "-$(cat "$BOX/group$i")"; done'''
 
-_MAIN = '''
-echo "main $SLURM_PROCID $*"
+# mixer.main, which acts when both tasks have started.
+_PYTHON = '''
+id=$SLURM_PROCID
+echo "main $id $*"
 cd "$BOX"
-code=$(head -n 1 "codes$SLURM_PROCID")
-sed -i 1d "codes$SLURM_PROCID"
-# Both are there before anything happens.
-echo >>"on$SLURM_PROCID"
-until cmp -s on0 on1; do sleep 0.02; done
-case $code in
-wait)
-  trap 'echo saved; exit 42' TERM
-  echo $$ >"waits$SLURM_PROCID"
-  while true; do sleep 0.02; done ;;
-9) kill -KILL $$ ;;
-*) exit "$code" ;;
-esac'''
+echo >>"on$id"
+until cmp -s on0 on1; do sleep 0.02; done''' + launching.ACT
+
+
+class _Job(launching.Sandbox):
+  """A batch job on a fake Slurm.
+
+  Slurm starts a copy of the script, which lies elsewhere, in the directory from
+  which the job was submitted.
+  """
+
+  def __init__(self, path):
+    super().__init__(path, SLURM_JOB_ID='7', http_proxy='http://x',
+                     HTTPS_PROXY='y')
+    launching.script(self.copy / '.venv' / 'bin' / 'python', _PYTHON)
+    self.tool('srun', _SRUN)
+    self.tool('scancel', _SCANCEL)
+    self.tool('squeue', 'echo "$*" >>"$BOX/squeue"; echo "${STATE:-RUNNING}"')
+    self.tool('scontrol', 'echo "$*" >>"$BOX/scontrol"')
+    self.spool = path / 'spool' / 'slurm_script'
+    self.spool.parent.mkdir()
+    shutil.copy(self.copy / 'launch' / 'slurm_gpu.sh', self.spool)
+
+  def start(self, codes, **env):
+    """Starts the job."""
+    return self.begin(self.spool, 'job', '--config=a', "--workdir=it's 1",
+                      codes=codes, cwd=self.copy, **env)
+
+  def run(self, codes, **env):
+    """Runs the job to its end."""
+    return launching.finish(self.start(codes, **env))
+
+  def begin_waiting(self, **env):
+    """Starts a job and returns it when both tasks wait."""
+    run = self.start([['wait', 0], ['wait', 0]], **env)
+    for i in (0, 1):
+      self.waiting(i)
+    return run
 
 
 @pytest.fixture
 def job(tmp_path):
-  """Starts the job's part as Slurm does: a copy of the script, elsewhere, in
-  the folder where it was submitted."""
   if not shutil.which('setsid'):
-    pytest.skip('the tasks need setsid, which Linux has')
-  copy = launching.copy(tmp_path / 'copy')
-  launching.script(copy / '.venv' / 'bin' / 'python', _MAIN)
-  for name, text in {
-      'srun': _SRUN, 'scancel': _SCANCEL,
-      'squeue': 'echo "$*" >>"$BOX/squeue"; echo "${STATE:-RUNNING}"',
-      'scontrol': 'echo "$*" >>"$BOX/scontrol"'}.items():
-    launching.script(tmp_path / 'bin' / name, text)
-  spool = tmp_path / 'spool' / 'slurm_script'
-  spool.parent.mkdir()
-  shutil.copy(copy / 'launch' / 'slurm_gpu.sh', spool)
-  env = {**os.environ, 'BOX': str(tmp_path), 'SLURM_JOB_ID': '7',
-         'RESTART_SECONDS': '0', 'http_proxy': 'http://x', 'HTTPS_PROXY': 'y',
-         'PATH': f'{tmp_path}/bin:{os.environ["PATH"]}'}
-  runs = []
-
-  def begin(codes, **more):
-    for i in (0, 1):
-      (tmp_path / f'codes{i}').write_text(''.join(f'{c}\n' for c in codes[i]))
-    runs.append(subprocess.Popen(
-        [str(spool), 'job', '--config=a', "--workdir=it's 1"], cwd=copy,
-        env={**env, **more}, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    return runs[-1]
-
-  def call(codes, **more):
-    run = begin(codes, **more)
-    call.out, call.err = run.communicate(timeout=30)
-    return run.returncode
-
-  def waits():
-    for i in (0, 1):
-      launching.until(lambda: launching.lines(tmp_path / f'waits{i}'))
-
-  call.begin, call.waits, call.path = begin, waits, tmp_path
-  call.calls = lambda name: launching.lines(tmp_path / name)
-  yield call
-  for run in runs:
-    if run.poll() is None:
-      run.kill()
-  for i in (0, 1):
-    try:
-      os.killpg(int((tmp_path / f'group{i}').read_text()), signal.SIGKILL)
-    except OSError:
-      pass
+    pytest.skip('the fake srun needs setsid, which Linux has')
+  job = _Job(tmp_path)
+  yield job
+  job.close()
 
 
-def test_submits_itself(job):
-  launching.script(job.path / 'bin' / 'sbatch', 'echo "$PWD $*"')
-  copy = job.path / 'copy'
-  launching.script(copy / 'launch' / 'venv.sh',
+def test_launcher_submits_itself(job):
+  job.tool('sbatch', 'echo "$PWD $*"')
+  launching.script(job.copy / 'launch' / 'venv.sh',
                    'make_venv() { echo "$REQUIREMENTS"; }')
-  done = launching.run(
-      copy / 'launch' / 'slurm_gpu.sh', '--nodes=2', '--gpus=4', *_FLAGS,
-      cwd=job.path, PATH=f'{job.path}/bin:{os.environ["PATH"]}')
+  done = job.call('slurm_gpu.sh', '--nodes=2', '--gpus=4', *_FLAGS)
   assert done.returncode == 0, done.stderr
   assert done.stdout == (
       'launch/requirements-cuda.txt\n'
-      f'{copy} --job-name=mixer --nodes=2 --gpus-per-node=4 '
+      f'{job.copy} --job-name=mixer --nodes=2 --gpus-per-node=4 '
       '--ntasks-per-node=4 --requeue --open-mode=append --signal=B:TERM@120 '
       'launch/slurm_gpu.sh job --config=configs/mixer_b16.py '
       "--workdir=/scratch/it's\n")
 
 
 def test_job_runs_the_tasks_without_proxies(job):
-  assert job([[0], [0]], SLURM_CPUS_PER_TASK='14') == 0, job.err
+  done = job.run([[0], [0]], SLURM_CPUS_PER_TASK='14')
+  assert done.returncode == 0, done.stderr
   for i in (0, 1):
-    assert f"main {i} -m mixer.main --config=a --workdir=it's 1" in job.out
-  assert job.calls('srun') == [
+    assert f"main {i} -m mixer.main --config=a --workdir=it's 1" in done.stdout
+  assert job.lines('srun') == [
       '--kill-on-bad-exit=1 --label launch/slurm_gpu.sh task '
       "build/slurm-7.failed --config=a --workdir=it's 1"]
-  assert job.calls('proxies') == []
-  assert job.calls('scontrol') == job.calls('scancel') == []
+  assert job.lines('proxies') == []
+  assert job.lines('scontrol') == job.lines('scancel') == []
 
 
-def test_job_starts_again_what_crashed_or_stopped(job):
-  assert job([[9, 42, 0], ['wait', 42, 0]]) == 0, job.err
-  assert 'mixer.main exited with 137: starting it again' in job.out
-  assert 'mixer.main exited with 42: starting it again' in job.out
-  assert job.out.endswith('mixer.main exited with 0\n')
-  assert len(job.calls('srun')) == 3 and job.calls('scontrol') == []
+def test_job_restarts_after_a_crash_and_after_a_stop(job):
+  done = job.run([[9, 42, 0], ['wait', 42, 0]])
+  assert done.returncode == 0, done.stderr
+  assert 'mixer.main exited with 137: starting it again' in done.stdout
+  assert 'mixer.main exited with 42: starting it again' in done.stdout
+  assert done.stdout.endswith('mixer.main exited with 0\n')
+  assert len(job.lines('srun')) == 3 and job.lines('scontrol') == []
 
 
 @pytest.mark.parametrize('code', [1, 2])
-def test_job_ends_with_a_failure_though_its_peers_are_killed(job, code):
-  assert job([['wait', 0], [code, 0]]) == code
-  assert job.out.endswith(f'mixer.main exited with {code}\n')
-  assert len(job.calls('srun')) == 1 and job.calls('scontrol') == []
-  assert not list((job.path / 'copy' / 'build').iterdir())
+def test_job_ends_with_a_failure_although_the_peer_is_killed(job, code):
+  done = job.run([['wait', 0], [code, 0]])
+  assert done.returncode == code
+  assert done.stdout.endswith(f'mixer.main exited with {code}\n')
+  assert len(job.lines('srun')) == 1 and job.lines('scontrol') == []
+  assert not list((job.copy / 'build').iterdir())
 
 
-def test_job_saves_and_requeues_before_its_time_is_over(job):
-  run = job.begin([['wait', 0], ['wait', 0]])
-  job.waits()
-  run.terminate()                    # B:TERM is for the script alone
-  out, err = run.communicate(timeout=20)
-  assert run.returncode == 42, err
-  assert job.calls('scancel') == ['--signal=TERM 7']
-  assert out.count('saved') == 2
-  assert out.endswith('job 7 goes back into the queue\n')
-  assert job.calls('scontrol') == ['requeue 7']
-  assert len(job.calls('srun')) == 1
+def test_job_saves_and_requeues_itself_before_the_time_limit(job):
+  run = job.begin_waiting()
+  run.terminate()                    # B:TERM is for the batch script alone
+  done = launching.finish(run)
+  assert done.returncode == 42, done.stderr
+  assert job.lines('scancel') == ['--signal=TERM 7']
+  assert done.stdout.count('saved') == 2
+  assert done.stdout.endswith('requeueing job 7\n')
+  assert job.lines('scontrol') == ['requeue 7']
+  assert len(job.lines('srun')) == 1
 
 
 @pytest.mark.parametrize('number,state', [
-    (signal.SIGTERM, 'COMPLETING'),   # by scancel
+    (signal.SIGTERM, 'COMPLETING'),   # scancel
     (signal.SIGINT, 'RUNNING'),
 ])
-def test_job_that_shall_end_saves_and_is_not_requeued(job, number, state):
-  run = job.begin([['wait', 0], ['wait', 0]], STATE=state)
-  job.waits()
+def test_cancelled_job_saves_and_is_not_requeued(job, number, state):
+  run = job.begin_waiting(STATE=state)
   run.send_signal(number)
-  out, _ = run.communicate(timeout=20)
-  assert run.returncode == 42
-  assert out.count('saved') == 2
-  assert job.calls('scontrol') == []
+  done = launching.finish(run)
+  assert done.returncode == 42
+  assert done.stdout.count('saved') == 2
+  assert job.lines('scontrol') == []

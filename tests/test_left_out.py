@@ -1,4 +1,4 @@
-"""The experiments on transfer: what they train on, and what they report."""
+"""experiments/left_out: what it trains on, and what it reports."""
 import json
 import os
 
@@ -18,22 +18,18 @@ def tiny():
   return c.lock()
 
 
-pytestmark = pytest.mark.slow
-
-
 @pytest.fixture(scope='module')
 def found(tmp_path_factory):
-  workdir = str(tmp_path_factory.mktemp('left_out'))
-  return workdir, left_out.left_out(tiny(), workdir, classes=3, examples=20,
-                                    tuning_steps=10, rates=(0.1, 0.3))
+  path = str(tmp_path_factory.mktemp('left_out'))
+  return path, left_out.run(tiny(), path, classes=3, examples=20,
+                            tuning_steps=10, rates=(0.1, 0.3))
 
 
-def test_the_classes_left_out_are_not_pretrained_on(found):
-  """And of the others, training, choosing and testing share no image."""
-  workdir, result = found
-  base = np.load(os.path.join(workdir, 'base.npz'))
-  others = np.load(os.path.join(workdir, 'others.npz'))
-  assert result['classes'] == ['7', '8', '9']
+def test_classes_are_split_and_no_image_is_in_two_splits(tmp_path):
+  base, others, names = left_out._split_classes(
+      tiny(), str(tmp_path), classes=3, examples=20)
+  base, others = np.load(base), np.load(others)
+  assert names == ['7', '8', '9'] == others['class_names'].tolist()
   assert base['class_names'].tolist() == list('0123456')
   assert set(base['train_labels']) == set(base['test_labels']) == set(range(7))
   assert len(base['test_labels']) + len(others['test_labels']) == 360
@@ -45,41 +41,51 @@ def test_the_classes_left_out_are_not_pretrained_on(found):
   assert len(set(seen)) == len(seen)
 
 
-def test_both_start_where_they_should(found):
-  """Fine-tuning from the pre-trained network with a new head, the other from
-  nothing; every rate was tried, and the best on 'dev' is reported."""
-  workdir, result = found
-  for name, start in (('tuned', os.path.join(workdir, 'pretrained')),
+@pytest.mark.slow   # whole runs
+def test_tuned_runs_start_from_the_pre_trained_network_and_scratch_ones_do_not(
+    found):
+  """Both try every rate with a new head, and report the best on 'dev'."""
+  path, result = found
+  assert result['classes'] == ['7', '8', '9']
+  for name, start in (('tuned', os.path.join(path, 'pretrained')),
                       ('scratch', None)):
     for rate in (0.1, 0.3):
-      config = json.load(open(os.path.join(workdir, name, str(rate),
-                                           'config.json')))
+      folder = os.path.join(path, name, str(rate))
+      config = json.load(open(os.path.join(folder, 'config.json')))
       assert config['start']['weights'] == start
       assert config['start']['dont_load'] == 'head/.*'
       assert config['schedule']['learning_rate'] == rate
       last = [json.loads(line) for line in open(os.path.join(
-          workdir, name, str(rate), 'metrics.jsonl'))][-1]
+          folder, 'metrics.jsonl'))][-1]
       assert last['eval/dev/accuracy'] <= result[name]['dev']
     assert 0 <= result[name]['test'] <= 1
+  assert result['fewshot'].keys() == {'pretrained', 'untrained'}
   assert result['fewshot']['pretrained'].keys() == set(left_out.SHOTS)
-  for table in left_out.left_out_table(result):
-    assert table.row_count == 2
 
 
-def test_too_many_classes_are_refused(tmp_path):
-  with pytest.raises(errors.UserError, match='--classes: 9 of 10'):
-    left_out.left_out(tiny(), str(tmp_path), classes=9)
+def test_the_tables_have_every_accuracy(capsys):
+  shots = dict(zip(left_out.SHOTS, (.11, .12, .13, .14)))
+  left_out.show(dict(
+      classes=['frog', 'horse'], pretrained=.5,
+      fewshot=dict(pretrained=shots, untrained=dict.fromkeys(shots, .01)),
+      tuned=dict(rate=.1, dev=.2, test=.3),
+      scratch=dict(rate=.03, dev=.21, test=.31)))
+  lines = [' '.join(line.split()) for line in
+           capsys.readouterr().out.splitlines()]
+  assert 'classes left out: frog, horse' in lines
+  assert 'pretrained 11.00% 12.00% 13.00% 14.00%' in lines
+  assert 'from the pre-trained network 0.1 20.00% 30.00%' in lines
+  assert 'from scratch 0.03 21.00% 31.00%' in lines
 
 
-def test_other_sizes(tmp_path):
-  """Resampled and enlarged networks are what is evaluated and fine-tuned."""
-  result = left_out.sizes(tiny(), str(tmp_path), image_sizes=(6, 16),
-                          methods=('resample', None), tuning_steps=5)
-  assert [(r['size'], r['method']) for r in result['rows']] == [
-      (6, 'resample'), (6, 'resample'), (16, 'resample'), (16, 'block')]
-  widths = {name: json.load(open(tmp_path / name / 'model.json'))['model']
-            ['tokens_mlp_dim'] for name in (
-                'first', 'tuned-16-resample', 'tuned-16-default', 'full-16')}
-  assert widths == {'first': 8, 'tuned-16-resample': 8, 'tuned-16-default': 32,
-                    'full-16': 8}
-  assert left_out.sizes_table(result).row_count == 4
+@pytest.mark.parametrize('classes', [1, 9])
+def test_two_classes_at_least_are_left_out_and_stay(tmp_path, classes):
+  with pytest.raises(errors.UserError, match=f'--classes.*2 to 8.*{classes}'):
+    left_out.run(tiny(), str(tmp_path), classes=classes)
+
+
+def test_a_config_without_evaluations_is_refused(tmp_path):
+  config = tiny().unlock()
+  config.evals = {}
+  with pytest.raises(errors.UserError, match='evals'):
+    left_out.run(config, str(tmp_path))

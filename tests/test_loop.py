@@ -1,6 +1,4 @@
-"""The loop with ready-made objects: what is saved, scored and said when."""
-import os
-import signal
+"""The training loop on fake objects: when it logs, evaluates and saves."""
 import types
 
 import numpy as np
@@ -8,20 +6,20 @@ import pytest
 
 from mixer.core import errors
 from mixer.training import loop
-from mixer.training import stop
 
 
 class Recorder:
-  """Stands where the writer, the progress and the checkpoints would."""
+  """Takes the place of the writer, the progress and the checkpoints."""
 
   def __init__(self):
-    self.saved, self.rows, self.scored = [], {}, []
+    self.saved, self.rows, self.scored, self.lines = [], {}, [], []
+    self.stopped, self.flushed = None, []
 
   def write(self, step, row):
     self.rows.setdefault(step, {}).update(row)
 
   def flush(self):
-    pass
+    self.flushed.append(max(self.rows, default=0))
 
   def advance(self, step):
     pass
@@ -30,10 +28,18 @@ class Recorder:
     pass
 
   def say(self, text):
-    pass
+    self.lines.append(text)
 
   def save(self, step, state, scores):
+    assert self.flushed[-1] == max(self.rows)   # before the checkpoint
     self.saved.append((step, scores))
+
+
+@pytest.mark.parametrize('step, every, total, expected', [
+    (1, 1, 9, True), (3, 4, 9, False), (4, 4, 9, True), (9, 4, 9, True),
+    (9, 100, 9, True), (5, 0, 9, False), (9, 0, 9, True)])
+def test_due_at_every_period_and_at_the_last_step(step, every, total, expected):
+  assert loop.due(step, every, total) is expected
 
 
 def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
@@ -61,12 +67,12 @@ def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
   state = types.SimpleNamespace(step=first)
   try:
     loop.train(state, job)
-  except errors.Stopped:
-    seen.stopped = True
+  except errors.Stopped as e:
+    seen.stopped = str(e)
   return seen
 
 
-def test_everything_is_due_when_its_period_says_and_at_the_end():
+def test_it_logs_evaluates_and_saves_at_its_periods_and_at_the_end():
   seen = run()
   assert [step for step, _ in seen.saved] == [3, 6, 9, 10]
   assert sorted(s for s, r in seen.rows.items() if 'train/loss' in r) == [
@@ -75,7 +81,7 @@ def test_everything_is_due_when_its_period_says_and_at_the_end():
                 if 'eval/test/accuracy' in r) == [4, 8, 10]
 
 
-def test_a_checkpoint_carries_the_scores_of_its_own_step_only():
+def test_a_checkpoint_has_the_scores_of_its_own_step_or_none():
   seen = run()
   assert [bool(scores) for _, scores in seen.saved] == [
       False, False, False, True]
@@ -85,40 +91,33 @@ def test_a_checkpoint_carries_the_scores_of_its_own_step_only():
 
 
 @pytest.mark.parametrize('stop_at', [4, 6, 7])
-def test_told_to_stop_it_saves_at_once_without_an_evaluation(stop_at):
+def test_a_signal_makes_it_save_at_once_without_an_evaluation(stop_at):
   seen = run(stop_at=stop_at, save_scored=True)
-  assert seen.stopped and seen.saved[-1] == (stop_at, {})
+  assert seen.stopped == (f'SIGTERM at step {stop_at}, which is saved; run the '
+                          'same command again to resume')
+  assert seen.saved[-1] == (stop_at, {})
   assert stop_at not in [s for s, r in seen.rows.items()
                          if 'eval/test/accuracy' in r]
 
 
-def test_told_to_stop_at_the_last_step_it_is_done():
+def test_a_signal_at_the_last_step_lets_it_finish():
   seen = run(stop_at=10)
-  assert not hasattr(seen, 'stopped') and seen.saved[-1][0] == 10
+  assert seen.stopped is None and seen.saved[-1][0] == 10
+  assert seen.lines[-2] == 'evaluated at step 10: accuracy on test 30.00%'
 
 
-def test_a_loss_that_is_not_finite_is_written_and_never_saved():
-  """The row is there to be looked at; no checkpoint holds what it spoiled."""
+def test_a_loss_that_is_not_finite_is_logged_and_not_saved():
   for bad_at, saved in ((6, [3]), (3, [])):
     seen = Recorder()
     with pytest.raises(errors.RunError, match=f'step {bad_at}: loss = nan'):
       run(bad_at=bad_at, seen=seen)
     assert [step for step, _ in seen.saved] == saved
-  assert seen.rows[2]['train/loss'] == 1.0
+    assert seen.rows[2]['train/loss'] == 1.0
+    assert bad_at == 3 or np.isnan(seen.rows[bad_at]['train/loss'])
 
 
-def test_a_second_signal_kills_unless_it_comes_with_the_first(monkeypatch):
-  """A system may tell a launcher and its children, and the launcher them too.
-  """
-  now, killed = [100.0], []
-  monkeypatch.setattr(stop.time, 'monotonic', lambda: now[0])
-  with stop.Guard() as guard:
-    assert guard.asked(1) is None
-    signal.raise_signal(signal.SIGTERM)
-    now[0] += 0.5
-    signal.raise_signal(signal.SIGTERM)
-    assert guard.asked(2) == 'SIGTERM'
-    now[0] += 1
-    monkeypatch.setattr(stop.os, 'kill', lambda *given: killed.append(given))
-    signal.raise_signal(signal.SIGINT)
-    assert killed == [(os.getpid(), signal.SIGINT)]
+def test_accuracies_are_shown_by_split():
+  assert loop.accuracies({
+      'eval/test/accuracy': 0.98611, 'eval/test/loss': 0.1,
+      'eval/minival/accuracy': 1.0, 'eval/minival/accuracy_top5': 1.0}) == (
+          'accuracy on test 98.61%, accuracy on minival 100.00%')

@@ -1,4 +1,4 @@
-"""The notebooks run from a folder that is not a checkout, as on Colab."""
+"""The notebooks install, run and report as on Colab, outside a checkout."""
 import importlib.metadata
 import importlib.util
 import io
@@ -21,25 +21,28 @@ _each = pytest.mark.parametrize('path', _NOTEBOOKS, ids=_IDS)
 
 
 def _cells(path):
-  """{id: source}"""
+  """Returns {id: source} of the cells of a notebook."""
   return {cell.id: cell.source
           for cell in nbformat.read(path, as_version=4).cells}
 
 
 def _run(name, folder, monkeypatch):
-  """(what a notebook prints, how many pictures it shows), executed cell by
-  cell, offline and in short, in a folder of its own."""
+  """Executes a notebook offline with few steps, in an empty folder.
+
+  Returns:
+    (what it prints, how many pictures it shows).
+  """
   monkeypatch.setenv('MIXER_OFFLINE', '1')
   monkeypatch.setenv('MIXER_NOTEBOOK_STEPS', '20')
-  # On Colab it is `pip install -e` that makes the package importable.
+  # On Colab `pip install -e` makes the package importable.
   monkeypatch.setenv('PYTHONPATH', str(_ROOT))
-  # What the tests ask of their own JAX is not the notebook's.
+  # The settings of the tests' own JAX are not for the notebook.
   for variable in ('XLA_FLAGS', 'JAX_NUMPY_RANK_PROMOTION'):
     monkeypatch.delenv(variable, raising=False)
   notebook = nbformat.read(
       _ROOT / 'launch' / 'colab' / f'{name}.ipynb', as_version=4)
   client = nbclient.NotebookClient(
-      notebook, timeout=300, resources={'metadata': {'path': str(folder)}})
+      notebook, timeout=900, resources={'metadata': {'path': str(folder)}})
   client.execute()
   outputs = [out for cell in notebook.cells for out in cell.get('outputs', ())]
   printed = ''.join(out.text for out in outputs if out.output_type == 'stream')
@@ -51,24 +54,24 @@ def _run(name, folder, monkeypatch):
 
 
 @_each
-def test_no_outputs_are_kept(path):
+def test_notebook_is_stored_without_outputs(path):
   for cell in nbformat.read(path, as_version=4).cells:
     if cell.cell_type == 'code':
       assert not cell.outputs and cell.execution_count is None, cell.id
 
 
 @_each
-def test_lines_fit(path):
+def test_lines_have_at_most_80_columns(path):
   for name, source in _cells(path).items():
     for line in source.splitlines():
       assert len(line) <= 80 and line == line.rstrip(), (name, line)
 
 
-def test_they_begin_alike():
+def test_both_notebooks_begin_with_the_same_cells():
   digits, finetune = map(_cells, _NOTEBOOKS)
   for name in ('install-text', 'devices-text', 'devices'):
     assert digits[name] == finetune[name]
-  # Fine-tuning only has more to install.
+  # The installation of the second one has additional lines.
   ours = [line for line in digits['install'].splitlines()
           if "install('mlp-mixer')" not in line]
   assert ours == [line for line in finetune['install'].splitlines()
@@ -76,7 +79,15 @@ def test_they_begin_alike():
 
 
 def _install(path, folder, monkeypatch, *, absent, fails=''):
-  """The commands that the first cell runs where modules are absent."""
+  """Runs the first cell without some modules; returns its commands.
+
+  Args:
+    path: the notebook.
+    folder: the current directory of the cell.
+    monkeypatch: pytest's.
+    absent: names of modules that seem not to be installed.
+    fails: commands that end with this text fail.
+  """
   commands = []
 
   def run(command, **_):
@@ -95,8 +106,7 @@ def _install(path, folder, monkeypatch, *, absent, fails=''):
 
 
 @_each
-def test_install_leaves_what_is_there(path, tmp_path, monkeypatch):
-  """pip is bound to the versions of Colab; the code is the clone's."""
+def test_install_keeps_the_versions_of_colab(path, tmp_path, monkeypatch):
   monkeypatch.setenv('MIXER_REPOSITORY', 'https://host/it.git')
   clone, *pips = _install(path, tmp_path, monkeypatch, absent=('mixer',))
   assert clone[:2] == ['git', 'clone']
@@ -117,34 +127,34 @@ def test_install_in_a_checkout_does_nothing(path, tmp_path, monkeypatch):
 
 
 @_each
-def test_install_needs_an_address(path, tmp_path, monkeypatch):
+def test_install_needs_the_address_of_the_repository(
+    path, tmp_path, monkeypatch):
   monkeypatch.delenv('MIXER_REPOSITORY', raising=False)
   with pytest.raises(AssertionError, match='REPOSITORY'):
     _install(path, tmp_path, monkeypatch, absent=('mixer',))
 
 
 @_each
-def test_a_failed_install_is_said(path, tmp_path, monkeypatch):
+def test_failed_installation_is_reported(path, tmp_path, monkeypatch):
   (tmp_path / 'mlp-mixer').mkdir()
   with pytest.raises(AssertionError, match='pip failed'):
     _install(path, tmp_path, monkeypatch, absent=('mixer',), fails='mlp-mixer')
 
 
-def test_tensorflow_and_onnx_only_where_they_fit(tmp_path, monkeypatch, capsys):
-  """A TensorFlow that is there is not installed over, one that is not comes
-  with the package; without ONNX the rest is installed all the same."""
+def test_install_adds_a_missing_tensorflow_and_tolerates_missing_onnx(
+    tmp_path, monkeypatch, capsys):
   path = _ROOT / 'launch' / 'colab' / 'finetune.ipynb'
   (tmp_path / 'mlp-mixer').mkdir()
   commands = _install(path, tmp_path, monkeypatch, fails='[export]',
                       absent=('mixer', 'tensorflow'))
   assert [c[-1] for c in commands] == ['mlp-mixer[data]', 'mlp-mixer[export]']
-  assert 'Without ONNX' in capsys.readouterr().out
+  assert 'ONNX could not be installed' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('how', ('upload', 'folder'))
-def test_own_photos(how, tmp_path, monkeypatch):
-  """Those uploaded and those in a folder, where other files are left out and
-  equal names do not meet; every fourth of a class is held out."""
+def test_every_fourth_photo_of_the_user_is_held_out(how, tmp_path, monkeypatch):
+  """Photos are uploaded or lie in a folder. Files that are no photos are left
+  out, and photos of the same name in different folders are all kept."""
   photo = io.BytesIO()
   Image.new('RGB', (4, 4)).save(photo, 'PNG')
   cells = _cells(_ROOT / 'launch' / 'colab' / 'finetune.ipynb')
@@ -172,25 +182,29 @@ def test_own_photos(how, tmp_path, monkeypatch):
       assert [p.suffix for p in folder.iterdir()] == ['.png'] * count
 
 
-@pytest.mark.slow   # whole runs
-def test_digits(tmp_path, monkeypatch):
+# The slow tests train, evaluate and predict in processes of their own.
+
+
+@pytest.mark.slow
+def test_digits_notebook_trains_and_predicts(tmp_path, monkeypatch):
   printed, _ = _run('digits', tmp_path, monkeypatch)
   assert re.search(r'accuracy on held-out digits: \d+\.\d+%', printed), printed
   right = int(re.search(r'(\d+) of 360 right', printed)[1])
   counted = float(re.search(r'digits: (.*)%', printed)[1])
-  assert abs(right - counted * 3.6) < 1.5   # training rounds the grey levels
+  # Training rounds the grey levels to uint8, the notebook does not.
+  assert abs(right - counted * 3.6) < 1.5
 
 
-# Five processes that each load JAX and compile take 50 seconds of CPU time.
 @pytest.mark.slow
-def test_finetune(tmp_path, monkeypatch):
+def test_finetune_notebook_trains_predicts_and_exports(tmp_path, monkeypatch):
   printed, pictures = _run('finetune', tmp_path, monkeypatch)
   for name in ('flower', 'leaves', 'temple'):
     assert f'{name}: 18 photos to train on\n' in printed
-  assert 'digits/checkpoints/20: ' in printed   # what it starts from
+  assert 'digits/checkpoints/20: ' in printed   # the initial weights
   right = int(re.search(r'(\d+) of 21 right', printed)[1])
   counted = float(re.search(r'on held-out photos: (.*)%', printed)[1])
-  assert abs(right - counted * .21) < .01   # both see the same pixels
+  # Evaluation and prediction use the same pixels.
+  assert abs(right - counted * .21) < .01
   assert right > 12
   assert pictures == 3 * 8 + 21
   pairs = re.findall(r'(\d+\.\d+)% in JAX, +(\d+\.\d+)% by ONNX', printed)

@@ -1,4 +1,5 @@
-"""A run that is killed or stopped ends with the bits of one that never was."""
+"""A run that was killed or stopped ends with the same bits as one that was not.
+"""
 import json
 import os
 import random
@@ -20,6 +21,7 @@ STEPS = 150
 
 
 def start(workdir, devices=1, *extra):
+  """Starts `mixer.main` in a process of its own."""
   command = [
       sys.executable, '-m', 'mixer.main', '--config=configs/digits.py',
       f'--workdir={workdir}', '--config.model.num_blocks=2',
@@ -33,6 +35,7 @@ def start(workdir, devices=1, *extra):
 
 
 def finish(workdir, *args):
+  """Runs to the end; returns what the command printed."""
   process = start(workdir, *args)
   out, _ = process.communicate(timeout=300)
   assert process.returncode == 0, out
@@ -40,13 +43,13 @@ def finish(workdir, *args):
 
 
 def rows(workdir):
-  """The metrics that do not tell the time, by step."""
+  """Returns {step: metrics}, without those that depend on time."""
   out = {}
   with open(os.path.join(workdir, 'metrics.jsonl')) as f:
     for line in f:
       try:
         row = json.loads(line)
-      except ValueError:   # the line being written
+      except ValueError:   # a line that is being written
         continue
       assert row['step'] not in out
       out[row['step']] = {k: v for k, v in row.items()
@@ -55,7 +58,11 @@ def rows(workdir):
 
 
 def signal_at(workdir, step, number, devices=1, *extra):
-  """Starts a run, sends the signal once `step` is logged; its exit code."""
+  """Starts a run and sends a signal once `step` is logged.
+
+  Returns:
+    (exit code, what the command printed).
+  """
   process = start(workdir, devices, *extra)
   end = time.monotonic() + 200
   while process.poll() is None and time.monotonic() < end:
@@ -71,19 +78,26 @@ def signal_at(workdir, step, number, devices=1, *extra):
 
 
 def final(workdir):
+  """Returns (parameters, digests) of the last checkpoint."""
   path = os.path.join(workdir, 'checkpoints', str(STEPS))
   assert os.path.isdir(path)
   with open(os.path.join(path, 'meta', 'metadata')) as f:
     return trees.flatten(checkpoint.load_params(path)), json.load(f)['digest']
 
 
-def equal(a, b, stopped_at=None):
+def assert_equal(a, b, stopped_at=None):
+  """Two runs have the same state and metrics.
+
+  Args:
+    a, b: workdirs.
+    stopped_at: step at which one of them was asked to stop. It then saves at
+      once, without the evaluation that may be due.
+  """
   (params_a, digest_a), (params_b, digest_b) = final(a), final(b)
   assert digest_a == digest_b   # of the optimizer state and the step as well
   for name, value in params_a.items():
     np.testing.assert_array_equal(value, params_b[name], err_msg=name)
   rows_a, rows_b = rows(a), rows(b)
-  # Whoever is told to stop saves at once, without the evaluation due there.
   for some in (rows_a, rows_b):
     some[stopped_at] = {k: v for k, v in some.get(stopped_at, {}).items()
                         if not k.startswith('eval/')}
@@ -92,7 +106,7 @@ def equal(a, b, stopped_at=None):
 
 
 def photo_folder(path):
-  """90 photos of three classes, and two files that are none."""
+  """Writes 90 photos of three classes, and two files that are no images."""
   rng = np.random.default_rng(0)
   photos = pictures.photos()
   for i in range(90):
@@ -110,7 +124,7 @@ def photo_folder(path):
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_once(tmp_path_factory):
-  """What a run has compiled is for all of them."""
+  """All runs share what they compile."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JAX_COMPILATION_CACHE_DIR',
                  str(tmp_path_factory.mktemp('compiled')))
@@ -119,6 +133,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
+  """A function: number of devices -> workdir of a run that was not stopped."""
   made = {}
 
   def get(devices):
@@ -132,23 +147,23 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow   # whole runs, five of them
 @pytest.mark.parametrize('devices', [1, 8])
-def test_killed_at_random_steps_it_ends_with_the_same_bits(
+def test_a_run_killed_at_random_steps_ends_with_the_same_bits(
     undisturbed, tmp_path, devices):
   draw = random.Random(devices)
   for _ in range(2):
-    at = draw.randint(45, STEPS - 30)   # the save at 20 is whole by then
+    at = draw.randint(45, STEPS - 30)   # step 20 is saved by then
     code, out = signal_at(tmp_path, at, signal.SIGKILL, devices)
     assert code == -signal.SIGKILL, out
   out = finish(tmp_path, devices)
   assert 'resuming at step' in out
-  equal(undisturbed(devices), tmp_path)
+  assert_equal(undisturbed(devices), tmp_path)
 
 
 @pytest.mark.parametrize('devices, number', [
     (1, signal.SIGTERM),
     pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
     pytest.param(8, signal.SIGTERM, marks=pytest.mark.slow)])
-def test_told_to_stop_it_saves_and_says_start_me_again(
+def test_a_run_asked_to_stop_saves_and_exits_with_42(
     undisturbed, tmp_path, devices, number):
   code, out = signal_at(tmp_path, 31, number, devices)
   assert code == 42 and 'stopped' in out and 'Traceback' not in out, out
@@ -156,12 +171,13 @@ def test_told_to_stop_it_saves_and_says_start_me_again(
               if n.isdigit())
   assert saved >= 31 and saved == max(rows(tmp_path))   # nothing is lost
   assert f'resuming at step {saved}' in finish(tmp_path, devices)
-  equal(undisturbed(devices), tmp_path, stopped_at=saved)
+  assert_equal(undisturbed(devices), tmp_path, stopped_at=saved)
 
 
 @pytest.mark.slow
-def test_killed_while_the_host_decodes_it_ends_with_the_same_bits(tmp_path):
-  """Crops, augmentation, and what stands in for two bad files are replayed."""
+def test_a_run_that_decodes_images_ends_with_the_same_bits_if_killed(tmp_path):
+  """The same crops, augmentation and replacements of two bad files come again.
+  """
   flags = (f'--config.data.name=folder:{photo_folder(tmp_path / "photos")}',
            '--config.data.crop=inception', '--config.data.max_bad_fraction=0.1',
            '--config.evals.test.split=validation',
@@ -173,23 +189,23 @@ def test_killed_while_the_host_decodes_it_ends_with_the_same_bits(tmp_path):
     assert code == (42 if number == signal.SIGTERM else -number), out
   stopped_at = max(rows(cut))
   finish(cut, 1, *flags)
-  equal(tmp_path / 'whole', cut, stopped_at=stopped_at)
+  assert_equal(tmp_path / 'whole', cut, stopped_at=stopped_at)
   assert rows(cut)[STEPS]['train/bad'] > 10
   with open(cut / 'bad_images.jsonl') as f:
     names = [os.path.basename(json.loads(line)['image']) for line in f]
-  assert sorted(names) == ['cut.jpg', 'empty.jpg']   # each once
+  assert sorted(names) == ['cut.jpg', 'empty.jpg']   # each is listed once
 
 
-def test_a_finished_run_is_evaluated_again(undisturbed):
+def test_a_finished_run_that_is_started_again_is_evaluated(undisturbed):
   before = rows(undisturbed(1))
   out = finish(undisturbed(1), 1)
-  assert 'finished already' in out
+  assert 'already finished' in out
   accuracy = before[STEPS]['eval/test/accuracy']
   assert f'{accuracy:.2%}' in out and rows(undisturbed(1)) == before
 
 
 @pytest.mark.slow   # whole runs
-def test_a_diverged_run_ends_with_1_and_names_the_metric(tmp_path):
+def test_a_diverged_run_exits_with_1_and_names_the_metric(tmp_path):
   process = start(tmp_path, 1, '--config.schedule.learning_rate=1e30',
                   '--config.optimizer.clip_norm=0.0')
   out, _ = process.communicate(timeout=120)

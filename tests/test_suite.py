@@ -1,4 +1,4 @@
-"""What a config asks of a network: figures against others' arithmetic."""
+"""The evaluations of a config: metrics equal plain NumPy and scikit-learn."""
 import dataclasses
 import json
 
@@ -20,7 +20,6 @@ from mixer.analysis import scoring
 from mixer.core import errors
 from mixer.evaluation import classification
 from mixer.evaluation import fewshot
-from mixer.evaluation import suite
 from mixer.training import assembly
 from mixer.training import run
 
@@ -58,7 +57,7 @@ def outputs(workdir):
   return np.asarray(logits), np.asarray(out['pre_logits'])
 
 
-def test_the_scores_are_those_of_plain_arithmetic(trained):
+def test_metrics_equal_those_computed_with_numpy(trained):
   workdir, scores = trained
   _, labels, test = digits_arrays()
   logits = outputs(workdir)[0][test].astype(np.float64)
@@ -72,8 +71,9 @@ def test_the_scores_are_those_of_plain_arithmetic(trained):
   assert scores['eval/test/examples'] == test.sum() == 360
 
 
-def test_few_shot_is_scikit_learns_ridge_on_the_features(trained):
-  """Features by the network, examples by `pick`, the rest by scikit-learn."""
+def test_few_shot_accuracy_equals_scikit_learns_ridge(trained):
+  """The network computes the features and `pick` picks the examples;
+  scikit-learn does the rest."""
   workdir, scores = trained
   _, labels, test = digits_arrays()
   features = outputs(workdir)[1].astype(np.float64)
@@ -93,8 +93,8 @@ def test_few_shot_is_scikit_learns_ridge_on_the_features(trained):
         np.mean(right), abs=1.5 / 360)
 
 
-def test_the_command_and_the_run_agree(trained):
-  """Also the details: predictions, the worst classes, JSON throughout."""
+def test_the_command_gives_the_metrics_of_the_run(trained):
+  """Its predictions and worst classes are right too, and fit for JSON."""
   workdir, scores = trained
   network = pretrained.open_network(workdir)
   config = scoring.asked(scoring.config_of(network), network)
@@ -112,7 +112,7 @@ def test_the_command_and_the_run_agree(trained):
   assert worst['accuracy'] == np.mean(logits[of_it].argmax(1) == worst['class'])
 
 
-def test_the_best_checkpoint_may_be_few_shots(trained):
+def test_the_best_checkpoint_may_be_chosen_by_few_shot_accuracy(trained):
   workdir, _ = trained
   assert pretrained.open_network(workdir, best=True).params
   config = tiny()
@@ -121,48 +121,51 @@ def test_the_best_checkpoint_may_be_few_shots(trained):
     run.train(config, str(workdir.parent / 'other'))
 
 
-def test_what_the_flags_ask(trained):
-  """ReaL beside ImageNet's validation set only; V2; few-shot on each."""
+def test_flags_add_evaluations_to_the_config(trained):
+  """--real adds one for ImageNet's validation set, --v2 adds ImageNet-V2, and
+  --fewshot adds a few-shot evaluation for each."""
   network = pretrained.open_network(trained[0])
   config = mixer_b16.get_config()
-  made = scoring.asked(config, network, real='real.json', v2=True,
-                       fewshot='train[:65000]')
-  assert set(made.evals) == {'minival', 'validation', 'validation_real', 'v2'}
-  assert made.evals.validation_real.labels == 'real.json'
-  assert made.evals.v2.name == 'imagenet_v2/matched-frequency'
-  assert made.evals.v2.crop == made.evals.validation.crop == 'resmall'
+  evals = scoring.asked(config, network, real='real.json', v2=True,
+                        fewshot='train[:65000]')['evals']
+  assert set(evals) == {'minival', 'validation', 'validation_real', 'v2'}
+  assert evals['validation_real']['labels'] == 'real.json'
+  assert evals['v2']['name'] == 'imagenet_v2/matched-frequency'
+  assert evals['v2']['crop'] == evals['validation']['crop'] == 'resmall'
   tuned = finetune.get_config('b16,imagenet2012')
-  made = scoring.asked(tuned, network, v2=True).evals
-  assert made.v2.crop == made.validation.crop == 'resize_crop'
-  assert made.v2.interpolation == made.validation.interpolation
+  evals = scoring.asked(tuned, network, v2=True)['evals']
+  assert evals['v2']['crop'] == evals['validation']['crop'] == 'resize_crop'
+  assert evals['v2']['interpolation'] == evals['validation']['interpolation']
   for name in ('imagenet2012:5.1.0', 'folder:/photos'):
     config.data.name = name
     assert 'validation_real' in scoring.asked(
-        config, network, real='real.json').evals
+        config, network, real='real.json')['evals']
   config = mixer_b16.get_config()
   made = scoring.asked(config, network, fewshot='train[:65000]')
-  assert made.fewshot.validation.train == 'train[:65000]'
-  assert made.fewshot.validation.crop == 'resize_crop'
+  assert made['fewshot']['validation']['train'] == 'train[:65000]'
+  assert made['fewshot']['validation']['crop'] == 'resize_crop'
   with pytest.raises(errors.UserError, match='ReaL.* has test: digits test'):
     scoring.asked(tiny(), network, real='real.json')
 
 
-def test_networks_of_no_run_keep_their_own_preprocessing(trained):
+def test_released_weights_keep_the_preprocessing_they_were_trained_with(
+    trained):
   network = pretrained.open_network(trained[0])
   like = dict(crop='resize_crop', interpolation='bicubic')
   other = type(network)(network.model, network.params, dict(
       network.card, preprocessing=like), 'weights.npz')
-  made = scoring.asked(mixer_b16.get_config(), other)
-  assert {(e.crop, e.interpolation) for e in made.evals.values()} == {
+  evals = scoring.asked(mixer_b16.get_config(), other)['evals']
+  assert {(e['crop'], e['interpolation']) for e in evals.values()} == {
       ('resize_crop', 'bicubic')}
-  # A folder of that name makes no run of a file.
+  # A file is not a run's checkpoint, even if its folder has that name.
   other = dataclasses.replace(other, name='x/checkpoints/weights.npz')
-  assert scoring.asked(mixer_b16.get_config(), other).evals == made.evals
-  made = scoring.asked(mixer_b16.get_config(), network)
-  assert {e.crop for e in made.evals.values()} == {'resmall'}
+  assert scoring.asked(mixer_b16.get_config(), other)['evals'] == evals
+  evals = scoring.asked(mixer_b16.get_config(), network)['evals']
+  assert {e['crop'] for e in evals.values()} == {'resmall'}
 
 
-def test_other_classes_are_refused_or_left_to_the_few_shots(trained, tmp_path):
+def test_a_split_with_other_classes_is_for_few_shot_evaluation_only(
+    trained, tmp_path):
   network = pretrained.open_network(trained[0])
   images = np.zeros((20, 8, 8, 1), np.uint8)
   images[::2] = 200
@@ -201,8 +204,8 @@ def on_images(data, **section):
 
 
 @pytest.mark.slow   # whole runs
-def test_a_carved_split_is_the_one_of_the_training(tmp_path):
-  """Every tenth image, which training left out; also when asked alone."""
+def test_a_carved_split_is_the_same_in_training_and_evaluation(tmp_path):
+  """It is every tenth image, also if the training split is not opened."""
   name = folder(tmp_path / 'photos', ('a', 'b'))
   scores = run.train(on_images(name), str(tmp_path / 'run'))
   network = pretrained.open_network(tmp_path / 'run')
@@ -214,8 +217,8 @@ def test_a_carved_split_is_the_one_of_the_training(tmp_path):
   assert [r['labels'] for r in rows] == [['a'], ['a'], ['b'], ['b']]
 
 
-def test_an_evaluation_of_other_classes_is_refused(tmp_path):
-  """A class that is missing shifts the others' numbers."""
+def test_training_refuses_an_evaluation_with_other_classes(tmp_path):
+  """If a class is missing, the numbers of the others are shifted."""
   name = folder(tmp_path / 'three', ('ant', 'bee', 'cat'))
   other = folder(tmp_path / 'two', ('bee', 'cat'))
   config = on_images(name, name=other)
@@ -224,7 +227,7 @@ def test_an_evaluation_of_other_classes_is_refused(tmp_path):
     run.train(config, str(tmp_path / 'run'))
 
 
-def test_a_split_that_lacks_a_class_cannot_teach_it(trained):
+def test_few_shot_training_examples_must_include_every_tested_class(trained):
   network = pretrained.open_network(trained[0])
   config = ml_collections.ConfigDict(dict(
       data=dict(name='digits'), evals={},
@@ -247,8 +250,8 @@ def outcome_of(labels, logits, **flags):
       expected=rows)
 
 
-def test_any_label_is_right_and_none_is_left_out():
-  """ReaL's rule; and a bad image is counted, but never right."""
+def test_any_label_is_right_and_examples_without_one_are_left_out():
+  """As with ReaL. An image that cannot be decoded is counted as bad."""
   found = outcome_of(
       labels=[[0, 1], [2, -1], [-1, -1], [0, -1], [1, -1]],
       logits=np.eye(3)[[1, 0, 0, 0, 1]],
@@ -259,21 +262,21 @@ def test_any_label_is_right_and_none_is_left_out():
           scores['eval/x/bad']) == (3, 1, 1)
 
 
-def test_outcomes_are_in_the_splits_order():
-  """Whatever order the rows of a batch came in."""
+def test_outcomes_are_in_the_order_of_the_split():
+  """Also if the rows of a batch are not."""
   found = outcome_of([[0], [1], [2]], np.eye(3), position=[2, 0, 1])()
   assert found['labels'][:, 0].tolist() == [1, 2, 0]
   assert found['position'].tolist() == [0, 1, 2]
 
 
-def test_an_example_that_is_missing_stops_the_run():
+def test_a_missing_example_is_an_error():
   with pytest.raises(errors.RunError, match='counted 1 of 2'):
     outcome_of([[0], [0]], [[1.0, 0], [1, 0]], mask=[True, False])()
   with pytest.raises(errors.RunError, match='no example has a label'):
     classification.score('x', outcome_of([[-1]], [[1.0, 0]])())
 
 
-def test_probabilities_follow_the_loss():
+def test_probabilities_are_a_softmax_or_sigmoid_as_the_loss_says():
   logits = jnp.array([[0.0, 2.0, -1.0]])
   assert classification.probabilities(logits, 'softmax').sum() == (
       pytest.approx(1))
@@ -282,9 +285,10 @@ def test_probabilities_follow_the_loss():
       1 / (1 + np.exp(-np.array(logits))), rtol=1e-6)
 
 
-def test_a_fewshot_section_is_the_arguments_of_one_function():
+def test_the_fewshot_section_of_configs_has_the_defaults_of_its_reader():
   section = recipe.fewshot('train', 'test')
-  common, parts, settings = suite.fewshot_splits(**section)
+  assert fewshot.read_section() == fewshot.read_section(**section)
+  common, parts, settings = fewshot.read_section(**section)
   assert parts == dict(train='train', test='test')
   assert settings == dict(shots=(1, 5, 10, 25), seeds=(0, 1, 2), l2=1024.0)
   assert common['crop'] == 'resize_crop'
@@ -292,8 +296,9 @@ def test_a_fewshot_section_is_the_arguments_of_one_function():
 
 @pytest.mark.slow   # whole runs
 def test_images_need_not_be_square(tmp_path):
-  """From the command line too: a height and a width; and what starts from it at
-  another size is the paper's enlargement, part by part."""
+  """A run may have a height and a width. Fine-tuning it at twice the height
+  starts from the paper's block-diagonal enlargement, which computes the mean
+  of both halves."""
   config = tiny()
   config.checkpoint.best = None
   config.fewshot = dict()
@@ -313,4 +318,5 @@ def test_images_need_not_be_square(tmp_path):
   np.testing.assert_allclose(logits(tall, images), np.mean(halves, axis=0),
                              atol=1e-5)
   with pytest.raises(errors.UserError, match='image_width'):
-    assembly.Settings(batch_size=1, total_steps=1, image_size=(8, 8), image_width=8)
+    assembly.Settings(batch_size=1, total_steps=1, image_size=(8, 8),
+                      image_width=8)

@@ -1,8 +1,10 @@
-"""The sizes of sets that a config may name while they are not at hand.
+"""The sizes of data sets, also of those that are not on this machine.
 
-From TFDS's catalogue; ImageNet-21k as of fall 2011, JFT-300M as the paper and
-BiT (https://arxiv.org/abs/1912.11370) count it.
+The known sizes are from the TFDS catalogue. ImageNet-21k is the fall 2011
+release; JFT-300M is counted as in the paper and in BiT
+(https://arxiv.org/abs/1912.11370).
 """
+from collections.abc import Iterable
 import dataclasses
 
 from mixer.core import errors
@@ -10,12 +12,20 @@ from mixer.data import sources
 from mixer.data import splits
 from mixer.data import vtab
 
+_VTAB_TRAINING = 1000   # examples; VTAB-1k is named after them
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
-  """Of a split: `examples`, None if nobody knows; `num_classes`, `channels` of
-  its images, whether they are `decoded` arrays, which live on the device, and
-  why it cannot be read, None if it can."""
+  """The size of one split.
+
+  Attributes:
+    examples: how many there are, or None if that is not known.
+    num_classes: how many classes the labels have.
+    channels: of an image.
+    decoded: whether the examples are arrays, which live on the device.
+    missing: why the split cannot be read, or None if it can.
+  """
   examples: int | None
   num_classes: int
   channels: int
@@ -23,7 +33,7 @@ class Size:
   missing: str | None
 
 
-# {name: ({split: examples}, classes)}.
+# {name: ({split: examples}, classes)}
 KNOWN = {
     'imagenet2012': ({'train': 1_281_167, 'validation': 50_000}, 1000),
     'imagenet21k': ({'train': 14_197_122}, 21_841),
@@ -36,16 +46,25 @@ KNOWN = {
 }
 
 
-def size(name, split, *, data_dir=None, access=None, key='data', wanted=()):
-  """The `Size` of a split: read off the set if it is there, else known.
+def size(name: str, split: str, *, data_dir: str | None = None,
+         access: str | None = None, key: str = 'data',
+         wanted: Iterable[str] = ()) -> Size:
+  """Returns the size of a split: counted if it is here, else the known one.
+
+  Args:
+    name: a data set, as `data.name` in a config.
+    split: a split of it, such as 'train[:99%]'.
+    data_dir, access: as `data.dir` and `data.access` in a config.
+    key: section of the config that names the split, for errors.
+    wanted: all splits of this data set that the config names.
 
   Raises:
-    UserError: if the split is misspelt, or is none of the set's.
+    UserError: if the split is misspelt or the data set does not have it.
   """
   try:
     source = sources.open_source(
         name, data_dir=data_dir, access=access,
-        wanted=tuple(sorted(set(wanted) | {split})))
+        wanted=tuple(sorted({*wanted, split})))
   except errors.UserError as e:
     return _known(name, split, key, str(e))
   return Size(examples=len(splits.select(source.stored, split, f'{key}.split')),
@@ -53,12 +72,14 @@ def size(name, split, *, data_dir=None, access=None, key='data', wanted=()):
               decoded=source.decoded, missing=None)
 
 
-def _known(name, split, key, why):
+def _known(name: str, split: str, key: str, why: str) -> Size:
+  """Returns the size of a split that cannot be read."""
   if name.startswith('vtab:'):
     task = vtab.find(name.removeprefix('vtab:'))
-    return Size(examples=1000 if 'train' in split else None, channels=3,
-                num_classes=task.num_classes, missing=why)
+    return Size(examples=_VTAB_TRAINING if 'train' in split else None,
+                channels=3, num_classes=task.num_classes, missing=why)
   if name not in KNOWN:
+    # 1,000 classes and 3 channels are a guess, so that the rest can be planned.
     return Size(examples=None, num_classes=1000, channels=3,
                 decoded=name.startswith('arrays:'), missing=why)
   sizes, classes = KNOWN[name]

@@ -1,79 +1,105 @@
-"""How fast examples come from files: our pipelines, and the decoding alone.
+"""Measures how fast examples are read: our pipelines, peers, bare decoding.
 
-Each round runs everything once, in turn. A pipeline's clock starts at its
-first batch, so that what it takes to start one is left out; the decoding alone
-has the same files and crops in memory and does nothing else.
+Each round runs every candidate once. The clock of a pipeline starts at its
+first batch, so the time to start it does not count. "Decoding alone" gets the
+same files and crops in memory, decodes them and does nothing else, so no
+pipeline can be faster.
 """
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
 import concurrent.futures
 import importlib
 import io
 import itertools
 import os
 import time
+from typing import Any
 
 import numpy as np
 import psutil
 
 from mixer.analysis import peers
+from mixer.analysis import step_speed
 from mixer.core import errors
+from mixer.data import pipeline
 from mixer.images import decode_tf
 
 PEERS = ('big_vision', 'pillow')
+_BARE_IMAGES = 512   # of an evaluation split, for its decoding alone
+
+# Runs a candidate once; returns its images per second.
+Rate = Callable[[], float]
 
 
-def measure(data, held_out, *, batch_size, images, rounds, seconds, compare,
-            directory):
-  """Times the pipelines of a config.
+def measure(data: pipeline.Data, held_out: pipeline.Data, *, batch_size: int,
+            images: int, rounds: int, seconds: float, compare: Sequence[str],
+            directory: str | None) -> dict[str, Any]:
+  """Times the pipelines of a config, the peers', and decoding alone.
 
   Args:
-    data: `pipeline.Data` of training, decoded on the host.
-    held_out: `pipeline.Data` of an evaluation.
-    batch_size: images of a batch.
-    images: of a round, about.
-    rounds: at most so many.
-    seconds: no round begins after so many, but three are always run.
-    compare: names of PEERS.
+    data: the training split, decoded on the host.
+    held_out: an evaluation split.
+    batch_size: images in a batch.
+    images: images in a round, about.
+    rounds, seconds: limits, as for `step_speed.in_turn`.
+    compare: names from PEERS.
     directory: holds the peers' checkouts.
 
   Returns:
-    A JSON-ready dict.
+    A dict ready for JSON.
+
+  Raises:
+    UserError: if a peer is unknown or cannot be imported.
   """
   for name in compare:
     if name not in PEERS:
       raise errors.unknown('--compare', name, PEERS)
-  steps = max(2, -(-images // batch_size))
-  train = lambda: data.train_batches(
-      seed=0, batch_size=batch_size, first=0, last=steps + 1,
-      slots=(0, batch_size))
-  small = min(batch_size, max(1, len(held_out) // 4))
-  passes = max(1, images // len(held_out))
-  evaluate = lambda: held_out.eval_batches(
-      batch_size=small, slots=(0, small))
-  candidates = dict(
-      train=lambda: _rate(train(), batch_size),
-      eval=lambda: np.median([_rate(evaluate(), small)
-                              for _ in range(passes)]),
-      decode=_bare(data, batch_size, steps),
-      eval_decode=_bare_evaluation(held_out))
+  candidates = _ours(data, held_out, batch_size, images)
+  steps = _steps(images, batch_size)
   for name in compare:
     make = dict(big_vision=_big_vision, pillow=_pillow)[name]
     candidates[name] = make(data, batch_size, steps, directory)
 
-  for run in candidates.values():   # compiles, and decodes all for the first
-    run()                           # time, which checks every image
-  memory = [_resident()]
-  rates, end = {name: [] for name in candidates}, time.monotonic() + seconds
-  while len(memory) <= min(3, rounds) or (
-      len(memory) <= rounds and time.monotonic() < end):
-    turn = len(memory) % len(candidates)   # nobody is always first
-    names = list(candidates)
-    for name in names[turn:] + names[:turn]:
+  # The first run compiles the pipelines, and decodes every image in full to
+  # check it. Both happen once in a training, so they are not timed.
+  for run in candidates.values():
+    run()
+  memory = [_resident_bytes()]
+  rates: dict[str, list[float]] = {name: [] for name in candidates}
+  for turn in step_speed.in_turn(
+      list(candidates), rounds=rounds, seconds=seconds):
+    for name in turn:
       rates[name].append(candidates[name]())
-    memory.append(_resident())
+    memory.append(_resident_bytes())
   return _report(rates, memory, batch_size, compare)
 
 
-def _report(rates, memory, batch_size, compare):
+def _ours(data: pipeline.Data, held_out: pipeline.Data, batch_size: int,
+          images: int) -> dict[str, Rate]:
+  steps = _steps(images, batch_size)
+  train = lambda: data.train_batches(
+      seed=0, batch_size=batch_size, first=0, last=steps + 1,
+      slots=(0, batch_size))
+  # At least four batches, since the first is not timed.
+  small = min(batch_size, max(1, len(held_out) // 4))
+  passes = max(1, images // len(held_out))
+  evaluate = lambda: held_out.eval_batches(
+      batch_size=small, slots=(0, small))
+  return dict(
+      train=lambda: _rate(train(), batch_size),
+      eval=lambda: float(np.median([_rate(evaluate(), small)
+                                    for _ in range(passes)])),
+      decode=_decoding(data, batch_size, steps),
+      eval_decode=_evaluation_decoding(held_out))
+
+
+def _steps(images: int, batch_size: int) -> int:
+  return max(2, -(-images // batch_size))
+
+
+def _report(rates: dict[str, list[float]], memory: list[int], batch_size: int,
+            compare: Sequence[str]) -> dict[str, Any]:
   median = {name: float(np.median(r)) for name, r in rates.items()}
   ratio = lambda a, b: float(np.median(np.array(rates[a]) / rates[b]))
   out = {f'{name}_images_per_second': median[name]
@@ -86,30 +112,42 @@ def _report(rates, memory, batch_size, compare):
                         ratio=ratio('train', name)) for name in compare})
 
 
-def _rate(batches, size):
-  """Images a second from the first batch on."""
+def _rate(batches: Iterator[Any], size: int) -> float:
+  """Returns images per second, counted from the first batch on."""
   next(batches)
-  began, count = time.perf_counter(), 0
-  for count, _ in enumerate(batches, 1):
-    pass
+  began = time.perf_counter()
+  count = sum(1 for _ in batches)
   return count * size / (time.perf_counter() - began)
 
 
-def _bare(data, batch_size, steps):
-  """The training pipeline's files and crops, only decoded."""
-  load = data.training_rows(seed=0, batch_size=batch_size, first=0,
-                            slots=(0, batch_size)).load
-  load(0, 0, batch_size)   # which the pipelines' clocks leave out
-  loaded = [load(step, 0, batch_size) for step in range(1, steps + 1)]
-  files = list(itertools.chain.from_iterable(x[0] for x in loaded))
-  keys = np.concatenate([x[1] for x in loaded])
+def _files(data: pipeline.Data, batch_size: int,
+           steps: int) -> Iterator[tuple[Sequence[bytes], np.ndarray]]:
+  """Yields the encoded files and the crops' keys of each training batch."""
+  rows = data.training_rows(seed=0, batch_size=batch_size, first=0,
+                            slots=(0, batch_size))
+  try:
+    for step in range(steps):
+      files, keys, _ = rows.load(step, 0, batch_size)
+      yield files, keys
+  finally:
+    rows.close()
+
+
+def _decoding(data: pipeline.Data, batch_size: int, steps: int) -> Rate:
+  """Decodes the files and crops that the training pipeline is timed with."""
+  # A pipeline's clock starts after its first batch, so that one is left out.
+  timed = list(itertools.islice(
+      _files(data, batch_size, steps + 1), 1, None))
+  files = list(itertools.chain.from_iterable(files for files, _ in timed))
+  keys = np.concatenate([keys for _, keys in timed])
   return _timed(decode_tf.decode_only(
       files, keys, channels=data.source.channels, crop=data.cut['crop'],
       min_area=data.cut['min_area']), len(files))
 
 
-def _bare_evaluation(data):
-  count = min(len(data), 512)
+def _evaluation_decoding(data: pipeline.Data) -> Rate:
+  """Decodes the first files of an evaluation split."""
+  count = min(len(data), _BARE_IMAGES)
   load = data.evaluation_rows(batch_size=count, slots=(0, count)).load
   files, _, _ = load(0, 0, count)
   return _timed(decode_tf.decode_only(
@@ -117,7 +155,7 @@ def _bare_evaluation(data):
       channels=data.source.channels), len(files))
 
 
-def _timed(run, count):
+def _timed(run: Callable[[], None], count: int) -> Rate:
   def rate():
     began = time.perf_counter()
     run()
@@ -125,15 +163,18 @@ def _timed(run, count):
   return rate
 
 
-def _resident():
+def _resident_bytes() -> int:
   return psutil.Process().memory_info().rss
 
 
-def _big_vision(data, batch_size, steps, directory):
-  """Its training input: shuffled files, crop, flip and scaling on the host."""
+def _big_vision(data: pipeline.Data, batch_size: int, steps: int,
+                directory: str | None) -> Rate:
+  """big_vision's training input: shuffled, cropped, flipped and scaled."""
   peers.importable('big_vision', 'big_vision.input_pipeline', directory)
   module = lambda name: importlib.import_module(f'big_vision.{name}')
-  module('pp.ops_image'), module('pp.ops_general')
+  # Importing these registers the operations that the string below names.
+  module('pp.ops_image')
+  module('pp.ops_general')
   size = data.image_size[0]
   preprocess = module('pp.builder').get_preprocess_fn(
       f'decode_jpeg_and_inception_crop({size})|flip_lr|value_range(-1, 1)|'
@@ -143,19 +184,19 @@ def _big_vision(data, batch_size, steps, directory):
   ds = module('input_pipeline').make_for_train(
       source.get_tfdata(ordered=False), preprocess, batch_size,
       shuffle_buffer_size=len(data))
-  options = type(ds.options())()   # only the threads are ours
+  # Everything else is as big_vision sets it; the threads are as many as ours.
+  options = type(ds.options())()
   options.threading.private_threadpool_size = os.cpu_count() or 1
   ds = ds.with_options(options)
   return lambda: _rate(
       itertools.islice(ds.as_numpy_iterator(), steps + 1), batch_size)
 
 
-def _pillow(data, batch_size, steps, directory):
-  """What torchvision's RandomResizedCrop does in a thread for every core."""
+def _pillow(data: pipeline.Data, batch_size: int, steps: int,
+            directory: str | None) -> Rate:
+  """torchvision's RandomResizedCrop by Pillow, one thread for each core."""
   del directory
   from PIL import Image
-  load = data.training_rows(seed=0, batch_size=batch_size, first=0,
-                            slots=(0, batch_size)).load
 
   def one(file, key):
     image = Image.open(io.BytesIO(file)).convert('RGB')
@@ -164,8 +205,7 @@ def _pillow(data, batch_size, steps, directory):
         data.image_size[::-1], Image.Resampling.BILINEAR))
 
   def batches(pool):
-    for step in range(steps + 1):
-      files, keys, _ = load(step, 0, batch_size)
+    for files, keys in _files(data, batch_size, steps + 1):
       yield np.stack(list(pool.map(one, files, keys)))
 
   def rate():
@@ -175,14 +215,16 @@ def _pillow(data, batch_size, steps, directory):
   return rate
 
 
-def _random_box(size, rng):
-  """(left, top, right, bottom): 5% to 100% of the area, aspect 3/4 to 4/3."""
+def _random_box(size: tuple[int, int],
+                rng: np.random.Generator) -> tuple[int, int, int, int]:
+  """Draws (left, top, right, bottom): area 5% to 100%, aspect 3/4 to 4/3."""
   width, height = size
   for _ in range(10):
     area = width * height * rng.uniform(0.05, 1)
     aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
     if 0 < w <= width and 0 < h <= height:
-      left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+      left = int(rng.integers(width - w + 1))
+      top = int(rng.integers(height - h + 1))
       return left, top, left + w, top + h
   return 0, 0, width, height

@@ -1,98 +1,117 @@
-"""Other people's Mixers, from their own checkouts, to be measured beside ours.
+"""Other people's Mixers, from their own checkouts, to measure beside ours.
 
-Nothing of theirs is here: their modules are imported from DIR/REPOSITORY and
-get the same uint8 images, loss and optimizer.
+This module contains none of their code. It imports their modules from
+DIR/REPOSITORY, and gives them the same uint8 images, loss and optimizer.
 """
+from collections.abc import Callable
 import importlib
 import os
 import sys
+import types
+from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mixer.analysis import step_speed
 from mixer.core import errors
 from mixer.images import augment
-from mixer.models.mixer import pair
-from mixer.training import optimizers
+from mixer.models import interface
+from mixer.models.grid import pair
+from mixer.models.mixer import MlpMixer
 
-_TORCH = ('timm', 'timm_compiled')   # as it is, and by torch.compile
+_TORCH = ('timm', 'timm_compiled')   # without and with torch.compile
 NAMES = ('big_vision', 'vision_transformer', *_TORCH)
 
 
-def make(name, mode, model, directory, images, labels):
-  """run() of one step of a peer's network of the same shape as `model`.
+def make(name: str, mode: str, model: interface.Model, directory: str | None,
+         images: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
+  """Returns a function that runs one step of a peer's network.
 
   Args:
     name: one of NAMES.
     mode: 'train' or 'infer'.
-    model: our network.
-    directory: holds the checkouts under their repository names.
+    model: our network, a Mixer; the peer's gets the same shape.
+    directory: holds the checkouts under the names of their repositories.
     images: uint8 [B, H, W, c].
     labels: int32 [B, 1].
 
   Raises:
-    UserError: if it is unknown or cannot be imported.
+    UserError: if the peer is unknown or cannot be imported, or our network is
+      not a Mixer.
   """
   if name not in NAMES:
     raise errors.unknown('--compare', name, NAMES)
+  if not isinstance(model, MlpMixer):
+    raise errors.UserError(f'--compare: {name} has a Mixer to compare with, '
+                           f'the measured network is a {type(model).__name__}')
   if model.dtype != jnp.float32 and name not in _TORCH:
-    raise errors.UserError(f'--compare: {name} computes in float32 only; '
-                           'compare with --precision=float32')
+    raise errors.UserError(
+        f'--compare: {name} computes in float32 only, this measurement uses '
+        f'{model.dtype}; add --precision=float32')
   if name in _TORCH:
     return _timm(mode, model, directory, images, labels,
                  compiled=name == 'timm_compiled')
   make_model = dict(big_vision=_big_vision,
                     vision_transformer=_vision_transformer)[name]
-  network = make_model(model, directory)
-  apply = lambda params, x, train: _first(
-      network.apply({'params': params}, x, train=train))
-  return _flax(network, apply, mode, images, labels)
+  return _flax(make_model(model, directory), mode, images, labels)
 
 
-def _big_vision(model, directory):
+def _big_vision(model: MlpMixer, directory: str | None) -> nn.Module:
   module = importable('big_vision', 'big_vision.models.mlp_mixer', directory)
   return module.MlpMixer(**_shape(model), patch_size=pair(model.patch_size),
                          stoch_depth=model.stochastic_depth)
 
 
-def _vision_transformer(model, directory):
+def _vision_transformer(model: MlpMixer, directory: str | None) -> nn.Module:
   import ml_collections
   module = importable('vision_transformer', 'vit_jax.models_mixer', directory)
   patches = ml_collections.ConfigDict({'size': pair(model.patch_size)})
   return module.MlpMixer(**_shape(model), patches=patches)
 
 
-def _flax(network, apply, mode, images, labels):
+def _flax(network: nn.Module, mode: str, images: np.ndarray,
+          labels: np.ndarray) -> Callable[[], Any]:
+  """Returns a function that runs one step of a Flax network."""
   x, y = jnp.asarray(images), jnp.asarray(labels[:, 0])
-  init = jax.jit(lambda k: network.init(
-      k, augment.normalise(x[:1]), train=False)['params'])
-  params = init(jax.random.key(0))
+
+  def apply(params, x, train):
+    # big_vision returns (logits, intermediates), vision_transformer logits.
+    out = network.apply({'params': params}, augment.normalise(x), train=train)
+    return out[0] if isinstance(out, tuple) else out
+
+  params = jax.jit(lambda key: network.init(
+      key, augment.normalise(x[:1]), train=False)['params'])(jax.random.key(0))
   if mode == 'infer':
-    forward = jax.jit(lambda p, x: apply(p, augment.normalise(x), False))
+    forward = jax.jit(lambda params, x: apply(params, x, False))
     return lambda: forward(params, x).block_until_ready()
-  tx = optimizers.make(schedule=lambda step: 0.01)
+  optimizer, _ = step_speed.make_optimizer()
 
   def step(state):
     params, opt_state = state
 
     def loss(params):
       return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
-          apply(params, augment.normalise(x), True), y))
+          apply(params, x, True), y))
 
-    grads = jax.grad(loss)(params)
-    updates, opt_state = tx.update(grads, opt_state, params)
+    updates, opt_state = optimizer.update(
+        jax.grad(loss)(params), opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
   return step_speed.repeated(jax.jit(step, donate_argnums=0),
-                             (params, tx.init(params)))
+                             (params, optimizer.init(params)))
 
 
-def _timm(mode, model, directory, images, labels, compiled):
+def _timm(mode: str, model: MlpMixer, directory: str | None,
+          images: np.ndarray, labels: np.ndarray,
+          compiled: bool) -> Callable[[], None]:
+  """Returns a function that runs one step of timm's network in PyTorch."""
   timm = importable('pytorch-image-models', 'timm', directory)
   torch = importlib.import_module('torch')
-  # timm writes the MLP widths as multiples of C.
+  # timm gives the widths of the MLPs as multiples of C.
   ratio = (model.tokens_mlp_dim / model.hidden_dim,
            model.channels_mlp_dim / model.hidden_dim)
   network = timm.models.mlp_mixer.MlpMixer(
@@ -104,13 +123,15 @@ def _timm(mode, model, directory, images, labels, compiled):
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   dtype = torch.bfloat16 if model.dtype == jnp.bfloat16 else torch.float32
   network, x, y = network.to(device), x.to(device).contiguous(), y.to(device)
-  # XLA takes TF32 for float32 products on GPUs that have it.
+  # On GPUs that have TF32, XLA uses it for float32 products; PyTorch does so
+  # only when it is told to.
   torch.set_float32_matmul_precision('high')
   if compiled:
     network = torch.compile(network)
   wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
   mixed = lambda: torch.autocast(device, dtype, enabled=dtype != torch.float32)
-  sgd = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+  sgd = torch.optim.SGD(network.parameters(), lr=step_speed.LEARNING_RATE,
+                        momentum=step_speed.MOMENTUM)
 
   def infer():
     with torch.inference_mode(), mixed():
@@ -122,7 +143,7 @@ def _timm(mode, model, directory, images, labels, compiled):
       loss = torch.nn.functional.cross_entropy(network(x), y)
     sgd.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(network.parameters(), step_speed.CLIP_NORM)
     sgd.step()
     wait()
 
@@ -130,14 +151,24 @@ def _timm(mode, model, directory, images, labels, compiled):
   return train if mode == 'train' else infer
 
 
-def _shape(model):
+def _shape(model: MlpMixer) -> dict[str, Any]:
   return dict(num_classes=model.num_classes, num_blocks=model.num_blocks,
               hidden_dim=model.hidden_dim, tokens_mlp_dim=model.tokens_mlp_dim,
               channels_mlp_dim=model.channels_mlp_dim)
 
 
-def importable(repository, module, directory):
-  """A module of a checkout; one that is installed serves as well."""
+def importable(repository: str, module: str,
+               directory: str | None) -> types.ModuleType:
+  """Returns a module from a checkout, or from an installed package.
+
+  Args:
+    repository: name of the checkout in `directory`.
+    module: full name of the module.
+    directory: holds the checkouts; None for installed packages only.
+
+  Raises:
+    UserError: if it cannot be imported.
+  """
   path = os.path.join(directory or '', repository)
   if directory and os.path.isdir(path) and path not in sys.path:
     sys.path.insert(0, path)
@@ -145,9 +176,6 @@ def importable(repository, module, directory):
     return importlib.import_module(module)
   except ImportError as e:
     raise errors.UserError(
-        f'--compare: cannot import {module} ({e}); put a checkout at '
-        f'{path!r} (--peers=DIR) and install what it needs') from e
-
-
-def _first(out):
-  return out[0] if isinstance(out, tuple) else out
+        f'--compare: cannot import {module} ({e}); put a checkout at {path!r}, '
+        'give its directory as --peers=DIR, and install its dependencies'
+    ) from e

@@ -1,11 +1,15 @@
-"""What a run will take, before anything is rented: size, memory, time, data.
+"""Plans a run: its size, memory and time, and whether its data is there.
 
-Everything is said of a config, whose data need not be at hand.
+A plan needs the config only. The training step is compiled, but no array of its
+size is allocated, and the data may be elsewhere.
 """
+from collections.abc import Mapping
 import dataclasses
 import os
+from typing import Any
 
 import jax
+import ml_collections
 
 from mixer import models
 from mixer.analysis import compiled_step
@@ -15,79 +19,74 @@ from mixer.core import errors
 from mixer.core import trees
 from mixer.evaluation import suite
 from mixer.models import cost
-from mixer.models.mixer import pair
+from mixer.models.grid import pair
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
 from mixer.training import assembly
-from mixer.training import sharding
-from mixer.training import summary
+from mixer.training.settings import Settings
 
 RELEASED_SIZE = 224   # pixels, of all released Mixers
+_PAPER_ACCELERATOR = 'v3'
 
 
-def plan(config, *, topology=None, devices=None, accelerator=None,
-         utilisation=0.4, workdir=None):
-  """The whole plan of a run, ready for JSON.
+def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
+         devices: int | None = None, accelerator: str | None = None,
+         utilisation: float = 0.4, workdir: str | None = None
+         ) -> dict[str, Any]:
+  """Returns the whole plan of a run, ready for JSON.
 
   Args:
-    config: of a run.
-    topology: of TPU devices to compile for, such as 'v3:2x2'; needs libtpu.
-    devices: how many: the topology's first, by default all of them; or CPU
-      devices that stand for others, by default one.
-    accelerator: a key of `accelerators.ACCELERATORS`, for memory and time; by
-      default the topology's, else v3, the paper's.
-    utilisation: share of the peak that the time is reckoned with.
-    workdir: that is to be checked, or None.
+    config: the config of the run.
+    topology: a TPU slice to compile for, such as 'v3:2x2'; needs libtpu. None
+      compiles for CPU devices instead, whose memory is an estimate.
+    devices: number of devices. With a topology the default is all of it, and
+      fewer are its first; without one the default is 1.
+    accelerator: a key of `accelerators.ACCELERATORS`, whose memory and peak are
+      compared; by default the topology's, or v3, which the paper used.
+    utilisation: share of the peak that the run is assumed to reach.
+    workdir: a directory to check for write access, or None.
 
   Returns:
-    dict: 'model', 'run', 'memory', 'xla', 'time', 'preflight', a list of
-    {'what', 'value', 'found', 'remedy'}.
+    A dict with 'model', 'run', 'memory', 'xla', 'time' and 'preflight', the
+    last a list of {'what', 'value', 'found', 'remedy'}.
 
   Raises:
     UserError: if the config or an argument is wrong.
-    RunError: if a TPU's compiler finds that it does not fit.
+    RunError: if the TPU compiler finds that the step does not fit.
   """
   settings = assembly.check(config)
-  every = compiled_step.tpu_devices(topology) if topology else jax.devices()
-  name = accelerator or (topology or 'v3').partition(':')[0]
-  if name not in accelerators.ACCELERATORS:
-    raise errors.unknown('--accelerator', name, accelerators.ACCELERATORS)
-  if topology and name != topology.partition(':')[0]:
-    raise errors.UserError(f'--accelerator: {name} is not what --topology='
-                           f'{topology} is; give one of them')
+  chosen = _devices(topology, devices)
+  device = _accelerator(accelerator, topology)
   if not 0 < utilisation <= 1:
     raise errors.UserError('--utilisation: expected 0 < x <= 1, got '
                            f'{utilisation}')
-  device = accelerators.ACCELERATORS[name]
-  wanted = devices or (len(every) if topology else 1)
-  if wanted > len(every):
-    raise errors.UserError(f'--devices: {wanted}, but there are {len(every)}')
-  chosen = every[:wanted]
   settings = dataclasses.replace(
       settings, image_width=None, image_size=pair(settings.image_size),
       precision=settings.precision or 'bfloat16')
-  layout = sharding.plan(devices=chosen, **config.sharding)
+  layout = assembly.make_plan(config, chosen)
   settings.check_devices(layout.parts)
   data, preflight = _look(config)
-  model = _enlarged(make_model(config, settings, data, layout.platform),
-                    config, settings)
+  model = _enlarged(
+      assembly.make_model(config, settings, data, layout.platform), config,
+      settings)
   total = _steps(settings, data)
   optimizer, step_fn = assembly.make_step(config, settings, model, total)
-  resident = data.examples if (
-      config.data.on_device or data.decoded) else None
+  on_device = config.data.on_device or data.decoded
   program = compiled_step.train_step(
       step_fn, model, optimizer, layout, batch_size=settings.batch_size,
-      image_size=settings.image_size, seed=settings.seed, resident=resident)
-  preflight += _weights(config) + _workdir(workdir)
+      image_size=pair(settings.image_size), seed=settings.seed,
+      resident=data.examples if on_device else None)
+  preflight += _weights(config.start.weights) + _workdir(workdir)
+  images = total * settings.batch_size
+  flops = cost.training_flops(model, settings.image_size)
   return dict(
       model=dict(
           name=config.model.name, parameters=trees.count(program.state.params),
           forward_flops=cost.forward_flops(model, settings.image_size),
-          training_flops=cost.training_flops(model, settings.image_size)),
+          training_flops=flops),
       run=dict(
           examples=data.examples, batch_size=settings.batch_size, steps=total,
-          images=total * settings.batch_size,
-          epochs=data.examples and total * settings.batch_size / data.examples,
+          images=images, epochs=data.examples and images / data.examples,
           precision=settings.precision),
       memory=dict(
           devices=len(chosen), kind=chosen[0].device_kind,
@@ -95,13 +94,20 @@ def plan(config, *, topology=None, devices=None, accelerator=None,
           strategy=layout.strategy, of=device.name,
           available=device.memory_bytes, **program.bytes()),
       xla=dict(program.cost(), compile_seconds=program.seconds),
-      time=_time(config, settings, model, device, len(chosen), total,
-                 utilisation, program.cost()['seconds'] if topology else None),
+      time=_time(
+          device, len(chosen), images=images, flops=images * flops,
+          utilisation=utilisation, core_days=assembly.paper_core_days(config),
+          xla_device_seconds=(program.cost()['seconds'] or 0) * len(
+              chosen) * total),
       preflight=preflight)
 
 
-def remedies(memory):
-  """Settings that would make a step smaller, for one that does not fit."""
+def remedies(memory: Mapping[str, Any]) -> list[str]:
+  """Returns what to change so that a step that does not fit takes less memory.
+
+  Args:
+    memory: 'memory' of a plan.
+  """
   out = []
   if memory['temporaries'] > 0.5 * memory['total']:
     out += ['--config.model.remat=block', '--config.run.micro_batches=N',
@@ -112,16 +118,40 @@ def remedies(memory):
   return out or ['more devices']
 
 
-def _look(config):
-  """(`data_sizes.Size` of the training split, rows about every split)."""
-  asked, _ = suite.sections(config)
+def _devices(topology: str | None, count: int | None) -> list[jax.Device]:
+  """Returns the devices to compile for."""
+  every = compiled_step.tpu_devices(topology) if topology else jax.devices()
+  wanted = count or (len(every) if topology else 1)
+  if wanted > len(every):
+    raise errors.UserError(
+        f'--devices: expected at most {len(every)}, the number of devices of '
+        f'{topology or "this machine"}, got {wanted}')
+  return every[:wanted]
+
+
+def _accelerator(name: str | None,
+                 topology: str | None) -> accelerators.Accelerator:
+  """Returns the accelerator whose memory and peak are compared."""
+  generation = topology and topology.partition(':')[0]
+  name = name or generation or _PAPER_ACCELERATOR
+  if name not in accelerators.ACCELERATORS:
+    raise errors.unknown('--accelerator', name, accelerators.ACCELERATORS)
+  if topology and name != generation:
+    raise errors.UserError(f'--accelerator: {name} contradicts --topology='
+                           f'{topology}; give only one of the two')
+  return accelerators.ACCELERATORS[name]
+
+
+def _look(config: Mapping[str, Any]) -> tuple[data_sizes.Size, list[dict]]:
+  """Returns the size of the training split, and a row about every split."""
+  sections, _ = suite.sections(config)
   rows, found = [], {}
-  for key, section in asked.items():
+  for key, section in sections.items():
     name = section['name']
     found[key] = data_sizes.size(
         name, section['split'], data_dir=section.get('dir'), key=key,
         access=section.get('access'),
-        wanted=[s['split'] for s in asked.values() if s['name'] == name])
+        wanted=[s['split'] for s in sections.values() if s['name'] == name])
     count = found[key].examples
     rows.append(_row(
         key, f'{name} {section["split"]}' + (
@@ -134,15 +164,15 @@ def _look(config):
   return found['data'], rows
 
 
-def _weights(config):
-  """A row about what the run starts from, if anything."""
-  weights = config.start.weights
+def _weights(weights: str | None) -> list[dict]:
+  """Returns a row about the weights that the run starts from, if any."""
   if weights is None:
     return []
   release = registry.find(weights) if weights else None
-  named = release is not None and weights == release.name
-  if named or fetch.is_url(weights):
-    address = release.url if named else weights
+  address = weights if fetch.is_url(weights) else None
+  if release is not None and weights == release.name:
+    address = release.url
+  if address:
     return [_row('start.weights', weights, None if fetch.cached(
         address) else f'will be fetched from {address} at the start')]
   there = weights and os.path.exists(os.path.expanduser(weights))
@@ -150,9 +180,12 @@ def _weights(config):
                None if there else 'no such workdir or file')]
 
 
-def _workdir(path):
+def _workdir(path: str | None) -> list[dict]:
+  """Returns a row about write access to the workdir, if one is given."""
   if path is None:
     return []
+  # A workdir is made when the run starts; what counts is the nearest directory
+  # above it that exists. Buckets are not checked.
   there = os.path.abspath(path)
   while not os.path.exists(there):
     there = os.path.dirname(there)
@@ -160,30 +193,16 @@ def _workdir(path):
   return [_row('workdir', path, None if fine else f'{there} cannot be written')]
 
 
-def _row(what, value, missing):
+def _row(what: str, value: str, missing: str | None) -> dict[str, Any]:
   return dict(what=what, value=value, found=missing is None, remedy=missing)
-
-
-def make_model(config, settings, data=None, platform=None):
-  """The network of a config whose data need not be at hand.
-
-  Args:
-    config: of a run.
-    settings: `Settings` of its `run` section.
-    data: `data_sizes.Size` of the training split, if that is known already.
-    platform: as `sharding.Plan.platform`.
-  """
-  data = data or data_sizes.size(
-      config.data.name, config.data.split, data_dir=config.data.dir,
-      access=config.data.access)
-  return assembly.make_model(config, settings, data, platform)
 
 
 def _enlarged(model, config, settings):
   """The model with the D_S that released weights, made for 224x224 images, have
   after the paper's enlargement."""
   weights, method = config.start.weights, config.start.method
-  if not weights or method == 'resample' or config.model.get('tokens_mlp_dim'):
+  if not weights or method == 'resample' or any(
+      config.model.get(key) for key in model.TIED_TO_SIZE):
     return model
   release = registry.find(weights)
   if release is None:
@@ -195,32 +214,41 @@ def _enlarged(model, config, settings):
       settings.image_size, pair(model.patch_size), patch)]
   if any(k != int(k) for k in grown):
     return model
-  return model.clone(
-      tokens_mlp_dim=model.tokens_mlp_dim * int(grown[0] * grown[1]))
+  return model.enlarged(int(grown[0] * grown[1]))
 
 
-def _steps(settings, data):
+def _steps(settings: Settings, data: data_sizes.Size) -> int:
   if settings.total_steps is None and data.examples is None:
     raise errors.UserError(
-        'run.total_epochs: nobody knows how many examples the data has, and it '
-        f'is not there ({data.missing}); give --config.run.total_steps')
+        f'run.total_epochs: got {settings.total_epochs}, but the number of '
+        f'examples is unknown and the data is not here ({data.missing}); give '
+        '--config.run.total_steps instead')
   return settings.steps(data.examples)
 
 
-def _time(config, settings, model, device, count, steps, utilisation,
-          xla_seconds):
-  """Device-hours at the stated utilisation, and by XLA's own estimate."""
-  flops = steps * settings.batch_size * cost.training_flops(
-      model, settings.image_size)
+def _time(device: accelerators.Accelerator, count: int, *, images: int,
+          flops: int, utilisation: float, core_days: int | None,
+          xla_device_seconds: float) -> dict[str, Any]:
+  """Returns the time of a run.
+
+  Args:
+    device: the accelerator.
+    count: number of devices.
+    images: images of the whole run.
+    flops: operations of the whole run.
+    utilisation: share of the peak that the run is assumed to reach.
+    core_days: what the paper's run took, or None.
+    xla_device_seconds: XLA's estimate, summed over devices and steps, or 0 if
+      it has none.
+  """
   hours = flops / (utilisation * device.flops_per_second) / 3600
   out = dict(accelerator=device.name, utilisation=utilisation,
              flops=flops, peak_flops_per_second=device.flops_per_second,
              peak_precision=device.precision,
              device_hours=hours, hours=hours / count, devices=count,
              devices_per_chip=device.devices_per_chip,
-             images_per_second=steps * settings.batch_size / (
-                 3600 * hours / count),
-             paper_core_days=summary.paper_core_days(config))
-  if xla_seconds:
-    out.update(xla_device_hours=xla_seconds * count * steps / 3600)
+             images_per_second=images / (3600 * hours / count),
+             paper_core_days=core_days)
+  if xla_device_seconds:
+    out.update(xla_device_hours=xla_device_seconds / 3600)
   return out

@@ -1,163 +1,194 @@
-"""A network put to the evaluations of a config, and what it gets wrong."""
-import json
-import os
+"""Scores a network on the evaluations of a config and lists its mistakes."""
+from collections.abc import Iterator
+from collections.abc import Mapping
 import re
+from typing import Any
+from typing import TYPE_CHECKING
 
-import ml_collections
 import numpy as np
 
 from mixer.core import errors
-from mixer.core import files
+from mixer.core import workdir
 from mixer.core.log import log
 from mixer.evaluation import confusion
 from mixer.evaluation import suite
 from mixer.training import sharding
 
+if TYPE_CHECKING:
+  from mixer.data import pipeline
+  from mixer.pretrained.network import Network
+
 _IMAGENET, _V2 = 'imagenet2012', 'imagenet_v2/matched-frequency'
 
 
-def config_of(network):
-  """The config of the run that a network is from.
+def config_of(network: 'Network') -> dict[str, Any]:
+  """Returns the config of the run that a network comes from.
 
   Raises:
-    UserError: if it is from none.
+    UserError: if it comes from none.
   """
-  run = _workdir(network)
-  text = run and files.read(os.path.join(run, 'config.json'))
-  if not text:
+  run = workdir.run_of(network.name)
+  config = run and workdir.config_of(run)
+  if not config:
     raise errors.UserError(
         f'--config is required: {network.name!r} is not from a run, so its '
         'evaluations are unknown; give a config with `evals`, such as '
         '--config=configs/mixer_b16.py')
-  return ml_collections.ConfigDict(json.loads(text))
+  return config
 
 
-def asked(config, network, *, real=None, v2=False, fewshot=None):
-  """The config's evaluations, and those of the flags.
+def asked(config: Mapping[str, Any], network: 'Network', *,
+          real: str | None = None, v2: bool = False,
+          fewshot: str | None = None) -> dict[str, Any]:
+  """Returns a config's evaluations with those that the flags add.
+
+  Released weights use the preprocessing they were trained with; your own runs
+  use their config's.
 
   Args:
-    config: with `data`, `evals` and perhaps `fewshot`.
-    network: `pretrained.Network`.
-    real: path of ReaL's labels, for ImageNet's validation set.
-    v2: whether ImageNet-V2 is asked too, with the crop of the others.
-    fewshot: split whose examples fit a linear model, for each evaluation.
+    config: nested dict with the sections `data`, `evals` and perhaps `fewshot`.
+    network: the network to evaluate.
+    real: a file of ReaL labels. Every evaluation on ImageNet's validation set
+      is added once more with them.
+    v2: whether to add ImageNet-V2, preprocessed like ImageNet's validation set.
+    fewshot: a split; few-shot evaluations that pick examples from it are added
+      for every evaluation.
 
   Returns:
-    A config with 'data', 'evals' and 'fewshot'.
+    A nested dict with 'data', 'evals' and 'fewshot'.
 
   Raises:
-    UserError: if ReaL's labels are wanted and there is no such split.
+    UserError: if a section is missing, or there is no evaluation for `real`.
   """
-  plain = config.to_dict()
-  if not plain.get('data') or 'evals' not in plain:
+  if not config.get('data') or 'evals' not in config:
     raise errors.UserError('--config: expected the sections data and evals; '
                            'start from recipe.base()')
-  data, evals = plain['data'], dict(plain['evals'])
-  few = dict(plain.get('fewshot') or {})
-  # Of ImageNet itself, or else of its files.
-  source = lambda section: re.split(
-      '[:/]', section.get('name') or data['name'])[0]
-  validation = [name for name, section in evals.items()
-                if section.get('split') == 'validation']
-  on_imagenet = [name for name in validation
-                 if source(evals[name]) == _IMAGENET] or [
-      name for name in validation
-      if source(evals[name]) in ('folder', 'manifest')]
-  if real and not on_imagenet:
+  data, evals = config['data'], dict(config['evals'])
+  few = dict(config.get('fewshot') or {})
+  validation = _imagenet_validation(data, evals)
+  if real and not validation:
+    has = [f'{name}: {section.get("name") or data["name"]} '
+           f'{section.get("split")}' for name, section in evals.items()]
     raise errors.UserError(
-        '--real: ReaL labels are for the split validation of '
-        f'{_IMAGENET}, or of a folder or manifest of its files; the config has '
-        + (', '.join(f'{name}: {section.get("name") or data["name"]} '
-                     f'{section.get("split")}'
-                     for name, section in evals.items()) or 'no evaluations'))
-  for name, section in evals.items() if fewshot else ():
-    few[name] = dict(
-        train=fewshot, test=section['split'],
-        crop='resize' if section.get('crop') == 'resize' else 'resize_crop',
-        **{k: section.get(k) for k in ('name', 'dir', 'interpolation',
-                                       'on_device')})
-  for name in on_imagenet if real else ():
-    evals[f'{name}_real'] = dict(evals[name], labels=real)
+        f'--real: ReaL labels are for the split validation of {_IMAGENET}, or '
+        'of a folder or manifest of its files; the config has '
+        + (', '.join(has) or 'no evaluations'))
+  if fewshot:
+    few.update({name: _fewshot(section, fewshot)
+                for name, section in evals.items()})
+  if real:
+    evals.update({f'{name}_real': dict(evals[name], labels=real)
+                  for name in validation})
   if v2:
-    beside = evals[on_imagenet[0]] if on_imagenet else next(
+    like = evals[validation[0]] if validation else next(
         iter(evals.values()), {})
     evals['v2'] = dict(name=_V2, split='test', on_device=False,
-                       crop=beside.get('crop') or 'resmall',
-                       interpolation=beside.get('interpolation'))
-  if not _workdir(network):   # its own preprocessing, not the config's
-    like = network.card['preprocessing']
-    log.info('images are shown as the network was made for: %s, %s',
-             like['crop'], like['interpolation'])
-    for section in evals.values():
-      section.update(like)
-  return ml_collections.ConfigDict(dict(data=data, evals=evals, fewshot=few))
+                       crop=like.get('crop') or 'resmall',
+                       interpolation=like.get('interpolation'))
+  if not workdir.run_of(network.name):
+    own = network.card['preprocessing']
+    log.info('images are preprocessed as this network was trained: %s, %s',
+             own['crop'], own['interpolation'])
+    evals = {name: dict(section, **own) for name, section in evals.items()}
+  return dict(data=data, evals=evals, fewshot=few)
 
 
-def evaluate(network, config, *, batch_size, worst=10):
-  """(results, rows of predictions), both fit for JSON.
+def _imagenet_validation(data: Mapping[str, Any],
+                         evals: Mapping[str, Any]) -> list[str]:
+  """Returns the names of the evaluations on ImageNet's validation set.
+
+  If none names ImageNet itself, those on a folder or a manifest count: it may
+  hold ImageNet's files.
+  """
+  source = lambda section: re.split(
+      '[:/]', section.get('name') or data['name'])[0]
+  names = [name for name, section in evals.items()
+           if section.get('split') == 'validation']
+  return [name for name in names if source(evals[name]) == _IMAGENET] or [
+      name for name in names if source(evals[name]) in ('folder', 'manifest')]
+
+
+def _fewshot(section: Mapping[str, Any], train: str) -> dict[str, Any]:
+  """Returns the few-shot evaluation beside an evaluation."""
+  crop = 'resize' if section.get('crop') == 'resize' else 'resize_crop'
+  return dict(train=train, test=section['split'], crop=crop,
+              **{k: section.get(k) for k in ('name', 'dir', 'interpolation',
+                                             'on_device')})
+
+
+def evaluate(
+    network: 'Network', config: Mapping[str, Any], *, batch_size: int,
+    worst: int = 10) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+  """Evaluates a network.
 
   Args:
-    network: `pretrained.Network`.
+    network: the network to evaluate.
     config: as `asked` returns it.
-    batch_size: images at a time; made a multiple of the devices.
-    worst: classes and pairs to list.
+    batch_size: images in a batch; rounded up to a multiple of the devices.
+    worst: how many classes and pairs to list.
 
   Returns:
-    ({'checkpoint', 'model', 'image_size', 'evals': {name: scores, worst
-    classes, confused pairs}, 'fewshot': {name: {shots: accuracy}}}, an
-    iterator of {'eval', 'image', 'labels', 'classes', 'probabilities'}).
+    (results, predictions), both fit for JSON. Results have 'checkpoint',
+    'model', 'image_size', 'evals': {name: scores, worst classes, confused
+    pairs}, and 'fewshot': {name: {shots: accuracy}}. Predictions are one dict
+    for each image: 'eval', 'image', 'labels', and 'classes' with their
+    'probabilities', best first, or 'error'.
 
   Raises:
-    UserError: if the classes of a split are not the network's.
+    UserError: if there is nothing to evaluate, or the classes of a split are
+      not the network's.
   """
   plan = sharding.plan()
   batch_size = -(-batch_size // plan.parts) * plan.parts
-  _, evals, fewshots = suite.open_splits(
-      config, network.image_size, training=False)
+  evals, fewshots = suite.open_evaluations(config, network.image_size)
   if not evals and not fewshots:
     raise errors.UserError('--config: it has no evaluations')
   for name, split in list(evals.items()):
     wrong = suite.other_classes(
         split.source, network.model.num_classes, network.card['class_names'],
-        exactly=not _workdir(network))
+        exactly=not workdir.run_of(network.name))
     if wrong and not fewshots:
-      raise errors.UserError(f'evals.{name}: {wrong}; fine-tune it on them, or '
-                             'ask with --fewshot')
+      raise errors.UserError(f'evals.{name}: {wrong}; fine-tune the network on '
+                             'these classes, or evaluate it with --fewshot')
     if wrong:
       log.info('evals.%s is left out: %s', name, wrong)
       del evals[name]
-  ask = suite.make(plan, network.model, evals, fewshots,
-                         batch_size=batch_size, loss=network.card['loss'])
-  details = {}
-  scores = ask(sharding.place(network.params, plan.replicated), details)
-  result = dict(checkpoint=network.name, model=network.title,
-                image_size=list(network.image_size), evals={}, fewshot={})
-  for name, split in evals.items():
-    result['evals'][name] = dict(
-        _of(scores, name), split=split.split.spec, data=split.source.name,
-        preprocessing=split.cut,
-        **_mistakes(details[name], _names(network, split), worst))
-  for name, few in fewshots.items():
-    result['fewshot'][name] = {
-        str(shot): scores[f'eval/{name}/accuracy_{shot}shot']
-        for shot in few.settings['shots']}
-  return result, _predictions(network, evals, details)
+  compute = suite.make(plan, network.model, evals, fewshots,
+                       batch_size=batch_size, loss=network.card['loss'])
+  details: dict[str, dict[str, np.ndarray]] = {}
+  scores = compute(plan.place(network.params), details)
+  results = dict(
+      checkpoint=network.name, model=network.title,
+      image_size=list(network.image_size),
+      evals={name: dict(
+          _scores_of(scores, name), split=split.split.spec,
+          data=split.source.name, preprocessing=split.cut,
+          **_mistakes(details[name], _class_names(network, split), worst))
+             for name, split in evals.items()},
+      fewshot={name: {str(shot): scores[f'eval/{name}/accuracy_{shot}shot']
+                      for shot in few.settings['shots']}
+               for name, few in fewshots.items()})
+  return results, _predictions(network, evals, details)
 
 
-def _of(scores, name):
-  """The metrics of one evaluation, without the prefix and the few shots."""
+def _scores_of(scores: Mapping[str, float], name: str) -> dict[str, float]:
+  """Returns an evaluation's metrics by short name, without few-shot ones."""
   prefix = f'eval/{name}/'
   return {k.removeprefix(prefix): v for k, v in scores.items()
           if k.startswith(prefix) and not k.endswith('shot')}
 
 
-def _names(network, split):
-  """One a class of the network, which may have more than the source."""
+def _class_names(network: 'Network', split: 'pipeline.Data') -> list[str]:
+  """Returns a name for each class of the network.
+
+  The network may have more classes than the source; these are numbers.
+  """
   names = list(split.source.class_names or network.card['class_names'] or ())
   return names + [str(i) for i in range(len(names), network.model.num_classes)]
 
 
-def _mistakes(found, names, worst):
+def _mistakes(found: Mapping[str, np.ndarray], names: list[str],
+              worst: int) -> dict[str, Any]:
   best = np.where(found['mask'], found['best'][:, 0], -1)
   return dict(
       worst_classes=confusion.worst_classes(
@@ -166,10 +197,13 @@ def _mistakes(found, names, worst):
           found['labels'], best, names=names, most=worst))
 
 
-def _predictions(network, evals, details):
+def _predictions(
+    network: 'Network', evals: Mapping[str, 'pipeline.Data'],
+    details: Mapping[str, Mapping[str, np.ndarray]]
+) -> Iterator[dict[str, Any]]:
   for name, split in evals.items():
     found, source = details[name], split.source
-    names = _names(network, split)
+    names = _class_names(network, split)
     named = lambda classes: [names[i] for i in classes.tolist()]
     records = split.split.records(np.arange(len(split)))
     for row, record in enumerate(records.tolist()):
@@ -179,11 +213,3 @@ def _predictions(network, evals, details):
           probabilities=found['probabilities'][row].tolist())
       yield dict(eval=name, image=source.name_of(record),
                  labels=named(labels[labels >= 0]), **more)
-
-
-def _workdir(network):
-  """Of the run that a network is from, or None."""
-  parts = network.name.rstrip('/').split('/')
-  if len(parts) > 2 and parts[-2] == 'checkpoints' and parts[-1].isdigit():
-    return '/'.join(parts[:-2])
-  return None

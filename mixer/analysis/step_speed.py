@@ -1,39 +1,67 @@
-"""How fast a network trains or predicts here, beside others in the same run.
+"""Measures how fast a network trains or predicts, in alternation with others.
 
-Machines drift, so nothing is timed alone: every round runs each candidate
-once, and the matrix product that sets the peak; figures are medians over the
-rounds, and ratios are medians of the ratios within a round.
+The speed of a machine drifts, so nothing is timed alone. Every round runs each
+candidate once, and then the matrix product whose rate is the peak. Figures are
+medians over the rounds, and ratios are medians of the ratios within a round.
+
+`estimate` asks XLA about the same training step on a TPU that is not here.
 """
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
 import time
 from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from mixer.analysis import compiled_step
 from mixer.core import peak
 from mixer.evaluation import suite
 from mixer.images import augment
 from mixer.models import cost
-from mixer.models.mixer import pair
+from mixer.models import interface
+from mixer.models.grid import pair
 from mixer.training import losses
 from mixer.training import optimizers
 from mixer.training import schedules
-from mixer.training import step as steps
+from mixer.training import sharding
+from mixer.training import step
+
+# The optimizer that is measured, ours and the peers': SGD with momentum and
+# clipping of the gradient's norm.
+LEARNING_RATE, MOMENTUM, CLIP_NORM = 0.01, 0.9, 1.0
+_SCHEDULE_STEPS = 1000   # any length: the rate does not change the speed
+_FEWEST_ROUNDS = 3
+
+_State = TypeVar('_State')
+_Item = TypeVar('_Item')
 
 
 @dataclasses.dataclass
 class Candidate:
-  """Something to time: `run()` does one step and returns when it is done."""
+  """A program to time.
+
+  Attributes:
+    name: what the report calls it.
+    run: does one step and returns when the result is there.
+    compile_seconds: how much longer the first call took than the median.
+    seconds: one measurement for each round.
+  """
   name: str
-  run: Any
+  run: Callable[[], Any]
   compile_seconds: float = 0.0
-  seconds: list = dataclasses.field(default_factory=list)
+  seconds: list[float] = dataclasses.field(default_factory=list)
 
 
-def images_and_labels(batch_size, image_size, channels, num_classes):
-  """Random uint8 images [B, H, W, c] and int32 labels [B, 1]."""
+def images_and_labels(
+    batch_size: int, image_size: int | tuple[int, int], channels: int,
+    num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns random uint8 images [B, H, W, c] and int32 labels [B, 1]."""
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (batch_size, *pair(image_size), channels),
                         dtype=np.uint8)
@@ -41,20 +69,41 @@ def images_and_labels(batch_size, image_size, channels, num_classes):
   return images, labels
 
 
-def make_step(model, seed=0):
-  """(optimizer, step): SGD with momentum, clipping, softmax loss, and no
-  augmentation."""
-  schedule = schedules.make(learning_rate=0.01, total_steps=1000)
-  optimizer = optimizers.make(schedule=schedule)
-  return optimizer, steps.make_train_step(
+def make_optimizer() -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """Returns the optimizer that is measured, and its learning-rate schedule."""
+  schedule = schedules.make(learning_rate=LEARNING_RATE,
+                            total_steps=_SCHEDULE_STEPS)
+  return optimizers.make(schedule=schedule, name='sgd', momentum=MOMENTUM,
+                         clip_norm=CLIP_NORM), schedule
+
+
+def make_step(model: interface.Model, seed: int = 0) -> tuple[
+    optax.GradientTransformation, Callable[..., Any]]:
+  """Returns the optimizer and our step function: softmax loss, no augmentation.
+
+  Args:
+    model: the network to train.
+    seed: seed of the run.
+  """
+  optimizer, schedule = make_optimizer()
+  return optimizer, step.make_train_step(
       model, optimizer, schedule=schedule, seed=seed, loss=losses.make(),
       augment=augment.make(), num_classes=model.num_classes)
 
 
-def training(model, *, images, labels, plan, seed=0):
-  """Our own training step, ready to be timed."""
-  optimizer, step = make_step(model, seed)
-  placed = steps.shard(step, model, optimizer, plan, seed=seed,
+def training(model: interface.Model, *, images: np.ndarray, labels: np.ndarray,
+             plan: sharding.Plan, seed: int = 0) -> Callable[[], None]:
+  """Returns a function that runs one of our training steps.
+
+  Args:
+    model: the network to train.
+    images: uint8 [B, H, W, c].
+    labels: int32 [B, 1].
+    plan: layout over the devices.
+    seed: seed of the run.
+  """
+  optimizer, step_fn = make_step(model, seed)
+  placed = step.shard(step_fn, model, optimizer, plan, seed=seed,
                        image_shape=images.shape[1:])
   count = np.arange(len(images), dtype=np.int32)
   batch = plan.put_batch(dict(
@@ -63,8 +112,15 @@ def training(model, *, images, labels, plan, seed=0):
   return repeated(lambda state: placed.step(state, batch)[0], placed.init())
 
 
-def inference(model, *, images, plan):
-  """Our own forward pass, from uint8 images to logits."""
+def inference(model: interface.Model, *, images: np.ndarray,
+              plan: sharding.Plan) -> Callable[[], jax.Array]:
+  """Returns a function that runs our forward pass, from uint8 to logits.
+
+  Args:
+    model: the network, which gets random parameters.
+    images: uint8 [B, H, W, c].
+    plan: layout over the devices.
+  """
   variables = jax.jit(model.init, out_shardings=plan.replicated)(
       jax.random.key(0), jnp.zeros((1, *images.shape[1:])))
   predict = jax.jit(suite.make_predict(model))
@@ -73,38 +129,54 @@ def inference(model, *, images, plan):
   return lambda: predict(variables['params'], batch).block_until_ready()
 
 
-def repeated(step, state):
-  """run(): replaces the state by its successor, and waits for it."""
+def repeated(advance: Callable[[_State], _State],
+             state: _State) -> Callable[[], None]:
+  """Returns a function that replaces the state by the next and waits for it."""
   held = [state]
 
-  def run():
-    held[0] = jax.block_until_ready(step(held[0]))
+  def run() -> None:
+    held[0] = jax.block_until_ready(advance(held[0]))
 
   return run
 
 
-def measure(candidates, *, dtype, rounds, seconds):
-  """Times the candidates in turn, and the peak beside them.
+def in_turn(items: Sequence[_Item], *, rounds: int,
+            seconds: float) -> Iterator[list[_Item]]:
+  """Yields all items, once a round, each time beginning with another item.
 
   Args:
-    candidates: whose `seconds` are filled, a figure a round.
-    dtype: of the matrix product that sets the peak.
-    rounds: at most so many.
-    seconds: no round begins after so many, but three are always run.
+    items: what is measured in each round.
+    rounds: largest number of rounds.
+    seconds: no round begins later than this, except the first three.
+  """
+  end = time.monotonic() + seconds
+  for done in range(rounds):
+    if done >= _FEWEST_ROUNDS and time.monotonic() >= end:
+      return
+    first = done % len(items)
+    yield [*items[first:], *items[:first]]
+
+
+def measure(candidates: Sequence[Candidate], *, dtype: str, rounds: int,
+            seconds: float) -> list[float]:
+  """Times the candidates in turn, and the peak after each round.
+
+  Args:
+    candidates: programs to time; their `compile_seconds` and `seconds` are set.
+    dtype: operands of the matrix product whose rate is the peak.
+    rounds, seconds: limits, as for `in_turn`.
 
   Returns:
-    The peak in operations a second, one a round.
+    The peak in operations per second, measured once each round.
   """
   for candidate in candidates:
     began = time.perf_counter()
     candidate.run()
     candidate.compile_seconds = time.perf_counter() - began
     candidate.run()
-  end, peaks = time.monotonic() + seconds, []
-  while len(peaks) < min(3, rounds) or (
-      len(peaks) < rounds and time.monotonic() < end):
-    turn = len(peaks) % len(candidates)   # nobody is always first
-    for candidate in candidates[turn:] + candidates[:turn]:
+  peaks: list[float] = []
+  for turn in in_turn(candidates, rounds=rounds, seconds=seconds):
+    for candidate in turn:
       began = time.perf_counter()
       candidate.run()
       candidate.seconds.append(time.perf_counter() - began)
@@ -114,8 +186,20 @@ def measure(candidates, *, dtype, rounds, seconds):
   return peaks
 
 
-def report(mode, model, candidates, peaks, *, batch_size, image_size, dtype):
-  """The figures of a measurement as one JSON-ready dict; ours come first."""
+def report(mode: str, model: interface.Model, candidates: Sequence[Candidate],
+           peaks: Sequence[float], *, batch_size: int,
+           image_size: int | tuple[int, int], dtype: str) -> dict[str, Any]:
+  """Returns the figures of a measurement, ready for JSON.
+
+  Args:
+    mode: 'train' or 'infer'.
+    model: our network, whose operations are counted for everybody.
+    candidates: ours first, then the peers, after `measure`.
+    peaks: what `measure` returned.
+    batch_size: images in a step.
+    image_size: side in pixels, or (height, width).
+    dtype: precision of the computation.
+  """
   flops = batch_size * dict(train=cost.training_flops,
                             infer=cost.forward_flops)[mode](model, image_size)
   ours = candidates[0]
@@ -138,3 +222,34 @@ def report(mode, model, candidates, peaks, *, batch_size, image_size, dtype):
       flops_per_second=flops / median, peak_flops_per_second=top,
       utilisation=flops / median / top, compile_seconds=ours.compile_seconds,
       peers=peers)
+
+
+def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
+             topology: str, batch_size: int,
+             image_size: int | tuple[int, int]) -> dict[str, Any]:
+  """Compiles our training step for a TPU slice and returns XLA's figures.
+
+  Args:
+    name: what the report calls the network.
+    model: the network, made for TPUs.
+    plan: layout over the devices of the slice.
+    topology: name of the slice.
+    batch_size: images per device.
+    image_size: side in pixels, or (height, width).
+
+  Returns:
+    A dict ready for JSON. 'seconds' and 'images_per_second' are None for a TPU
+    whose speed XLA does not estimate.
+  """
+  optimizer, step_fn = make_step(model)
+  program = compiled_step.train_step(
+      step_fn, model, optimizer, plan, batch_size=batch_size * plan.parts,
+      image_size=pair(image_size))
+  found = program.cost()
+  seconds = found['seconds']
+  return dict(
+      mode='tpu', model=name, topology=topology, devices=plan.mesh.size,
+      device=plan.mesh.devices.flat[0].device_kind, dtype=str(model.dtype),
+      batch_size=batch_size, sharding=plan.strategy, **found,
+      memory=program.bytes(), compile_seconds=program.seconds,
+      images_per_second=seconds and batch_size * plan.parts / seconds)

@@ -1,14 +1,16 @@
-"""Checkpoint files: Orbax, with an own digest and a fall-back.
+"""Checkpoints: Orbax's files, with checksums and a fallback to older ones.
 
-Orbax restores a flipped bit silently, so a digest of every leaf lies in the
-metadata and is verified. A damaged newest checkpoint is said aloud, and the
-one before it is taken.
+Orbax restores a flipped bit without noticing. So a checksum of every leaf is
+saved as metadata and checked on restoring. If the newest checkpoint is damaged,
+the log says so and the one before it is restored.
 """
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
-import json
 import logging
 import os
-import re
+from typing import Any
 
 from etils import epath
 import jax
@@ -20,23 +22,26 @@ from mixer.core import errors
 from mixer.core import files
 from mixer.core import processes
 from mixer.core import trees
+from mixer.core import workdir
 from mixer.core.log import log
 
 _ITEMS = ('params', 'rest', 'meta')
+_State = tuple[trees.Tree, trees.Tree, dict[str, Any]]   # params, rest, meta
 
 
 class Checkpoints:
-  """The checkpoints of a run, `DIRECTORY/STEP/`; written asynchronously."""
+  """A run's checkpoints, `DIRECTORY/STEP/`, written in the background."""
 
-  def __init__(self, directory, *, every=1000, keep=2, best=None):
-    """A config's `checkpoint` section.
+  def __init__(self, directory: files.Path, *, every: int = 1000, keep: int = 2,
+               best: str | None = None):
+    """Opens a directory; the other arguments are the `checkpoint` section.
 
     Args:
-      directory: made if missing.
+      directory: is made if it does not exist.
       every: steps between checkpoints; the last step is always saved.
-      keep: how many of the latest stay.
-      best: metric, such as 'eval/test/accuracy', whose highest value is kept
-        as well; None for none. It is evaluated before each checkpoint.
+      keep: how many of the latest checkpoints to keep.
+      best: a metric, such as 'eval/test/accuracy'. It is evaluated before each
+        checkpoint, and the checkpoint with its highest value is kept as well.
 
     Raises:
       UserError: if a value is out of range.
@@ -61,17 +66,26 @@ class Checkpoints:
             best_fn=_metric(best) if best else None,
             cleanup_tmp_directories=False))
 
-  def latest(self):
-    """The newest step saved, or None."""
-    return self._manager.latest_step()
-
-  def steps(self):
-    """All steps saved, ascending."""
+  def steps(self) -> list[int]:
+    """Returns all saved steps, ascending."""
     return sorted(self._manager.all_steps())
 
-  def save(self, step, params, rest, meta, metrics=None):
-    """Begins to save; an earlier save that failed raises here."""
-    try:
+  def save(self, step: int, params: trees.Tree, rest: trees.Tree,
+           meta: Mapping[str, Any],
+           metrics: Mapping[str, float] | None = None) -> None:
+    """Begins to save a step; does nothing if it is saved already.
+
+    Args:
+      step: the number of updates done.
+      params: the parameters.
+      rest: all other arrays of the training state.
+      meta: what else a resumed run needs, fit for JSON.
+      metrics: of the evaluation; `best` is one of them.
+
+    Raises:
+      RunError: if this or an earlier checkpoint cannot be written.
+    """
+    with self._writing(step):
       self._manager.check_for_errors()
       if step in self._manager.all_steps():
         return
@@ -80,26 +94,22 @@ class Checkpoints:
           step, force=True, metrics=metrics or {}, args=ocp.args.Composite(
               params=ocp.args.StandardSave(params),
               rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)))
-    except (ValueError, OSError) as e:
-      if processes.lost(e):
-        raise
-      raise self._failed(step, e) from e
 
-  def wait(self):
-    """Returns when everything is on disk."""
-    try:
+  def wait(self) -> None:
+    """Waits until all checkpoints are on disk.
+
+    Raises:
+      RunError: if one cannot be written.
+    """
+    with self._writing(self._manager.latest_step()):
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
-    except (ValueError, OSError) as e:
-      if processes.lost(e):
-        raise
-      raise self._failed(self.latest(), e) from e
 
-  def restore(self, params, rest):
-    """The newest checkpoint that is whole.
+  def restore(self, params: trees.Tree, rest: trees.Tree) -> _State | None:
+    """Restores the newest checkpoint that is intact.
 
     Args:
-      params, rest: trees of jax.ShapeDtypeStruct with shardings.
+      params, rest: trees of jax.ShapeDtypeStruct with shardings, as `save` got.
 
     Returns:
       (params, rest, meta), or None if nothing was ever saved.
@@ -108,32 +118,34 @@ class Checkpoints:
       RunError: if there are checkpoints and none can be read; the run never
         starts from scratch over them.
     """
-    steps = self.steps()
+    steps, damage = self.steps(), ''
     for step in reversed(steps):
-      found = damaged = None
+      found, damage = None, 'another process cannot read it'
       try:
         found = self._restore(step, params, rest)
       except Exception as e:
-        damaged = e
-      # A part of it may be damaged, which only some processes read; its digest
-      # they take together.
-      if processes.all_agree(found is not None):
+        damage = str(e)
+      # Damage may be in a part that only one process reads, so all agree on
+      # whether it could be read before they compute the checksum together.
+      intact = processes.all_agree(found is not None)
+      if found is not None and intact:
         if found[2]['digest'] == _digest(*found[:2]):
           return found
-        damaged = 'its digest does not match: a bit has changed on disk'
-      damaged = damaged or 'another process cannot read it'
+        damage = 'its checksum does not match: a bit has changed on disk'
       log.warning('checkpoint %s/%d cannot be used (%s); trying the one before '
-                  'it', self.directory, step,
-                  ' '.join(str(damaged).split())[:300])
+                  'it', self.directory, step, _one_line(damage))
     if steps:
-      raise errors.RunError(
-          f'none of the checkpoints {steps} in {self.directory!r} can be read; '
-          f'the last error: {str(damaged)[:300]}')
+      raise errors.RunError(f'none of the checkpoints {steps} in '
+                            f'{self.directory!r} can be read; the last error: '
+                            f'{_one_line(damage)}')
     return None
 
-  def set_aside_after(self, step):
-    """Renames later ones, which could not be read, to 'STEP.damaged', so that
-    those steps can be saved again and nothing is thrown away."""
+  def set_aside_after(self, step: int) -> None:
+    """Renames checkpoints after a step to 'STEP.damaged'.
+
+    They could not be read. Renamed, they are not lost, and a resumed run can
+    save those steps again.
+    """
     root = epath.Path(files.absolute(self.directory))
     for later in self.steps() if processes.first() else ():
       if later > step:
@@ -143,12 +155,17 @@ class Checkpoints:
     processes.meet('damaged checkpoints are set aside')
     self._manager.reload()
 
-  def close(self):
+  def close(self) -> None:
+    """Waits for checkpoints that are being written, and stops their threads."""
     self._manager.close()
 
-  def _restore(self, step, params, rest):
-    """What this process has of (params, rest, meta). It waits for no other,
-    which may have failed: that would be for ever."""
+  def _restore(self, step: int, params: trees.Tree,
+               rest: trees.Tree) -> _State:
+    """Restores this process's part of one checkpoint.
+
+    It does not wait for the other processes: if reading fails in one of them,
+    the wait would never end.
+    """
     own = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own},
@@ -162,55 +179,64 @@ class Checkpoints:
           rest=ocp.args.StandardRestore(rest), meta=ocp.args.JsonRestore()))
     return out['params'], out['rest'], out['meta']
 
-  def _failed(self, step, error):
-    return errors.RunError(
-        f'the checkpoint of step {step} could not be written to '
-        f'{self.directory!r} (is the disk full?); earlier ones are intact: '
-        f'{str(error)[:300]}')
+  @contextlib.contextmanager
+  def _writing(self, step: int | None) -> Iterator[None]:
+    """Turns Orbax's errors into a RunError; those of a lost peer go on."""
+    try:
+      yield
+    except (ValueError, OSError) as e:
+      if processes.lost(e):
+        raise
+      raise errors.RunError(
+          f'the checkpoint of step {step} could not be written to '
+          f'{self.directory!r} (is the disk full?); earlier ones are intact: '
+          f'{str(e)[:300]}') from e
 
 
-def find(path, best=False):
-  """The directory of one checkpoint: `path` itself, or the latest of a run.
+def find(path: files.Path, best: bool = False) -> str:
+  """Returns the directory of one checkpoint.
+
+  Args:
+    path: that directory itself, or a workdir.
+    best: in a workdir, take the best checkpoint instead of the latest.
 
   Raises:
     UserError: if there is none.
   """
-  path = epath.Path(files.absolute(path))
-  if (path / 'params').is_dir():
-    return str(path)
-  root = path / 'checkpoints'
+  where = epath.Path(files.absolute(path))
+  if (where / 'params').is_dir():
+    return str(where)
+  root = where / workdir.CHECKPOINTS
   if not root.is_dir():
     raise errors.UserError(
-        f'checkpoint: {str(path)!r} is neither a workdir with checkpoints/ nor '
-        'one of its checkpoints')
-  steps = [int(p.name) for p in root.iterdir() if re.fullmatch(r'\d+', p.name)]
+        f'checkpoint: {str(where)!r} is neither a workdir with checkpoints/ '
+        'nor one of its checkpoints')
+  steps = [int(p.name) for p in root.iterdir() if p.name.isdecimal()]
   if not steps:
     raise errors.UserError(f'checkpoint: {str(root)!r} holds no checkpoint yet')
-  if best:
-    return str(root / str(_best(path, steps)))
-  return str(root / str(max(steps)))
+  return str(root / str(_best(where, steps) if best else max(steps)))
 
 
-def _best(workdir, steps):
-  """Of a run's saved steps the one with the highest `checkpoint.best`."""
-  config = json.loads(files.read(workdir / 'config.json') or '{}')
+def _best(path: epath.Path, steps: list[int]) -> int:
+  """Returns the saved step with the highest `checkpoint.best` of its run."""
+  config = workdir.config_of(path) or {}
   metric = config.get('checkpoint', {}).get('best')
-  with ocp.CheckpointManager(workdir / 'checkpoints',
+  with ocp.CheckpointManager(path / workdir.CHECKPOINTS,
                              item_names=_ITEMS) as manager:
     metrics = {s: manager.metrics(s) or {} for s in steps}
   scored = [(m[metric], s) for s, m in metrics.items() if metric in m]
   if not scored:
     raise errors.UserError(
-        f'checkpoint: {str(workdir)!r} kept no best one: checkpoint.best was '
+        f'checkpoint: {str(path)!r} kept no best one: checkpoint.best was '
         f'{metric!r} and no checkpoint has it')
   return max(scored)[1]
 
 
-def load_params(path):
-  """The parameters of one checkpoint directory, as NumPy arrays.
+def load_params(path: str) -> dict[str, Any]:
+  """Returns the parameters in one checkpoint directory, as NumPy arrays.
 
   Raises:
-    UserError: if it cannot be read, or its digest does not match.
+    UserError: if they cannot be read, or their checksum does not match.
   """
   step = os.path.basename(path)
   try:
@@ -219,7 +245,8 @@ def load_params(path):
             params=ocp.StandardCheckpointHandler(),
             meta=ocp.JsonCheckpointHandler()),
         options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-      # The shapes, so as to have them on this device, whatever they were on.
+      # Restore to this process's first device: by default Orbax looks for the
+      # devices that saved, of which there may have been more.
       shapes = manager.item_metadata(int(step))['params']
       device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       abstract = jax.tree.map(
@@ -231,17 +258,16 @@ def load_params(path):
     params, expected = out['params'], out['meta']['digest'][0]
   except Exception as e:
     raise errors.UserError(
-        f'checkpoint: {path!r} cannot be read: '
-        f'{" ".join(str(e).split())[:300]}') from e
+        f'checkpoint: {path!r} cannot be read: {_one_line(e)}') from e
   if np.asarray(trees.digest(params)).tolist() != expected:
-    raise errors.UserError(f'checkpoint: {path!r} is damaged: its digest does '
-                           'not match')
+    raise errors.UserError(f'checkpoint: {path!r} is damaged: its checksum '
+                           'does not match')
   return jax.tree.map(np.asarray, params)
 
 
 @contextlib.contextmanager
-def _quiet():
-  """Orbax warns of every item that is rightly left out."""
+def _quiet() -> Iterator[None]:
+  """Hides Orbax's warnings about items that are left out on purpose."""
   logger = logging.getLogger('absl')
   before = logger.level
   logger.setLevel(logging.ERROR)
@@ -251,16 +277,22 @@ def _quiet():
     logger.setLevel(before)
 
 
-def _remove_partial(root):
-  """Removes what a killed process left half written. Orbax would do it in a
-  thread that nobody waits for."""
+def _remove_partial(root: epath.Path) -> None:
+  """Removes checkpoints that a killed process had only begun to write.
+
+  Orbax could do it, but in a thread that nothing waits for.
+  """
   for partial in ocp.utils.tmp_checkpoints(root):
     partial.get().rmtree()
 
 
-def _digest(params, rest):
+def _digest(params: trees.Tree, rest: trees.Tree) -> list[list[int]]:
   return [np.asarray(trees.digest(t)).tolist() for t in (params, rest)]
 
 
-def _metric(name):
+def _metric(name: str) -> Callable[[Mapping[str, float] | None], float]:
   return lambda metrics: (metrics or {}).get(name, -np.inf)
+
+
+def _one_line(error: object) -> str:
+  return ' '.join(str(error).split())[:300]

@@ -1,14 +1,19 @@
 """How a command starts and ends: flags, several processes, exit codes.
 
-Exit codes: 0 done; 1 failed, a restart would fail again; 2 bad usage or
-config; 42 told to stop, saved, start me again; 130 stopped by Ctrl-C, with
-nothing to save; 134 another process of the run is gone, start all again.
+Exit codes: 0 done; 1 failed, and would fail again if restarted; 2 bad usage or
+config; 42 stopped by a signal and saved, start it again; 130 stopped by Ctrl-C
+with nothing to save; 134 another process of the run is gone, start all again.
 """
+from collections.abc import Callable
 import os
 import re
 import sys
 import time
 import traceback
+from typing import Any
+from typing import NoReturn
+from typing import TextIO
+from typing import TYPE_CHECKING
 
 from absl import app
 from absl import flags
@@ -17,52 +22,35 @@ from mixer.core import errors
 from mixer.core import log
 from mixer.core import processes
 
+if TYPE_CHECKING:
+  import ml_collections
+
 FAILED, USAGE, RESTART, INTERRUPTED, LOST = 1, 2, 42, 130, 134
-# That process 0, of several, waits before it ends by an error. All may have it,
-# and its end takes down the others, who then could not say so.
+# On an error, process 0 waits this long before exiting: its exit kills the
+# other processes, and they may need to print the same error first.
 _FOR_OTHERS_SECONDS = 3
 
 
-def run(main, positional=0, log_to=None, several=False):
-  """Runs `main(argv)` as an absl app whose mistakes are single lines.
+def run(main: Callable[[list[str]], None], positional: int | None = 0,
+        log_to: TextIO | None = None, several: bool = False) -> None:
+  """Runs `main(argv)` as an absl app that prints a user's mistake as one line.
 
-  absl itself exits 1 on a bad flag, and ml_collections raises a traceback on a
-  bad key; both are the user's, so both end here with exit code 2.
+  By itself, absl exits with code 1 on a bad flag and ml_collections raises a
+  traceback on a bad key. Both are the user's mistakes: exit code 2.
 
   Args:
     main: the command.
-    positional: how many arguments it takes that are not flags; None for any.
-    log_to: stream of the log, by default standard output.
-    several: whether it may be one of several processes, which `join` meets.
+    positional: how many arguments it takes that are not flags; None for any
+      number.
+    log_to: where log lines go, by default standard output.
+    several: whether the command may be one of several processes; then it has
+      the three flags that `join` reads.
   """
   log.setup(log_to)
   if several:
-    own = dict(module_name=sys.argv[0])   # whose flags --help lists
-    flags.DEFINE_string(
-        'coordinator', None, 'HOST:PORT of process 0, where several processes '
-        'meet. Not needed under Slurm, Open MPI 4, GKE and on TPU slices.',
-        **own)
-    flags.DEFINE_integer('num_processes', None, 'How many they are; 1 looks '
-                         'for no others, whatever the surroundings.', 1, **own)
-    flags.DEFINE_integer('process_id', None, 'Which this one is, from 0.', 0,
-                         **own)
+    _define_process_flags()
 
-  def parse(argv):
-    try:
-      rest = flags.FLAGS(argv, known_only=False)
-      for name in flags.FLAGS:   # a config that is not there says so when used
-        getattr(flags.FLAGS[name].value, 'lock', None)
-    except SystemExit:   # absl has printed the help, and calls that a failure
-      sys.exit(0)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
-            OSError) as e:
-      _die(_unknown_key(argv) or _plain(e), USAGE)
-    if positional is not None and len(rest) > 1 + positional:
-      _die(f'unexpected argument {rest[-1]!r}: settings are flags, as in '
-           '--config.run.batch_size=64', USAGE)
-    return rest
-
-  def guarded(argv):
+  def guarded(argv: list[str]) -> None:
     try:
       main(argv)
     except errors.UserError as e:
@@ -74,7 +62,7 @@ def run(main, positional=0, log_to=None, several=False):
     except errors.Stopped as e:
       processes.leave()
       _die(e, RESTART, label='stopped')
-    except KeyboardInterrupt:   # a run that can save catches the signal itself
+    except KeyboardInterrupt:   # not in a training run, which catches SIGINT
       _die('by Ctrl-C', INTERRUPTED, label='stopped')
     except Exception as e:
       if processes.lost(e):
@@ -85,21 +73,32 @@ def run(main, positional=0, log_to=None, several=False):
       traceback.print_exc()
       _die(f'{type(e).__name__}, see above', FAILED)
 
-  app.run(guarded, flags_parser=parse)
+  app.run(guarded, flags_parser=lambda argv: _parse(argv, positional))
 
 
-def join(**settings):
-  """Meets the other processes that the flags, or the surroundings, tell of; see
-  `processes.join`."""
-  processes.join(**{key: flags.FLAGS[key].value for key in (
-      'coordinator', 'num_processes', 'process_id')}, **settings)
+def join(**settings: Any) -> None:
+  """Joins the other processes that the flags or the environment name.
+
+  Args:
+    **settings: other arguments of `processes.join`.
+  """
+  value = lambda name: flags.FLAGS[name].value
+  processes.join(
+      coordinator=value('coordinator'), num_processes=value('num_processes'),
+      process_id=value('process_id'), **settings)
 
 
-def one_length(section):
-  """On the command line a length in steps or in epochs overrides the other.
+def one_length(section: 'ml_collections.ConfigDict') -> None:
+  """Lets a length given on the command line override the config's other one.
+
+  A run is as long as `total_steps` or `total_epochs` says. The one that is on
+  the command line unsets the other.
 
   Args:
     section: `run` of --config, changed in place.
+
+  Raises:
+    UserError: if both are on the command line.
   """
   from ml_collections import config_flags
   given = config_flags.get_override_values(flags.FLAGS['config'])
@@ -112,8 +111,8 @@ def one_length(section):
     section[other] = None
 
 
-def config_name():
-  """--config as the name of a folder: 'finetune-b16-cifar10'."""
+def config_name() -> str:
+  """Returns --config as a directory name, such as 'finetune-b16-cifar10'."""
   from ml_collections import config_flags
   path = config_flags.get_config_filename(flags.FLAGS['config'])
   file, _, argument = path.partition(':')
@@ -121,15 +120,48 @@ def config_name():
   return re.sub(r'[^\w.]+', '-', f'{name} {argument}'.strip())
 
 
-def _unknown_key(argv):
-  """The error for the first override whose key its config does not have."""
-  config = None
+def _define_process_flags() -> None:
+  # --help lists the flags of the module that is run, which is not this one.
+  module = sys.argv[0]
+  flags.DEFINE_string(
+      'coordinator', None, 'HOST:PORT of process 0, to which the other '
+      'processes connect. Not needed under Slurm, Open MPI 4, GKE and on TPU '
+      'slices.', module_name=module)
+  flags.DEFINE_integer(
+      'num_processes', None, 'Number of processes. 1 runs alone, whatever the '
+      'environment says.', lower_bound=1, module_name=module)
+  flags.DEFINE_integer(
+      'process_id', None, 'Index of this process, from 0.', lower_bound=0,
+      module_name=module)
+
+
+def _parse(argv: list[str], positional: int | None) -> list[str]:
+  """Returns the arguments that are not flags; exits on a mistake."""
+  try:
+    rest = flags.FLAGS(argv, known_only=False)
+    for name in flags.FLAGS:
+      # A config file is loaded, and can fail, when its value is first used.
+      getattr(flags.FLAGS[name].value, 'lock', None)
+  except SystemExit:   # absl has printed --help, and exits with an error code
+    sys.exit(0)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
+          OSError) as e:
+    _die(_unknown_key(argv) or _plain(e), USAGE)
+  if positional is not None and len(rest) > 1 + positional:
+    _die(f'unexpected argument {rest[-1]!r}: settings are flags, as in '
+         '--config.run.batch_size=64', USAGE)
+  return rest
+
+
+def _unknown_key(argv: list[str]) -> errors.UserError | None:
+  """Returns an error for the first override of a key that does not exist."""
+  config: Any = None
   for flag in argv[1:]:
     name, _, value = flag.lstrip('-').partition('=')
     if name == 'config' and name in flags.FLAGS:
       try:
         config = flags.FLAGS[name].parser.parse(value)
-        getattr(config, 'lock')
+        config.lock()   # loads the file
       except (TypeError, ValueError, OSError):
         return None
     elif name.startswith('config.') and config is not None:
@@ -142,8 +174,8 @@ def _unknown_key(argv):
   return None
 
 
-def _plain(error):
-  """What absl and ml_collections raise, as a sentence for people."""
+def _plain(error: Exception) -> str:
+  """Returns what absl or ml_collections raised, as one readable sentence."""
   text = str(error)
   if 'Failed loading config file' in text:
     path, why = text.split('Attempted [Relative path]:')[-1].split(None, 1)
@@ -157,19 +189,20 @@ def _plain(error):
     return f'{flag}: {last}'
   if isinstance(error, flags.UnrecognizedFlagError):
     end = '' if text.endswith('?') else ';'
-    return f'{text.replace(" ?", "?")}{end} --help lists those there are'
+    return f'{text.replace(" ?", "?")}{end} --help lists all flags'
   return text
 
 
-def _die(message, code, label='error'):
+def _die(message: object, code: int, label: str = 'error') -> NoReturn:
+  """Prints one line to standard error and exits."""
   sys.stdout.flush()
   text = ' '.join(str(message).split())
   print(f'{label}: {text}', file=sys.stderr, flush=True)
   if code in (FAILED, USAGE) and processes.several() and processes.first():
     time.sleep(_FOR_OTHERS_SECONDS)
   if 'tensorflow' in sys.modules or processes.several():
-    # TensorFlow's threads may be decoding still, for a pipeline that the error
-    # keeps alive; to wait for them can hang the interpreter's end, or abort it.
-    # And JAX would wait for the other processes, which may wait for this one.
+    # A normal exit can hang or abort. The error keeps the input pipeline alive,
+    # and TensorFlow's threads may still be decoding for it. And JAX would wait
+    # for the other processes, which may be waiting for this one.
     os._exit(code)
   sys.exit(code)

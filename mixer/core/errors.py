@@ -1,13 +1,17 @@
-"""Errors for people: one line with the key, the value, and the remedy."""
+"""Errors written for the user: one line with the key, the value, the remedy.
+
+`command.run` turns each class into its exit code.
+"""
+from collections.abc import Collection
 import difflib
 
 
 class UserError(ValueError):
-  """A mistake of the user's: one line, no traceback, exit code 2."""
+  """A user's mistake, such as a bad flag or config value: exit code 2."""
 
 
 class RunError(RuntimeError):
-  """A run that failed and must not be restarted as it is: exit code 1."""
+  """A run that failed, and would fail again if restarted: exit code 1."""
 
 
 class Diverged(RunError):
@@ -15,15 +19,22 @@ class Diverged(RunError):
 
 
 class PeerLost(RunError):
-  """Another process of the run is gone, or never came: exit code 134."""
+  """Another process of the run died or never joined: exit code 134."""
 
 
 class Stopped(Exception):
-  """The run was told to stop and has saved: exit code 42."""
+  """The run got a signal, saved a checkpoint and stopped: exit code 42."""
 
 
-def unknown(what, value, choices):
-  """An error for `value`, not among `choices`, with the nearest of them."""
+def unknown(what: str, value: object, choices: Collection[object]) -> UserError:
+  """Returns an error for a value that is not one of `choices`.
+
+  Args:
+    what: the key or flag, such as 'data.crop'.
+    value: what the user gave.
+    choices: what is allowed; the message lists them and suggests the one whose
+      spelling is closest.
+  """
   names = {str(c).lower(): str(c) for c in choices}
   near = difflib.get_close_matches(str(value).lower(), names, 1)
   hint = f'; did you mean {names[near[0]]!r}?' if near else ''

@@ -1,32 +1,51 @@
 """Named random streams: every draw is a function of (seed, stream, step).
 
-Nothing random is carried along or saved, so a resumed run draws what the
-unbroken one would have drawn.
+No random state is carried along or saved, so a resumed run draws the same
+numbers as a run that was never stopped.
 """
 import zlib
 
 import jax
 
-from mixer.core.errors import UserError
+from mixer.core import errors
 
 
-def stream(seed, name):
-  """The key of the stream `name` of a run.
+def check_seed(seed: int) -> None:
+  """Raises a UserError if `run.seed` is out of range."""
+  if not 0 <= seed < 2**31:
+    raise errors.UserError(f'run.seed: expected 0 <= seed < 2**31, got {seed}')
+
+
+def stream(seed: int, name: str) -> jax.Array:
+  """Returns the key of a run's stream `name`.
 
   Args:
-    seed: the run's seed, an int in [0, 2**31).
-    name: of the stream, such as 'init', 'augment' or 'dropout'.
+    seed: the run's seed, in [0, 2**31).
+    name: such as 'init', 'augment' or 'dropout'.
 
   Returns:
-    A typed PRNG key; fold a step, or an epoch and an index, into it.
+    A typed PRNG key. Fold the step into it, or the epoch and the example's
+    index, before drawing.
+
+  Raises:
+    UserError: if the seed is out of range.
   """
-  if not 0 <= seed < 2**31:
-    raise UserError(f'run.seed: expected 0 <= seed < 2**31, got {seed}')
+  check_seed(seed)
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
-def of_examples(key, epoch, index):
-  """One key an example, from `epoch` and `index`, both int32 [B]."""
+def of_examples(key: jax.Array, epoch: jax.Array,
+                index: jax.Array) -> jax.Array:
+  """Returns one key for each example of a batch.
+
+  Args:
+    key: of a stream.
+    epoch, index: int32 [B]. The same example of the same epoch gets the same
+      key in every batch.
+
+  Returns:
+    Typed PRNG keys [B].
+  """
   def one(e, i):
     return jax.random.fold_in(jax.random.fold_in(key, e), i)
   return jax.vmap(one)(epoch, index)

@@ -1,7 +1,7 @@
-"""Tables and progress bars on the terminal: rich's home.
+"""Tables and progress bars on the terminal, printed with rich.
 
-Every cell is shown as it is: what looks like rich's own markup, such as
-'[train]' in a path, stays text.
+Cells are plain text: a part of a path that looks like rich's markup, such as
+'[train]', is printed as it is.
 """
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from rich import progress
 from rich import table
 from rich import text
 
-# Of a pipe or a file, which has no width of its own.
+# Columns of text in a pipe or a file, which have no width of their own.
 _PLAIN_WIDTH = 100
 _Item = TypeVar('_Item')
 
@@ -26,7 +26,7 @@ def styled(value: Any, style: str | None) -> text.Text:
 
 
 def joined(*parts: text.Text | str) -> text.Text:
-  """Returns one cell made of parts that may have styles of their own."""
+  """Returns a cell that joins parts, each of which may have its own style."""
   return text.Text.assemble(*parts)
 
 
@@ -35,14 +35,13 @@ def make(rows: Iterable[Sequence[Any]], columns: Sequence[str] = (), *,
   """Returns a table.
 
   Args:
-    rows: one sequence of cells for each row; a cell that is not from `styled`
-      or `joined` is shown as `str` makes it.
-    columns: the headings; without any the table has no heading, and its columns
-      are left-aligned.
-    title: the line above.
-    caption: the line below.
-    left: how many of the first columns are left-aligned; the others are
-      right-aligned, as numbers want it.
+    rows: a sequence of cells for each row. A cell is made by `styled` or
+      `joined`, or is any value that `str` can show.
+    columns: headings; without them, all columns are left-aligned.
+    title: a line above the table.
+    caption: a line below the table.
+    left: how many of the first columns are left-aligned. The others are
+      right-aligned, for numbers.
   """
   out = table.Table(
       box=box.SIMPLE_HEAD if columns else box.SIMPLE,
@@ -59,7 +58,12 @@ def make(rows: Iterable[Sequence[Any]], columns: Sequence[str] = (), *,
 
 
 def show(*tables: table.Table, file: TextIO | None = None) -> None:
-  """Prints tables, by default to standard output."""
+  """Prints tables.
+
+  Args:
+    *tables: as `make` returns them.
+    file: where to print, by default standard output.
+  """
   screen = console.Console(file=file)
   if not screen.is_terminal:
     screen.width = _PLAIN_WIDTH
@@ -68,5 +72,11 @@ def show(*tables: table.Table, file: TextIO | None = None) -> None:
 
 
 def track(items: Iterable[_Item], title: str, total: int) -> Iterable[_Item]:
-  """Yields the items while a progress bar counts them."""
+  """Yields items while a progress bar counts them.
+
+  Args:
+    items: what to yield.
+    title: the text beside the bar.
+    total: the number of items.
+  """
   return progress.track(items, title, total=total)

@@ -1,38 +1,51 @@
 """Parameter trees by name: 'MixerBlock_0/token_mixing/Dense_0/kernel'."""
+from collections.abc import Mapping
 import re
+from typing import Any
+from typing import TypeAlias
 
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Nested dicts with arrays, or what describes an array, as leaves.
+Tree: TypeAlias = Mapping[str, Any]
 
-def flatten(tree):
-  """A nested dict as a flat one whose keys are joined by '/'."""
+
+def flatten(tree: Tree) -> dict[str, Any]:
+  """Returns a flat dict of a nested one, with keys joined by '/'."""
   return traverse_util.flatten_dict(tree, sep='/')
 
 
-def unflatten(flat):
-  """The inverse of `flatten`."""
+def unflatten(flat: Tree) -> dict[str, Any]:
+  """Returns a nested dict of a flat one; the inverse of `flatten`."""
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def matches(tree, pattern):
-  """A tree of bools: does the whole name of a leaf match `pattern`?"""
+def matches(tree: Tree, pattern: str) -> dict[str, Any]:
+  """Returns a tree of bools: whether a leaf's whole name matches `pattern`."""
   return unflatten({name: re.fullmatch(pattern, name) is not None
                     for name in flatten(tree)})
 
 
-def count(tree):
-  """The number of elements of all leaves."""
+def count(tree: Any) -> int:
+  """Returns the number of elements in all leaves of a JAX tree."""
   return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
 
 
-def digest(tree):
-  """A fingerprint of every leaf's bits, the same on any mesh: uint32 [leaves].
+def digest(tree: Any) -> jax.Array:
+  """Returns a checksum of every leaf's bits, the same on any device mesh.
 
-  Integer sums commute exactly, so the order in which devices add does not
-  matter; each element is mixed with its position, so swaps are seen too.
+  Each element is hashed together with its position, so that swapped elements
+  change the checksum. Integer sums are exact, so the order in which devices add
+  the hashes does not change it.
+
+  Args:
+    tree: a JAX tree of arrays with elements of 1, 2 or 4 bytes.
+
+  Returns:
+    uint32 [leaves], replicated over the mesh of the first leaf.
   """
   leaves = jax.tree.leaves(tree)
   mesh = getattr(getattr(leaves[0], 'sharding', None), 'mesh', None)
@@ -41,11 +54,11 @@ def digest(tree):
   return jax.jit(_digests, out_shardings=everywhere)(leaves)
 
 
-def _digests(leaves):
+def _digests(leaves: list[jax.Array]) -> jax.Array:
   return jnp.stack([_leaf_digest(x) for x in leaves])
 
 
-def _leaf_digest(x):
+def _leaf_digest(x: jax.Array) -> jax.Array:
   x = jnp.asarray(x)
   if x.dtype == jnp.bool_:
     bits = x.astype(jnp.uint32)
@@ -56,6 +69,7 @@ def _leaf_digest(x):
   for axis in range(x.ndim):
     position = (position * jnp.uint32(0x9E3779B1) +
                 jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis))
+  # The multipliers are those of MurmurHash3 and xxHash.
   mixed = bits ^ (position * jnp.uint32(0x85EBCA6B) + jnp.uint32(1))
   mixed = mixed * jnp.uint32(0xC2B2AE35)
   mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x27D4EB2F)

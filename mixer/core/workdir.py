@@ -1,4 +1,6 @@
-"""A run's directory: who may write to it, and what it was started with."""
+"""A run's directory: the names of its files, its lock, and its config."""
+from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import fcntl
 import json
@@ -6,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from typing import Any
 import zlib
 
 from etils import epath
@@ -16,32 +19,51 @@ from mixer.core import files
 from mixer.core import processes
 from mixer.core.log import log
 
-# What a run keeps, by name inside its workdir.
+# Names inside a workdir.
 CONFIG = 'config.json'
 CARD = 'model.json'
 METRICS = 'metrics.jsonl'
 PARAMETERS = 'parameters.txt'
+BAD_IMAGES = 'bad_images.jsonl'
 CHECKPOINTS = 'checkpoints'
 COMPILED = 'compiled'
 LOCK = '.lock'
 
-# What may change between a run and its continuation, by the start of the key:
-# where and how it runs, and how it is looked at.
-_FREE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
-         'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
-         'run.micro_batches', 'run.heartbeat_timeout_seconds')
-_SEEN_SECONDS = 10   # until a file of one host is seen by another
+# Keys, by their beginning, that may change when a run is resumed: they say
+# where and how it computes and how it is evaluated, but not what it learns.
+_MAY_CHANGE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
+               'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
+               'run.micro_batches', 'run.heartbeat_timeout_seconds')
+# How long a network file system may take to show one host's file to another.
+_VISIBLE_SECONDS = 10
+
+
+def run_of(checkpoint: files.Path) -> str | None:
+  """Returns the workdir of the checkpoint WORKDIR/checkpoints/STEP.
+
+  Returns:
+    None if the path is not that of a run's checkpoint.
+  """
+  folder, _, step = str(checkpoint).rstrip('/').rpartition('/')
+  run, _, name = folder.rpartition('/')
+  return run if run and name == CHECKPOINTS and step.isdigit() else None
+
+
+def config_of(path: files.Path) -> dict[str, Any] | None:
+  """Returns the config of the run in a workdir, or None without one."""
+  text = files.read(os.path.join(path, CONFIG))
+  return None if text is None else json.loads(text)
 
 
 @contextlib.contextmanager
-def claimed(path):
-  """Makes the directory and holds it against a second run.
+def claimed(path: files.Path) -> Iterator[None]:
+  """Makes a workdir and locks it, so that no second run writes to it.
 
-  A bucket has no locks: there it is only made. Of several processes the first
-  holds it for all.
+  Process 0 holds the lock for all processes. Buckets have no locks: there the
+  directory is only made.
 
   Raises:
-    UserError: if it cannot be written, or another process holds it.
+    UserError: if the directory is not writable, or another run holds it.
   """
   if not processes.first():
     yield
@@ -52,9 +74,9 @@ def claimed(path):
     return
   try:
     os.makedirs(path, exist_ok=True)
-    file = open(os.path.join(path, '.lock'), 'a+')
+    file = open(os.path.join(path, LOCK), 'a+')
   except OSError as e:
-    raise errors.UserError(f'--workdir: cannot write to {path!r}: '
+    raise errors.UserError(f'--workdir: cannot write to {str(path)!r}: '
                            f'{e.strerror}; choose another')
   with file:
     try:
@@ -62,85 +84,85 @@ def claimed(path):
     except BlockingIOError:
       file.seek(0)
       raise errors.UserError(
-          f'--workdir: {path!r} is in use by another run ({file.read()}); stop '
-          'it or choose another') from None
-    except OSError as e:
-      log.info('%s cannot be locked (%s): see that only one run uses it', path,
-               e.strerror)
+          f'--workdir: {str(path)!r} is in use by another run ({file.read()}); '
+          'stop it or choose another') from None
+    except OSError as e:   # some network file systems have no locks
+      log.info('%s cannot be locked (%s): make sure that only one run uses it',
+               path, e.strerror)
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
-    os.fsync(file.fileno())   # so that other hosts see it
+    os.fsync(file.fileno())   # `meet` reads it on other hosts
     yield
 
 
-def meet(path):
-  """Returns when every process has come here, and sees what the first claimed.
+def meet(path: files.Path) -> None:
+  """Waits until all processes see the workdir that process 0 claimed.
 
   Raises:
-    UserError: if one sees another directory, such as on a disk of its own; it
-      would train to the first checkpoint and hang.
+    UserError: if a process sees another directory, such as one on its own
+      host's disk. Saving the first checkpoint would hang.
   """
   if files.is_remote(path):
     processes.meet('the workdir is there')
     return
-  read = lambda: zlib.crc32((files.read(
-      os.path.join(path, '.lock')) or '').encode()) >> 1
-  wanted, end = processes.of_first(read()), time.monotonic() + _SEEN_SECONDS
-  while read() != wanted and time.monotonic() < end:
+  seen = lambda: zlib.crc32(
+      (files.read(os.path.join(path, LOCK)) or '').encode()) >> 1
+  wanted, end = processes.of_first(seen()), time.monotonic() + _VISIBLE_SECONDS
+  while seen() != wanted and time.monotonic() < end:
     time.sleep(0.1)
-  if not processes.all_agree(read() == wanted):
+  if not processes.all_agree(seen() == wanted):
     raise errors.UserError(
-        f'--workdir: {path!r} is not the same directory for all processes; '
-        'choose one that all hosts share')
+        f'--workdir: {str(path)!r} is not the same directory for all '
+        'processes; choose one that all hosts share')
 
 
-def agree(path, config):
-  """Writes the config of a new run, or checks that an old one's is the same.
+def agree(path: files.Path, config: Mapping[str, Any]) -> None:
+  """Writes a new run's config, or checks that a resumed run's is the same.
 
   Args:
     path: the workdir.
-    config: nested dict.
+    config: nested dict, fit for JSON.
 
   Raises:
-    UserError: if it differs, with every key and both values.
+    UserError: if a key differs that must not; names each with both values.
   """
   if not processes.first():
     return
-  file = os.path.join(path, 'config.json')
-  new = json.loads(json.dumps(config))
-  text = files.read(file)
-  if text is not None:
-    old = json.loads(text)
-    differ = [
-        f'{k} was {_show(flat_old.get(k))}, is {_show(flat_new.get(k))}'
-        for flat_old, flat_new in [(_flat(old), _flat(new))]
-        for k in sorted(flat_old.keys() | flat_new.keys())
-        if flat_old.get(k) != flat_new.get(k) and not k.startswith(_FREE)]
+  new, old = json.loads(json.dumps(config)), config_of(path)
+  if old is not None:
+    was, now = _flat(old), _flat(new)
+    differ = [f'{k} was {_shown(was.get(k))}, is {_shown(now.get(k))}'
+              for k in sorted(was.keys() | now.keys())
+              if was.get(k) != now.get(k) and not k.startswith(_MAY_CHANGE)]
     if differ:
       raise errors.UserError(
-          f'--workdir: {path!r} holds a run of another config: '
-          f'{"; ".join(differ)}. Give the same config to go on with it, or '
+          f'--workdir: {str(path)!r} holds a run of another config: '
+          f'{"; ".join(differ)}. Give the same config to resume it, or '
           'another --workdir')
-  write_json(file, new)
+  write_json(os.path.join(path, CONFIG), new)
 
 
 class BadImages:
-  """Notes images that cannot be decoded in the workdir's bad_images.jsonl, each
-  once, also over restarts."""
+  """Writes images that cannot be decoded to the workdir's bad_images.jsonl.
 
-  def __init__(self, path):
+  Each image is written once, also if the run is restarted. Every process writes
+  a file of its own: process 1 writes bad_images.1.jsonl.
+  """
+
+  def __init__(self, path: files.Path):
     number = jax.process_index()
-    name = f'bad_images.{number}.jsonl' if number else 'bad_images.jsonl'
+    stem, suffix = os.path.splitext(BAD_IMAGES)
+    name = f'{stem}.{number}{suffix}' if number else BAD_IMAGES
     self._path = os.path.join(path, name)
     text = files.read(self._path) or ''
     self._lines = dict.fromkeys(text.splitlines())
     self._lock = threading.Lock()
 
-  def __call__(self, found):
-    """Adds a dict of strings."""
+  def __call__(self, found: Mapping[str, str]) -> None:
+    """Writes what is known of one image, unless it was written before."""
     line = json.dumps(found)
-    with self._lock:   # images are read by several threads
+    with self._lock:   # several threads read images
       if line not in self._lines:
         self._lines[line] = None
         if files.is_remote(self._path):   # a bucket cannot append
@@ -150,14 +172,15 @@ class BadImages:
             f.write(f'{line}\n')
 
 
-def write_json(path, value):
-  """Writes a JSON file for people, whole or not at all; process 0 does."""
+def write_json(path: files.Path, value: Any) -> None:
+  """Writes an indented JSON file atomically; only process 0 writes."""
   if processes.first():
     files.write(path, json.dumps(value, indent=2) + '\n')
 
 
-def _flat(tree, prefix=''):
-  out = {}
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns {'section.key': value}, without keys that are not set."""
+  out: dict[str, Any] = {}
   for key, value in tree.items():
     if isinstance(value, dict):
       out.update(_flat(value, f'{prefix}{key}.'))
@@ -166,5 +189,5 @@ def _flat(tree, prefix=''):
   return out
 
 
-def _show(value):
+def _shown(value: object) -> str:
   return 'unset' if value is None else repr(value)

@@ -11,7 +11,7 @@ besides 'image' and 'labels' if the data does not live on the device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Generator
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -33,7 +33,8 @@ if typing.TYPE_CHECKING:
   from mixer.data import bad_images
   from mixer.data.rows import Rows
 
-Batches = Iterator[dict[str, np.ndarray]]
+# A generator, so that a consumer can close it before its end.
+Batches = Generator[dict[str, np.ndarray], None, None]
 _PREFLIGHT = 8   # images that are decoded before the first step
 
 

@@ -1,39 +1,62 @@
-"""Accuracy over a whole split, every example counted exactly once.
+"""Accuracy over a whole split, with every example counted exactly once.
 
 Axes: B examples of a batch, N of the split, L labels of one example padded by
--1, K classes, T the likeliest classes that are kept.
+-1, K classes, T the most likely classes that are kept.
 """
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from mixer.core import errors
+from mixer.core import trees
 
 MOST = 5   # T: as many as top-5 accuracy needs
 
+# A dict of arrays; a split that lives on the device, or None. What they hold is
+# described in `mixer.data.pipeline`.
+Batch: TypeAlias = Mapping[str, Any]
+Resident: TypeAlias = Mapping[str, jax.Array] | None
+Predict: TypeAlias = Callable[[trees.Tree, Batch, Resident], jax.Array]
+Outcome: TypeAlias = Callable[[trees.Tree, Batch, Resident],
+                              dict[str, jax.Array]]
 
-def probabilities(logits, loss):
-  """Of classes [..., K]: the softmax of logits, or of a network trained with
-  the sigmoid loss, whose classes do not exclude each other, their sigmoid."""
+
+def probabilities(logits: jax.Array, loss: str) -> jax.Array:
+  """Returns the probabilities of classes.
+
+  Args:
+    logits: [..., K].
+    loss: what the network was trained with. 'softmax' gives probabilities that
+      sum to 1; with 'sigmoid' each class has a probability of its own.
+  """
   return (jax.nn.sigmoid if loss == 'sigmoid' else jax.nn.softmax)(logits)
 
 
-def make_outcome(predict, labels_of, num_classes, loss='softmax'):
-  """outcome(params, batch, resident) -> what became of each example.
+def make_outcome(predict: Predict,
+                 labels_of: Callable[[Batch, Resident], jax.Array],
+                 num_classes: int, loss: str = 'softmax') -> Outcome:
+  """Returns a function that compares predictions with labels.
 
   Args:
     predict: (params, batch, resident) -> logits [B, K].
     labels_of: (batch, resident) -> int32 [B, L].
     num_classes: K.
-    loss: of the training, for probabilities.
+    loss: what the network was trained with, see `probabilities`.
 
   Returns:
-    A function to jit, with a replicated result: 'labels' int32 [B, L]; 'best',
-    int32 [B, T], the likeliest classes in their order, and 'probabilities',
-    float32 [B, T], of them; 'loss' float32 [B], the softmax cross-entropy
-    against the first label; 'mask' and 'bad', bool [B], and 'position', int32
-    [B], as in the batch.
+    (params, batch, resident) -> dict. Jit it with a replicated result.
+      'labels': int32 [B, L].
+      'best': int32 [B, T], the most likely classes, best first.
+      'probabilities': float32 [B, T], of the classes in 'best'.
+      'loss': float32 [B], the softmax cross-entropy of the first label.
+      'mask', 'bad': bool [B], and 'position': int32 [B], as in the batch.
   """
   def outcome(params, batch, resident):
     logits = predict(params, batch, resident).astype(jnp.float32)
@@ -49,35 +72,66 @@ def make_outcome(predict, labels_of, num_classes, loss='softmax'):
   return outcome
 
 
-def collect(key, outcome_fn, params, batches, resident, expected):
-  """The outcomes of a split of `expected` examples: NumPy arrays [N, ...], in
-  its order, those that cannot be decoded included.
+def collect(key: str, outcome: Outcome, params: trees.Tree,
+            batches: Iterable[Batch], resident: Resident,
+            expected: int) -> dict[str, np.ndarray]:
+  """Computes the outcome of every example of a split.
+
+  Args:
+    key: the config section, for error messages.
+    outcome: as `make_outcome` returns it, jitted; or any function with 'mask',
+      'bad' and 'position' in its result.
+    params: the network's parameters.
+    batches: global batches on the devices.
+    resident: the split, if it lives on the device.
+    expected: N.
+
+  Returns:
+    What `outcome` returns for the whole split, in the split's order: arrays
+    [N, ...]. Examples that cannot be decoded are there too; only 'bad' is true
+    for them, not 'mask'.
 
   Raises:
-    RunError: if not each of them was met once, or none can be decoded.
+    RunError: if an example is missing, comes twice, or none can be decoded.
   """
-  parts = []
+  parts: list[dict[str, jax.Array]] = []
   for batch in batches:
-    parts.append(outcome_fn(params, batch, resident))
-    jax.block_until_ready(parts[-3:][0])   # or batches pile up on the device
+    parts.append(outcome(params, batch, resident))
+    # JAX dispatches without waiting. Two batches ahead keep the device busy;
+    # any more would only fill its memory.
+    jax.block_until_ready(parts[-3:][0])
   whole = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
-  met = whole['mask'] | whole['bad']
-  found = {name: x[met] for name, x in whole.items()}
+  real = whole['mask'] | whole['bad']   # the other rows only fill a batch
+  found = {name: x[real] for name, x in whole.items()}
   count = int(found['mask'].sum())
   if len(found['mask']) != expected or not count:
     raise errors.RunError(
         f'{key}: counted {count} of {expected} examples, and '
         f'{int(found["bad"].sum())} that cannot be decoded')
-  order = np.argsort(found['position'])   # processes may take turns
+  # With several processes, a global batch is not a run of the split's order.
+  order = np.argsort(found['position'])
   return {name: x[order] for name, x in found.items()}
 
 
-def score(name, found):
-  """The metrics 'eval/NAME/...' of what `collect` found.
+def score(name: str,
+          found: Mapping[str, np.ndarray]) -> dict[str, int | float]:
+  """Returns the metrics of an evaluation.
 
-  An example is right if any of its labels is the likeliest class, or among the
-  five likeliest. One without a label is left out, as ReaL wants it, and counted
-  as 'unlabelled' where there is any.
+  A prediction is right if it is any of the example's labels; top-5 accuracy
+  asks this of the five most likely classes. Examples without a label are left
+  out, as ReaL's authors do (https://arxiv.org/abs/2006.07159).
+
+  Args:
+    name: the evaluation's name in the config.
+    found: what `collect` returns for `make_outcome`.
+
+  Returns:
+    'eval/NAME/accuracy', 'eval/NAME/accuracy_top5', 'eval/NAME/loss'; the
+    number of 'eval/NAME/examples' counted; 'eval/NAME/bad', those that cannot
+    be decoded; and, if there are any, 'eval/NAME/unlabelled'.
+
+  Raises:
+    RunError: if no example has a label.
   """
   unlabelled = found['mask'] & ~np.any(found['labels'] >= 0, axis=1)
   counted = found['mask'] & ~unlabelled
@@ -95,7 +149,7 @@ def score(name, found):
           else float(value) for kind, value in out.items()}
 
 
-def hit(found):
-  """Is each of the likeliest classes one of the labels? bool [N, T]."""
+def hit(found: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns whether each of the most likely classes is a label, bool [N, T]."""
   return np.any(found['best'][:, :, None] == found['labels'][:, None, :],
                 axis=-1)

@@ -1,35 +1,43 @@
-"""What a classifier takes for what: tables of its mistakes.
+"""Which classes a classifier confuses: tables of its mistakes.
 
-Mistakes are counted by pairs that occur; no K x K matrix is made. Results are
-rows (dicts) of plain numbers and strings, fit for JSON and for a table.
+Only pairs that occur are counted; no K x K matrix is made. The results are rows
+(dicts) of plain numbers and strings, for JSON and for tables.
+
+Axes: N examples, L labels of one example padded by -1, K classes.
 """
 import collections
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from mixer.core import errors
 
 
-def worst_classes(labels, predictions, *, names=None, most=20, at_least=1):
-  """The classes with the lowest accuracy, and what they are taken for.
+def worst_classes(labels: np.ndarray, predictions: np.ndarray, *,
+                  names: Sequence[str] | None = None, most: int = 20,
+                  at_least: int = 1) -> list[dict[str, Any]]:
+  """Returns the classes with the lowest accuracy.
 
   Args:
-    labels: int [N, L] padded by -1. The first is the truth; any of them is
-      right, as in `classification`. A row without a label is not counted.
-    predictions: int [N], classes; a row with a negative one (an image that
-      cannot be decoded) is not counted.
-    names: one a class; None for numbers.
-    most: rows at most.
-    at_least: examples that a class must have to be listed.
+    labels: int [N, L]. The first label is an example's true class, but any of
+      them is right, as in `classification`. Rows without a label are not
+      counted.
+    predictions: int [N], classes; negative for an image that cannot be decoded,
+      which is not counted.
+    names: class names [K]; by default the numbers.
+    most: the largest number of rows.
+    at_least: classes with fewer examples are left out.
 
   Returns:
-    Rows, lowest accuracy first, then the class with more examples: 'class',
-    'name', 'examples', 'accuracy'; and of the class that is wrongly predicted
-    most for it 'taken_for', 'taken_for_name' and 'share', the part of all its
-    examples (None, None and 0.0 for a class without mistakes).
+    Rows in order of accuracy, lowest first; of equal ones, classes with more
+    examples first. Each has 'class', 'name', 'examples' and 'accuracy'; the
+    class that is most often predicted instead, as 'taken_for' and
+    'taken_for_name'; and 'share', the fraction of all examples that this
+    happens to. For a class without mistakes these are None, None and 0.0.
 
   Raises:
-    UserError: if names lacks a class.
+    UserError: if a class has no name.
   """
   truth, taken = _counted(labels, predictions)
   examples = np.bincount(truth)
@@ -41,29 +49,33 @@ def worst_classes(labels, predictions, *, names=None, most=20, at_least=1):
   rows = []
   for i in worst:
     k = int(classes[i])
-    other, count = mistakes.get(k, [(None, 0)])[0]
-    rows.append({
-        'class': k, 'name': _name(names, k), 'examples': int(examples[k]),
-        'accuracy': float(accuracy[i]), 'taken_for': other,
-        'taken_for_name': None if other is None else _name(names, other),
-        'share': float(count / examples[k])})
+    row = {'class': k, 'name': _name(names, k), 'examples': int(examples[k]),
+           'accuracy': float(accuracy[i]), 'taken_for': None,
+           'taken_for_name': None, 'share': 0.0}
+    if k in mistakes:
+      other, count = mistakes[k][0]
+      row.update(taken_for=other, taken_for_name=_name(names, other),
+                 share=float(count / examples[k]))
+    rows.append(row)
   return rows
 
 
-def confused_pairs(labels, predictions, *, names=None, most=20):
-  """The pairs of classes taken for each other most often.
+def confused_pairs(labels: np.ndarray, predictions: np.ndarray, *,
+                   names: Sequence[str] | None = None,
+                   most: int = 20) -> list[dict[str, Any]]:
+  """Returns the pairs of classes that are most often confused.
 
   Args:
     labels, predictions, names, most: as in `worst_classes`.
 
   Returns:
-    Rows, most mistakes first, one for a pair whichever way: 'classes' and
-    'names', two each, the one that is taken for the other more often first;
-    'mistakes', how often, first for second and second for first; and 'share',
-    their sum over the examples of both classes.
+    One row for each pair, in order of mistakes, most first. 'classes' and
+    'names' have two items, first the class that is more often taken for the
+    other; 'mistakes' counts first taken for second, and second taken for first;
+    'share' is their sum as a fraction of both classes' examples.
 
   Raises:
-    UserError: if names lacks a class.
+    UserError: if a class has no name.
   """
   truth, taken = _counted(labels, predictions)
   counts = {(a, b): n for a, found in _mistakes(truth, taken).items()
@@ -72,7 +84,7 @@ def confused_pairs(labels, predictions, *, names=None, most=20):
   pairs = []
   for (a, b), n in counts.items():
     back = counts.get((b, a), 0)
-    if (-n, a) < (-back, b):   # a pair found both ways is one row
+    if (-n, a) < (-back, b):   # of a pair that occurs both ways, keep one
       pairs.append((-n - back, a, b, n, back))
   return [{
       'classes': [a, b], 'names': [_name(names, a), _name(names, b)],
@@ -81,8 +93,12 @@ def confused_pairs(labels, predictions, *, names=None, most=20):
   } for _, a, b, n, back in sorted(pairs)[:most]]
 
 
-def _counted(labels, predictions):
-  """(truth, prediction) of the rows that count; equal if it is any label."""
+def _counted(labels: np.ndarray,
+             predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (true class, predicted class) of the rows that are counted.
+
+  They are equal if the prediction is any of the labels.
+  """
   labels, predictions = np.asarray(labels), np.asarray(predictions)
   if labels.ndim != 2 or predictions.shape != labels.shape[:1]:
     raise ValueError('expected labels [N, L] and predictions [N], got '
@@ -93,18 +109,19 @@ def _counted(labels, predictions):
   return truth[counts], np.where(hit, truth, predictions)[counts]
 
 
-def _mistakes(truth, taken):
-  """{class: [(class it is taken for, times), ...]}, most often first."""
+def _mistakes(truth: np.ndarray,
+              taken: np.ndarray) -> dict[int, list[tuple[int, int]]]:
+  """Returns {class: [(other class, times), ...]}, most frequent first."""
   wrong = np.stack([truth, taken], 1)[truth != taken]
   pairs, counts = np.unique(wrong, axis=0, return_counts=True)
-  found = {}
+  found: dict[int, list[tuple[int, int]]] = {}
   for i in np.argsort(-counts, kind='stable'):
     a, b = pairs[i].tolist()
     found.setdefault(a, []).append((b, int(counts[i])))
   return found
 
 
-def _name(names, k):
+def _name(names: Sequence[str] | None, k: int) -> str:
   if names is None:
     return str(k)
   if k >= len(names):

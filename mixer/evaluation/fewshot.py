@@ -1,37 +1,81 @@
-"""Few-shot linear evaluation: ridge regression on a frozen model's features.
+"""Few-shot linear evaluation: ridge regression on a frozen network's features.
 
-The paper reports it as "5-shot top-1" (section 3). The scheme is that of
-google-research/big_vision, evaluators/fewshot_lsr.py: its examples, its
-standardisation, its bias and its l2. There the host solves in float32, which
-moves accuracies by a few tenths of a percent; here in float64.
+The paper reports it as "5-shot top-1" (section 3). The method is big_vision's,
+https://github.com/google-research/big_vision,
+big_vision/evaluators/fewshot_lsr.py: the same examples, standardisation, bias
+and l2. It solves in float32 where this module uses float64; that moves
+accuracies by a few tenths of a percent.
 
 Axes: N examples, D features, E = D + 1 with the bias, K classes.
 """
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from mixer.core import errors
 from mixer.core.log import log
+
+# The defaults of a config's `fewshot.NAME` section, which are big_vision's.
+SHOTS = (1, 5, 10, 25)
+SEEDS = (0, 1, 2)
+L2 = 2.0**10
 
 BIAS = 100.0   # the constant feature: so large that it is hardly regularised
 _EPSILON = 1e-5   # added to standard deviations
 _ROWS = 4096   # test examples that are scored at a time
 
 
-def pick(labels, *, shots, seed, num_classes):
-  """The first examples of each class in the order that a seed gives them.
+def read_section(
+    *, train: str = 'train', test: str = 'test', name: str | None = None,
+    dir: str | None = None, crop: str = 'resize_crop',
+    interpolation: str | None = None, on_device: bool | None = None,
+    shots: Sequence[int] = SHOTS, seeds: int = len(SEEDS), l2: float = L2,
+) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+  """Reads a config's `fewshot.NAME` section; None stands for `data`'s value.
 
-  A function of labels, in their order, and seed: the same examples as
-  big_vision's if the split is read in the same order. Of one seed, those for
-  fewer shots are among those for more.
+  Args:
+    train, test: splits; examples are picked from the first.
+    name, dir, crop, interpolation, on_device: as `pipeline.open_data` takes
+      them.
+    shots: numbers of examples per class; each is an evaluation of its own.
+    seeds: how often to repeat it with other examples; the mean is reported.
+    l2: regularisation of the ridge regression.
+
+  Returns:
+    (settings of both splits, {'train': split, 'test': split}, arguments of
+    `accuracies`).
+
+  Raises:
+    UserError: if a number is not positive.
+  """
+  for key, values in (('shots', shots), ('seeds', [seeds]), ('l2', [l2])):
+    if not len(values) or not all(v > 0 for v in values):
+      raise errors.UserError(f'fewshot.{key}: expected above 0, got {values}')
+  common = dict(name=name, dir=dir, crop=crop, interpolation=interpolation,
+                on_device=on_device)
+  return (common, dict(train=train, test=test),
+          dict(shots=tuple(shots), seeds=tuple(range(seeds)), l2=l2))
+
+
+def pick(labels: np.ndarray, *, shots: int, seed: int,
+         num_classes: int) -> np.ndarray:
+  """Returns the indices of a few examples of each class.
+
+  They depend on nothing but the arguments. They are big_vision's examples if
+  the split is read in the same order. With one seed, the examples for fewer
+  shots are among those for more.
 
   Args:
     labels: int [N]; negative ones are never picked.
-    shots: examples a class; one with fewer gives all it has (see `scarce`).
-    seed: of the one generator that permutes class after class.
+    shots: examples per class; a class with fewer gives all it has.
+    seed: of the one generator that permutes the classes in turn.
     num_classes: K.
 
   Returns:
-    int64 indices into labels, class after class.
+    int64, class after class.
   """
   rng = np.random.default_rng(seed)
   labels = np.asarray(labels)
@@ -40,38 +84,43 @@ def pick(labels, *, shots, seed, num_classes):
       for k in range(num_classes)])
 
 
-def scarce(labels, *, shots, num_classes):
-  """{class: its examples}, of the classes with fewer examples than shots."""
+def scarce(labels: np.ndarray, *, shots: int,
+           num_classes: int) -> dict[int, int]:
+  """Returns {class: its examples} for classes with fewer examples than shots.
+  """
   labels = np.asarray(labels)
   counts = np.bincount(labels[labels >= 0], minlength=num_classes)
   return {k: int(n) for k, n in enumerate(counts) if n < shots}
 
 
-def accuracies(train_features, train_labels, test_features, test_labels, *,
-               shots=(1, 5, 10, 25), seeds=(0, 1, 2), l2=2**10, num_classes):
-  """Top-1 accuracies of linear models fitted to a few examples a class.
+def accuracies(train_features: np.ndarray, train_labels: np.ndarray,
+               test_features: np.ndarray, test_labels: np.ndarray, *,
+               shots: Sequence[int] = SHOTS, seeds: Sequence[int] = SEEDS,
+               l2: float | Sequence[float] = L2,
+               num_classes: int) -> dict[tuple[int, int], Any]:
+  """Returns the test accuracy of linear models fitted to a few examples.
 
-  Features are standardised by the mean and deviation of the examples that were
-  picked, not of the whole training split.
+  Features are standardised by the mean and standard deviation of the picked
+  examples, not of the whole training split.
 
   Args:
-    train_features: float [N, D], what examples are picked from.
-    train_labels: int [N]; a negative one leaves its row out, as for an image
+    train_features: float [N, D], from which examples are picked.
+    train_labels: int [N]; a negative label leaves the row out, as for an image
       that cannot be decoded.
-    test_features, test_labels: alike; a row left out is not counted.
-    shots: examples a class, each a model of its own.
-    seeds: of `pick`.
-    l2: the regularisation; or several, which share one factorisation. None is
-      chosen: that takes a split apart from the test's.
+    test_features, test_labels: the same for the test split.
+    shots: numbers of examples per class; each fits a model of its own.
+    seeds: for `pick`; each fits a model of its own.
+    l2: the regularisation, or several of them. To choose among several, use a
+      split other than the test split.
     num_classes: K.
 
   Returns:
-    {(shot, seed): accuracy}; for several l2, a list of accuracies in their
-    order. Log lines say which classes have too few examples.
+    {(shot, seed): accuracy}. With several l2, each value is a list of
+    accuracies in their order.
 
   Raises:
-    UserError: for shots or l2 that are not positive, labels out of range, or a
-      split without a labelled example.
+    UserError: if shots or l2 are not positive, a label is out of range, or a
+      split has no labelled example.
     RunError: if features are not finite.
   """
   strengths = [float(x) for x in np.atleast_1d(l2)]
@@ -86,9 +135,10 @@ def accuracies(train_features, train_labels, test_features, test_labels, *,
   if none:
     raise errors.UserError(
         f'few-shot: the classes {none[:10]} are tested and have no example to '
-        'learn from; take the whole split (folders lie class by class)')
-  _tell_scarce(labels, shots, num_classes)
-  results = {}
+        'learn from; use the whole training split (in folders, images are in '
+        'the order of their classes)')
+  _log_scarce(labels, shots, num_classes)
+  results: dict[tuple[int, int], Any] = {}
   for shot in shots:
     for seed in seeds:
       chosen = pick(labels, shots=shot, seed=seed, num_classes=num_classes)
@@ -98,20 +148,29 @@ def accuracies(train_features, train_labels, test_features, test_labels, *,
   return results
 
 
-def means(results):
-  """{shot: mean over seeds}, of what `accuracies` returns."""
+def means(results: Mapping[tuple[int, int], Any]) -> dict[int, Any]:
+  """Returns {shot: mean over seeds} of what `accuracies` returns."""
   return {
       shot: np.mean([v for (s, _), v in results.items() if s == shot],
                     axis=0).tolist()
       for shot in dict.fromkeys(s for s, _ in results)}
 
 
-def ridge(x_NE, y_NK, strengths):
-  """The weights w that minimise |x w - y|^2 + l2 |w|^2, float64 [E, K] an l2.
+def ridge(x_NE: np.ndarray, y_NK: np.ndarray,
+          strengths: Iterable[float]) -> list[np.ndarray]:
+  """Returns the weights w that minimise |x w - y|^2 + l2 |w|^2.
 
-  They are (x'x + l2 I)^-1 x'y = x'(xx' + l2 I)^-1 y. The smaller of the two
-  matrices is factorised, once, as q diag(e) q', so its inverse is
+  They are w = (x'x + l2 I)^-1 x'y = x'(xx' + l2 I)^-1 y. The smaller of the two
+  matrices is factorised once, as q diag(e) q'; its inverse for any l2 is then
   q diag(1 / (e + l2)) q'.
+
+  Args:
+    x_NE: float64 [N, E], see `design`.
+    y_NK: float64 [N, K], the targets.
+    strengths: the values of l2.
+
+  Returns:
+    float64 [E, K] for each l2.
   """
   n, e = x_NE.shape
   if n >= e:
@@ -123,17 +182,21 @@ def ridge(x_NE, y_NK, strengths):
   return [(left / (eigenvalues + l2)) @ right for l2 in strengths]
 
 
-def design(features, mean, deviation):
-  """float64 [N, E]: standardised features, and the bias."""
+def design(features: np.ndarray, mean: np.ndarray | float,
+           deviation: np.ndarray | float) -> np.ndarray:
+  """Returns the standardised features with the bias, float64 [N, E]."""
   x = (np.asarray(features, np.float64) - mean) / deviation
   return np.pad(x, ((0, 0), (0, 1)), constant_values=BIAS)
 
 
-def _accuracies(features, labels, test, truth, strengths, num_classes):
-  """The accuracy on test for each l2 of models fitted to features [N, D]."""
+def _accuracies(features, labels, test, truth, strengths: list[float],
+                num_classes: int) -> list[float]:
+  """Returns, for each l2, the accuracy on `test` of a model fitted to features.
+  """
   features = np.asarray(features, np.float64)
   mean, deviation = features.mean(0), features.std(0) + _EPSILON
-  # With targets of 0 and 1 all classes' scores would shift alike: same argmax.
+  # Targets of 0 and 1 would halve the scores and shift those of all classes by
+  # the same amount: the predictions would not change.
   targets = np.where(labels[:, None] == np.arange(num_classes), 1.0, -1.0)
   weights = ridge(design(features, mean, deviation), targets, strengths)
   right = [0] * len(strengths)
@@ -145,8 +208,9 @@ def _accuracies(features, labels, test, truth, strengths, num_classes):
   return [n / len(test) for n in right]
 
 
-def _labelled(name, features, labels, num_classes):
-  """The rows that have a label, checked."""
+def _labelled(name: str, features: np.ndarray, labels: np.ndarray,
+              num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the rows with a label, checked."""
   features, labels = np.asarray(features), np.asarray(labels)
   if features.ndim != 2 or labels.shape != features.shape[:1]:
     raise ValueError(f'{name}: expected features [N, D] and labels [N], got '
@@ -159,7 +223,7 @@ def _labelled(name, features, labels, num_classes):
   if labels.max() >= num_classes:
     raise errors.UserError(
         f'few-shot {name} split: label {labels.max()} is out of range for '
-        f'{num_classes} classes; train and test must share their classes')
+        f'{num_classes} classes; train and test must have the same classes')
   wrong = np.count_nonzero(~np.isfinite(features).all(1))
   if wrong:
     raise errors.RunError(f'few-shot {name} split: the features of {wrong} of '
@@ -167,11 +231,12 @@ def _labelled(name, features, labels, num_classes):
   return features, labels
 
 
-def _tell_scarce(labels, shots, num_classes):
+def _log_scarce(labels: np.ndarray, shots: Sequence[int],
+                num_classes: int) -> None:
   for shot in shots:
     few = scarce(labels, shots=shot, num_classes=num_classes)
     if few:
-      k = min(few, key=few.get)
+      k = min(few, key=lambda k: few[k])
       log.info('few-shot: %d of %d classes have fewer than %d examples and '
                'give all they have (class %d: %d)', len(few), num_classes, shot,
                k, few[k])

@@ -1,12 +1,16 @@
 """Class probabilities for image files, without TensorFlow.
 
-Images are decoded by Pillow and cut as in evaluation (`mixer.images.eval_crops`), so
-the probabilities of a file are those that the evaluation gives it.
+Pillow decodes the images, and `mixer.images.eval_crops` crops them as in
+evaluation, so a file gets the probabilities that the evaluation gives it.
 """
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent import futures
 import itertools
 import os
 
+import jax
 import numpy as np
 
 from mixer.core import errors
@@ -14,11 +18,14 @@ from mixer.images import decode_pillow
 from mixer.images import eval_crops
 
 
-def expand(paths):
-  """Image files by their paths: those given, and all below folders given.
+def expand(paths: Iterable[str]) -> list[str]:
+  """Returns paths of files: those given, and all images in folders given.
+
+  Args:
+    paths: of files and folders; folders are searched with all below them.
 
   Raises:
-    UserError: if a folder holds none.
+    UserError: if a folder holds no image.
   """
   out = []
   for path in paths:
@@ -36,17 +43,23 @@ def expand(paths):
   return out
 
 
-def predict(paths, probabilities, *, image_size, channels, crop, interpolation,
-            batch_size=32):
-  """Yields (path, float32 [K] or `images.BadImage`), in their order.
+def predict(paths: Iterable[str],
+            probabilities: Callable[[np.ndarray], jax.Array], *,
+            image_size: tuple[int, int], channels: int, crop: str,
+            interpolation: str, batch_size: int = 32) -> Iterator[
+                tuple[str, np.ndarray | decode_pillow.BadImage]]:
+  """Yields (path, class probabilities float32 [K]) in the order of the paths.
+
+  A file that cannot be read or decoded yields its error in place of the
+  probabilities.
 
   Args:
     paths: of image files.
-    probabilities: uint8 [B, *image_size, channels] -> [B, K]; always called
-      with B = batch_size, so that it is compiled once.
-    image_size: (height, width).
+    probabilities: uint8 [B, *image_size, channels] -> [B, K]. It is always
+      called with B = batch_size, so that it is compiled once.
+    image_size: (height, width) of the network.
     channels: 1 or 3.
-    crop, interpolation: as `views.view` takes them.
+    crop, interpolation: as `eval_crops.view` takes them.
     batch_size: images at a time.
   """
   def load(path):
@@ -54,7 +67,7 @@ def predict(paths, probabilities, *, image_size, channels, crop, interpolation,
       with open(path, 'rb') as f:
         pixels = decode_pillow.pixels(f.read(), channels=channels)
       return eval_crops.view(pixels, size=image_size, crop=crop,
-                        interpolation=interpolation)
+                             interpolation=interpolation)
     except OSError as e:
       return decode_pillow.BadImage(e.strerror or str(e))
     except decode_pillow.BadImage as e:
@@ -66,7 +79,7 @@ def predict(paths, probabilities, *, image_size, channels, crop, interpolation,
                     for path in itertools.islice(paths, batch_size)]
     ahead = take()
     while ahead:
-      batch, ahead = ahead, take()   # which is decoded in the meantime
+      batch, ahead = ahead, take()   # decoded while this batch is classified
       loaded = [(path, x.result()) for path, x in batch]
       good = [x for _, x in loaded if not isinstance(x, decode_pillow.BadImage)]
       filled = np.zeros((batch_size, *image_size, channels), np.uint8)

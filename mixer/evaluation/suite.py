@@ -1,36 +1,78 @@
-"""What a config asks of a network: splits opened once, put to any parameters.
+"""The evaluations of a config: opens their splits and computes their metrics.
 
 The `evals` section holds classifications, the `fewshot` section linear models
-fitted to a few examples a class.
+that are fitted to a few examples of each class.
+
+Axes: B images of a batch, K classes, C features.
 """
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
+from typing import Any
+from typing import Protocol
+from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import jax
 import numpy as np
 
-from mixer.core import errors
 from mixer.core.log import log
 from mixer.data import pipeline
-from mixer.data import resident as resident_data
+from mixer.data import resident
 from mixer.evaluation import classification
-from mixer.evaluation import fewshot
 from mixer.images import augment
 
-# What a section has from data, unless it is given.
+if TYPE_CHECKING:
+  from flax import linen
+
+  from mixer.data.source import Source
+
+# Keys that an evaluation takes from `data` unless its own section sets them.
 _INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
               'on_device')
+
+Evaluate: TypeAlias = Callable[..., dict[str, int | float]]
+_Size: TypeAlias = int | tuple[int, int]
+_Report: TypeAlias = Callable[[dict[str, str]], None]
+_Sections: TypeAlias = dict[str, dict[str, Any]]
+
+
+class Plan(Protocol):
+  """How arrays are placed on devices; `training.sharding.Plan` is one."""
+
+  @property
+  def replicated(self) -> jax.sharding.Sharding:
+    """The sharding of an array that every device holds whole."""
+
+  def place(self, tree: Any) -> Any:
+    """Puts host arrays on the devices, replicated."""
+
+  def slots(self, batch_size: int) -> tuple[int, int]:
+    """Returns the rows of the global batch that this process reads."""
+
+  def put_batch(self, batch: classification.Batch) -> dict[str, jax.Array]:
+    """Makes a global batch of every process's rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FewShot:
-  """A few-shot evaluation: two splits, and the keywords of
-  `fewshot.accuracies`."""
+  """A few-shot evaluation.
+
+  Attributes:
+    train: the split that examples are picked from.
+    test: the split that accuracy is measured on.
+    settings: arguments of `fewshot.accuracies`.
+  """
   train: pipeline.Data
   test: pipeline.Data
-  settings: dict
+  settings: dict[str, Any]
 
 
-def sections(config):
+_Opened: TypeAlias = tuple[dict[str, pipeline.Data], dict[str, FewShot]]
+
+
+def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
   """Returns the settings of every split that a config names.
 
   Args:
@@ -39,7 +81,7 @@ def sections(config):
 
   Returns:
     ({'data': {...}, 'evals.NAME': {...}, 'fewshot.NAME.train': {...}, ...},
-    each with what it inherits from `data`; {NAME: keywords of
+    each with what it inherits from `data`; {NAME: arguments of
     `fewshot.accuracies`} of the `fewshot` section).
   """
   inherit = lambda section: dict(
@@ -48,51 +90,77 @@ def sections(config):
   out, settings = {'data': dict(config['data'])}, {}
   out.update({f'evals.{name}': inherit(section)
               for name, section in config['evals'].items()})
-  for name, section in config.get('fewshot', {}).items():
-    common, parts, settings[name] = fewshot_splits(**section)
-    for part, split in parts.items():
-      out[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
+  if config.get('fewshot'):
+    # Imported here, because most runs do not need it.
+    from mixer.evaluation import fewshot
+    for name, section in config['fewshot'].items():
+      common, parts, settings[name] = fewshot.read_section(**section)
+      for part, split in parts.items():
+        out[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
   return out, settings
 
 
-def open_splits(config, image_size, report=None, training=True):
-  """All splits that a config names.
+def open_splits(config: Mapping[str, Any], image_size: _Size,
+                report: _Report | None = None
+                ) -> tuple[pipeline.Data, *_Opened]:
+  """Opens all splits that a config names.
 
   Args:
     config: as `sections` takes it.
-    image_size: of all of them, an int or (height, width).
+    image_size: of all splits, an int or (height, width).
     report: called with a dict for every image that cannot be decoded.
-    training: whether the training split is wanted too.
 
   Returns:
-    (training split or None, {name: evaluation split}, {name: FewShot}).
+    (training split, {name: evaluation split}, {name: FewShot}).
   """
-  asked, settings = sections(config)
-  opened = {}
-  for key, section in asked.items():
-    if key == 'data' and not training:   # but a split may be carved from it
-      continue
-    wanted = tuple(s['split'] for s in asked.values()
-                   if s['name'] == section['name'] and s.get('split'))
-    opened[key] = pipeline.open_data(
-        **section, image_size=image_size, wanted=wanted, key=key, report=report)
+  found, settings = sections(config)
+  train = _open('data', found, image_size, report)
+  return train, *_evaluations(found, settings, image_size, report)
+
+
+def open_evaluations(config: Mapping[str, Any], image_size: _Size,
+                     report: _Report | None = None) -> _Opened:
+  """Opens all splits that a config names but the training split.
+
+  Returns:
+    ({name: evaluation split}, {name: FewShot}).
+  """
+  return _evaluations(*sections(config), image_size, report)
+
+
+def _evaluations(found: Mapping[str, Any], settings: Mapping[str, Any],
+                 image_size: _Size, report: _Report | None) -> _Opened:
+  opened = {key: _open(key, found, image_size, report)
+            for key in found if key != 'data'}
   few = {name: FewShot(opened[f'fewshot.{name}.train'],
                        opened[f'fewshot.{name}.test'], more)
          for name, more in settings.items()}
   for name, parts in few.items():
-    _tell_shared(name, parts)
-  return (opened.get('data'),
-          {name: opened[f'evals.{name}'] for name in config['evals']}, few)
+    _log_shared(name, parts)
+  return ({key.removeprefix('evals.'): split for key, split in opened.items()
+           if key.startswith('evals.')}, few)
 
 
-def other_classes(source, num_classes, names, exactly=False):
-  """Why a network cannot be asked for the classes of a source, or None.
+def _open(key: str, found: Mapping[str, Any], image_size: _Size,
+          report: _Report | None) -> pipeline.Data:
+  # A source without held-out splits carves them from the training split, so it
+  # must know all that the config names, also those that are not opened.
+  wanted = tuple(s['split'] for s in found.values()
+                 if s['name'] == found[key]['name'] and s.get('split'))
+  return pipeline.open_data(**found[key], image_size=image_size, wanted=wanted,
+                            key=key, report=report)
+
+
+def other_classes(source: 'Source', num_classes: int | None,
+                  names: Sequence[str] | None,
+                  exactly: bool = False) -> str | None:
+  """Returns why a network and a source have different classes, or None.
 
   Args:
-    source: `sources.Source`.
-    num_classes: of the network, None or 0 without a head.
-    names: of its classes, or None.
-    exactly: whether it may have no more classes than the source.
+    source: a data set with labels.
+    num_classes: of the network; None or 0 without a head.
+    names: of the network's classes, if they are known.
+    exactly: whether the network may not have more classes than the source.
   """
   have = num_classes or 0
   if have < source.num_classes or (exactly and have > source.num_classes):
@@ -100,137 +168,129 @@ def other_classes(source, num_classes, names, exactly=False):
             f'{have or "no head"}')
   for i, (ours, theirs) in enumerate(zip(names or (),
                                          source.class_names or ())):
-    # A release's are synsets with a word: 'n01440764 tench'.
+    # Released weights name a synset with a word: 'n01440764 tench'.
     if ours != theirs and not ours.startswith(f'{theirs} '):
-      return (f'class {i} of {source.name} is {theirs!r}, of the network '
+      return (f'class {i} of {source.name} is {theirs!r}, the network has '
               f'{ours!r}: they were made for different classes')
   return None
 
 
-def fewshot_splits(*, train='train', test='test', name=None, dir=None,
-                   crop='resize_crop', interpolation=None, on_device=None,
-                   shots=(1, 5, 10, 25), seeds=3, l2=2.0**10):
-  """What a config's `fewshot.NAME` section asks; what is None is `data`'s.
-
-  Args:
-    train, test: splits; examples are picked from the first.
-    name, dir, crop, interpolation, on_device: as `pipeline.open_data` takes
-      them.
-    shots: examples a class, each count an evaluation of its own.
-    seeds: repeats with other examples; the mean is reported.
-    l2: of the ridge regression (big_vision: 2^10).
-
-  Returns:
-    (settings of both splits, {'train': split, 'test': split}, keywords of
-    `fewshot.accuracies`).
-  """
-  for key, values in (('shots', shots), ('seeds', [seeds]), ('l2', [l2])):
-    if not len(values) or not all(v > 0 for v in values):
-      raise errors.UserError(f'fewshot.{key}: expected above 0, got {values}')
-  common = dict(name=name, dir=dir, crop=crop, interpolation=interpolation,
-                on_device=on_device)
-  return (common, dict(train=train, test=test),
-          dict(shots=tuple(shots), seeds=tuple(range(seeds)), l2=l2))
-
-
-def metrics(evals, fewshots):
-  """The names of all metrics of which more is better."""
+def metrics(evals: Mapping[str, pipeline.Data],
+            fewshots: Mapping[str, FewShot]) -> list[str]:
+  """Returns the names of all metrics of which higher values are better."""
   return [f'eval/{name}/{kind}' for name in evals
           for kind in ('accuracy', 'accuracy_top5')] + [
-              _fewshot_name(name, shot) for name, few in fewshots.items()
+              _fewshot_metric(name, shot) for name, few in fewshots.items()
               for shot in few.settings['shots']]
 
 
-def make(plan, model, evals, fewshots, *, batch_size, loss='softmax'):
-  """ask(params, details=None) -> {metric: number} of all evaluations.
+def make(plan: Plan, model: 'linen.Module',
+         evals: Mapping[str, pipeline.Data], fewshots: Mapping[str, FewShot], *,
+         batch_size: int, loss: str = 'softmax') -> Evaluate:
+  """Returns a function that computes all evaluations of a network.
 
   Args:
-    plan: `sharding.Plan`; batches are spread over its devices.
-    model: whose predictions are evaluated.
-    evals, fewshots: as `open_splits` gives them.
-    batch_size: images at a time, over all devices.
-    loss: of the training, 'softmax' or 'sigmoid', for probabilities.
+    plan: spreads batches over the devices.
+    model: the network, without parameters.
+    evals, fewshots: as `open_splits` returns them.
+    batch_size: images in a batch, over all devices.
+    loss: what the network was trained with, 'softmax' or 'sigmoid'.
 
   Returns:
-    A function; into `details`, a dict, it puts {name: arrays} of each example
-    of `evals`, as `classification.collect` returns them.
+    (params, details=None) -> {metric: number}. If `details` is a dict, the
+    outcome of every example is put into it: {name of the evaluation: arrays, as
+    `classification.collect` returns them}.
   """
-  labels_of = lambda batch, resident: resident_data.fetch(batch, resident)[1]
+  labels_of = lambda batch, stored: resident.fetch(batch, stored)[1]
   replicated = lambda f: jax.jit(f, out_shardings=plan.replicated)
   outcome = replicated(classification.make_outcome(
       make_predict(model), labels_of, model.num_classes, loss))
   features = make_features(model)
-  featured = replicated(lambda params, batch, resident: dict(
-      features=features(params, batch, resident), mask=batch['mask'],
-      labels=labels_of(batch, resident)[:, 0], bad=batch['bad'],
+  featured = replicated(lambda params, batch, stored: dict(
+      features=features(params, batch, stored), mask=batch['mask'],
+      labels=labels_of(batch, stored)[:, 0], bad=batch['bad'],
       position=batch['position']))
   splits = [*evals.values(), *(s for few in fewshots.values()
                                for s in (few.train, few.test))]
-  residents = {id(s): None if s.resident is None else plan.place(
-      s.resident) for s in splits}
+  stored = {id(s): None if s.resident is None else plan.place(s.resident)
+            for s in splits}
 
-  def found(key, function, params, split):
+  def collect(key, function, params, split):
     batches = split.eval_batches(batch_size=batch_size,
                                  slots=plan.slots(batch_size))
     return classification.collect(
-        key, function, params, map(plan.put_batch, batches),
-        residents[id(split)], len(split))
+        key, function, params, map(plan.put_batch, batches), stored[id(split)],
+        len(split))
 
-  def ask(params, details=None):
+  def evaluate(params, details=None):
     scores = {}
     for name, split in evals.items():
-      outcomes = found(f'evals.{name}', outcome, params, split)
-      scores.update(classification.score(name, outcomes))
+      found = collect(f'evals.{name}', outcome, params, split)
+      scores.update(classification.score(name, found))
       if details is not None:
-        details[name] = outcomes
+        details[name] = found
     for name, few in fewshots.items():
-      train, test = (found(f'fewshot.{name}.{part}', featured, params, split)
+      train, test = (collect(f'fewshot.{name}.{part}', featured, params, split)
                      for part, split in (('train', few.train),
                                          ('test', few.test)))
-      classes = max(few.train.source.num_classes, few.test.source.num_classes)
-      results = fewshot.accuracies(
-          train['features'], _labels(train), test['features'], _labels(test),
-          num_classes=classes, **few.settings)
-      scores.update({_fewshot_name(name, shot): value
-                     for shot, value in fewshot.means(results).items()})
+      scores.update(_score_few_shot(name, few, train, test))
     return scores
 
-  return ask
+  return evaluate
 
 
-def make_predict(model):
-  """predict(params, batch, resident) -> logits [B, K], as in evaluation."""
-  def predict(params, batch, resident=None):
-    images, *_ = resident_data.fetch(batch, resident)
+def make_predict(model: 'linen.Module') -> Callable[..., jax.Array]:
+  """Returns the network's prediction in evaluation mode.
+
+  Returns:
+    (params, batch, stored=None) -> logits [B, K]; `stored` is the split, if it
+    lives on the device.
+  """
+  def predict(params, batch, stored=None):
+    images, *_ = resident.fetch(batch, stored)
     return model.apply({'params': params}, augment.normalise(images))[0]
   return predict
 
 
-def make_features(model):
-  """features(params, batch, resident) -> pre_logits [B, C], as in evaluation.
+def make_features(model: 'linen.Module') -> Callable[..., jax.Array]:
+  """Returns the network's features in evaluation mode.
+
+  Returns:
+    (params, batch, stored=None) -> the inputs of the head, [B, C]; `stored` is
+    the split, if it lives on the device.
   """
-  def features(params, batch, resident=None):
-    images, *_ = resident_data.fetch(batch, resident)
+  def features(params, batch, stored=None):
+    images, *_ = resident.fetch(batch, stored)
     _, out = model.apply({'params': params}, augment.normalise(images))
     return out['pre_logits']
   return features
 
 
-def _tell_shared(name, few):
-  """Says so if a linear model is tested on what it is fitted to."""
+def _log_shared(name: str, few: FewShot) -> None:
+  """Warns if a linear model is tested on examples that it is fitted to."""
   if few.train.source.fingerprint == few.test.source.fingerprint:
     train, test = (s.split.records(np.arange(len(s)))
                    for s in (few.train, few.test))
     shared = np.intersect1d(train, test).size
     if shared:
-      log.warning('fewshot.%s: %d of the %d test examples are among those that '
-                  'it learns from', name, shared, len(test))
+      log.warning('fewshot.%s: %d of the %d test examples may be picked for '
+                  'training too', name, shared, len(test))
 
 
-def _labels(found):
-  """The first label of each example, -1 for one that cannot be decoded."""
-  return np.where(found['mask'], found['labels'], -1)
+def _score_few_shot(
+    name: str, few: FewShot, train: Mapping[str, np.ndarray],
+    test: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """Returns the metrics of linear models fitted to features of a split."""
+  from mixer.evaluation import fewshot
+  # The first label of each example, -1 if it cannot be decoded.
+  labels = lambda found: np.where(found['mask'], found['labels'], -1)
+  results = fewshot.accuracies(
+      train['features'], labels(train), test['features'], labels(test),
+      num_classes=max(few.train.source.num_classes,
+                      few.test.source.num_classes), **few.settings)
+  return {_fewshot_metric(name, shot): value
+          for shot, value in fewshot.means(results).items()}
 
 
-def _fewshot_name(name, shot):
+def _fewshot_metric(name: str, shot: int) -> str:
   return f'eval/{name}/accuracy_{shot}shot'

@@ -1,82 +1,120 @@
-"""Chooses settings on held-out training images, then trains on all of them.
+"""Experiment: which settings are best on held-out training images?
 
-As the paper chooses the learning rate of each fine-tuning (appendix C): one run
-a value on a part of the training images, judged by the rest; the best value
-then trains on all, and only that run sees the test images.
+The paper chooses the learning rate of each fine-tuning so (appendix C). Each
+value trains on a part of the training images, and the rest judge it. The best
+value then trains on all of them, and only that run sees the test images.
 """
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import itertools
 import json
 import math
 import os
+from typing import Any
 
-from rich import table as tables
+import ml_collections
 
-from mixer import models
+from mixer.analysis import data_sizes
 from mixer.core import errors
 from mixer.core import files
-from mixer.core import workdir as workdirs
+from mixer.core import tables
+from mixer.core import workdir
 from mixer.core.log import log
+from mixer.experiments import runs
 from mixer.training import assembly
-from mixer.training import run
-from mixer.training import settings
 
 RATE = 'schedule.learning_rate'
 _METRICS = ('eval/dev/accuracy', 'eval/dev/accuracy_top5')
+# Sections that a sweep sets itself.
 _FIXED = ('sweep', 'evals', 'fewshot', 'checkpoint')
 _BOOLEANS = {'true': True, 'false': False}
+# How the text of a value is read, by the type of its key.
+_PARSERS: dict[type, Callable[[str], Any]] = {
+    bool: lambda text: _BOOLEANS[text.lower()], int: int, float: float,
+    str: str}
+# Enough for a check of the other settings; the real data may be elsewhere.
+_ANY_DATA = data_sizes.Size(examples=None, num_classes=1, channels=3,
+                            missing=None)
+
+# {key of the config: values to try}
+Grid = dict[str, list[Any]]
 
 
-def sweep(config, workdir, *, learning_rates, train, dev,
-          metric='eval/dev/accuracy', grid=None):
-  """Trains once a value, chooses, and trains for good; goes on where it was.
-
-  The runs lie in WORKDIR/KEY=VALUE and WORKDIR/final, and what they gave in
-  WORKDIR/sweep.json, so that none that has ended is run again. A run that
-  diverges has lost.
+def run(config: ml_collections.ConfigDict, path: str, *,
+        grid: Sequence[str] = ()) -> dict[str, Any]:
+  """Runs the sweep that the config's section `sweep` describes.
 
   Args:
-    config: ml_collections.ConfigDict of a run, with a `sweep` section, which is
-      the arguments from `learning_rates` to `metric`.
-    workdir: of the sweep.
-    learning_rates: to try, if there is no `grid`.
-    train, dev: splits of the config's data, to train on and to choose by. They
-      are shown as by the config's first evaluation.
-    metric: to choose by, 'eval/dev/accuracy' or 'eval/dev/accuracy_top5'; of
-      equals the smaller learning rate is taken, then the earlier value.
-    grid: {key of the config: values}; of several keys all combinations.
+    config: the config of a run, with a section `sweep`.
+    path: directory of the sweep.
+    grid: 'KEY=V1,V2,...', values to try instead of the learning rates.
 
   Returns:
-    What sweep.json holds: 'metric', 'train', 'dev'; 'tested', the splits of the
-    final evaluation; 'runs', {name: {'values', 'learning_rate', and 'scores' or
-    'failed'}}; 'choice', the name of the best; 'tied', those as good; 'final',
-    the scores of the run on all.
+    What `sweep` returns.
+  """
+  if 'sweep' not in config:
+    raise errors.UserError(
+        'config: expected a section `sweep`, which says on which images to '
+        'train and to choose; configs/finetune.py has one')
+  found = sweep(config, path, **config.sweep, grid=parse_grid(grid, config))
+  log.info('sweep    the run to use is %s', os.path.join(path, 'final'))
+  return found
+
+
+def sweep(config: ml_collections.ConfigDict, path: str, *,
+          learning_rates: Sequence[float], train: str, dev: str,
+          metric: str = 'eval/dev/accuracy', grid: Grid | None = None
+          ) -> dict[str, Any]:
+  """Trains once for each value, chooses the best, and trains it on all images.
+
+  The runs are in PATH/KEY=VALUE and PATH/final. PATH/sweep.json has
+  their scores, and a run with a score is not started again. A run that diverges
+  cannot be chosen.
+
+  Args:
+    config: the config of a run. Its section `sweep` holds the arguments from
+      `learning_rates` to `metric`.
+    path: directory of the sweep.
+    learning_rates: values to try if there is no `grid`.
+    train: split of the config's data to train on.
+    dev: split of the config's data to choose by. Its images are shown as those
+      of the config's first evaluation.
+    metric: 'eval/dev/accuracy' or 'eval/dev/accuracy_top5'. Among equal scores
+      the smaller learning rate wins, then the earlier value.
+    grid: {key of the config: values}; all combinations of several keys.
+
+  Returns:
+    The content of sweep.json: 'metric', 'train' and 'dev'; 'tested', the splits
+    of the final evaluation; 'runs', {name: {'values', 'learning_rate', and
+    'scores' or 'failed'}}; 'choice', the name of the best run; 'tied', the
+    names of those that are as good; 'final', the scores of the final run.
 
   Raises:
-    UserError: if a value is refused, or WORKDIR holds another sweep.
-    RunError: if every run has diverged.
+    UserError: if a value is refused, or PATH holds another sweep.
+    RunError: if every run diverges.
   """
   if metric not in _METRICS:
     raise errors.unknown('sweep.metric', metric, _METRICS)
-  if not config.evals:
-    raise errors.UserError('evals: the config evaluates nothing, and a sweep '
-                           'ends with an evaluation; add one')
+  runs.check_evaluated(config)
   grid = grid or {RATE: [float(rate) for rate in learning_rates]}
   trials = _trials(config, grid)
-  with workdirs.claimed(workdir):
-    path = os.path.join(workdir, 'sweep.json')
-    text = files.read(path)
+  with workdir.claimed(path):
+    file = os.path.join(path, 'sweep.json')
+    text = files.read(file)
     found = json.loads(text or '{}') or dict(
         metric=metric, train=train, dev=dev,
         tested=[e.split for e in config.evals.values()], runs={}, choice=None,
         tied=[], final=None)
 
-    # Only what has ended claims the directory: a config that is refused at
-    # once leaves it to the corrected one.
-    agree = lambda: workdirs.agree(workdir, dict(config.to_dict(), grid=grid))
-    def note(**news):
+    # The config is written with the first result, not before, so that a config
+    # that is refused does not block the directory for the corrected one.
+    agree = lambda: workdir.agree(path, dict(config.to_dict(), grid=grid))
+
+    def note(**news: Any) -> None:
       agree()
       found.update(news)
-      workdirs.write_json(path, found)
+      workdir.write_json(file, found)
 
     if text is not None:
       agree()
@@ -86,132 +124,142 @@ def sweep(config, workdir, *, learning_rates, train, dev,
         trial = _trial(_with(config, values), train, dev)
         note(runs=dict(found['runs'], **{name: dict(
             values=values, learning_rate=trial.schedule.learning_rate,
-            **_outcome(trial, os.path.join(workdir, name)))}))
+            **_outcome(trial, os.path.join(path, name)))}))
     note(**choose(found['runs'], metric))
     if found['final'] is None:
       log.info('\nsweep    the final run: %s', found['choice'])
       final = _with(config, trials[found['choice']])
-      note(final=_plain(run.train(final, os.path.join(workdir, 'final'))))
+      note(final=runs.train(final, os.path.join(path, 'final')))
   return found
 
 
-def parse_grid(texts, config):
-  """{key: values} of ['KEY=V1,V2,...', ...], each value of its key's type.
+def parse_grid(texts: Sequence[str],
+               config: ml_collections.ConfigDict) -> Grid:
+  """Returns {key: values} of 'KEY=V1,V2,...' texts.
+
+  Args:
+    texts: one for each key.
+    config: gives the type of each key's values.
 
   Raises:
-    UserError: if a key is none of the config's or cannot be swept, or a value
-      is not of its type.
+    UserError: if the config has no such key, a sweep cannot vary it, or a value
+      has the wrong type.
   """
-  grid = {}
+  grid: Grid = {}
   for text in texts:
     key, _, values = text.partition('=')
-    *path, leaf = key.split('.')
-    if not path or not values or key in grid:
+    *parents, leaf = key.split('.')
+    if not parents or not values or key in grid:
       raise errors.UserError(
-          f'--grid: {text!r}: expected KEY=V1,V2,... with a key of the config, '
-          f'given once, such as {RATE}=0.01,0.03')
+          f'--grid: expected KEY=V1,V2,... with a key of the config, once for '
+          f'each key, such as {RATE}=0.01,0.03, got {text!r}')
     section = config
-    for i, part in enumerate(path):
-      section = _at(section, path[:i], part)
-    _at(section, path, leaf)
-    if path[0] in _FIXED or key == 'data.split':
-      raise errors.UserError(f'--grid: {key} does not tell runs apart: a sweep '
-                             'sets splits, evaluations and checkpoints itself')
+    for i, part in enumerate(parents):
+      section = _at(section, parents[:i], part)
+    _at(section, parents, leaf)
+    if parents[0] in _FIXED or key == 'data.split':
+      raise errors.UserError(f'--grid: {key} cannot vary, because a sweep sets '
+                             'splits, evaluations and checkpoints itself')
     grid[key] = list(dict.fromkeys(
         _value(key, value, section.get_type(leaf))
         for value in values.split(',')))
   return grid
 
 
-def _at(section, path, key):
-  """section[key], of the section of a config that lies at `path`."""
-  if not hasattr(section, 'keys'):
-    raise errors.UserError(f'--grid: {".".join(path)} is a setting, and has no '
-                           f'{key!r} below it')
-  if key not in section:
-    raise errors.unknown(': '.join(['--grid', *path]), key, list(section))
-  return section[key]
+def choose(found: Mapping[str, Any], metric: str) -> dict[str, Any]:
+  """Returns the best run as 'choice', and those that are as good as 'tied'.
 
-
-def choose(runs, metric):
-  """{'choice': name of the best run, 'tied': those as good}.
+  Args:
+    found: 'runs' of a sweep.
+    metric: the metric to choose by; more is better.
 
   Raises:
-    RunError: if all have failed.
+    RunError: if all runs failed.
   """
-  scores = {name: r['scores'][metric] for name, r in runs.items()
-            if 'scores' in r}
+  scores = {name: row['scores'][metric] for name, row in found.items()
+            if 'scores' in row}
   if not scores:
     raise errors.RunError(
-        f'all {len(runs)} runs of the sweep have diverged; try lower learning '
-        f'rates in another --workdir, as in --grid={RATE}=0.0003,0.001')
+        f'all {len(found)} runs of the sweep diverged; try lower learning '
+        f'rates in another --workdir, such as --grid={RATE}=0.0003,0.001')
   best = max(scores.values())
   tied = sorted((name for name in scores if scores[name] == best),
-                key=lambda name: runs[name]['learning_rate'])
+                key=lambda name: found[name]['learning_rate'])
   return dict(choice=tied[0], tied=tied[1:])
 
 
-def table(found):
-  """What a sweep gave, as a rich table."""
-  metric = found['metric']
+def show(found: Mapping[str, Any]) -> None:
+  """Prints what `sweep` returned."""
+  metric, rows = found['metric'], found['runs']
   final = ', '.join(f'{name.removeprefix("eval/")} {value:.2%}'
                     for name, value in found['final'].items()
                     if name.endswith('/accuracy'))
-  seen = found['dev'] in found['tested']
-  caption = f'final run with {found["choice"]}: {final}' + (
-      ', on the images that it was chosen by, so a little too good'
-      if seen else '')
-  out = tables.Table(
+  if found['dev'] in found['tested']:
+    final += ', on the images that chose it, so slightly too good'
+  tables.show(tables.make(
+      [(*row['values'].values(),
+        f'{row["scores"][metric]:.2%}' if 'scores' in row else '-',
+        _status(found, name)) for name, row in rows.items()],
+      (*next(iter(rows.values()))['values'], 'score', ''), left=0,
       title=f'trained on {found["train"]}, judged by {metric} on '
-      f'{found["dev"]}', caption=caption)
-  rows = found['runs']
-  for key in next(iter(rows.values()))['values']:
-    out.add_column(key, justify='right', overflow='fold')
-  out.add_column('score', justify='right')
-  out.add_column('')
-  for name, row in rows.items():
-    said = ('chosen' if name == found['choice'] else
-            'diverged' if 'failed' in row else
-            'as good' if name in found['tied'] else '')
-    if said == 'chosen' and found['tied']:
-      said = 'chosen: of equals the smaller learning rate, then the earlier'
-    score = f'{row["scores"][metric]:.2%}' if 'scores' in row else '-'
-    out.add_row(*map(str, row['values'].values()), score, said)
-  return out
+      f'{found["dev"]}',
+      caption=f'final run with {found["choice"]}: {final}'))
 
 
-def _trials(config, grid):
-  """{name: {key: value}} of all combinations, each checked as far as it can be
-  without the data: the last should not be refused after days."""
+def _status(found: Mapping[str, Any], name: str) -> str:
+  """Returns what became of a run, in words."""
+  if name == found['choice']:
+    return 'chosen: smaller learning rate of equals, then the earlier' if (
+        found['tied']) else 'chosen'
+  if 'failed' in found['runs'][name]:
+    return 'diverged'
+  return 'as good' if name in found['tied'] else ''
+
+
+def _at(section: Any, parents: Sequence[str], key: str) -> Any:
+  """Returns section[key], where `parents` are the keys of `section`."""
+  if not hasattr(section, 'keys'):
+    raise errors.UserError(f'--grid: {".".join(parents)} is a setting, so it '
+                           f'has no {key!r} below it')
+  if key not in section:
+    raise errors.unknown(': '.join(['--grid', *parents]), key, list(section))
+  return section[key]
+
+
+def _trials(config: ml_collections.ConfigDict,
+            grid: Grid) -> dict[str, dict[str, Any]]:
+  """Returns {name of a run: {key: value}} of all combinations.
+
+  Each config is checked as far as that is possible without the data, so that
+  the last value is not refused after days of training.
+  """
   out = {}
   for combination in itertools.product(*grid.values()):
     values = dict(zip(grid, combination))
-    c = _with(config, values)
-    model = dict(c.model, num_classes=c.model.num_classes or 1)
-    assembly.make_step(c, settings.Settings(**c.run), models.create(**model),
-                  c.run.total_steps or 10**9)
+    trial = _with(config, values)
+    settings = assembly.check(trial)
+    assembly.make_step(
+        trial, settings, assembly.make_model(trial, settings, _ANY_DATA),
+        trial.run.total_steps or 10**9)
     name = ','.join(f'{key}={value}' for key, value in values.items())
     out[name.replace('/', '-')] = values
   if len(out) != math.prod(map(len, grid.values())) or not out:
-    raise errors.UserError(f'sweep: expected values with names of their own, '
-                           f'got {grid}')
+    raise errors.UserError('--grid: expected values whose names are different '
+                           f'folders, got {grid}')
   return out
 
 
-def _with(config, values):
-  """A copy of a config with some values set."""
-  out = config.copy_and_resolve_references()
-  for key, value in values.items():
-    *path, leaf = key.split('.')
-    section = out
-    for part in path:
-      section = section[part]
-    section[leaf] = value
+def _with(config: ml_collections.ConfigDict,
+          values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """Returns a copy with some values, {key: value}, changed."""
+  out = assembly.edited(config)
+  out.update_from_flattened_dict(values)
   return out
 
 
-def _trial(config, train, dev):
-  """The config of a run to choose by, changed in place."""
+def _trial(config: ml_collections.ConfigDict, train: str,
+           dev: str) -> ml_collections.ConfigDict:
+  """Makes the config, in place, that of a run to choose by."""
   like = next(iter(config.evals.values()))
   with config.unlocked():
     config.data.split = train
@@ -221,25 +269,22 @@ def _trial(config, train, dev):
   return config
 
 
-def _outcome(config, workdir):
+def _outcome(config: ml_collections.ConfigDict,
+             path: str) -> dict[str, Any]:
+  """Returns the scores of a run, or why it failed."""
   try:
-    return dict(scores=_plain(run.train(config, workdir)))
+    return dict(scores=runs.train(config, path))
   except errors.Diverged as e:
     log.info('sweep    %s', e)
     return dict(failed=str(e))
 
 
-def _plain(scores):
-  return {name: float(value) for name, value in scores.items()}
-
-
-def _value(key, text, kind):
-  """A text as a value of the type `kind`."""
+def _value(key: str, text: str, kind: type) -> Any:
+  """Returns a text as a value of the type `kind`."""
   try:
-    if kind is bool:
-      return _BOOLEANS[text.lower()]
-    if kind in (int, float, str) and text:
-      return kind(text)
+    if text and kind in _PARSERS:
+      return _PARSERS[kind](text)
   except (KeyError, ValueError):
     pass
-  raise errors.UserError(f'--grid: {key}={text}: expected {kind.__name__}')
+  raise errors.UserError(f'--grid: {key}: expected {kind.__name__}, got '
+                         f'{text!r}')

@@ -1,48 +1,49 @@
-"""Networks by name: 'Mixer-B/16'."""
-import re
+"""Networks by name, such as 'Mixer-B/16'.
 
-import jax.numpy as jnp
+A row of the table is all that the catalog knows of a network; everything else
+comes from its class, see `interface.Model`.
+"""
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import importlib
+import typing
+from typing import Any
 
 from mixer.core import errors
-from mixer.models.mixer import MlpMixer
-from mixer.models.mixer import pair
-from mixer.models.mixer import REMAT
+from mixer.models import grid
 
-# Table 1 of https://arxiv.org/abs/2105.01601: layers, C, D_S, D_C.
-SCALES = {
-    'S': dict(num_blocks=8, hidden_dim=512, tokens_mlp_dim=256,
-              channels_mlp_dim=2048),
-    'B': dict(num_blocks=12, hidden_dim=768, tokens_mlp_dim=384,
-              channels_mlp_dim=3072),
-    'L': dict(num_blocks=24, hidden_dim=1024, tokens_mlp_dim=512,
-              channels_mlp_dim=4096),
-    'H': dict(num_blocks=32, hidden_dim=1280, tokens_mlp_dim=640,
-              channels_mlp_dim=5120),
+if typing.TYPE_CHECKING:
+  import flax.linen as nn
+
+  from mixer.models import interface
+
+# The beginning of a name -> the module and class of the network. A module is
+# imported when its network is asked for.
+_NETWORKS = {
+    'Mixer': ('mixer.models.mixer', 'MlpMixer'),
 }
-# The attributes that say what function a network computes.
-_SHAPE = ('patch_size', 'hidden_dim', 'num_blocks', 'tokens_mlp_dim',
-          'channels_mlp_dim', 'num_classes', 'in_channels', 'approximate_gelu')
-PLATFORMS = ('cpu', 'gpu', 'tpu')
-PAPER = ('Mixer-S/32', 'Mixer-S/16', 'Mixer-B/32', 'Mixer-B/16', 'Mixer-L/32',
-         'Mixer-L/16', 'Mixer-H/14')
+_FRACTIONS = ('dropout_rate', 'stochastic_depth')
+_SIZES = (int, int | None, grid.Size)
 
 
-def names():
-  """The scales of the paper; a scale takes any other patch size as well."""
-  return PAPER
+def names() -> tuple[str, ...]:
+  """Returns the sizes of the networks' papers; most take other patches too."""
+  return tuple(name for family in _NETWORKS for name in _network(family).NAMES)
 
 
-def create(name, *, num_classes=1000, dtype=jnp.float32, **overrides):
-  """The network `name`, such as 'Mixer-B/16', or with any patch 'Mixer-S/8'.
+def create(name: str, *, num_classes: int | None = 1000,
+           dtype: Any = 'float32', **overrides: Any) -> 'interface.Model':
+  """Returns the network `name`.
 
   Args:
-    name: 'Mixer-' and a scale of table 1 (S, B, L, H), '/' and the patch side.
+    name: 'Mixer-' and a scale of table 1 of the paper (S, B, L, H), '/' and the
+      side of a patch, such as 'Mixer-B/16' or 'Mixer-S/8'.
     num_classes: width of the head; None or 0 leaves it out.
     dtype: of the computation, float32 or bfloat16; parameters are float32.
-    **overrides: any attribute of `MlpMixer`: patch_size, hidden_dim,
-      num_blocks, tokens_mlp_dim, channels_mlp_dim, in_channels, dropout_rate,
-      stochastic_depth, approximate_gelu, head_bias, remat, scan. None keeps
-      the scale's value.
+    **overrides: other fields of the network's class, such as patch_size,
+      hidden_dim, num_blocks or stochastic_depth of `mixer.MlpMixer`. None keeps
+      the value that belongs to the name.
 
   Returns:
     A flax module: `model.init(key, images)`, and
@@ -52,57 +53,116 @@ def create(name, *, num_classes=1000, dtype=jnp.float32, **overrides):
     UserError: if the name or an override is unknown, or a value is out of
       range.
   """
-  match = re.fullmatch(r'Mixer-([A-Za-z]+)/(\d+)', str(name))
-  if not match or match[1] not in SCALES:
-    raise errors.unknown('model.name', name, PAPER)
-  allowed = [f for f in MlpMixer.__dataclass_fields__
-             if f not in ('parent', 'name')]
-  settings = dict(SCALES[match[1]], patch_size=int(match[2]))
+  import jax.numpy as jnp
+  family = str(name).partition('-')[0]
+  if family not in _NETWORKS:
+    raise errors.unknown('model.name', name, names())
+  network = _network(family)
+  fields = {field.name: field.type for field in dataclasses.fields(network)
+            if field.name not in ('parent', 'name')}
+  settings = network.settings(str(name))
   for key, value in overrides.items():
-    if key not in allowed:
-      raise errors.unknown('model', key, allowed)
+    if key not in fields:
+      raise errors.unknown('model', key, fields)
     if value is not None:
       settings[key] = value
-  _check(settings)
-  return MlpMixer(num_classes=num_classes, dtype=jnp.dtype(dtype), **settings)
+  for key, value in settings.items():
+    _check(key, value, fields[key], network.CHOICES)
+  make: Callable[..., interface.Model] = network
+  return make(num_classes=num_classes, dtype=jnp.dtype(dtype), **settings)
 
 
-def describe(model, name=None):
-  """What `create` makes the same network from: a dict of its arguments.
+def describe(model: 'nn.Module', name: str | None = None) -> dict[str, Any]:
+  """Returns the arguments with which `create` makes the same network.
 
   Args:
     model: as `create` makes them.
-    name: by default that of the scale with its hidden width, or 'Mixer-S/...'.
+    name: the name to start from; by default the nearest one.
   """
-  if name is None:
-    letter = next((letter for letter, scale in SCALES.items()
-                   if scale['hidden_dim'] == model.hidden_dim), 'S')
-    name = f'Mixer-{letter}/{pair(model.patch_size)[0]}'
-  return dict(name=name, **{key: getattr(model, key) for key in _SHAPE})
+  out = model.describe()
+  return out if name is None else dict(out, name=name)
 
 
-def title(settings):
-  """What `describe` gives, for people: 'Mixer-B/16, patch_size 8'."""
+def title(settings: Mapping[str, Any]) -> str:
+  """Returns what `describe` gives, for people: 'Mixer-B/16, patch_size 8'."""
   usual = describe(create(settings['name']), settings['name'])
-  differ = [f'{key} {settings[key]}' for key in usual
+  differ = [f'{key} {value}' for key, value in settings.items()
             if key not in ('num_classes', 'in_channels', 'approximate_gelu')
-            and settings.get(key, usual[key]) != usual[key]]
+            and value != usual.get(key)]
   return ', '.join([settings['name'], *differ])
 
 
-def _check(settings):
-  for key, value in settings.items():
-    if key in ('dropout_rate', 'stochastic_depth'):
-      if not 0 <= value < 1:
-        raise errors.UserError(f'model.{key}: expected 0 <= x < 1, got {value}')
-    elif key == 'remat':
-      if value not in REMAT:
-        raise errors.unknown('model.remat', value, REMAT)
-    elif key == 'platform':
-      if value not in PLATFORMS:
-        raise errors.unknown('platform', value, PLATFORMS)
-    elif key not in ('approximate_gelu', 'head_bias', 'scan'):
-      sides = value if isinstance(value, (tuple, list)) else (value,)
-      if not all(isinstance(v, int) and v > 0 for v in sides):
-        raise errors.UserError(
-            f'model.{key}: expected a positive integer, got {value!r}')
+def infer(params: Mapping[str, Any], image_size: grid.Size | None = None
+          ) -> tuple['interface.Model', tuple[int, int]]:
+  """Returns the network that parameters are for, and its image size.
+
+  Args:
+    params: nested dict of arrays with the published names.
+    image_size: of images that are not square.
+
+  Raises:
+    UserError: if no network has such parameters, or they do not tell the size.
+  """
+  found = shapes(params)
+  network = _of_parameters(found)
+  if network is None:
+    raise errors.UserError(
+        f'no known network ({", ".join(_NETWORKS)}) has such parameters: '
+        f'{", ".join(sorted(found)[:4]) or "none"} and so on')
+  model = network.infer(found)
+  if image_size is None:
+    tokens, patch = model.tokens(params), grid.pair(model.patch_size)
+    patches = None if tokens is None else grid.square(tokens)
+    if patches is None:
+      raise errors.UserError(
+          f'the weights are for {tokens or "any number of"} tokens, which does '
+          'not tell the size of the images; a card beside the file, FILE.json '
+          'as mixer.export writes it, would tell it')
+    image_size = patches[0] * patch[0], patches[1] * patch[1]
+  return model, grid.pair(image_size)
+
+
+def widths(params: Mapping[str, Any]) -> dict[str, int]:
+  """Returns the settings of `create` that the shapes of parameters show.
+
+  Args:
+    params: nested dict of arrays, or of their shapes and dtypes; some
+      parameters may be missing.
+  """
+  found = shapes(params)
+  network = _of_parameters(found)
+  return {} if network is None else network.widths(found)
+
+
+def shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """Returns {name: shape} of a nested dict of arrays."""
+  from mixer.core import trees
+  return {name: tuple(x.shape) for name, x in trees.flatten(params).items()}
+
+
+def _network(family: str) -> type['interface.Model']:
+  module, name = _NETWORKS[family]
+  return getattr(importlib.import_module(module), name)
+
+
+def _of_parameters(names: Mapping[str, Any]) -> type['interface.Model'] | None:
+  """Returns the network whose own parameters are among the names."""
+  return next((network for network in map(_network, _NETWORKS)
+               if any(network.OWN_PARAMETER.fullmatch(n) for n in names)), None)
+
+
+def _check(key: str, value: Any, kind: Any,
+           choices: Mapping[str, tuple[str, ...]]) -> None:
+  """Raises a UserError if a setting is out of range."""
+  if key in choices:
+    if value not in choices[key]:
+      raise errors.unknown(f'model.{key}', value, choices[key])
+  elif key in _FRACTIONS:
+    if not 0 <= value < 1:
+      raise errors.UserError(
+          f'model.{key}: expected a number from 0 to below 1, got {value}')
+  elif kind in _SIZES:
+    sides = value if isinstance(value, (tuple, list)) else (value,)
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+      raise errors.UserError(
+          f'model.{key}: expected a positive integer, got {value!r}')

@@ -1,13 +1,14 @@
-"""What a network costs, by formula: parameters and floating-point operations.
+"""What a network costs: parameters and floating-point operations, by formula.
 
-params = (P^2 c C + C) + L [4C + (2 S D_S + D_S + S) + (2 C D_C + D_C + C)]
-         + 2C + (C K + K),   c input channels, L blocks, K classes
-MACs   = S P^2 c C + L (2 C S D_S + 2 S C D_C) + C K   an image
+The formulas are each network's own, see `interface.Model`.
 """
-from mixer.models.mixer import pair
+import flax.linen as nn
 
-# Pre-training in TPUv3 core-days (table 3 of the paper); L/16 on JFT is of 14
-# epochs. On the two ImageNets they are the paper's extrapolations.
+from mixer.models import grid
+
+# Pre-training in TPUv3 core-days (table 3 of the Mixer paper). L/16 on JFT was
+# trained for 14 epochs. The figures for both ImageNets are extrapolations, the
+# paper's own.
 _CORE_DAYS = {
     ('Mixer-B/16', 'imagenet2012'): 10, ('Mixer-L/16', 'imagenet2012'): 40,
     ('Mixer-B/16', 'imagenet21k'): 150, ('Mixer-L/16', 'imagenet21k'): 410,
@@ -18,41 +19,35 @@ _CORE_DAYS = {
 }
 
 
-def tokens(model, image_size):
-  """S of `model` on images of `image_size` (an int or height, width)."""
-  (height, width), (p_h, p_w) = pair(image_size), pair(model.patch_size)
-  return (height // p_h) * (width // p_w)
+def tokens(model: nn.Module, image_size: grid.Size) -> int:
+  """Returns S, the number of tokens of one image."""
+  return grid.tokens(image_size, model.patch_size)
 
 
-def parameters(model, image_size):
-  """The exact number of parameters."""
-  s, c = tokens(model, image_size), model.hidden_dim
-  d_s, d_c = model.tokens_mlp_dim, model.channels_mlp_dim
-  p_h, p_w = pair(model.patch_size)
-  block = 4 * c + (2 * s * d_s + d_s + s) + (2 * c * d_c + d_c + c)
-  stem = p_h * p_w * model.in_channels * c + c
-  head = (c + 1) * (model.num_classes or 0)
-  return stem + model.num_blocks * block + 2 * c + head
+def parameters(model: nn.Module, image_size: grid.Size) -> int:
+  """Returns the exact number of parameters."""
+  return model.parameters(image_size)
 
 
-def forward_flops(model, image_size):
-  """Of one image: twice the multiply-adds of the matrix products.
+def forward_flops(model: nn.Module, image_size: grid.Size) -> int:
+  """Returns the FLOPs of one image: twice the multiply-adds of its products.
 
-  LayerNorm, GELU, skips and the mean are not counted, as is usual.
+  As is usual, LayerNorm, GELU, skips and the mean are not counted.
   """
-  s, c = tokens(model, image_size), model.hidden_dim
-  d_s, d_c = model.tokens_mlp_dim, model.channels_mlp_dim
-  p_h, p_w = pair(model.patch_size)
-  stem = s * p_h * p_w * model.in_channels * c
-  block = 2 * c * s * d_s + 2 * s * c * d_c
-  return 2 * (stem + model.num_blocks * block + c * (model.num_classes or 0))
+  return 2 * model.multiply_adds(image_size)
 
 
-def training_flops(model, image_size):
-  """Of one image: the backward pass costs two forward ones."""
+def training_flops(model: nn.Module, image_size: grid.Size) -> int:
+  """Returns the FLOPs of one image in training: three times those of a forward
+  pass, since a backward pass costs two of them."""
   return 3 * forward_flops(model, image_size)
 
 
-def paper_core_days(name, data):
-  """What pre-training the network `name` on `data` took the paper, or None."""
+def paper_core_days(name: str, data: str) -> int | None:
+  """Returns the TPUv3 core-days that the paper's pre-training took, or None.
+
+  Args:
+    name: of the network, such as 'Mixer-B/16'.
+    data: 'imagenet2012', 'imagenet21k' or 'jft'.
+  """
   return _CORE_DAYS.get((name, data))

@@ -5,53 +5,33 @@ width), P patch side; D_S and D_C are the widths of the two MLPs. Module names
 are those of the released checkpoints: a layer without an explicit `name` gets
 its published one from the order of construction, so that order is fixed.
 """
+import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mixer.core.errors import UserError
+from mixer.core import errors
+from mixer.models import blocks
+from mixer.models import grid
+from mixer.models import interface
+from mixer.models import masks
 from mixer.models import products
+from mixer.models import token_mixing
 
-# What is kept of a block for its backward pass.
-_REMAT = dict(block=jax.checkpoint_policies.nothing_saveable,
-              dots=jax.checkpoint_policies.dots_saveable)
-REMAT = tuple(_REMAT)
-
-
-class MlpBlock(nn.Module):
-  """W2 gelu(W1 x) over the last axis, biases included (equation 1).
-
-  Attributes:
-    mlp_dim: hidden width, D_S or D_C.
-    dropout_rate: of the hidden units and of the output.
-    approximate_gelu: the tanh form of the official code; False is the exact
-      erf form of PyTorch ports. They differ by at most 4.8e-4.
-    dtype: of the computation.
-  """
-  mlp_dim: int
-  dropout_rate: float = 0.0
-  approximate_gelu: bool = True
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, draws, *, dot):
-    """x [B, T, F] -> [B, T, F]; draws as in `MixerBlock`, dot as flax's
-    `dot_general`."""
-    dense = lambda width: nn.Dense(width, dtype=self.dtype, dot_general=dot)
-    h = dense(self.mlp_dim)(x)
-    h = nn.gelu(h, approximate=self.approximate_gelu)
-    h = self._dropout(h, draws, 'hidden')
-    y = dense(x.shape[-1])(h)
-    return self._dropout(y, draws, 'output')
-
-  def _dropout(self, x, draws, where):
-    if draws is None or not self.dropout_rate:
-      return x
-    keep = draws.keep(f'{self.name}/{where}', self.dropout_rate, x.shape[1:])
-    return jnp.where(keep, x / (1 - self.dropout_rate), jnp.zeros_like(x))
+# Table 1 of https://arxiv.org/abs/2105.01601: layers, C, D_S, D_C.
+_SCALES = {'S': (8, 512, 256, 2048), 'B': (12, 768, 384, 3072),
+           'L': (24, 1024, 512, 4096), 'H': (32, 1280, 640, 5120)}
+_SCALED = ('num_blocks', 'hidden_dim', 'tokens_mlp_dim', 'channels_mlp_dim')
+# The settings that decide which function a network computes.
+_FUNCTION = ('patch_size', 'hidden_dim', 'num_blocks', 'tokens_mlp_dim',
+             'channels_mlp_dim', 'num_classes', 'in_channels',
+             'approximate_gelu')
+# The parameters whose last axis shows a width.
+_WIDTHS = dict(hidden_dim='stem/kernel',
+               tokens_mlp_dim='MixerBlock_0/token_mixing/Dense_0/kernel',
+               channels_mlp_dim='MixerBlock_0/channel_mixing/Dense_0/kernel')
 
 
 class MixerBlock(nn.Module):
@@ -63,6 +43,8 @@ class MixerBlock(nn.Module):
   Attributes:
     tokens_mlp_dim: D_S.
     channels_mlp_dim: D_C.
+    mixing: the row of `token_mixing.TABLE` that takes the place of W2 gelu(W1).
+    grid: rows and columns of patches.
   """
   tokens_mlp_dim: int
   channels_mlp_dim: int
@@ -70,41 +52,35 @@ class MixerBlock(nn.Module):
   approximate_gelu: bool = True
   dtype: Any = jnp.float32
   platform: str | None = None
+  mixing: str = 'tied'
+  grid: tuple[int, int] | None = None
 
   @nn.compact
-  def __call__(self, x_BSC, draws=None, *, train):
-    """x [B, S, C] -> [B, S, C].
+  def __call__(self, x_BSC: jax.Array, drop: masks.Masks = masks.NONE, *,
+               train: bool) -> jax.Array:
+    """Returns [B, S, C] for tokens [B, S, C].
 
     Args:
       x_BSC: tokens.
-      draws: `layers.Draws` of this block in training, whose `kept` is the
-        probability, for each example and branch, of keeping the branch. It is
-        not rescaled then, as in the official training code (timm and scenic
-        divide it by `kept`). None for no dropout of either kind.
-      train: which form the matrix products take, see `layers.training_dot`.
+      drop: the masks of this block.
+      train: whether there is a backward pass, which the products suit then.
     """
-    mlp = lambda width, name: MlpBlock(
-        width, self.dropout_rate, self.approximate_gelu, self.dtype, name=name)
-    drop = lambda branch_BSC, name: branch_BSC if draws is None else (
-        draws.drop_path(name, branch_BSC))
-    dot = products.training_dot if train else None
-    platform = self.platform or jax.default_backend()
-    token_dot = products.token_dot if platform == 'gpu' else dot
-    y_BCS = jnp.swapaxes(nn.LayerNorm(dtype=self.dtype)(x_BSC), 1, 2)
-    y_BCS = mlp(self.tokens_mlp_dim, 'token_mixing')(
-        y_BCS, draws, dot=token_dot)
-    u_BSC = x_BSC + drop(jnp.swapaxes(y_BCS, 1, 2), 'token_mixing')
+    mix = token_mixing.TABLE[self.mixing].mix
+    y_BSC = mix(self, nn.LayerNorm(dtype=self.dtype)(x_BSC), drop, train=train)
+    u_BSC = x_BSC + drop.path(y_BSC, 'token_mixing')
     y_BSC = nn.LayerNorm(dtype=self.dtype)(u_BSC)
-    y_BSC = mlp(self.channels_mlp_dim, 'channel_mixing')(
-        y_BSC, draws, dot=dot)
-    return u_BSC + drop(y_BSC, 'channel_mixing')
+    y_BSC = blocks.MlpBlock(
+        self.channels_mlp_dim, self.dropout_rate, self.approximate_gelu,
+        self.dtype, name='channel_mixing')(
+            y_BSC, drop, dot=products.dense(train=train))
+    return u_BSC + drop.path(y_BSC, 'channel_mixing')
 
 
-class MlpMixer(nn.Module):
-  """The network of table 1; see `mixer.models.create` for its scales.
+class MlpMixer(interface.Model):
+  """The network of table 1; `mixer.models.create` makes it by its name.
 
-  LayerNorm's epsilon is 1e-6, kernels start lecun-normal, biases and the head
-  at zero, as flax's defaults and the official code have them.
+  As in the official code, LayerNorm's epsilon is 1e-6, kernels start
+  lecun-normal, and biases and the head start at zero.
 
   Attributes:
     patch_size: P, or (height, width) of a patch in pixels.
@@ -115,23 +91,23 @@ class MlpMixer(nn.Module):
     num_classes: width of the head; None or 0 leaves the head out.
     head_bias: initial value of the head's biases; -log(classes) suits the
       sigmoid loss, whose first steps would else only push all logits down.
-    in_channels: of the images.
-    dropout_rate: in both MLPs (0.0 in all the paper's chosen settings).
+    in_channels: number of channels of the images.
+    dropout_rate: in both MLPs (0.0 in all settings that the paper chose).
     stochastic_depth: drop probability of the last block; block i of n has
       i / (n - 1) of it.
-    approximate_gelu: tanh form (the released weights') or exact erf.
+    approximate_gelu: tanh form (the released weights'), or the exact erf form.
     dtype: of the computation; parameters are float32.
-    remat: what training computes again in the backward pass instead of keeping
-      it: None for nothing; 'block' for all inside a block, of which only the
-      input is kept; 'dots' for all but the matrix products.
-    scan: whether training runs the blocks as one loop over their parameters,
-      stacked for the step: less to compile, and to hold with `remat`. Names and
-      results are the same; `out` then lacks the blocks' outputs in training.
+    remat, scan: how training trades time for memory, see `blocks.run`. Names
+      and results stay the same. With `scan`, `out` lacks the blocks' outputs
+      in training.
     platform: 'cpu', 'gpu' or 'tpu', which the program is for and which decides
-      the form of matrix products; None for the platform of the caller.
+      the form of matrix products; None decides where the program is lowered.
+    token_mixing: how tokens are mixed, a row of `token_mixing.TABLE`.
   """
-  # (pattern for the end of a parameter's name, mesh axes of each array axis);
-  # the first that matches holds. See `training.sharding`.
+  NAMES = ('Mixer-S/32', 'Mixer-S/16', 'Mixer-B/32', 'Mixer-B/16',
+           'Mixer-L/32', 'Mixer-L/16', 'Mixer-H/14')
+  CHOICES = dict(remat=blocks.REMAT, platform=products.PLATFORMS,
+                 token_mixing=tuple(token_mixing.TABLE))
   SHARDING_RULES = (
       ('stem/kernel', (None, None, None, 'fsdp')),
       ('token_mixing/Dense_0/kernel', (None, ('model', 'fsdp'))),
@@ -142,7 +118,10 @@ class MlpMixer(nn.Module):
       ('(token|channel)_mixing/Dense_0/bias', (('model', 'fsdp'),)),
       ('.*', ('fsdp',)),
   )
-  patch_size: Any
+  OWN_PARAMETER = re.compile(r'MixerBlock_(\d+)/.*')
+  TIED_TO_SIZE = ('tokens_mlp_dim',)
+
+  patch_size: grid.Size
   hidden_dim: int
   num_blocks: int
   tokens_mlp_dim: int
@@ -157,10 +136,13 @@ class MlpMixer(nn.Module):
   remat: str | None = None
   scan: bool = False
   platform: str | None = None
+  token_mixing: str = 'tied'
 
   @nn.compact
-  def __call__(self, images, *, train=False, rows=None):
-    """Class logits, and every named intermediate.
+  def __call__(self, images: jax.Array, *, train: bool = False,
+               rows: jax.Array | None = None) -> tuple[
+                   jax.Array, dict[str, jax.Array]]:
+    """Returns class logits, and every named intermediate.
 
     Args:
       images: float [B, height, width, in_channels].
@@ -177,8 +159,8 @@ class MlpMixer(nn.Module):
     Raises:
       UserError: if the images do not fit the patches or the parameters.
     """
-    patch = pair(self.patch_size)
-    self._check(images, patch)
+    patch = grid.pair(self.patch_size)
+    patches = self.patches(images)
     rows_B = jnp.arange(images.shape[0]) if rows is None else rows
     out = {}
     x = out['stem'] = nn.Conv(
@@ -186,13 +168,18 @@ class MlpMixer(nn.Module):
         dtype=self.dtype, name='stem',
         conv_general_dilated=products.patch_dot)(images)
     x_BSC = out['input_tokens'] = x.reshape(x.shape[0], -1, self.hidden_dim)
-    draws = self._draws(rows_B) if train else None
-    if train and (self.remat or self.scan) and not self.is_initializing():
-      x_BSC = self._cheaper_blocks(x_BSC, draws, out)
-    else:
-      for i in range(self.num_blocks):
-        x_BSC = out[f'block_{i}'] = self._block(name=f'MixerBlock_{i}')(
-            x_BSC, draws and draws.of_block(i), train=train)
+    drop = masks.draw(
+        self.make_rng, rows_B, num_blocks=self.num_blocks,
+        dropout_rate=self.dropout_rate,
+        stochastic_depth=self.stochastic_depth) if train else masks.NONE
+    make = lambda **where: MixerBlock(
+        self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout_rate,
+        self.approximate_gelu, self.dtype, self.platform, self.token_mixing,
+        patches, **where)
+    x_BSC, outputs = blocks.run(
+        self, make, x_BSC, drop, train=train, remat=self.remat, scan=self.scan,
+        names=[f'MixerBlock_{i}' for i in range(self.num_blocks)])
+    out.update(outputs)
     x_BSC = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x_BSC)
     x_BC = out['pre_logits'] = jnp.mean(x_BSC, axis=1, dtype=jnp.float32)
     if not self.num_classes:
@@ -202,78 +189,102 @@ class MlpMixer(nn.Module):
         bias_init=nn.initializers.constant(self.head_bias), name='head')(x_BC)
     return logits, out
 
-  def _block(self, **where):
-    return MixerBlock(self.tokens_mlp_dim, self.channels_mlp_dim,
-                      self.dropout_rate, self.approximate_gelu, self.dtype,
-                      self.platform, **where)
+  @classmethod
+  def settings(cls, name: str) -> dict[str, Any]:
+    """See `interface.Model`; the patch size may be any, as in 'Mixer-S/8'."""
+    match = re.fullmatch(r'Mixer-([A-Z])/(\d+)', name)
+    if match is None or match[1] not in _SCALES:
+      raise errors.unknown('model.name', name, cls.NAMES)
+    return dict(zip(_SCALED, _SCALES[match[1]]), patch_size=int(match[2]))
 
-  def _draws(self, rows_B):
-    """`layers.Draws` of all blocks."""
-    n = self.num_blocks
-    keys = lambda name, rate: jax.vmap(jax.random.fold_in, (None, 0))(
-        self.make_rng(name), jnp.arange(n)) if rate else None
-    keep = [1 - i / max(n - 1, 1) * self.stochastic_depth for i in range(n)]
-    return products.Draws(
-        dropout=keys('dropout', self.dropout_rate), rows_B=rows_B,
-        depth=keys('stochastic_depth', self.stochastic_depth),
-        kept=np.array(keep, np.float32))
+  @classmethod
+  def infer(cls, shapes: interface.Shapes) -> 'MlpMixer':
+    """See `interface.Model`; token mixing is the paper's."""
+    for name, rank in zip(_WIDTHS.values(), (4, 2, 2)):
+      shape = shapes.get(name, ())
+      if len(shape) != rank or 0 in shape:
+        raise errors.UserError(
+            f'this is not a Mixer: {name!r} is '
+            f'{list(shape) if name in shapes else "missing"}, expected a '
+            f'tensor of {rank} axes, none of them empty')
+    height, width, channels, _ = shapes['stem/kernel']
+    settings: dict[str, Any] = dict(
+        cls.widths(shapes), in_channels=channels,
+        patch_size=height if height == width else (height, width),
+        num_classes=(shapes.get('head/kernel') or (0,))[-1])
+    return cls(**settings)
 
-  def _cheaper_blocks(self, x_BSC, draws, out):
-    """All blocks, with `remat` and `scan`: functions of their parameters."""
-    block = self._block(parent=None)
-    run = lambda x_BSC, params, draws: block.apply(
-        {'params': params}, x_BSC, draws, train=True)
-    if self.remat:   # a loop keeps its steps apart by itself
-      run = jax.checkpoint(run, policy=_REMAT[self.remat],
-                           prevent_cse=not self.scan)
-    blocks = [self.variables['params'][f'MixerBlock_{i}']
-              for i in range(self.num_blocks)]
-    if not self.scan:
-      for i, params in enumerate(blocks):
-        x_BSC = out[f'block_{i}'] = run(x_BSC, params, draws.of_block(i))
-      return x_BSC
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+  @classmethod
+  def widths(cls, shapes: interface.Shapes) -> dict[str, int]:
+    """See `interface.Model`."""
+    numbers = [int(m[1]) for name in shapes
+               if (m := cls.OWN_PARAMETER.fullmatch(name))]
+    return dict({key: shapes[name][-1] for key, name in _WIDTHS.items()
+                 if shapes.get(name)}, num_blocks=max(numbers, default=-1) + 1)
 
-    def body(x_BSC, of_block):
-      params, drawn = of_block
-      return run(x_BSC, params, drawn.replace(rows_B=draws.rows_B)), None
+  @nn.nowrap
+  def describe(self) -> dict[str, Any]:
+    """See `interface.Model`."""
+    letter = next((letter for letter, (_, hidden, *_) in _SCALES.items()
+                   if hidden == self.hidden_dim), 'S')
+    out = dict(name=f'Mixer-{letter}/{grid.pair(self.patch_size)[0]}',
+               **{key: getattr(self, key) for key in _FUNCTION})
+    # Runs that were saved before there was a choice have no such key.
+    if self.token_mixing != 'tied':
+      out['token_mixing'] = self.token_mixing
+    return out
 
-    return jax.lax.scan(
-        body, x_BSC, (stacked, draws.replace(rows_B=None)))[0]
+  @nn.nowrap
+  def parameters(self, image_size: grid.Size) -> int:
+    """Returns (P^2 c C + C) + L [4C + mixing + (2 C D_C + D_C + C)] + 2C
+    + (C K + K), for c input channels, L blocks and K classes."""
+    s, c = grid.tokens(image_size, self.patch_size), self.hidden_dim
+    d_s, d_c = self.tokens_mlp_dim, self.channels_mlp_dim
+    mixing = token_mixing.TABLE[self.token_mixing].parameters(s, c, d_s)
+    block = 4 * c + mixing + 2 * c * d_c + d_c + c
+    head = (c + 1) * (self.num_classes or 0)
+    return (self._inputs() + 1) * c + self.num_blocks * block + 2 * c + head
 
-  def _check(self, images, patch):
-    if images.ndim != 4:
-      raise UserError('images: expected [batch, height, width, channels], got '
-                      f'shape {images.shape}')
-    _, height, width, channels = images.shape
-    if channels != self.in_channels:
-      raise UserError(f'images have {channels} channels, the model takes '
-                      f'in_channels={self.in_channels}')
-    if height % patch[0] or width % patch[1]:
-      raise UserError(
-          f'image size {height}x{width} is not a multiple of the patch size '
-          f'{patch[0]}x{patch[1]}; the nearest that fit are '
-          f'{_multiples(height, patch[0])} by {_multiples(width, patch[1])}')
-    made = self._tokens_of_parameters()
-    tokens = (height // patch[0]) * (width // patch[1])
-    if made not in (None, tokens):
-      raise UserError(
-          f'image size {height}x{width} gives {tokens} tokens, but the token-'
-          f'mixing weights are for {made}: a Mixer is tied to the resolution '
-          'it was made for; give it images of that size')
+  @nn.nowrap
+  def multiply_adds(self, image_size: grid.Size) -> int:
+    """Returns S P^2 c C + L (mixing + 2 S C D_C) + C K."""
+    s, c = grid.tokens(image_size, self.patch_size), self.hidden_dim
+    mixing = token_mixing.TABLE[self.token_mixing].multiply_adds(
+        s, c, self.tokens_mlp_dim)
+    block = mixing + 2 * s * c * self.channels_mlp_dim
+    head = c * (self.num_classes or 0)
+    return s * self._inputs() * c + self.num_blocks * block + head
 
-  def _tokens_of_parameters(self):
-    if self.is_initializing() or not self.num_blocks:
+  def _inputs(self):
+    height, width = grid.pair(self.patch_size)
+    return height * width * self.in_channels
+
+  @nn.nowrap
+  def tokens(self, params: interface.Params) -> int | None:
+    """Returns the S that the token-mixing weights are tied to, if they are."""
+    tokens = token_mixing.TABLE[self.token_mixing].tokens
+    if tokens is None or not self.num_blocks:
       return None
-    block = self.variables['params']['MixerBlock_0']
-    return block['token_mixing']['Dense_0']['kernel'].shape[0]
+    return tokens(params['MixerBlock_0']['token_mixing'])
 
+  @nn.nowrap
+  def enlarged(self, parts: int) -> 'MlpMixer':
+    """Returns the network whose D_S has grown with the number of parts."""
+    return self.clone(tokens_mlp_dim=self.tokens_mlp_dim * parts)
 
-def pair(size):
-  """An int, or a (height, width), as (height, width)."""
-  return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _multiples(side, patch):
-  below = side // patch * patch
-  return ' or '.join(str(s) for s in (below, below + patch) if s)
+  @nn.nowrap
+  def resized(self, params: interface.Params, old: tuple[int, int],
+              new: tuple[int, int], method: str) -> tuple[
+                  'MlpMixer', interface.Params]:
+    """Returns the network whose token-mixing weights fit another grid."""
+    change = token_mixing.TABLE[self.token_mixing].resize.get(method)
+    if change is None:
+      raise errors.UserError(f'method: {method} is not for networks with '
+                             f'token_mixing={self.token_mixing!r}')
+    changed = dict(params)
+    for i in range(self.num_blocks):
+      block = params[f'MixerBlock_{i}']
+      changed[f'MixerBlock_{i}'] = dict(
+          block, token_mixing=change(block['token_mixing'], old, new))
+    grown = (new[0] * new[1]) // (old[0] * old[1])
+    return self.enlarged(grown) if method == 'block' else self, changed

@@ -1,23 +1,61 @@
-"""Layers that more than one network may use.
+"""Forms of the matrix products of dense layers and patch projections.
+
+All forms of a product compute the same sums; which one is fast depends on the
+platform that the program is for (BENCHMARKS.md has the measurements).
 
 Axes: B batch, N any leading axes, I inputs, O outputs of a dense layer.
 """
+from collections.abc import Callable
+import functools
 from typing import Any
-import zlib
 
-import flax
 import jax
 import jax.numpy as jnp
 
+PLATFORMS = ('cpu', 'gpu', 'tpu')
+# What flax calls the `dot_general` of a dense layer.
+Dot = Callable[..., jax.Array]
 
-def training_dot(x_NI, kernel_IO, dimension_numbers, precision=None,
-                 preferred_element_type=None):
-  """x [..., I] times kernel [I, O], as one product of two matrices.
 
-  XLA's CPU backend is faster at the backward pass of two matrices than of a
-  batch of them; forward alone it is not, since the reshape keeps it from
-  folding a transposition into the product. To a TPU both are the same program
-  (BENCHMARKS.md). So this is flax's `dot_general` for training.
+def dense(*, train: bool) -> Dot:
+  """Returns the form of product for a dense layer over channels."""
+  return training_dot if train else jax.lax.dot_general
+
+
+def over_tokens(platform: str | None, *, train: bool) -> Dot:
+  """Returns the form of product for a dense layer over tokens.
+
+  Args:
+    platform: 'cpu', 'gpu' or 'tpu', which the program is for; None decides
+      where the program is lowered, so that one exported for several platforms
+      contains the form of each.
+    train: whether the program has a backward pass.
+  """
+  other = dense(train=train)
+  if platform is not None:
+    return token_dot if platform == 'gpu' else other
+
+  def dot(x, kernel, dimension_numbers, precision=None,
+          preferred_element_type=None):
+    on_gpu, elsewhere = (functools.partial(
+        form, dimension_numbers=dimension_numbers, precision=precision,
+        preferred_element_type=preferred_element_type)
+                         for form in (token_dot, other))
+    return jax.lax.platform_dependent(
+        x, kernel, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
+
+  return dot
+
+
+def training_dot(x_NI: jax.Array, kernel_IO: jax.Array, dimension_numbers: Any,
+                 precision: Any = None,
+                 preferred_element_type: Any = None) -> jax.Array:
+  """Returns x [..., I] times kernel [I, O], as one product of two matrices.
+
+  XLA's CPU backend runs the backward pass of two matrices faster than that of
+  a batch of them. The forward pass alone is not faster, because the reshape
+  keeps XLA from folding a transposition into the product. A TPU gets the same
+  program from both.
   """
   del dimension_numbers   # a dense layer's: the last axis with the first
   out = jax.lax.dot_general(
@@ -26,31 +64,14 @@ def training_dot(x_NI, kernel_IO, dimension_numbers, precision=None,
   return out.reshape(*x_NI.shape[:-1], kernel_IO.shape[-1])
 
 
-def patch_dot(images, kernel_HWIO, window_strides, padding, *, precision=None,
-              preferred_element_type=None, **conventions):
-  """A convolution whose windows are disjoint patches, as one matrix product.
+def token_dot(x_BCI: jax.Array, kernel_IO: jax.Array, dimension_numbers: Any,
+              precision: Any = None,
+              preferred_element_type: Any = None) -> jax.Array:
+  """Returns x [B, C, I] times kernel [I, O], as kernel^T x^T for each example.
 
-  This is flax's `conv_general_dilated` for a stem: cuDNN's kernel for images of
-  three channels is slow; to a TPU and a CPU it is all one (BENCHMARKS.md).
-  """
-  del window_strides, padding, conventions   # a stem's: patch, none, flax's
-  height, width, in_channels, out_channels = kernel_HWIO.shape
-  batch, rows, columns, _ = images.shape
-  x = images.reshape(batch, rows // height, height, columns // width, width,
-                     in_channels).swapaxes(2, 3)
-  return jax.lax.dot_general(
-      x.reshape(*x.shape[:3], -1), kernel_HWIO.reshape(-1, out_channels),
-      (((3,), (0,)), ((), ())), precision=precision,
-      preferred_element_type=preferred_element_type)
-
-
-def token_dot(x_BCI, kernel_IO, dimension_numbers, precision=None,
-              preferred_element_type=None):
-  """x [B, C, I] times kernel [I, O], as a product an example: kernel^T x^T.
-
-  For mixing tokens on a GPU: x comes transposed from [B, I, C], whose rows are
-  aligned to 16 bytes where those of 196 tokens in bfloat16 are not, and the
-  transpositions around it are none in memory (BENCHMARKS.md).
+  This is for mixing tokens on a GPU. There x is a transposed [B, I, C], whose
+  rows are aligned to 16 bytes; rows of 196 tokens in bfloat16 are not. The
+  transpositions around this product cost nothing in memory.
   """
   del dimension_numbers   # a dense layer's: the last axis with the first
   kernel_BOI = jnp.broadcast_to(
@@ -61,51 +82,22 @@ def token_dot(x_BCI, kernel_IO, dimension_numbers, precision=None,
   return jnp.swapaxes(out_BOC, 1, 2)
 
 
-@flax.struct.dataclass
-class Draws:
-  """What training leaves out at random, of all blocks or of one.
+def patch_dot(images: jax.Array, kernel_HWIO: jax.Array, window_strides: Any,
+              padding: Any, *, precision: Any = None,
+              preferred_element_type: Any = None,
+              **conventions: Any) -> jax.Array:
+  """Returns a convolution over disjoint patches, as one matrix product.
 
-  Attributes:
-    dropout, depth: keys of dropout and of stochastic depth, or None for none;
-      of all blocks [num_blocks].
-    kept: float32, the probability of keeping a branch; likewise.
-    rows_B: int32 [B], the rows of the global batch.
+  This is flax's `conv_general_dilated` for a stem whose stride is its window.
+  cuDNN's kernel is slow for images of three channels; on a TPU and a CPU both
+  forms are equally fast.
   """
-  dropout: Any
-  depth: Any
-  kept: Any
-  rows_B: Any
-
-  def of_block(self, i):
-    """Of all blocks, those of one."""
-    at = lambda x: None if x is None else x[i]
-    return Draws(dropout=at(self.dropout), depth=at(self.depth),
-                 kept=self.kept[i], rows_B=self.rows_B)
-
-  def keep(self, name, rate, shape):
-    """Which units stay, bool [B, *shape]; `name` tells places of a block
-    apart."""
-    return keep_mask(_named(self.dropout, name), self.rows_B, 1 - rate, shape)
-
-  def drop_path(self, name, branch_BSC):
-    """A branch without the examples that leave it out."""
-    if self.depth is None:
-      return branch_BSC
-    keep_B11 = keep_mask(_named(self.depth, name), self.rows_B, self.kept,
-                         (1, 1))
-    return branch_BSC * keep_B11.astype(branch_BSC.dtype)
-
-
-def keep_mask(key, rows_B, kept, shape):
-  """Bernoulli(kept) draws, one block of `shape` an example: [B, *shape].
-
-  Example b draws from fold_in(key, rows_B[b]) alone, so its mask does not
-  depend on how the global batch is cut into micro-batches or over devices.
-  """
-  def one(row):
-    return jax.random.bernoulli(jax.random.fold_in(key, row), kept, shape)
-  return jax.vmap(one)(rows_B)
-
-
-def _named(key, name):
-  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+  del window_strides, padding, conventions   # a stem's: patch, none, flax's
+  height, width, in_channels, out_channels = kernel_HWIO.shape
+  batch, rows, columns, _ = images.shape
+  x = images.reshape(batch, rows // height, height, columns // width, width,
+                     in_channels).swapaxes(2, 3)
+  return jax.lax.dot_general(
+      x.reshape(*x.shape[:3], -1), kernel_HWIO.reshape(-1, out_channels),
+      (((3,), (0,)), ((), ())), precision=precision,
+      preferred_element_type=preferred_element_type)

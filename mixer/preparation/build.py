@@ -1,16 +1,23 @@
-"""Writes a folder, a manifest or ImageNet-21k's tars as a TFDS set, with Beam.
+"""Builds a TFDS set from a folder, a manifest or ImageNet-21k's tars, on Beam.
 
-Images do not travel between workers: what is grouped by shard is where their
-bytes lie, and the worker of a shard reads, checks and writes them. So a machine
-can make a set far larger than its memory. Records lie in the order of a hash of
-their names, whatever the number of shards: the first n of a split are a random
-sample of it.
+Images do not travel between workers. Beam groups by shard only where each image
+is stored, and the worker of a shard reads, checks and writes the images. So a
+machine can build a set far larger than its memory.
+
+Records are ordered by a hash of their names, whatever the number of shards. So
+the first n records of a split are a random sample of it.
 """
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import functools
 import io
 import json
 import os
 import shutil
+from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,209 +27,259 @@ from mixer.core import files
 from mixer.images import decode_pillow
 from mixer.preparation import beam_runner
 from mixer.preparation import image_lists
+from mixer.preparation import set_directory
 from mixer.preparation import shard_files
 
+if TYPE_CHECKING:
+  import apache_beam
+
 _VERSION = '1.0.0'
-_LISTED = 10   # bad images in an error; all are in the file
-_LOSSY = (b'\xff\xd8', b'RIFF')   # how JPEG and WebP begin
+_BAD_IMAGES_SHOWN = 10   # in an error; bad.jsonl lists all of them
+_LOSSY_SIGNATURES = (b'\xff\xd8', b'RIFF')   # first bytes of JPEG and of WebP
+_Counts = dict[str, dict[str, int]]
 
 
-def build(source, *, name, data_dir, form, shards, max_pixels, max_bad_fraction,
-          runner, options):
-  """Makes the set `name` in data_dir.
+def build(source: str, *, name: str, data_dir: str, file_format: str,
+          shards: int | None, max_pixels: int, max_bad_fraction: float,
+          runner: str, options: Sequence[str]) -> tuple[str, _Counts]:
+  """Builds the set `name` in data_dir.
 
   Args:
-    source: one of `entries.KINDS`.
-    name: of the new set.
-    data_dir: of TFDS.
-    form: one of `records.FORMATS`.
-    shards: of each split, or None for as many as TFDS would make.
-    max_pixels: of an image; larger ones are bad.
-    max_bad_fraction: of all images; with more of them bad there is no set.
-    runner, options: of Beam.
+    source: one of `image_lists.KINDS`.
+    name: the name of the new set.
+    data_dir: the TFDS directory to write to.
+    file_format: one of `shard_files.FORMATS`.
+    shards: number of shards of each split; None for as many as TFDS would make.
+    max_pixels: height times width at most; a larger image is bad.
+    max_bad_fraction: if a larger share of all images is bad, no set is built.
+    runner: Beam's name of a runner.
+    options: arguments for Beam's PipelineOptions.
 
   Returns:
-    (the new directory, {split: {'in', 'records', 'bad', 'shards', 'bytes'}}).
+    (the new set's directory, {split: {'in', 'records', 'bad', 'shards',
+    'bytes'}}).
 
   Raises:
-    UserError: if the source is not as it must be, or the set is there already.
-    RunError: if too many images are bad, or counts do not agree.
+    UserError: if the source is missing or malformed, or the set exists.
+    RunError: if too many images are bad, or the counts do not add up.
   """
-  beam_runner.load()
-  root = os.path.join(shard_files.local(data_dir, '--data_dir'), name)
+  beam_runner.import_beam()   # fails before the source is scanned
+  root = os.path.join(set_directory.local_path(data_dir, '--data_dir'), name)
   path = os.path.join(root, _VERSION)
-  with shard_files.new_directory(path) as partial:
-    plan = image_lists.plan(source)
-    shards = shards or _shards_for(plan)
+  with set_directory.create(path) as partial:
+    images = image_lists.open_list(source)
+    num_shards = shards or _default_shards(images)
     work = os.path.join(partial, 'work')
     os.mkdir(work)
+    write = functools.partial(
+        write_shard, work=work, file_format=file_format,
+        multi_label=images.multi_label, max_pixels=max_pixels)
     beam_runner.run(
-        functools.partial(
-            _pipeline, plan=plan, shards=shards, work=work,
-            write=functools.partial(
-                write_shard, work=work, form=form, several=plan.several,
-                max_pixels=max_pixels)),
+        functools.partial(_add_steps, images=images, shards=num_shards,
+                          work=work, write=write),
         runner=runner, options=options, work=work,
-        shards=shards * len(plan.sizes))
-    found = beam_runner.reports(work)
-    table = _count(found, plan.sizes, work)
-    _judge([bad for part in found for bad in part['bad']], table,
-           max_bad_fraction, os.path.join(root, 'bad.jsonl'))
-    shards = {split: shard_files.install(
-        work, [part for part in found if part['split'] == split], partial, name,
-        split, form) for split in table}
+        shards=num_shards * len(images.sizes))
+    reports = beam_runner.read_reports(work)
+    counts = _checked_counts(reports, images.sizes, work)
+    _list_bad_images([bad for report in reports for bad in report['bad']],
+                     sum(row['in'] for row in counts.values()),
+                     max_bad_fraction, os.path.join(root, 'bad.jsonl'))
+    written = {split: set_directory.move_shards(
+        work, [report for report in reports if report['split'] == split],
+        partial, name, split, file_format) for split in counts}
     shutil.rmtree(work)
-    _describe(partial, plan, name=name, form=form, shards=shards)
-    files.write(os.path.join(partial, shard_files.NOTE), json.dumps(dict(
-        source=source, fingerprint=plan.fingerprint,
-        max_pixels=max_pixels, splits=table), indent=2))
-  return path, table
+    _write_metadata(partial, images, name=name, file_format=file_format,
+                    shards=written)
+    files.write(os.path.join(partial, set_directory.PROVENANCE), json.dumps(
+        dict(source=source, fingerprint=images.fingerprint,
+             max_pixels=max_pixels, splits=counts), indent=2))
+  return path, counts
 
 
-def admit(file, max_pixels):
-  """An image file as it is stored: as it is if it is plain, else upright RGB.
+def plain_file(file: bytes, max_pixels: int) -> bytes:
+  """Returns an image file that any decoder reads the same way.
+
+  That is the file itself if it is plain: 8-bit RGB or grey, JPEG or PNG, and
+  upright. Other images are encoded again as upright RGB: JPEG and WebP as JPEG
+  of quality 95 without chroma subsampling, the others as PNG, without loss.
+
+  Args:
+    file: an encoded image.
+    max_pixels: height times width at most.
 
   Raises:
-    BadImage: if any part of it cannot be decoded.
+    BadImage: if any part of the image cannot be decoded, or it is too large.
   """
   pixels = decode_pillow.pixels(file, max_pixels=max_pixels)
   if decode_pillow.is_plain(file, max_pixels=max_pixels):
     return file
   out = io.BytesIO()
-  if file.startswith(_LOSSY):
+  if file.startswith(_LOSSY_SIGNATURES):
     Image.fromarray(pixels).save(out, 'JPEG', quality=95, subsampling=0)
   else:
     Image.fromarray(pixels).save(out, 'PNG')
   return out.getvalue()
 
 
-def write_shard(grouped, *, work, form, several, max_pixels):
-  """Writes a shard, and beside it what became of its entries.
+def write_shard(grouped: tuple[tuple[str, int], Iterable[str]], *, work: str,
+                file_format: str, multi_label: bool, max_pixels: int) -> None:
+  """Writes a shard, and beside it a report with its bad images.
 
   Args:
-    grouped: ((split, shard), its packed `entries.Entry`s).
-    work: directory for both.
-    form, several, max_pixels: as for `build` and `entries.Plan`.
+    grouped: ((split, shard), packed `image_lists.Entry`s in any order).
+    work: the directory to write to.
+    file_format: one of `shard_files.FORMATS`.
+    multi_label: whether the set stores 'labels' instead of 'label'.
+    max_pixels: height times width of an image at most.
   """
   (split, shard), packed = grouped
-  members = sorted(map(image_lists.unpack, packed), key=lambda e: (e.hash, e.name))
+  # Beam groups in no particular order.
+  entries = sorted(map(image_lists.unpack, packed),
+                   key=lambda e: (e.name_hash, e.name))
   bad = []
 
   def load(i):
     try:
-      if i and members[i].name == members[i - 1].name:
+      # Entries of the same name are neighbours: they have the same hash.
+      if i and entries[i].name == entries[i - 1].name:
         raise decode_pillow.BadImage('it is listed more than once')
-      return admit(members[i].read(), max_pixels)
+      return plain_file(entries[i].read(), max_pixels)
     except decode_pillow.BadImage as e:
       return e
 
-  def good():
-    files_of = beam_runner.in_threads(load, range(len(members)))
-    for entry, file in zip(members, files_of):
+  def records():
+    images = beam_runner.map_in_threads(load, range(len(entries)))
+    for entry, file in zip(entries, images):
       if isinstance(file, decode_pillow.BadImage):
         bad.append(dict(split=split, name=entry.name, reason=str(file)))
       else:
-        yield _example(file, entry, several)
+        yield _serialized_example(file, entry, multi_label)
 
   path = os.path.join(work, f'{split}-{shard}')
-  count, size = shard_files.write(path, form, good())
-  beam_runner.report(path, dict(split=split, shard=shard, records=count, bytes=size,
-                            bad=bad))
+  count, size = shard_files.write(path, file_format, records())
+  beam_runner.write_report(path, dict(
+      split=split, shard=shard, records=count, bytes=size, bad=bad))
 
 
-def _example(file, entry, several):
-  """A serialised record of the features in `_describe`."""
+def _serialized_example(file: bytes, entry: image_lists.Entry,
+                        multi_label: bool) -> bytes:
+  """Returns a record with the features that `_write_metadata` declares."""
   from tensorflow_datasets.proto import tf_example_pb2
-  out = tf_example_pb2.Example()
-  feature = out.features.feature
+  example = tf_example_pb2.Example()
+  feature = example.features.feature
   feature['image'].bytes_list.value.append(file)
-  feature['labels' if several else 'label'].int64_list.value.extend(
+  feature['labels' if multi_label else 'label'].int64_list.value.extend(
       entry.labels)
   if entry.weights is not None:
     feature['weights'].float_list.value.extend(entry.weights)
   feature['file_name'].bytes_list.value.append(
       entry.name.encode('utf-8', 'surrogateescape'))
-  return out.SerializeToString(deterministic=True)
+  # The features are a map, whose order protobuf leaves open by default.
+  return example.SerializeToString(deterministic=True)
 
 
-def _shards_for(plan):
-  """As many as TFDS would make: files of 64 MiB to 1 GiB."""
+def _default_shards(images: image_lists.ImageList) -> int:
+  """Returns TFDS's own number of shards: files of 64 MiB to 1 GiB."""
   from tensorflow_datasets.core.utils import shard_utils
-  known = [n for n in plan.sizes.values() if n is not None]
+  known = [n for n in images.sizes.values() if n is not None]
   return shard_utils.ShardConfig.calculate_number_shards(
-      plan.num_bytes, max(known, default=2**20), uses_precise_sharding=False)
+      images.num_bytes, max(known, default=2**20), uses_precise_sharding=False)
 
 
-def _pipeline(pipeline, *, plan, shards, work, write):
-  beam = beam_runner.load()
-  listed = (pipeline | beam.Create(plan.items) | beam.Reshuffle()
-            | 'List' >> beam.FlatMap(plan.entries)
-            | 'Assign' >> beam.Map(functools.partial(_assign, shards=shards)))
-  listed | beam.GroupByKey() | 'Write' >> beam.Map(write)
-  (listed | 'Split' >> beam.Map(lambda item: item[0][0])
+def _add_steps(pipeline: 'apache_beam.Pipeline', *,
+               images: image_lists.ImageList, shards: int, work: str,
+               write: Callable[[Any], None]) -> None:
+  """Adds to a pipeline: list entries, group them by shard, write and count."""
+  beam = beam_runner.import_beam()
+  # Reshuffle lets Beam spread the parts over workers; without it, it would fuse
+  # creating and listing into one step of one worker.
+  entries = (pipeline | beam.Create(images.parts) | beam.Reshuffle()
+             | 'List' >> beam.FlatMap(images.entries_of)
+             | 'Assign' >> beam.Map(
+                 functools.partial(_with_shard, shards=shards)))
+  entries | beam.GroupByKey() | 'Write' >> beam.Map(write)
+  # Counted apart from the writing, so that a lost element is noticed.
+  (entries | 'Split' >> beam.Map(lambda item: item[0][0])
    | beam.combiners.Count.PerElement()
-   | 'Tell' >> beam.MapTuple(lambda split, count: files.write(
+   | 'Count' >> beam.MapTuple(lambda split, count: files.write(
        os.path.join(work, f'{split}.count'), str(count))))
 
 
-def _assign(entry, *, shards):
-  return (entry.split, entry.hash * shards >> 64), entry.pack()
+def _with_shard(entry: image_lists.Entry, *, shards: int
+                ) -> tuple[tuple[str, int], str]:
+  """Returns ((split, shard), packed entry).
+
+  Shards are equal ranges of the hash, so that their concatenation is ordered by
+  hash for every number of shards.
+  """
+  return (entry.split, entry.name_hash * shards >> 64), entry.pack()
 
 
-def _count(found, sizes, work):
-  """{split: counts}; raises RunError if they do not agree."""
-  table = {}
+def _checked_counts(reports: Iterable[Mapping[str, Any]],
+                    sizes: Mapping[str, int | None], work: str) -> _Counts:
+  """Returns {split: counts}; raises RunError if images were lost or added."""
+  counts = {}
   for split, listed in sizes.items():
-    mine = [part for part in found if part['split'] == split]
-    row = {k: sum(part[k] for part in mine) for k in ('records', 'bytes')}
+    mine = [report for report in reports if report['split'] == split]
+    row = {key: sum(report[key] for report in mine)
+           for key in ('records', 'bytes')}
     row['in'] = int(files.read(os.path.join(work, f'{split}.count')) or 0)
-    row['bad'] = sum(len(part['bad']) for part in mine)
-    row['shards'] = sum(part['records'] > 0 for part in mine)
+    row['bad'] = sum(len(report['bad']) for report in mine)
+    row['shards'] = sum(report['records'] > 0 for report in mine)
     if (row['in'] != row['records'] + row['bad']
         or listed not in (None, row['in'])):
       raise errors.RunError(
           f'{split}: {listed or row["in"]} images were listed, {row["in"]} '
-          f'went in and {row["records"]} + {row["bad"]} bad ones came out; did '
-          'the source change meanwhile?')
-    table[split] = row
-  return table
+          f'were sent to the shards, and {row["records"]} were written and '
+          f'{row["bad"]} found bad there; these numbers must agree. If the '
+          'source changed meanwhile, build again')
+    counts[split] = row
+  return counts
 
 
-def _judge(bad, table, max_bad_fraction, path):
-  """Lists the bad images in a file; raises RunError if they are too many."""
+def _list_bad_images(bad: Sequence[Mapping[str, str]], total: int,
+                     max_bad_fraction: float, path: str) -> None:
+  """Writes bad.jsonl if there are bad images; RunError if there are too many.
+
+  The file lies beside the version's directory, so that it is there even when
+  the set is not.
+  """
   if os.path.exists(path):
-    os.remove(path)   # of an earlier try
+    os.remove(path)   # written by an earlier try
   if bad:
     files.write(path, ''.join(json.dumps(b) + '\n' for b in bad))
-  total = sum(row['in'] for row in table.values())
   if len(bad) <= max_bad_fraction * total:
     return
-  some = ', '.join(f'{b["name"]} ({b["reason"]})' for b in bad[:_LISTED])
+  some = ', '.join(f'{b["name"]} ({b["reason"]})'
+                   for b in bad[:_BAD_IMAGES_SHOWN])
+  more = ', and so on' if len(bad) > _BAD_IMAGES_SHOWN else ''
   raise errors.RunError(
-      f'{len(bad)} of {total} images are bad, and a share of '
-      f'{max_bad_fraction} may be: {some}'
-      f'{", and so on" if len(bad) > _LISTED else ""}; all are in {path!r}. '
-      'Mend or remove them, or raise --max_bad_fraction')
+      f'{len(bad)} of {total} images are bad, more than the allowed share of '
+      f'{max_bad_fraction}: {some}{more}; all of them are in {path!r}. Repair '
+      'or remove them, or raise --max_bad_fraction')
 
 
-def _describe(directory, plan, *, name, form, shards):
-  """Writes what TFDS must know: features, classes, files."""
+def _write_metadata(directory: str, images: image_lists.ImageList, *, name: str,
+                    file_format: str,
+                    shards: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+  """Writes TFDS's metadata: features, classes and shards."""
   import tensorflow_datasets as tfds
-  label = tfds.features.ClassLabel(names=plan.class_names)
+  label = tfds.features.ClassLabel(names=images.class_names)
   features = dict(image=tfds.features.Image(shape=(None, None, 3)),
                   file_name=tfds.features.Text())
-  if plan.several:
+  if images.multi_label:
     features['labels'] = tfds.features.Sequence(label)
   else:
     features['label'] = label
-  if plan.weighted:
+  if images.weighted:
     features['weights'] = tfds.features.Sequence(np.float32)
-  infos = [tfds.core.SplitInfo(
+  split_infos = [tfds.core.SplitInfo(
       name=split, shard_lengths=[count for count, _ in mine],
       num_bytes=sum(size for _, size in mine),
       filename_template=tfds.core.ShardedFileTemplate(
           data_dir=directory, dataset_name=name, split=split,
-          filetype_suffix=form)) for split, mine in shards.items()]
+          filetype_suffix=file_format)) for split, mine in shards.items()]
+  # `check_data` would read every record again; the counts are checked already.
   tfds.folder_dataset.write_metadata(
-      data_dir=directory, features=features, split_infos=infos,
+      data_dir=directory, features=features, split_infos=split_infos,
       version=_VERSION, check_data=False)

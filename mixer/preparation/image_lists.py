@@ -1,8 +1,13 @@
-"""What a folder, a manifest or ImageNet-21k's tars hold, image by image.
+"""Lists the images of a folder, a manifest or ImageNet-21k's tar files.
 
-A `Plan` knows classes and counts; the images are listed by a generator that a
-worker runs, so that no process keeps all their names.
+An `ImageList` knows the classes and the number of images. The images themselves
+come from a generator, which a Beam worker runs, so that no process ever keeps
+the names of all of them.
 """
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -19,183 +24,207 @@ from mixer.data import folder
 from mixer.data import manifest
 from mixer.images import decode_pillow
 from mixer.preparation import imagenet21k
-from mixer.preparation import shard_files
+from mixer.preparation import set_directory
 
 KINDS = ('folder:PATH', 'manifest:PATH', 'tars:DIR')
-_SAMPLE = 1000   # files looked at for their mean size
+_SAMPLED_FILES = 1000   # their mean size estimates the size of all
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """An image to store.
+  """An image to store, not read yet.
 
   Attributes:
-    name: relative to its source.
-    split: of the result.
-    labels: its classes.
-    weights: one a label, or None.
-    path: the file that holds it.
-    place: (first byte, number of bytes) of it in there, or None for all.
+    name: its path relative to the source; unique in a split.
+    split: the split of the new set.
+    labels: class numbers.
+    weights: one for each label, or None.
+    path: the file that holds the image.
+    span: (first byte, number of bytes) in that file, or None for all of it.
   """
   name: str
   split: str
-  labels: tuple
-  weights: tuple | None
+  labels: tuple[int, ...]
+  weights: tuple[float, ...] | None
   path: str
-  place: tuple | None = None
+  span: tuple[int, int] | None = None
 
   @property
-  def hash(self):
-    """64 bits of a hash of the name, which say where the image will lie."""
+  def name_hash(self) -> int:
+    """The first 64 bits of a hash of the name, which decide the image's place.
+
+    They make the order random, yet independent of the runner, the workers and
+    the number of shards.
+    """
     digest = hashlib.sha256(self.name.encode('utf-8', 'surrogateescape'))
     return int.from_bytes(digest.digest()[:8])
 
-  def pack(self):
-    """The same as a short string, for `unpack`: sets have millions of them."""
-    return json.dumps([self.name, self.split, self.labels, self.weights,
-                       self.path, self.place])
+  def pack(self) -> str:
+    """Returns the entry as a string for `unpack`.
 
-  def read(self):
-    """Its bytes.
+    Beam groups millions of entries in memory, and strings are smaller there
+    than pickled objects.
+    """
+    return json.dumps([self.name, self.split, self.labels, self.weights,
+                       self.path, self.span])
+
+  def read(self) -> bytes:
+    """Returns the encoded image.
 
     Raises:
-      BadImage: if they cannot be read.
+      BadImage: if the file cannot be read.
     """
     try:
       with open(self.path, 'rb') as f:
-        if self.place is None:
+        if self.span is None:
           return f.read()
-        f.seek(self.place[0])
-        return f.read(self.place[1])
+        f.seek(self.span[0])
+        return f.read(self.span[1])
     except OSError as e:
       raise decode_pillow.BadImage(e.strerror) from e
 
 
-def unpack(text):
-  """The `Entry` that was packed."""
+def unpack(text: str) -> Entry:
+  """Returns the entry that `Entry.pack` packed."""
   return Entry(*json.loads(text))
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """What a source has, before any image is opened.
+class ImageList:
+  """What is known of a source before any image is opened.
 
   Attributes:
-    items: its parts.
-    entries: item -> its `Entry`s.
-    class_names: one a class.
-    several: whether images may have several labels.
+    parts: the source's parts, which workers list independently.
+    entries_of: yields the entries of a part.
+    class_names: one name for each class.
+    multi_label: whether images may have several labels.
     weighted: whether labels have weights.
-    sizes: {split: images}, or {split: None} where that is not known.
-    num_bytes: of all images, roughly.
-    fingerprint: changes when the source does.
+    sizes: {split: number of images, or None where it is not known}.
+    num_bytes: the estimated size of all images together.
+    fingerprint: a hash that changes when the source does.
   """
-  items: list
-  entries: Any
-  class_names: tuple
-  several: bool
+  parts: Sequence[Any]
+  entries_of: Callable[[Any], Iterator[Entry]]
+  class_names: tuple[str, ...]
+  multi_label: bool
   weighted: bool
-  sizes: dict
+  sizes: Mapping[str, int | None]
   num_bytes: int
   fingerprint: str
 
 
-def plan(source):
-  """The `Plan` of a source, one of KINDS.
+def open_list(source: str) -> ImageList:
+  """Returns the image list of a source.
+
+  Args:
+    source: one of KINDS.
 
   Raises:
-    UserError: if it is not as it must be.
+    UserError: if the source is of another kind, missing or malformed.
   """
   kind, _, path = source.partition(':')
-  plans = dict(folder=_folder, manifest=_manifest, tars=_tars)
-  if kind not in plans or not path:
+  openers = dict(folder=_folder, manifest=_manifest, tars=_tars)
+  if kind not in openers or not path:
     raise errors.unknown('--source', source, KINDS)
-  return plans[kind](shard_files.local(path, '--source'))
+  return openers[kind](set_directory.local_path(path, '--source'))
 
 
-def _folder(path):
-  listed = folder.load(path)
-  some = random.Random(0).sample(listed.paths, min(_SAMPLE, len(listed.paths)))
-  return Plan(
-      items=[path], entries=_in_folder, class_names=listed.class_names,
-      several=False, weighted=False, sizes=listed.sizes,
-      num_bytes=_mean_size(path, some) * len(listed.paths),
-      fingerprint=listed.fingerprint)
+def _folder(path: str) -> ImageList:
+  images = folder.load(path)
+  sample = random.Random(0).sample(
+      images.paths, min(_SAMPLED_FILES, len(images.paths)))
+  return ImageList(
+      parts=[path], entries_of=_folder_entries,
+      class_names=images.class_names, multi_label=False, weighted=False,
+      sizes=images.sizes,
+      num_bytes=_mean_size(path, sample) * len(images.paths),
+      fingerprint=images.fingerprint)
 
 
-def _in_folder(path):
-  listed = folder.load(path)
-  splits = [s for s, count in listed.sizes.items() for _ in range(count)]
+def _folder_entries(path: str) -> Iterator[Entry]:
+  images = folder.load(path)
+  splits = [s for s, count in images.sizes.items() for _ in range(count)]
   for record, split in enumerate(splits):
-    yield Entry(listed.paths[record], split, (int(listed.labels[record, 0]),),
-                None, listed.file(record))
+    yield Entry(images.paths[record], split, (int(images.labels[record, 0]),),
+                None, images.file(record))
 
 
-def _manifest(path):
-  """Of one pass, which keeps the classes only."""
-  sizes, lines, some, digest = {}, {}, [], hashlib.sha256()
-  several = weighted = False
+def _manifest(path: str) -> ImageList:
+  """Reads the manifest once, and keeps its classes but not its rows."""
+  sizes: dict[str, int] = {}
+  line_of: dict[str, int] = {}   # where each label occurs first
+  sample: list[str] = []
+  digest = hashlib.sha256()
+  multi_label = weighted = False
   draw = random.Random(0)
   for n, row in enumerate(manifest.rows(path)):
     split = row['split']
     sizes[split] = sizes.get(split, 0) + 1
     for label in row['labels']:
-      lines.setdefault(str(label), row['line'])
-    several = several or len(row['labels']) > 1
+      line_of.setdefault(str(label), row['line'])
+    multi_label = multi_label or len(row['labels']) > 1
     weighted = weighted or row['weights'] is not None
     digest.update(ascii(row).encode())
-    place = n if n < _SAMPLE else draw.randrange(n + 1)
-    if place < _SAMPLE:
-      some[place:place + 1] = [row['path']]
+    # Reservoir sampling: every row is as likely as any other to be sampled.
+    place = n if n < _SAMPLED_FILES else draw.randrange(n + 1)
+    if place < _SAMPLED_FILES:
+      sample[place:place + 1] = [row['path']]
+  if not sizes:
+    raise errors.UserError(f'--source: {path!r} has no rows; expected one row '
+                           'for each image')
+  for split in sizes:   # TFDS puts the split into file names
+    if not re.fullmatch('[A-Za-z0-9_]+', split):
+      raise errors.UserError(f'--source: {path!r} has the split {split!r}; '
+                             'expected letters, digits and _')
   class_names, numbers = manifest.classes(path, [
-      dict(labels=[label], line=line) for label, line in lines.items()])
-  wrong = [split for split in sizes if not re.fullmatch('[A-Za-z0-9_]+', split)]
-  if wrong or not sizes:
-    raise errors.UserError(f'--source: {path!r} has ' + (
-        f'the split {wrong[0]!r}; expected letters, digits and _' if wrong else
-        'no rows; expected one an image'))
-  return Plan(
-      items=[path], class_names=class_names, several=several or weighted,
-      weighted=weighted, sizes=sizes, fingerprint=digest.hexdigest()[:16],
-      entries=functools.partial(_in_manifest, numbers=numbers,
-                                weighted=weighted),
-      num_bytes=_mean_size(os.path.dirname(path), some) * sum(sizes.values()))
+      dict(labels=[label], line=line) for label, line in line_of.items()])
+  return ImageList(
+      parts=[path], class_names=class_names,
+      multi_label=multi_label or weighted, weighted=weighted, sizes=sizes,
+      fingerprint=digest.hexdigest()[:16],
+      entries_of=functools.partial(
+          _manifest_entries, numbers=numbers, weighted=weighted),
+      num_bytes=(_mean_size(os.path.dirname(path), sample)
+                 * sum(sizes.values())))
 
 
-def _in_manifest(path, *, numbers, weighted):
+def _manifest_entries(path: str, *, numbers: Mapping[str, int], weighted: bool
+                      ) -> Iterator[Entry]:
   root = os.path.dirname(path)
   for row in manifest.rows(path):
     labels = tuple(numbers[str(label)] for label in row['labels'])
-    if len(set(labels)) < len(labels):   # by its name and by its number
-      raise errors.UserError(f'{path!r}, line {row["line"]}: labels '
-                             f'{row["labels"]!r}; expected each once')
+    if len(set(labels)) < len(labels):   # once by name and once by number
+      raise errors.UserError(
+          f'{path!r}, line {row["line"]}: the labels {row["labels"]!r} name a '
+          'class twice; expected each class once')
     weights = tuple(row['weights'] or (1.,) * len(labels)) if weighted else None
     yield Entry(row['path'], row['split'], labels, weights,
                 os.path.join(root, row['path']))
 
 
-def _tars(path):
-  tars = imagenet21k.tars(path)
+def _tars(path: str) -> ImageList:
+  tars = imagenet21k.find_tars(path)
   sizes = {synset: os.path.getsize(tar) for synset, tar in tars.items()}
-  return Plan(
-      items=list(tars.items()), entries=_in_tar,
-      class_names=imagenet21k.synsets(), several=False, weighted=False,
+  return ImageList(
+      parts=list(tars.items()), entries_of=_tar_entries,
+      class_names=imagenet21k.synsets(), multi_label=False, weighted=False,
       sizes={'train': None}, num_bytes=sum(sizes.values()),
       fingerprint=hashlib.sha256(ascii(sizes).encode()).hexdigest()[:16])
 
 
-def _in_tar(item):
-  synset, path = item
+def _tar_entries(part: tuple[str, str]) -> Iterator[Entry]:
+  synset, path = part
   label = imagenet21k.synsets().index(synset)
-  for name, *place in imagenet21k.members(path):
-    yield Entry(f'{synset}/{name}', 'train', (label,), None, path, tuple(place))
+  for name, offset, size in imagenet21k.tar_members(path):
+    yield Entry(f'{synset}/{name}', 'train', (label,), None, path,
+                (offset, size))
 
 
-def _mean_size(root, paths):
+def _mean_size(root: str, paths: Sequence[str]) -> int:
   sizes = []
   for path in paths:
     try:
       sizes.append(os.path.getsize(os.path.join(root, path)))
     except OSError:
-      pass   # it will be a bad image
+      pass   # the worker that reads it will report a bad image
   return int(np.mean(sizes or [0]))

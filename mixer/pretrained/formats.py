@@ -1,13 +1,20 @@
 """Files of weights: npz, safetensors and PyTorch's .pth, read and written.
 
-Three layouts are told apart by their names: the published one, which is ours,
-the official code's and big_vision's ('stem/kernel', 'MixerBlock_0/...'); the
-official code's first, from before flax.linen ('Mixer/encoderblock_0/...'); and
-timm's ('stem.proj.weight', 'blocks.0...'). Nothing here ever unpickles: npz is
-read with pickles off, .pth by torch with weights_only.
+Parameters have the published names here, as in the official code and in
+big_vision ('stem/kernel', 'MixerBlock_0/...'). Two other layouts of a Mixer are
+recognised by their names and translated: the official code's first, from before
+flax.linen ('Mixer/encoderblock_0/...'), and timm's ('stem.proj.weight',
+'blocks.0...').
+
+Nothing here unpickles: npz is read without pickles, .pth by torch with
+weights_only.
 """
+from collections.abc import Mapping
+import importlib
 import os
 import re
+import types
+from typing import Any
 import zipfile
 import zlib
 
@@ -18,12 +25,14 @@ from mixer.core import errors
 from mixer.core import trees
 
 SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt', '.bin')
-# Below these a training checkpoint of big_vision keeps its parameters.
+Flat = dict[str, np.ndarray]   # arrays by name
+# Where a training checkpoint of big_vision keeps its parameters.
 _INSIDE = ('params/', 'opt/target/')
 
 _NORM = (('scale', 'weight'), ('bias', 'bias'))
 _DENSE = (('kernel', 'weight', (1, 0)), ('bias', 'bias', None))
-# (published name, timm's, our axes in timm's order), '#' the number of a block.
+# timm's Mixer: (published name, timm's name, the order of our axes in timm's);
+# '#' stands for the number of a block.
 _TIMM = (
     ('stem/kernel', 'stem.proj.weight', (3, 2, 0, 1)),
     ('stem/bias', 'stem.proj.bias', None),
@@ -39,26 +48,28 @@ _TIMM = (
                            ('channel_mixing', 'mlp_channels'))
       for i in (0, 1) for kind, name, axes in _DENSE),
 )
+_TO_TIMM = {ours: (theirs, axes) for ours, theirs, axes in _TIMM}
 
 
-def load(path):
-  """The parameters in a file, as `read` gives them."""
+def load(path: str) -> dict[str, Any]:
+  """Returns the parameters in a file, as `read` does."""
   return read(path)[0]
 
 
-def read(path):
-  """(parameters, layout) of a file: a nested dict with the published names, and
-  'official' or 'timm'.
+def read(path: str) -> tuple[dict[str, Any], str]:
+  """Returns the parameters in a file, and their layout there.
 
   Args:
-    path: of a local file, with one of SUFFIXES.
+    path: of a local file that ends in one of SUFFIXES.
 
   Returns:
-    The parameters are NumPy arrays, float32.
+    (parameters, layout): a nested dict of float32 NumPy arrays with the
+    published names; 'official' or 'timm'.
 
   Raises:
-    UserError: if it is not there, cannot be read, would have to be unpickled,
-      holds no Mixer, or needs a library that is missing.
+    UserError: if there is no such file, it cannot be read without unpickling or
+      without a library that is missing, or it holds something else than
+      floating-point arrays.
   """
   suffix = os.path.splitext(path)[1]
   if suffix not in SUFFIXES:
@@ -86,16 +97,17 @@ def read(path):
   return _official(flat, path), 'official'
 
 
-def save(path, params, layout='official'):
+def save(path: str, params: Mapping[str, Any],
+         layout: str = 'official') -> None:
   """Writes parameters as npz or safetensors, whole or not at all.
 
   Args:
     path: ends in '.npz' or '.safetensors'.
-    params: a nested dict with the published names.
-    layout: of the names: 'official', or 'timm', for safetensors only.
+    params: a nested dict of arrays with the published names.
+    layout: of the names in the file: 'official', or 'timm' for safetensors.
 
   Raises:
-    UserError: if the suffix or the layout does not fit, or it cannot be
+    UserError: if the suffix does not fit the layout, or the file cannot be
       written.
   """
   suffix = os.path.splitext(path)[1]
@@ -104,6 +116,7 @@ def save(path, params, layout='official'):
     raise errors.UserError(
         f'{path!r}: layout {layout} is written to '
         f'{"*.safetensors" if layout == "timm" else "*.npz or *.safetensors"}')
+  flat: dict[str, Any]
   if layout == 'timm':
     flat = to_timm(params)
   else:
@@ -123,8 +136,12 @@ def save(path, params, layout='official'):
         f'{path!r} cannot be written: {e.strerror or e}') from e
 
 
-def from_timm(flat, source):
-  """A nested dict with the published names from {timm's name: array}.
+def from_timm(flat: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:
+  """Returns parameters as a nested dict with the published names.
+
+  Args:
+    flat: arrays by timm's names.
+    source: where they are from, for errors.
 
   Raises:
     UserError: at a name that timm's Mixer does not have.
@@ -135,10 +152,10 @@ def from_timm(flat, source):
   for name, value in flat.items():
     match, ours, axes = next(
         ((m, ours, axes) for pattern, ours, axes in known
-         if (m := re.fullmatch(pattern, name))), (None, None, None))
+         if (m := re.fullmatch(pattern, name))), (None, '', None))
     if match is None:
-      raise errors.UserError(f"{source!r}: {name!r} is no parameter of timm's "
-                             'Mixer')
+      raise errors.UserError(f"{source!r}: {name!r} is not a parameter of "
+                             "timm's Mixer")
     if axes is not None and value.ndim != len(axes):
       raise errors.UserError(f'{source!r}: {name!r} is {list(value.shape)}; '
                              f'expected {len(axes)} axes')
@@ -147,42 +164,40 @@ def from_timm(flat, source):
   return trees.unflatten({k: np.ascontiguousarray(v) for k, v in out.items()})
 
 
-def to_timm(params):
-  """{timm's name: array} of parameters with the published names."""
+def to_timm(params: Mapping[str, Any]) -> Flat:
+  """Returns arrays by timm's names.
+
+  Args:
+    params: a nested dict of arrays with a Mixer's published names.
+  """
   out = {}
   for name, value in trees.flatten(params).items():
     number = ''.join(re.findall(r'MixerBlock_(\d+)/', name))
-    theirs, axes = _OURS[re.sub(r'MixerBlock_\d+/', 'MixerBlock_#/', name)]
+    theirs, axes = _TO_TIMM[re.sub(r'MixerBlock_\d+/', 'MixerBlock_#/', name)]
     value = np.asarray(value)
     out[theirs.replace('#', number)] = np.ascontiguousarray(
         value if axes is None else value.transpose(axes))
   return out
 
 
-_OURS = {ours: (theirs, axes) for ours, theirs, axes in _TIMM}
-
-
-def _official(flat, path):
-  """The published layout, or the one before it."""
+def _official(flat: Flat, path: str) -> dict[str, Any]:
+  """Returns parameters of the published layout, or of the one before it."""
   for inside in _INSIDE:
     if any(name.startswith(inside) for name in flat):
       flat = {name.removeprefix(inside): value for name, value in flat.items()
               if name.startswith(inside)}
   try:
     tree = trees.unflatten(flat)
-  except (AttributeError, TypeError, ValueError):   # 'a' beside 'a/b'
-    tree = {}
-  if 'Mixer' in tree:
-    tree = _from_before_linen(tree, path)
-  if 'kernel' not in _dict(tree.get('stem')) or 'MixerBlock_0' not in tree:
+  except (AttributeError, IndexError, TypeError, ValueError) as e:
     raise errors.UserError(
-        f"{path!r} holds no Mixer: expected 'stem/kernel', 'MixerBlock_0/...', "
-        f'got {", ".join(sorted(flat)[:4])} and so on')
-  return tree
+        f'{path!r}: one name is the beginning of another, as with "a" and '
+        f'"a/b", so the names are not those of parameters: '
+        f'{", ".join(sorted(flat)[:4])} and so on') from e
+  return _from_before_linen(tree, path) if 'Mixer' in tree else tree
 
 
-def _from_before_linen(tree, path):
-  """The first layout, whose modules were numbered across classes."""
+def _from_before_linen(tree: dict[str, Any], path: str) -> dict[str, Any]:
+  """Translates the first layout, where modules were numbered across classes."""
   from flax.training import checkpoints  # loads TensorFlow, if it is there
   tree = checkpoints.convert_pre_linen(tree)
   squeezed = lambda x: x.squeeze()
@@ -206,18 +221,18 @@ def _from_before_linen(tree, path):
   return out
 
 
-def _npz(path):
+def _npz(path: str) -> Flat:
   with np.load(path, allow_pickle=False) as f:
     inside = next((p for p in _INSIDE
                    if any(name.startswith(p) for name in f.files)), '')
     return {name: f[name] for name in f.files if name.startswith(inside)}
 
 
-def _safetensors(path):
+def _safetensors(path: str) -> Flat:
   return _library('safetensors.numpy', path).load_file(path)
 
 
-def _torch(path):
+def _torch(path: str) -> Flat:
   torch = _library('torch', path)
   state = torch.load(path, map_location='cpu', weights_only=True)
   state = state.get('state_dict', state)
@@ -225,9 +240,8 @@ def _torch(path):
           for name, value in state.items()}
 
 
-def _library(name, path):
-  """An optional library, imported when it is needed."""
-  import importlib
+def _library(name: str, path: str) -> types.ModuleType:
+  """Returns an optional library, or raises a UserError that names it."""
   try:
     return importlib.import_module(name)
   except ImportError as e:
@@ -238,14 +252,10 @@ def _library(name, path):
                         if package == 'torch' else '')) from e
 
 
-def _float32(value, name, path):
+def _float32(value: np.ndarray, name: str, path: str) -> np.ndarray:
   if value.dtype == np.dtype('V2'):   # how NumPy stores bfloat16
     value = value.view(ml_dtypes.bfloat16)
   if value.dtype.kind != 'f' and 'float' not in str(value.dtype):
-    raise errors.UserError(f'{path!r}: {name!r} is of {value.dtype}; expected '
-                           'floating point')
+    raise errors.UserError(f'{path!r}: {name!r} has dtype {value.dtype}; '
+                           'expected floating point')
   return np.asarray(value, np.float32)
-
-
-def _dict(value):
-  return value if isinstance(value, dict) else {}

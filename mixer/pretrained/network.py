@@ -1,37 +1,40 @@
 """A network ready to use, from whatever holds its weights.
 
-A network's card says what it takes to use it: `model`, the arguments of
-`models.create`; `image_size`, [height, width]; `class_names`, or None; `data`;
-`loss`, by which logits become probabilities; `preprocessing`, the crop and
-interpolation of `mixer.images.eval_crops`. Pixels 0 to 255 always enter as
-(x - 127.5) / 127.5. A run keeps its card as model.json, and an exported file
-as FILE.json; without one it is told from the shapes of the weights.
+Its card says what it takes to use it, see `core.cards`. Weights without a card
+are taken for the network that their shapes fit.
 """
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
-import json
 import os
 import re
+import typing
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mixer import models
+from mixer.core import cards
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
-from mixer.core import trees
+from mixer.core import workdir
 from mixer.core.log import log
 from mixer.images import options
 from mixer.models import catalog
+from mixer.models import grid
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
 from mixer.pretrained import registry
 
-# Of weights whose file does not say.
+if typing.TYPE_CHECKING:
+  from mixer.models import interface
+
+# Of weights without a card.
 _USUAL = dict(crop='resmall', interpolation='bilinear')
-_KEYS = ('model', 'image_size', 'class_names', 'data', 'loss', 'preprocessing')
+# The first module of a name that has a number, such as the block.
+_NUMBERED = re.compile(r'(.*?[^\d/])(\d+)(/.*)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,130 +42,113 @@ class Network:
   """A model, its parameters, and its card.
 
   Attributes:
-    model: `models.MlpMixer`.
+    model: as `models.create` makes it.
     params: nested dict of NumPy arrays with the published names.
-    card: dict, see the top of the file.
+    card: see `core.cards`.
     name: where it is from.
   """
-  model: Any
-  params: Any
-  card: dict
+  model: 'interface.Model'
+  params: Mapping[str, Any]
+  card: dict[str, Any]
   name: str
 
   @property
-  def image_size(self):
+  def image_size(self) -> tuple[int, int]:
     """(height, width) in pixels."""
-    return tuple(self.card['image_size'])
+    return grid.pair(self.card['image_size'])
 
   @property
-  def title(self):
-    """The model's name, and what differs from it."""
+  def title(self) -> str:
+    """The model's name, and its settings that differ from that name's."""
     return catalog.title(self.card['model'])
 
 
-def open_network(weights, *, best=False, from_size=None):
-  """The network that `weights` names.
+def open_network(weights: str | os.PathLike[str], *, best: bool = False,
+                 from_size: grid.Size | None = None) -> Network:
+  """Returns the network whose weights are named.
 
   Args:
-    weights: a workdir, whose latest checkpoint is taken; one of its
-      checkpoints, `WORKDIR/checkpoints/STEP`; a file in one of
-      `formats.SUFFIXES`; an https://, gs:// or hf:// address of one; or the
-      name of a release, as in `registry.names()`.
-    best: of a workdir, the best checkpoint instead of the latest.
-    from_size: int or (height, width) of its images, where a file without a card
-      is for images that are not square.
+    weights: a workdir, which stands for its latest checkpoint; one of its
+      checkpoints, `WORKDIR/checkpoints/STEP`; a file that ends in one of
+      `formats.SUFFIXES`; an https://, gs:// or hf:// address of such a file; or
+      the name of a release, one of `registry.names()`.
+    best: whether to take a workdir's best checkpoint instead of the latest.
+    from_size: image size, an int or (height, width), that a file without a card
+      is for, if that is not square.
 
   Raises:
-    UserError: if there is none, it is damaged, or not what its card says.
+    UserError: if there are no such weights, or they are damaged, or differ from
+      what their card says.
   """
   weights = str(weights)
   release = registry.find(weights)
   if release is None and not _is_file(weights):
     return _of_a_run(weights, best)
   if best:
-    raise errors.UserError(f'--best is for a workdir; {weights!r} is one set '
-                           'of weights')
+    raise errors.UserError(f'--best: only a workdir has a best checkpoint, and '
+                           f'{weights!r} is not a workdir')
   if release is not None:
     return _released(release, weights)
   path = _local(weights)
   params, layout = formats.read(path)
   text = files.read(path + '.json')
-  card = None if text is None else _parse(text, path + '.json')
-  return _checked(params, card, weights, from_size, tanh=layout != 'timm')
+  card = None if text is None else _card(text, path + '.json')
+  return _checked(params, card, weights, from_size,
+                  approximate_gelu=layout != 'timm')
 
 
-def load(weights, *, best=False):
-  """The parameters that `weights` names, see `open_network`: a nested dict of
-  NumPy arrays with the names of the released checkpoints."""
+def load(weights: str | os.PathLike[str], *,
+         best: bool = False) -> Mapping[str, Any]:
+  """Returns the parameters of `open_network(weights, best=best)`: a nested dict
+  of NumPy arrays with the names of the released checkpoints."""
   return open_network(weights, best=best).params
 
 
-def make_card(model, *, name=None, image_size, class_names=None, data=None,
-              loss='softmax', crop, interpolation):
-  """A card, ready for JSON."""
-  return dict(
-      model=catalog.describe(model, name), image_size=list(image_size),
-      class_names=None if class_names is None else list(class_names),
-      data=data, loss=loss,
-      preprocessing=dict(crop=crop, interpolation=interpolation))
+def infer(params: Mapping[str, Any], source: str,
+          from_size: grid.Size | None = None) -> tuple[
+              'interface.Model', tuple[int, int]]:
+  """Returns the model that parameters are for by their shapes, and its image
+  size.
 
-
-def infer(params, source, from_size=None):
-  """(model, (height, width)) that parameters are for, by their shapes.
+  Args:
+    params: nested dict of arrays.
+    source: where they are from, for errors.
+    from_size: the image size, if it is not square.
 
   Raises:
-    UserError: if they are no Mixer's, naming every tensor that does not fit.
+    UserError: if no network has such parameters.
   """
-  shape = lambda name: np.shape(flat.get(name, np.zeros(0)))
-  flat = trees.flatten(params)
-  blocks = [int(m[1]) for name in flat
-            if (m := re.match(r'MixerBlock_(\d+)/', name))]
-  first = 'MixerBlock_0/token_mixing/Dense_0/kernel'
-  wide = 'MixerBlock_0/channel_mixing/Dense_0/kernel'
-  for name, rank in (('stem/kernel', 4), (first, 2), (wide, 2)):
-    if len(shape(name)) != rank or 0 in shape(name):
-      raise errors.UserError(
-          f'{source!r} holds no Mixer: {name!r} is '
-          f'{list(shape(name)) if name in flat else "missing"}, expected a '
-          f'tensor of {rank} axes, none empty')
-  height, width, channels, hidden = shape('stem/kernel')
-  tokens, tokens_dim = shape(first)
-  if from_size is None:
-    side = round(tokens ** 0.5)
-    if side * side != tokens:
-      raise errors.UserError(
-          f'{source!r} is for {tokens} tokens, which is no square: its images '
-          'are told by a card beside it, FILE.json, as mixer.export writes')
-    size = side * height, side * width
-  else:
-    size = (from_size,) * 2 if isinstance(from_size, int) else tuple(from_size)
-  model = catalog.MlpMixer(
-      patch_size=height if height == width else (height, width),
-      in_channels=channels, hidden_dim=hidden, num_blocks=max(blocks) + 1,
-      tokens_mlp_dim=tokens_dim, channels_mlp_dim=shape(wide)[1],
-      num_classes=(shape('head/kernel') or (0, None))[-1])
-  return model, size
+  try:
+    return catalog.infer(params, from_size)
+  except errors.UserError as e:
+    raise errors.UserError(f'{source!r}: {e}') from e
 
 
-def misfits(params, wanted):
-  """Every name or shape of `params` that is not the `wanted` tree's, in words;
-  blocks that differ alike share a line."""
-  have = {k: tuple(v.shape) for k, v in trees.flatten(params).items()}
-  want = {k: tuple(v.shape) for k, v in trees.flatten(wanted).items()}
-  blocks = {}
+def misfits(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+  """Returns a line for every name or shape in which two trees differ.
+
+  Blocks that differ alike share a line: 'MixerBlock_0-3/...'.
+
+  Args:
+    params: nested dict of what there is.
+    wanted: nested dict of what the model has.
+  """
+  have, want = catalog.shapes(params), catalog.shapes(wanted)
+  lines: dict[tuple[str, str], list[int]] = {}
   for name in have.keys() | want.keys():
     ours, theirs = have.get(name, 'missing'), want.get(name, 'none')
-    if name not in have or name not in want or ours != theirs:
-      _, number, rest = re.fullmatch(r'(MixerBlock_(\d+)/)?(.*)', name).groups()
-      line = f'{rest}: {ours}, the model has {theirs}'
-      blocks.setdefault(line, []).append(int(number or -1))
-  return [(f'MixerBlock_{_ranges(numbers)}/' if numbers != [-1] else '') + line
-          for line, numbers in sorted(blocks.items())]
+    if ours != theirs:
+      block = _NUMBERED.fullmatch(name)
+      before, number, after = block.groups() if block else (name, None, '')
+      line = before, f'{after}: {ours}, the model has {theirs}'
+      lines.setdefault(line, []).extend([] if number is None else [int(number)])
+  return [before + _ranges(numbers) + rest
+          for (before, rest), numbers in sorted(lines.items())]
 
 
-def _ranges(numbers):
-  """'0-3,7' of [0, 1, 2, 3, 7]."""
-  runs = []
+def _ranges(numbers: Sequence[int]) -> str:
+  """Returns '0-3,7' for [0, 1, 2, 3, 7]."""
+  runs: list[list[int]] = []
   for n in sorted(numbers):
     if runs and n == runs[-1][1] + 1:
       runs[-1][1] = n
@@ -171,74 +157,79 @@ def _ranges(numbers):
   return ','.join(str(a) if a == b else f'{a}-{b}' for a, b in runs)
 
 
-def _local(weights):
-  """The path of a file of weights."""
+def _local(weights: str) -> str:
+  """Returns the path of a file of weights, fetched if it is elsewhere."""
   return fetch.local(weights) if fetch.is_url(weights) else (
       os.path.expanduser(weights))
 
 
-def _is_file(weights):
+def _is_file(weights: str) -> bool:
   return weights.endswith(formats.SUFFIXES) or weights.startswith(
       ('hf://', 'http://', 'https://'))
 
 
-def _of_a_run(path, best):
-  if not files.is_remote(path) and not os.path.exists(
-      os.path.expanduser(path)):
-    steps = os.path.dirname(os.path.expanduser(path))
-    if os.path.basename(steps) == 'checkpoints' and os.path.isdir(steps):
+def _of_a_run(path: str, best: bool) -> Network:
+  local = os.path.expanduser(path)
+  if not files.is_remote(path) and not os.path.exists(local):
+    steps = os.path.dirname(local)
+    if os.path.basename(steps) == workdir.CHECKPOINTS and os.path.isdir(steps):
       there = sorted(filter(str.isdigit, os.listdir(steps)), key=int)
       raise errors.UserError(f'{path!r}: no such checkpoint; there are those '
                              f'of the steps {", ".join(there) or "none"}')
     raise errors.UserError(
         f'{path!r}: no such workdir or file, and no release of that name '
         f'(known: {", ".join(registry.names())})')
-  if os.path.isfile(os.path.expanduser(path)):
+  if os.path.isfile(local):
     raise errors.UserError(
         f'{path!r}: expected a workdir, or a file of weights that ends in '
         f'{", ".join(formats.SUFFIXES)}')
   where = checkpoint.find(path, best)
-  file = os.path.join(os.path.dirname(os.path.dirname(where)), 'model.json')
+  file = os.path.join(workdir.run_of(where) or where, workdir.CARD)
   text = files.read(file)
-  card = None if text is None else _parse(text, file)
+  card = None if text is None else _card(text, file)
   return _checked(checkpoint.load_params(where), card, where)
 
 
-def _released(release, weights):
+def _released(release: registry.Release, weights: str) -> Network:
   log.info('%s: %s%s', release.name, release.data,
            f'; {release.note}' if release.note else '')
   source = release.url if weights == release.name else weights
   if not fetch.is_url(source):
     fetch.check_name(_local(source))
-  params = formats.load(_local(source))
+  params: Mapping[str, Any] = formats.load(_local(source))
   model, size = infer(params, release.name)
   model = model.clone(approximate_gelu=release.approximate_gelu)
   like = release.preprocessing
   if like['scale'] == '(0, 1)':
     params = _for_signed_pixels(params)
   loss = 'softmax' if release.loss == registry.UNVERIFIED else release.loss
-  card = make_card(model, name=release.model, image_size=size,
-                   class_names=registry.class_names(release),
-                   data=release.data, loss=loss, crop=like['crop'],
-                   interpolation=like['interpolation'])
+  card = cards.make(catalog.describe(model, release.model), image_size=size,
+                    class_names=registry.class_names(release),
+                    data=release.data, loss=loss, crop=like['crop'],
+                    interpolation=like['interpolation'])
   return _checked(params, card, release.name)
 
 
-def _for_signed_pixels(params):
-  """For pixels v in [-1, 1] what `params` are for x = (v + 1) / 2: the patch
-  projection is linear, so this is exact but for rounding."""
+def _for_signed_pixels(params: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns for pixels v in [-1, 1] what `params` are for x = (v + 1) / 2.
+
+  The patch projection is linear, so this is exact but for rounding.
+  """
   kernel_PPcC, bias_C = params['stem']['kernel'], params['stem']['bias']
   return dict(params, stem=dict(
       kernel=kernel_PPcC / 2,
       bias=bias_C + kernel_PPcC.sum(axis=(0, 1, 2)) / 2))
 
 
-def _checked(params, card, source, from_size=None, tanh=True):
+def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
+             source: str, from_size: grid.Size | None = None,
+             approximate_gelu: bool = True) -> Network:
+  """Returns a network whose parameters fit its card, or raises a UserError."""
   inferred = card is None
-  if inferred:
+  if card is None:
     model, size = infer(params, source, from_size)
-    model = model.clone(approximate_gelu=tanh)   # timm computes the exact form
-    card = make_card(model, image_size=size, **_USUAL)
+    model = model.clone(approximate_gelu=approximate_gelu)
+    card = cards.make(catalog.describe(model), image_size=size, **_USUAL)
   else:
     try:
       model = models.create(**card['model'])
@@ -253,40 +244,13 @@ def _checked(params, card, source, from_size=None, tanh=True):
         f'{"its shapes suggest" if inferred else "its card says"}: '
         f'{"; ".join(wrong)}')
   if inferred:
-    log.info('%s has no card: it is taken to be for images of %s pixels, '
-             'crop %s, %s', source, 'x'.join(map(str, card['image_size'])),
+    log.info('%s has no card: assuming images of %s pixels, crop %s, '
+             'interpolation %s', source,
+             'x'.join(map(str, card['image_size'])),
              *card['preprocessing'].values())
   return Network(model, params, card, source)
 
 
-def _parse(text, file):
-  try:
-    card = json.loads(text)
-    missing = [key for key in _KEYS if key not in card]
-  except (ValueError, TypeError) as e:
-    raise errors.UserError(f'{file!r} is no card of a network: {e}') from e
-  if missing:
-    raise errors.UserError(f'{file!r} lacks {", ".join(missing)}; a card is '
-                           'written by training and by mixer.export')
-  size, like = card['image_size'], card['preprocessing']
-  names, model = card['class_names'], card['model']
-  classes = model.get('num_classes', 1000) if isinstance(model, dict) else None
-  for key, right in (
-      ('model', isinstance(model, dict) and 'name' in model
-       and isinstance(classes, int | None)),
-      ('class_names', names is None or isinstance(names, list)
-       and isinstance(classes, int) and len(names) <= classes
-       and all(isinstance(name, str) for name in names)),
-      ('image_size', isinstance(size, list) and len(size) == 2
-       and all(isinstance(side, int) and side > 0 for side in size)),
-      ('loss', card['loss'] in ('softmax', 'sigmoid')),
-      ('preprocessing', isinstance(like, dict)
-       and like.keys() == {'crop', 'interpolation'}
-       and like['crop'] in options.EVALUATION_CROPS
-       and like['interpolation'] in options.INTERPOLATIONS)):
-    if not right:
-      value = repr(card[key])
-      value = value if len(value) < 200 else f'{value[:200]}...'
-      raise errors.UserError(f'{file!r}: {key} is {value}, which is not what '
-                             'training and mixer.export write')
-  return card
+def _card(text: str, file: str) -> dict[str, Any]:
+  return cards.parse(text, file, crops=options.EVALUATION_CROPS,
+                     interpolations=options.INTERPOLATIONS)

@@ -1,54 +1,129 @@
-"""Opens a config: what its sections ask for, as objects.
+"""Makes the objects that the sections of a config ask for.
 
-The ConfigDict stops here; the modules that do the work are handed values.
+This is the only module that opens a ConfigDict; the modules that do the work
+are handed values. Each section is the keyword arguments of one function.
 """
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import functools
 import inspect
+import os
+from typing import Any
+from typing import Protocol
+
+import jax
+import ml_collections
+import optax
 
 from mixer import models
+from mixer.core import cards
 from mixer.core import checkpoint
 from mixer.core import errors
+from mixer.core import trees
+from mixer.core import workdir
 from mixer.data import pipeline
+from mixer.evaluation import suite
 from mixer.images import augment
-from mixer.models.mixer import pair
+from mixer.models import catalog
+from mixer.models import cost
+from mixer.models import grid
+from mixer.models import interface
 from mixer.training import losses
 from mixer.training import optimizers
 from mixer.training import schedules
 from mixer.training import sharding
-from mixer.training import start
-from mixer.training import step as steps
+from mixer.training import step
 from mixer.training.settings import Settings
 
-# Whose keyword arguments the sections are.
-_READERS = dict(
+# Initial parameters -> the same tree, with loaded values in place of some.
+Merge = Callable[[step.Params], step.Params]
+
+# The functions whose keyword arguments the sections are.
+_READERS: Mapping[str, Callable[..., Any]] = dict(
     data=pipeline.open_data, augment=augment.make, loss=losses.make,
     schedule=schedules.make, optimizer=optimizers.make, sharding=sharding.plan,
-    checkpoint=checkpoint.Checkpoints, start=start.start, run=Settings)
+    checkpoint=checkpoint.Checkpoints, run=Settings)
+# The arguments of `start.start` from the section `start`. That module loads the
+# code that reads weights, so it is imported only if there are weights to load.
+_START = ('weights', 'best', 'dont_load', 'method')
+_SECTIONS = ('model', *_READERS, 'start', 'evals', 'fewshot')
 
 
-def check(config):
-  """The `Settings` of a config, whose sections and keys are all there are; no
-  device is touched.
+class Classes(Protocol):
+  """What a network has to know of a data set; `data.source.Source` has it."""
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes of the labels."""
+
+  @property
+  def channels(self) -> int:
+    """Number of channels of the images."""
+
+
+def check(config: ml_collections.ConfigDict) -> Settings:
+  """Returns the settings of a config's `run` section; touches no device.
 
   Raises:
-    UserError: naming the section or the key.
+    UserError: if a section or a key is unknown, a section is missing, or a
+      setting of `run` is out of range.
   """
-  _check_sections(config)
+  for name in config:
+    if name not in (*_SECTIONS, 'sweep'):   # `sweep` is not a single run's
+      raise errors.unknown('config', name, _SECTIONS)
+  missing = [name for name in _SECTIONS if name not in config]
+  if missing:
+    raise errors.UserError(f'config: missing sections: {", ".join(missing)}; '
+                           'build the config from recipe.base()')
+  known = {name: list(inspect.signature(reader).parameters)
+           for name, reader in _READERS.items()}
+  _check_keys('start', config.start, _START)
+  for name in _READERS:
+    _check_keys(name, config[name], known[name])
+  for name, section in config.evals.items():
+    _check_keys(f'evals.{name}', section, known['data'])
   return Settings(**config.run)
 
 
-def make_model(config, settings, source, platform=None):
+def make_plan(config: ml_collections.ConfigDict,
+              devices: Sequence[jax.Device] | None = None) -> sharding.Plan:
+  """Returns how state and batches lie on the devices, by default on all."""
+  return sharding.plan(devices=devices, **config.sharding)
+
+
+def open_splits(
+    config: ml_collections.ConfigDict, settings: Settings,
+    report: Callable[[dict[str, str]], None] | None = None
+    ) -> tuple[pipeline.Data, dict[str, pipeline.Data],
+               dict[str, suite.FewShot]]:
+  """Opens all splits that a config names.
+
+  Args:
+    config: of a run.
+    settings: of its `run` section.
+    report: called with a dict for every image that cannot be decoded.
+
+  Returns:
+    (training split, {name: evaluation split}, {name: few-shot evaluation}).
+  """
+  return suite.open_splits(config.to_dict(), settings.image_size, report)
+
+
+def make_model(config: ml_collections.ConfigDict, settings: Settings,
+               source: Classes, platform: str | None = None) -> interface.Model:
   """Returns the network of a config.
 
   Args:
     config: of a run.
     settings: of its `run` section.
-    source: what the network gets its classes and channels from, unless the
-      config gives them: anything with the attributes `num_classes` and
-      `channels`, such as a `sources.Source`.
-    platform: which the program is for, as `sharding.Plan.platform`.
+    source: gives the number of classes and channels if the config does not.
+    platform: 'cpu', 'gpu' or 'tpu', which the program is for, as
+      `sharding.Plan.platform`; None for the backend of this process.
 
   Raises:
-    UserError: if the augmentation is not for images of so many channels.
+    UserError: if the network is unknown or a setting is out of range, or if the
+      images have a number of channels that RandAugment does not support.
   """
   section = dict(config.model)
   classes = section.pop('num_classes', None) or source.num_classes
@@ -56,25 +131,56 @@ def make_model(config, settings, source, platform=None):
     section['in_channels'] = source.channels
   if config.augment.randaugment_layers and section['in_channels'] not in (1, 3):
     raise errors.UserError(
-        'augment.randaugment_layers: RandAugment is for images of 1 or 3 '
-        f'channels, these have {section["in_channels"]}; set it to 0')
-  return models.create(num_classes=classes, dtype=settings.dtype,
+        'augment.randaugment_layers: RandAugment needs images of 1 or 3 '
+        f'channels, and these have {section["in_channels"]}; set it to 0')
+  return models.create(num_classes=classes, dtype=settings.dtype_on(platform),
                        platform=platform, **section)
 
 
-def check_classes(model, source):
-  """Raises a UserError if the data has more classes than the network."""
-  if model.num_classes < source.num_classes:
-    raise errors.UserError(
-        f'model.num_classes: {model.num_classes}, but {source.name} has '
-        f'{source.num_classes} classes')
+def image_shape(model: interface.Model,
+                settings: Settings) -> tuple[int, int, int]:
+  """Returns (height, width, channels) of the model's input."""
+  return (*grid.pair(settings.image_size), model.in_channels)
 
 
-def make_step(config, settings, model, total_steps):
-  """(optimizer, step function) of a config; nothing is computed yet."""
+def open_checkpoints(config: ml_collections.ConfigDict,
+                     path: str) -> checkpoint.Checkpoints:
+  """Opens the checkpoints in a workdir, which may have none yet."""
+  return checkpoint.Checkpoints(
+      os.path.join(path, workdir.CHECKPOINTS), **config.checkpoint)
+
+
+def load_start(config: ml_collections.ConfigDict, settings: Settings,
+               model: interface.Model) -> tuple[interface.Model, Merge | None]:
+  """Loads the weights that a config starts from, if it names any.
+
+  Returns:
+    (the model with the settings that the weights need, a function that puts
+    them in the place of initial parameters or None without weights). Given
+    shapes instead of parameters, the function checks that the weights fit.
+
+  Raises:
+    UserError: if the weights cannot be loaded, or cannot be resized.
+  """
+  if config.start.weights is None:
+    return model, None
+  from mixer.training import start
+  model, given = start.start(
+      model, image_size=image_shape(model, settings)[:2],
+      widen=all(config.model.get(key) is None for key in model.TIED_TO_SIZE),
+      **config.start)
+  return model, functools.partial(
+      start.merge, given, source=config.start.weights,
+      dont_load=config.start.dont_load)
+
+
+def make_step(config: ml_collections.ConfigDict, settings: Settings,
+              model: interface.Model, total_steps: int
+              ) -> tuple[optax.GradientTransformation, step.Step]:
+  """Returns (optimizer, step function) of a config; computes nothing yet."""
   schedule = schedules.make(total_steps=total_steps, **config.schedule)
   optimizer = optimizers.make(schedule=schedule, **config.optimizer)
-  step_fn = steps.make_train_step(
+  step_fn = step.make_train_step(
       model, optimizer, schedule=schedule, seed=settings.seed,
       loss=losses.make(**config.loss),
       augment=augment.make(**config.augment),
@@ -83,41 +189,64 @@ def make_step(config, settings, model, total_steps):
   return optimizer, step_fn
 
 
-def image_shape(model, settings):
-  """(height, width, channels) of the model's input."""
-  return (*pair(settings.image_size), model.in_channels)
+def make_card(config: ml_collections.ConfigDict, model: interface.Model,
+              data: pipeline.Data, evals: Mapping[str, pipeline.Data]
+              ) -> dict[str, Any]:
+  """Returns the network's card, see `core.cards`.
+
+  Its preprocessing is that of the first evaluation.
+  """
+  like = next(iter(evals.values()), data)
+  return cards.make(
+      catalog.describe(model, config.model.name), image_size=data.image_size,
+      class_names=data.source.class_names, data=data.source.name,
+      loss=config.loss.name, crop=like.cut['crop'] if evals else 'resmall',
+      interpolation=like.cut['interpolation'])
 
 
-def _check_sections(config):
-  expected = ('model', 'data', 'augment', 'loss', 'schedule', 'optimizer',
-              'sharding', 'checkpoint', 'start', 'evals', 'fewshot', 'run')
-  for name in config:
-    if name not in (*expected, 'sweep'):   # `analysis.sweep`'s, not a run's
-      raise errors.unknown('config', name, expected)
-  missing = [name for name in expected if name not in config]
-  if missing:
-    raise errors.UserError(f'config: the sections {", ".join(missing)} are '
-                           'missing; start from recipe.base()')
-  sections = dict({name: (config[name], function)
-                   for name, function in _READERS.items()},
-                  **{f'evals.{name}': (section, pipeline.open_data)
-                     for name, section in config.evals.items()})
-  for name, (section, function) in sections.items():
-    known = list(inspect.signature(function).parameters)
-    for key in section:
-      if key not in known:
-        raise errors.unknown(f'config.{name}', key, known)
+def stored(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the sections that a workdir keeps, as a nested dict."""
+  return {name: section for name, section in config.to_dict().items()
+          if name != 'sweep'}
 
 
-def edited(config, **sections):
+def trained(config: ml_collections.ConfigDict, params: step.Params) -> int:
+  """Returns how many of the parameters are trained, that is not frozen."""
+  if not config.optimizer.frozen:
+    return trees.count(params)
+  still = trees.flatten(trees.matches(params, config.optimizer.frozen))
+  return trees.count([x for name, x in trees.flatten(params).items()
+                      if not still[name]])
+
+
+def paper_core_days(config: ml_collections.ConfigDict) -> int | None:
+  """Returns the TPUv3 core-days that the paper's run took.
+
+  None if the paper does not train this network on these data, or if this run
+  does not start from scratch.
+  """
+  if config.start.weights is not None:
+    return None
+  return cost.paper_core_days(config.model.name, config.data.name)
+
+
+def edited(config: ml_collections.ConfigDict,
+           **sections: Mapping[str, Any]) -> ml_collections.ConfigDict:
   """Returns a copy of a config with some settings changed.
 
   Args:
     config: of a run.
     **sections: {key: value} for each section that changes.
   """
-  out = config.copy_and_resolve_references()
-  for section, settings in sections.items():
+  copy = config.copy_and_resolve_references()
+  for name, settings in sections.items():
     for key, value in settings.items():
-      out[section][key] = value
-  return out
+      copy[name][key] = value
+  return copy
+
+
+def _check_keys(name: str, section: Mapping[str, Any],
+                known: Sequence[str]) -> None:
+  for key in section:
+    if key not in known:
+      raise errors.unknown(f'config.{name}', key, known)

@@ -1,18 +1,33 @@
-"""Steps through ready-made objects: it builds nothing and knows no config."""
+"""The training loop: steps through ready-made objects, and knows no config."""
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
 import dataclasses
 import math
 import time
 from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 
 from mixer.core import errors
+from mixer.training.step import Metrics
+from mixer.training.step import State
+from mixer.training.step import Step
+
+if TYPE_CHECKING:
+  from mixer.training import metrics_file
+  from mixer.training import progress
+  from mixer.training import stop
 
 
-def due(step, every, total):
-  """Is something of period `every` due, `step` updates being done?
+def due(step: int, every: int, total: int) -> bool:
+  """Returns whether something is due once `step` updates are done.
 
-  The last step is always due; a period of 0 means only then.
+  Args:
+    step: number of updates done.
+    every: period in steps; 0 means only after the last step.
+    total: number of updates of the run; after the last one everything is due.
   """
   return step == total or bool(every and step % every == 0)
 
@@ -23,29 +38,32 @@ class Job:
 
   Attributes:
     step_fn: (state, batch, resident) -> (state, metrics), jitted.
-    batches: iterator of global batches on the device, from the state's step.
-    resident: what `step_fn` takes as it is.
-    evaluate: state -> {metric: float}, counted over whole splits.
-    save: (step, state, metrics) -> None, begins a checkpoint.
-    writer: of metrics, `writer.Writer`.
-    progress: `progress.Progress`.
-    guard: `stop.Guard`.
-    total_steps, log_every, eval_every, save_every: in steps.
-    save_scored: whether an evaluation goes before every checkpoint.
-    batch_size: images a step.
-    flops: of one step, by formula.
-    peak_flops: per second, of all devices together; for utilisation.
-    devices: how many there are.
-    spent: device-seconds of the run before this start.
+    batches: global batches on the devices, from the state's step on.
+    resident: the split that lives on the devices, or None; goes to `step_fn`.
+    evaluate: state -> {metric: float} over whole splits.
+    save: (step, state, metrics of an evaluation) -> None; begins to save.
+    writer: of metrics.
+    progress: what the user sees.
+    guard: says whether a signal asks to stop.
+    total_steps: number of updates of the run.
+    log_every: period of training metrics, in steps.
+    eval_every: period of evaluations, in steps.
+    save_every: period of checkpoints, in steps.
+    save_scored: whether to evaluate before every checkpoint.
+    batch_size: images of one step.
+    flops: FLOPs of one step, by formula.
+    peak_flops: FLOPs per second of all devices together, for the utilisation.
+    devices: number of devices.
+    spent: device-seconds that the run took before it was last resumed.
   """
-  step_fn: Any
-  batches: Any
+  step_fn: Step
+  batches: Iterable[Any]
   resident: Any
-  evaluate: Any
-  save: Any
-  writer: Any
-  progress: Any
-  guard: Any
+  evaluate: Callable[[State], Mapping[str, float]]
+  save: Callable[[int, State, Mapping[str, float]], None]
+  writer: 'metrics_file.Writer'
+  progress: 'progress.Progress'
+  guard: 'stop.Guard'
   total_steps: int
   log_every: int
   eval_every: int
@@ -58,77 +76,83 @@ class Job:
   spent: float = 0.0
 
 
-def train(state, job):
+def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
   """Trains from the state's step to the last one.
 
   Returns:
     (state, metrics of the final evaluation).
 
   Raises:
-    Diverged: at the first logged step whose loss is not finite.
-    Stopped: after a signal, when the state has been saved.
+    Diverged: at the first logged, evaluated or saved step with a metric that is
+      not finite.
+    Stopped: after a signal, once the save of the state has begun.
   """
   step = first = int(state.step)
-  behind = None
+  scores: dict[str, float] = {}
+  pending = None   # (step, metrics) of the last step, if not logged yet
   clock = _Clock(step, job)
   for batch in job.batches:
     with jax.transfer_guard('disallow'):
       state, metrics = job.step_fn(state, batch, job.resident)
-    # The last step's numbers are fetched while this one runs, so that the
-    # device never waits, and no more than two steps are ever under way.
-    if behind is not None:
-      jax.block_until_ready(behind[1])
-      _log(job, behind, clock)
+    # Fetch the previous step's metrics while this step runs: the devices never
+    # wait for the host, and at most two steps are in flight.
+    if pending is not None:
+      jax.block_until_ready(pending[1])
+      _log(job, *pending, clock)
     step += 1
-    behind = (step, metrics)
+    pending = (step, metrics)
     job.progress.advance(step)
     if step == first + 1:
       jax.block_until_ready(metrics)
-      clock.restart(step)   # leaves the compilation out of the rate
-    asked = job.guard.asked(step)
-    stopping = bool(asked) and step < job.total_steps
-    # Whoever asks a run to stop does not wait for an evaluation.
+      clock.restart(step)   # the first step compiles; leave it out of the rate
+    signal = job.guard.asked(step)
+    stopping = bool(signal) and step < job.total_steps
+    # A system that asks to stop may kill soon, so save without evaluating.
     evaluating = due(step, job.eval_every, job.total_steps) and not stopping
     saving = due(step, job.save_every, job.total_steps)
     if evaluating or saving or stopping:
       jax.block_until_ready(metrics)
-      _log(job, behind, clock)
-      _finite(step, jax.device_get(metrics))
-      behind, scores = None, {}
+      _log(job, *pending, clock)
+      _check_finite(step, metrics)
+      pending, scores = None, {}
       if evaluating or (saving and job.save_scored and not stopping):
-        scores = job.evaluate(state)
+        scores = dict(job.evaluate(state))
         job.writer.write(step, scores)
-        job.progress.say(f'step {step:,}: ' + summary(scores))
+        job.progress.say(f'evaluated at step {step:,}: {accuracies(scores)}')
       if saving or stopping:
-        # The line of this step must be there before its checkpoint is.
+        # A resumed run keeps the metrics up to its checkpoint, so the line of
+        # this step must be on disk before the checkpoint is.
         job.writer.flush()
         job.save(step, state, scores)
       clock.restart(step)
       if step == job.total_steps:
-        job.progress.say(f'took {clock.device_seconds() / 3600:,.3g} '
-                         'device-hours')
+        job.progress.say('training took '
+                         f'{clock.device_seconds() / 3600:,.3g} device-hours')
       if stopping:
         raise errors.Stopped(
-            f'{asked} at step {step:,}, which is saved; the same '
-            'command goes on from there')
+            f'{signal} at step {step:,}, which is saved; run the same command '
+            'again to resume')
   return state, scores
 
 
-def summary(scores):
-  """The accuracies among metrics, for people."""
-  return '  '.join(f'{k.removeprefix("eval/")} {v:.2%}'
-                   for k, v in scores.items() if k.endswith('/accuracy'))
+def accuracies(scores: Mapping[str, float]) -> str:
+  """Returns the accuracies among metrics as text: 'accuracy on test 98.61%'."""
+  return ', '.join(
+      f'accuracy on {name.removeprefix("eval/").removesuffix("/accuracy")} '
+      f'{value:.2%}'
+      for name, value in scores.items() if name.endswith('/accuracy'))
 
 
-def _log(job, behind, clock):
-  step, metrics = behind
+def _log(job: Job, step: int, metrics: Metrics, clock: '_Clock') -> None:
+  """Writes and shows the training metrics of a step, if they are due."""
   if not due(step, job.log_every, job.total_steps):
     return
-  row = {f'train/{k}': float(v) for k, v in jax.device_get(metrics).items()}
+  row = {f'train/{key}': float(value)
+         for key, value in jax.device_get(metrics).items()}
   if not all(map(math.isfinite, row.values())):
-    job.writer.write(step, row)
+    job.writer.write(step, row)   # the last line of a diverged run shows why
     job.writer.flush()
-  _finite(step, metrics)
+  _check_finite(step, metrics)
   seconds = clock.seconds_per_step(step)
   if seconds:
     speed = job.flops / seconds
@@ -140,30 +164,34 @@ def _log(job, behind, clock):
   job.progress.metrics(step, row)
 
 
-def _finite(step, metrics):
-  bad = [f'{k} = {float(v)}' for k, v in jax.device_get(metrics).items()
-         if not math.isfinite(float(v))]
+def _check_finite(step: int, metrics: Metrics) -> None:
+  bad = [f'{key} = {float(value)}'
+         for key, value in jax.device_get(metrics).items()
+         if not math.isfinite(float(value))]
   if bad:
     raise errors.Diverged(
-        f'step {step}: {", ".join(bad)}; the run has diverged. Earlier '
+        f'step {step}: {", ".join(bad)}: the run has diverged. Earlier '
         'checkpoints are intact; try a lower schedule.learning_rate')
 
 
 class _Clock:
-  """Seconds a step since the last look, and what the run has taken in all."""
+  """Measures seconds per step, and device-seconds of the whole run."""
 
-  def __init__(self, step, job):
+  def __init__(self, step: int, job: Job):
     self._began, self._job = time.monotonic(), job
     self.restart(step)
 
-  def device_seconds(self):
+  def device_seconds(self) -> float:
+    """Returns what the run took so far, all its starts together."""
     return self._job.spent + self._job.devices * (
         time.monotonic() - self._began)
 
-  def restart(self, step):
+  def restart(self, step: int) -> None:
+    """Starts to measure seconds per step at `step`."""
     self._step, self._time = step, time.monotonic()
 
-  def seconds_per_step(self, step):
+  def seconds_per_step(self, step: int) -> float | None:
+    """Returns the mean since the last restart, and restarts."""
     now, steps = time.monotonic(), step - self._step
     seconds = now - self._time
     self.restart(step)

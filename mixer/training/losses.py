@@ -1,22 +1,34 @@
-"""Losses of one example each.  Axes: B batch, K classes, L labels."""
+"""Training losses, one number for each example.
+
+Axes: B batch, K classes, L labels.
+"""
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from mixer.core import errors
 
+# (logits [B, K], targets [B, K]) -> float32 [B]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
-def make(*, name='softmax', label_smoothing=0.0):
-  """The training loss; a config's `loss` section.
+
+def make(*, name: str = 'softmax', label_smoothing: float = 0.0) -> Loss:
+  """Returns the training loss; a config's `loss` section.
 
   Args:
-    name: 'softmax', cross-entropy of the softmax; or 'sigmoid', binary cross-
-      entropy summed over the classes, which allows several labels and is what
-      the official ImageNet recipe uses.
-    label_smoothing: share of every target that is spread over all classes.
+    name: 'softmax' for the cross-entropy of the softmax; or 'sigmoid' for the
+      binary cross-entropy summed over the classes, which allows several labels
+      per example and is what the official ImageNet recipe uses.
+    label_smoothing: share of every target that is spread evenly over all
+      classes, in [0, 1).
 
   Returns:
     loss(logits [B, K], targets [B, K]) -> float32 [B].
+
+  Raises:
+    UserError: if a value is unknown or out of range.
   """
   if not 0 <= label_smoothing < 1:
     raise errors.UserError('loss.label_smoothing: expected 0 <= x < 1, got '
@@ -24,7 +36,7 @@ def make(*, name='softmax', label_smoothing=0.0):
   if name not in _LOSSES:
     raise errors.unknown('loss.name', name, list(_LOSSES))
 
-  def loss(logits, targets):
+  def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     logits = logits.astype(jnp.float32)
     if label_smoothing:
       targets = optax.smooth_labels(targets, label_smoothing)
@@ -33,22 +45,26 @@ def make(*, name='softmax', label_smoothing=0.0):
   return loss
 
 
-def targets_of(labels, num_classes, weights=None):
-  """Labels as float32 targets [B, K]: a class's weight, 1 by default, or 0.
+def targets_of(labels: jax.Array, num_classes: int,
+               weights: jax.Array | None = None) -> jax.Array:
+  """Returns labels as float32 targets [B, K].
+
+  The target of a class is its weight if it is a label of the example, else 0.
 
   Args:
-    labels: int32 [B, L], padded by -1.
+    labels: int32 [B, L], padded with -1.
     num_classes: K.
-    weights: None, or float32 [B, L].
+    weights: float32 [B, L], the weight of each label; None for 1.
   """
-  hot_BLK = jax.nn.one_hot(labels, num_classes)
+  hot_BLK = jax.nn.one_hot(labels, num_classes)   # all zeros for -1
   if weights is not None:
     hot_BLK = hot_BLK * weights[..., None]
   return jnp.max(hot_BLK, axis=1)
 
 
-def _sigmoid(logits, targets):
+def _sigmoid(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return jnp.sum(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
 
 
-_LOSSES = {'softmax': optax.softmax_cross_entropy, 'sigmoid': _sigmoid}
+_LOSSES: dict[str, Loss] = {
+    'softmax': optax.softmax_cross_entropy, 'sigmoid': _sigmoid}

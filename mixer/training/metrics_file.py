@@ -1,33 +1,46 @@
-"""Metrics to files: metrics.jsonl always, TensorBoard where TensorFlow is.
+"""Writes metrics to metrics.jsonl, and to TensorBoard where TensorFlow is.
 
 Only process 0 writes.
 """
+from collections.abc import Mapping
 import importlib.util
 import json
 import math
 import os
 import time
+from typing import Any
 
 import jax
 
 from mixer.core import files
+from mixer.core import workdir
 from mixer.core.log import log
 
-_UPLOAD_SECONDS = 60  # between writes of a file that cannot be appended to
+_UPLOAD_SECONDS = 60   # between uploads to a bucket, which cannot append
 
 
 class Writer:
-  """Writes `{'step': 10, 'train/loss': 2.3, ...}`, one line a step.
+  """Writes one line for each step: `{"step": 10, "train/loss": 2.3, ...}`.
 
-  Values of one step that arrive apart are one line; `flush` completes it. What
-  stands in the file beyond the step where a run resumes is dropped first, so
-  every step is there once.
+  Metrics of one step may come in several calls; they become one line, which is
+  complete after the next step's `write` or a `flush`. Lines that the file has
+  beyond the step at which a run resumes are removed first, so that the file
+  holds every step once.
+
+  Args:
+    path: the workdir.
+    resumed_at: the step at which the run starts or resumes.
+
+  Attributes:
+    spent: device-seconds that the run took before, as its last line says.
   """
 
-  def __init__(self, workdir, *, resumed_at):
-    self._row, self._lines, self._uploaded = {}, [], time.monotonic()
+  def __init__(self, path: str, *, resumed_at: int):
+    self._row: dict[str, Any] = {}
+    self._lines: list[str] = []
+    self._uploaded = time.monotonic()
     self.spent = 0.0
-    self._path = os.path.join(workdir, 'metrics.jsonl')
+    self._path = os.path.join(path, workdir.METRICS)
     self._file = self._board = None
     self._writes = jax.process_index() == 0
     if not self._writes:
@@ -41,43 +54,37 @@ class Writer:
       self._lines = [line + '\n' for line, row in rows
                      if row['step'] <= resumed_at]
       files.write(self._path, ''.join(self._lines))
-    if not files.is_remote(workdir):
+    if not files.is_remote(path):
       self._file = open(self._path, 'a')
-    missing = [m for m in ('tensorflow', 'tensorboard')
-               if importlib.util.find_spec(m) is None]
-    if missing:
-      log.info('no TensorBoard files: %s is not installed (pip install %s)',
-               missing[0], missing[0])
-    else:
-      from clu import metric_writers
-      self._board = metric_writers.AsyncWriter(
-          metric_writers.SummaryWriter(workdir))
+    self._board = _board(path)
 
-  def write(self, step, metrics):
-    """Notes float metrics of a step, which must not go backwards."""
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds metrics of a step, which must not be lower than the last one's."""
     if self._row and self._row['step'] != step:
       self._complete()
     self._row.update(metrics, step=step)
 
-  def flush(self):
-    """Completes the line of the last step; it is stored on return."""
+  def flush(self) -> None:
+    """Completes the line of the last step; on return it is stored."""
     self._complete()
     if self._writes and not self._file:
       self._upload()
 
-  def close(self):
+  def close(self) -> None:
+    """Completes the last line and closes all files."""
     self.flush()
     if self._file:
       self._file.close()
     if self._board:
       self._board.close()
 
-  def _complete(self):
+  def _complete(self) -> None:
     row, self._row = self._row, {}
     if not row or not self._writes:
       return
-    row = {'step': row.pop('step'), **row}
-    line = json.dumps({k: _plain(v) for k, v in row.items()}) + '\n'
+    step = row.pop('step')
+    line = json.dumps({'step': step, **{
+        key: _plain(value) for key, value in row.items()}}) + '\n'
     if self._file:
       self._file.write(line)
       self._file.flush()
@@ -86,30 +93,44 @@ class Writer:
       if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
         self._upload()
     if self._board:
-      self._board.write_scalars(row.pop('step'), row)
+      self._board.write_scalars(step, row)
 
-  def _upload(self):
-    """A bucket cannot append: the whole file is written again."""
+  def _upload(self) -> None:
+    """Writes the whole file again, since a bucket cannot append."""
     files.write(self._path, ''.join(self._lines))
     self._uploaded = time.monotonic()
 
 
-def read(workdir):
-  """All lines of a run's metrics.jsonl, as dicts."""
-  text = files.read(os.path.join(workdir, 'metrics.jsonl')) or ''
+def read(path: str) -> list[dict[str, Any]]:
+  """Returns all lines of a workdir's metrics.jsonl."""
+  text = files.read(os.path.join(path, workdir.METRICS)) or ''
   return [json.loads(line) for line in text.splitlines()]
 
 
-def _row(line):
-  """A line as a dict; None if a kill cut it short."""
+def _board(path: str) -> Any:
+  """Returns a TensorBoard writer, or None if a library is missing."""
+  missing = [name for name in ('tensorflow', 'tensorboard')
+             if importlib.util.find_spec(name) is None]
+  if missing:
+    log.info('no TensorBoard files are written: %s is not installed (pip '
+             'install %s)', missing[0], missing[0])
+    return None
+  from mixer.images import tf_setup
+  tf_setup.hide_accelerators()   # or TensorFlow takes the GPUs' memory
+  from clu import metric_writers
+  return metric_writers.AsyncWriter(metric_writers.SummaryWriter(path))
+
+
+def _row(line: str) -> dict[str, Any] | None:
+  """Returns a line as a dict, or None if a kill cut the line short."""
   try:
     return json.loads(line)
   except ValueError:
     return None
 
 
-def _plain(value):
-  """JSON has no NaN or infinity: they are written as strings."""
+def _plain(value: Any) -> int | float | str:
+  """Returns a value that JSON has; NaN and infinities become strings."""
   if isinstance(value, int):
     return value
   value = float(value)

@@ -1,5 +1,7 @@
-"""Optimizers, all from optax: clip, then SGD with momentum or Adam."""
+"""Optimizers from optax: clipping, then SGD with momentum or Adam."""
+from collections.abc import Mapping
 import re
+from typing import Any
 
 import jax
 import optax
@@ -7,38 +9,85 @@ import optax
 from mixer.core import errors
 from mixer.core import trees
 
+NAMES = ('sgd', 'adam')
 
-def make(*, schedule, name='sgd', clip_norm=1.0, momentum=0.9,
-         momentum_dtype=None, b1=0.9, b2=0.999, weight_decay=0.0,
-         decay_pattern='.*/kernel', frozen=None, rates=None):
-  """The optimizer; a config's `optimizer` section.
+
+def make(*, schedule: optax.Schedule, name: str = 'sgd',
+         clip_norm: float | None = 1.0, momentum: float = 0.9,
+         momentum_dtype: str | None = None, b1: float = 0.9, b2: float = 0.999,
+         weight_decay: float = 0.0, decay_pattern: str = '.*/kernel',
+         frozen: str | None = None, rates: str | None = None
+         ) -> optax.GradientTransformationExtraArgs:
+  """Returns the optimizer; a config's `optimizer` section.
 
   Args:
-    schedule: updates done -> learning rate.
+    schedule: number of updates already done -> learning rate.
     name: 'sgd' or 'adam'.
-    clip_norm: largest global norm of the gradient; None or 0 for no clipping.
+    clip_norm: the gradient is scaled down to this global norm if it is larger;
+      None or 0 for no clipping.
     momentum: of 'sgd'.
-    momentum_dtype: of the accumulator (for 'adam' of the first moment):
-      'bfloat16' halves its memory; None for the parameters'.
-    b1, b2: of 'adam'.
-    weight_decay: decoupled: each update takes schedule(step) * weight_decay of
-      the parameters whose name matches, as the paper's table 4 counts it. (The
-      official config writes the product of both, 1e-3 * 0.1 = 1e-4.)
-    decay_pattern: regular expression for whole parameter names; the default is
-      every kernel, no bias and no LayerNorm, as in the official code.
-    frozen: regular expression for whole names of parameters that stay as they
-      are, such as '(stem|MixerBlock_[0-5])/.*'. They cost no gradient and no
-      state, and the clipping does not count them.
-    rates: factors of the learning rate by name, 'PATTERN=FACTOR,...'; the first
-      pattern that matches the whole name holds, others have 1; none may have a
-      comma inside.
+    momentum_dtype: dtype of the momentum (of Adam's first moment); 'bfloat16'
+      halves its memory, None means the parameters' dtype.
+    b1, b2: decay rates of Adam's moments.
+    weight_decay: decoupled weight decay: each update subtracts schedule(step) *
+      weight_decay * parameter from the parameters that `decay_pattern` matches.
+      This is how table 4 of the paper counts it. (The official config writes
+      the product of both numbers, 1e-3 * 0.1 = 1e-4.)
+    decay_pattern: regular expression that must match the whole name of a
+      parameter. The default matches all kernels, and no biases or LayerNorm
+      scales, as in the official code.
+    frozen: regular expression for the whole names of parameters that are not
+      trained, such as '(stem|MixerBlock_[0-5])/.*'. Their gradients are not
+      computed, they have no optimizer state, and the gradient norm that is
+      clipped leaves them out.
+    rates: factors on the learning rate, as 'PATTERN=FACTOR,...'. The first
+      pattern that matches the whole name of a parameter counts; a parameter
+      that none matches has factor 1. A pattern must not contain a comma.
 
   Returns:
     An optax gradient transformation. Its `init` raises a UserError if a pattern
-    matches no parameter, or `frozen` all.
+    matches no parameter, or if `frozen` matches all of them.
+
+  Raises:
+    UserError: if a value is unknown or out of range.
   """
-  if name not in ('sgd', 'adam'):
-    raise errors.unknown('optimizer.name', name, ['sgd', 'adam'])
+  _check(name, clip_norm, momentum, momentum_dtype, b1, b2, weight_decay)
+  factors = _factors(rates) if rates else []
+  # The order of this chain is the layout of saved optimizer states.
+  transforms = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  if name == 'sgd':
+    transforms.append(optax.trace(momentum, accumulator_dtype=momentum_dtype))
+  else:
+    transforms.append(optax.scale_by_adam(b1, b2, mu_dtype=momentum_dtype))
+  if weight_decay:
+    _check_pattern('decay_pattern', decay_pattern)
+    transforms.append(optax.add_decayed_weights(
+        weight_decay, mask=lambda params: trees.matches(params, decay_pattern)))
+  transforms.append(optax.scale_by_learning_rate(schedule))
+  if factors:
+    transforms.append(_scaled(factors))
+  optimizer = optax.chain(*transforms)
+  if frozen:
+    _check_pattern('frozen', frozen)
+    optimizer = optax.partition(
+        {False: optimizer, True: optax.set_to_zero()},
+        lambda params: trees.matches(params, frozen))
+  patterns = {'decay_pattern': [decay_pattern] if weight_decay else [],
+              'frozen': [frozen] if frozen else [],
+              'rates': [pattern for pattern, _ in factors]}
+
+  def init(params: Mapping[str, Any]) -> optax.OptState:
+    _check_matches(patterns, params)
+    return optimizer.init(params)
+
+  return optax.GradientTransformationExtraArgs(init, optimizer.update)
+
+
+def _check(name: str, clip_norm: float | None, momentum: float,
+           momentum_dtype: str | None, b1: float, b2: float,
+           weight_decay: float) -> None:
+  if name not in NAMES:
+    raise errors.unknown('optimizer.name', name, NAMES)
   for key, value in dict(momentum=momentum, b1=b1, b2=b2).items():
     if not 0 <= value < 1:
       raise errors.UserError(f'optimizer.{key}: expected 0 <= x < 1, got '
@@ -46,82 +95,69 @@ def make(*, schedule, name='sgd', clip_norm=1.0, momentum=0.9,
   if momentum_dtype not in (None, 'float32', 'bfloat16'):
     raise errors.unknown('optimizer.momentum_dtype', momentum_dtype,
                          ['float32', 'bfloat16'])
-  if weight_decay < 0 or (clip_norm or 0) < 0:
-    raise errors.UserError(
-        'optimizer: expected weight_decay and clip_norm of at least 0, got '
-        f'{weight_decay} and {clip_norm}')
-  steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-  if name == 'sgd':
-    steps.append(optax.trace(momentum, accumulator_dtype=momentum_dtype))
-  else:
-    steps.append(optax.scale_by_adam(b1, b2, mu_dtype=momentum_dtype))
-  if weight_decay:
-    _pattern('decay_pattern', decay_pattern)
-    steps.append(optax.add_decayed_weights(
-        weight_decay, mask=lambda p: trees.matches(p, decay_pattern)))
-  steps.append(optax.scale_by_learning_rate(schedule))
-  if rates:
-    steps.append(_scaled(_factors(rates)))
-  optimizer = optax.chain(*steps)
-  if frozen:
-    _pattern('frozen', frozen)
-    optimizer = optax.partition(
-        {False: optimizer, True: optax.set_to_zero()},
-        lambda params: trees.matches(params, frozen))
-  patterns = {'decay_pattern': [decay_pattern] if weight_decay else [],
-              'frozen': [frozen] if frozen else [],
-              'rates': [p for p, _ in _factors(rates)] if rates else []}
-  return optax.GradientTransformationExtraArgs(
-      lambda params: _checked(optimizer, patterns, params), optimizer.update)
+  for key, value in dict(weight_decay=weight_decay,
+                         clip_norm=clip_norm or 0).items():
+    if value < 0:
+      raise errors.UserError(
+          f'optimizer.{key}: expected at least 0, got {value}')
 
 
-def _checked(optimizer, patterns, params):
+def _check_pattern(key: str, pattern: str) -> None:
+  try:
+    re.compile(pattern)
+  except re.error as e:
+    raise errors.UserError(f'optimizer.{key}: {pattern!r} is not a regular '
+                           f'expression: {e}') from e
+
+
+def _check_matches(patterns: Mapping[str, list[str]],
+                   params: Mapping[str, Any]) -> None:
+  """Raises a UserError if a pattern does nothing, or leaves nothing to train.
+  """
   names = list(trees.flatten(params))
   for key, listed in patterns.items():
     for pattern in listed:
       matched = sum(bool(re.fullmatch(pattern, name)) for name in names)
-      if not matched or (key == 'frozen' and matched == len(names)):
+      if key == 'frozen' and matched == len(names):
         raise errors.UserError(
-            f'optimizer.{key}: {pattern!r} matches ' + (
-                'every parameter, and none is left to train' if matched else
-                'no name of a parameter as a whole') +
-            f'; they are such as {names[0]!r} (parameters.txt of a workdir has '
-            'them all)')
-  return optimizer.init(params)
+            f'optimizer.frozen: {pattern!r} matches every parameter, so none '
+            'is left to train; narrow it')
+      if not matched:
+        raise errors.UserError(
+            f'optimizer.{key}: {pattern!r} does not match the whole name of '
+            f'any parameter; names look like {names[0]!r} (parameters.txt in a '
+            'workdir lists them all)')
 
 
-def _scaled(factors):
-  def update(updates, params):
+def _scaled(factors: list[tuple[str, float]]) -> optax.GradientTransformation:
+  """Returns a transformation that multiplies each update by its factor."""
+  def update(updates: Mapping[str, Any], params: Any) -> Mapping[str, Any]:
     del params
-    flat = {name: next((f for p, f in factors if re.fullmatch(p, name)), 1.0)
-            for name in trees.flatten(updates)}
-    return jax.tree.map(   # a factor above the empty nodes of frozen ones
+    of_name = {
+        name: next((factor for pattern, factor in factors
+                    if re.fullmatch(pattern, name)), 1.0)
+        for name in trees.flatten(updates)}
+    # In the place of a frozen parameter there is an empty node, not a leaf, so
+    # each factor is mapped over whatever lies below it.
+    return jax.tree.map(
         lambda factor, below: jax.tree.map(lambda u: factor * u, below),
-        trees.unflatten(flat), updates)
+        trees.unflatten(of_name), updates)
   return optax.stateless(update)
 
 
-def _factors(rates):
-  """[(pattern, factor)] of 'PATTERN=FACTOR,...'."""
-  out = []
+def _factors(rates: str) -> list[tuple[str, float]]:
+  """Returns [(pattern, factor)] for 'PATTERN=FACTOR,...'."""
+  factors = []
   for part in rates.split(','):
-    pattern, _, factor = part.strip().rpartition('=')
+    pattern, _, text = part.strip().rpartition('=')
     try:
-      factor = float(factor)
+      factor = float(text)
     except ValueError:
-      factor = -1.0
+      factor = -1.0   # is reported below
     if not pattern or not 0 <= factor < float('inf'):
       raise errors.UserError(
           "optimizer.rates: expected 'PATTERN=FACTOR,...' with factors of at "
           f'least 0, got {rates!r}')
-    out.append((_pattern('rates', pattern), factor))
-  return out
-
-
-def _pattern(key, pattern):
-  try:
-    re.compile(pattern)
-  except re.error as e:
-    raise errors.UserError(f'optimizer.{key}: {pattern!r} is no regular '
-                           f'expression: {e}') from e
-  return pattern
+    _check_pattern('rates', pattern)
+    factors.append((pattern, factor))
+  return factors

@@ -1,202 +1,285 @@
-"""Opens a config and builds every object of a run; the loop does the rest."""
+"""Runs the training that a config describes, from the first check to the end.
+
+`assembly` makes the objects, `loop` steps through them; this module decides in
+which order things happen.
+"""
+from collections.abc import Mapping
 import contextlib
+import dataclasses
 import json
 import os
+from typing import Any
 
 import jax
+import ml_collections
 
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import peak
-from mixer.core import workdir as workdirs
+from mixer.core import workdir
 from mixer.core.log import log
+from mixer.data import pipeline
 from mixer.evaluation import suite
-from mixer.images import tf_setup
+from mixer.models import catalog
 from mixer.models import cost
-from mixer.pretrained import network
+from mixer.models import interface
 from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import metrics_file
-from mixer.training import progress as progress_lib
+from mixer.training import progress
 from mixer.training import sharding
-from mixer.training import start
-from mixer.training import step as steps
+from mixer.training import step
 from mixer.training import stop
 from mixer.training import summary
+from mixer.training.settings import Settings
 
 
-def train(config, workdir):
-  """Trains, evaluates and checkpoints; goes on where the workdir stands.
+@dataclasses.dataclass(frozen=True)
+class _Splits:
+  """The opened splits of a run: the training split, and those evaluated."""
+  train: pipeline.Data
+  evals: Mapping[str, pipeline.Data]
+  fewshots: Mapping[str, suite.FewShot]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """What a run works with; training changes none of it.
+
+  Attributes:
+    path: the workdir.
+    settings: of the config's `run` section.
+    plan: how state and batches lie on the devices.
+    splits: the data.
+    model: the network.
+    card: the network's card, see `core.cards`.
+    sharded: the training step, jitted for the plan.
+    total_steps: length of the run.
+    merge: puts loaded weights in the place of initial parameters; None if there
+      are none, or if the run is resumed.
+    checkpoints: of the workdir.
+  """
+  path: str
+  settings: Settings
+  plan: sharding.Plan
+  splits: _Splits
+  model: interface.Model
+  card: Mapping[str, Any]
+  sharded: step.ShardedStep
+  total_steps: int
+  merge: assembly.Merge | None
+  checkpoints: checkpoint.Checkpoints
+
+
+def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
+  """Trains, evaluates and saves; resumes if the workdir holds a run.
 
   Args:
-    config: ml_collections.ConfigDict, as the files in configs/ make them.
-    workdir: where the run lies.
+    config: as the files in configs/ make it.
+    path: the workdir.
 
   Returns:
     The metrics of the final evaluation.
+
+  Raises:
+    UserError: if the config is wrong, or does not fit the data, the devices or
+      the run in the workdir.
+    RunError: if the run fails in a way that a restart would not mend.
+    Stopped: if a signal stopped the run and its state is saved.
   """
   settings = assembly.check(config)
-  plan = sharding.plan(**config.sharding)
+  plan = assembly.make_plan(config)
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(workdirs.claimed(workdir))
-    workdirs.meet(workdir)
-    data, evals, fewshots = suite.open_splits(
-        config, settings.image_size, workdirs.BadImages(workdir))
-    data.check(settings.batch_size, plan.slots(settings.batch_size))
-    for split in (data, *evals.values(), *(
-        s for few in fewshots.values() for s in (few.train, few.test))):
-      split.preflight()
-    model = assembly.make_model(
-        config, settings, data.source, plan.platform)
-    assembly.check_classes(model, data.source)
-    for name, split in evals.items():
-      wrong = suite.other_classes(
-          split.source, model.num_classes, data.source.class_names)
-      if wrong:
-        raise errors.UserError(f'evals.{name}: {wrong}')
-    return _train(config, settings, plan, data, evals, fewshots, model, workdir,
-                  stack)
+    stack.enter_context(workdir.claimed(path))
+    workdir.meet(path)
+    splits = _open_splits(config, settings, plan, path)
+    model = _make_model(config, settings, plan, splits)
+    checkpoints = stack.enter_context(contextlib.closing(
+        assembly.open_checkpoints(config, path)))
+    run = _assemble(config, settings, plan, splits, model, checkpoints, path)
+    _check(run)
+    # A config that is refused must not claim the workdir, so that the corrected
+    # one can have it. So this comes after every other check of the config.
+    workdir.agree(path, assembly.stored(config))
+    workdir.write_json(os.path.join(path, workdir.CARD), run.card)
+    summary.introduce(
+        path=path, title=catalog.title(run.card['model']), settings=settings,
+        plan=plan, data=splits.train, evals=splits.evals, model=run.model,
+        state=run.sharded.state,
+        trained=assembly.trained(config, run.sharded.state.params),
+        total_steps=run.total_steps,
+        paper_core_days=assembly.paper_core_days(config))
+    fingerprint = splits.train.fingerprint(settings.batch_size, settings.seed)
+    state = _restored(run, fingerprint)
+    if state is None:
+      state = _initial(run)
+    return _train(run, state, fingerprint)
 
 
-def keep_compiled(workdir):
-  """Has JAX keep what it compiles in the workdir, so that the same command
-  started again need not; JAX_COMPILATION_CACHE_DIR is another place."""
-  if not jax.config.jax_compilation_cache_dir:
-    jax.config.update('jax_compilation_cache_dir',
-                      os.path.join(files.absolute(workdir), 'compiled'))
+def keep_compiled(path: str) -> None:
+  """Makes JAX keep compiled programs in the workdir.
+
+  The same command, started again, then need not compile them again. If
+  JAX_COMPILATION_CACHE_DIR is set, they are kept there instead.
+  """
+  if not jax.config.jax_compilation_cache_dir:   # type: ignore[attr-defined]
+    jax.config.update('jax_compilation_cache_dir', os.path.join(
+        files.absolute(path), workdir.COMPILED))
 
 
-def _train(config, settings, plan, data, evals, fewshots, model, workdir,
-           stack):
-  checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(
-      os.path.join(workdir, 'checkpoints'), **config.checkpoint)))
-  model, given = _start(config, settings, model, workdir,
-                        bool(checkpoints.steps()))
-  total = settings.steps(len(data))
+def _open_splits(config: ml_collections.ConfigDict, settings: Settings,
+                 plan: sharding.Plan, path: str) -> _Splits:
+  """Opens all splits, and decodes the first images of each as a check."""
+  train, evals, fewshots = assembly.open_splits(
+      config, settings, workdir.BadImages(path))
+  train.check(settings.batch_size, plan.slots(settings.batch_size))
+  few = [split for one in fewshots.values() for split in (one.train, one.test)]
+  for split in (train, *evals.values(), *few):
+    split.preflight()
+  return _Splits(train, evals, fewshots)
+
+
+def _make_model(config: ml_collections.ConfigDict, settings: Settings,
+                plan: sharding.Plan, splits: _Splits) -> interface.Model:
+  """Returns the model, whose classes must be those of all splits."""
+  source = splits.train.source
+  model = assembly.make_model(config, settings, source, plan.platform)
+  if model.num_classes < source.num_classes:
+    raise errors.UserError(
+        f'model.num_classes: {model.num_classes}, but {source.name} has '
+        f'{source.num_classes} classes; set it to at least that, or leave it '
+        'unset')
+  for name, split in splits.evals.items():
+    wrong = suite.other_classes(
+        split.source, model.num_classes, source.class_names)
+    if wrong:
+      raise errors.UserError(f'evals.{name}: {wrong}')
+  return model
+
+
+def _assemble(config: ml_collections.ConfigDict, settings: Settings,
+              plan: sharding.Plan, splits: _Splits, model: interface.Model,
+              checkpoints: checkpoint.Checkpoints, path: str) -> _Run:
+  """Returns the run with its final model; compiles nothing yet."""
+  if checkpoints.steps():
+    model, merge = _as_trained(model, path), None
+  else:
+    model, merge = assembly.load_start(config, settings, model)
+  total = settings.steps(len(splits.train))
   optimizer, step_fn = assembly.make_step(config, settings, model, total)
-  placed = steps.shard(
+  sharded = step.shard(
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
-  shapes = placed.state
-  _check_best(config.checkpoint.best, suite.metrics(evals, fewshots))
-  if given is not None:
-    start.merge(given, shapes.params, config.start.weights,
-                  config.start.dont_load)
-  # A config that is refused must leave the workdir to the corrected one, so
-  # this comes when everything else is checked.
-  workdirs.agree(workdir, {name: section for name, section in
-                           config.to_dict().items() if name != 'sweep'})
-  workdirs.write_json(os.path.join(workdir, 'model.json'),
-                      _card(config, model, data, evals))
-  summary.introduce(config, settings, plan, data, evals, model, shapes,
-                         total, workdir)
+  card = assembly.make_card(config, model, splits.train, splits.evals)
+  return _Run(path, settings, plan, splits, model, card, sharded, total, merge,
+              checkpoints)
 
-  fingerprint = data.fingerprint(settings.batch_size, settings.seed)
-  state = _resume(checkpoints, placed.state, fingerprint)
-  resumed = state is not None
-  if not resumed:
-    state = placed.init()
-    if given is not None:
-      merged = start.merge(given, state.params, config.start.weights,
-                             config.start.dont_load)
-      state = state.replace(
-          params=plan.place(merged, placed.shardings.params))
+
+def _as_trained(model: interface.Model, path: str) -> interface.Model:
+  """Returns the model with the settings that it took over from weights.
+
+  A resumed run does not need those weights, which may be gone, but the model
+  must be the same.
+  """
+  text = files.read(os.path.join(path, workdir.CARD)) or '{}'
+  kept = json.loads(text).get('model', {})
+  return model.clone(**{
+      key: kept[key] for key in (*model.TIED_TO_SIZE, 'approximate_gelu')
+      if key in kept})
+
+
+def _check(run: _Run) -> None:
+  """Raises a UserError if a metric is unknown or the weights do not fit."""
+  best = run.checkpoints.best
+  known = suite.metrics(run.splits.evals, run.splits.fewshots)
+  if best is not None and best not in known:
+    raise errors.unknown('checkpoint.best', best, known)
+  if run.merge:
+    run.merge(run.sharded.state.params)
+
+
+def _restored(run: _Run, fingerprint: Mapping[str, Any]) -> step.State | None:
+  """Returns the newest saved state, or None if nothing was saved.
+
+  Args:
+    run: whose checkpoints are read.
+    fingerprint: of the data and their order, which must be the saved one.
+  """
+  shapes = run.sharded.state
+  found = run.checkpoints.restore(
+      shapes.params, dict(step=shapes.step, opt_state=shapes.opt_state,
+                          bad=shapes.bad))
+  if found is None:
+    return None
+  params, rest, meta = found
+  differ = [f'{key} was {meta["data"].get(key)}, is {fingerprint.get(key)}'
+            for key in dict.fromkeys((*meta['data'], *fingerprint))
+            if meta['data'].get(key) != fingerprint.get(key)]
+  if differ:
+    raise errors.UserError(
+        'data: the run in the workdir was trained on other data, or in another '
+        f'order: {"; ".join(differ)}; resume it with the same data, or choose '
+        'another --workdir')
+  done = int(rest['step'])
+  run.checkpoints.set_aside_after(done)
+  log.info('resuming at step %s', f'{done:,}')
+  return step.State(params=params, **rest)
+
+
+def _initial(run: _Run) -> step.State:
+  """Returns the state before the first update, with loaded weights if any."""
+  state = run.sharded.init()
+  if run.merge is None:
+    return state
+  return dataclasses.replace(state, params=run.plan.place(
+      run.merge(state.params), run.sharded.shardings.params))
+
+
+def _train(run: _Run, state: step.State,
+           fingerprint: Mapping[str, Any]) -> dict[str, float]:
+  """Trains from a state to the end; returns the final evaluation's metrics."""
+  settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
+  data, size, total = run.splits.train, settings.batch_size, run.total_steps
   first = int(state.step)
+  stored = None if data.resident is None else plan.place(data.resident)
+  ask = suite.make(plan, run.model, run.splits.evals, run.splits.fewshots,
+                   batch_size=size, loss=run.card['loss'])
 
-  resident = None if data.resident is None else plan.place(
-      data.resident)
-  ask = suite.make(plan, model, evals, fewshots,
-                         batch_size=settings.batch_size, loss=config.loss.name)
-  evaluate = lambda state: ask(state.params)
-
-  def save(step, state, scores):
-    checkpoints.save(step, state.params,
+  def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
+    checkpoints.save(done, state.params,
                      dict(step=state.step, opt_state=state.opt_state,
                           bad=state.bad),
                      dict(data=fingerprint), scores)
 
-  slots = plan.slots(settings.batch_size)
   batches = data.train_batches(
-      seed=settings.seed, batch_size=settings.batch_size, first=first,
-      last=total, slots=slots)
-  flops = settings.batch_size * cost.training_flops(model, settings.image_size)
-  tf_setup.hide_accelerators()   # from TensorFlow, which writes for TensorBoard
-  writer = metrics_file.Writer(workdir, resumed_at=first)
-  progress = progress_lib.Progress(first, total)
+      seed=settings.seed, batch_size=size, first=first, last=total,
+      slots=plan.slots(size))
+  writer = metrics_file.Writer(run.path, resumed_at=first)
+  bar = progress.Progress(first, total)
   try:
-    with stop.Guard() as guard, progress:
+    with stop.Guard() as guard, bar:
       job = loop.Job(
-          step_fn=placed.step,
-          batches=map(plan.put_batch, batches), resident=resident,
-          evaluate=evaluate, save=save, writer=writer, progress=progress,
-          guard=guard, total_steps=total, log_every=settings.log_every,
-          eval_every=settings.eval_every, save_every=checkpoints.every,
-          save_scored=bool(checkpoints.best), batch_size=settings.batch_size,
-          flops=flops, devices=plan.mesh.size, spent=writer.spent, peak_flops=(
-              peak.flops_per_second(settings.dtype) * jax.process_count()))
+          step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
+          resident=stored, evaluate=lambda state: ask(state.params), save=save,
+          writer=writer, progress=bar, guard=guard, total_steps=total,
+          log_every=settings.log_every, eval_every=settings.eval_every,
+          save_every=checkpoints.every, save_scored=bool(checkpoints.best),
+          batch_size=size,
+          flops=size * cost.training_flops(run.model, settings.image_size),
+          devices=plan.mesh.size, spent=writer.spent,
+          peak_flops=jax.process_count() * peak.flops_per_second(
+              settings.dtype_on(plan.platform)))
       try:
-        if first >= total:
-          scores = evaluate(state)
-          progress.say(f'finished already, at step {total:,}: '
-                       + loop.summary(scores))
-        else:
-          state, scores = loop.train(state, job)
-      finally:   # within the guard: a signal must not cut the last save short
+        if first < total:
+          return loop.train(state, job)[1]
+        scores = ask(state.params)
+        bar.say(f'already finished at step {total:,}; evaluated again: '
+                f'{loop.accuracies(scores)}')
+        return scores
+      finally:   # inside the guard, so that no signal cuts the last save short
         batches.close()
         checkpoints.wait()
   finally:
     writer.close()
-  return scores
-
-
-def _check_best(metric, known):
-  """The metric to keep the best by is one that is evaluated; more is better."""
-  if metric is not None and metric not in known:
-    raise errors.unknown('checkpoint.best', metric, known)
-
-
-def _resume(checkpoints, abstract, fingerprint):
-  """The newest state saved, or None."""
-  found = checkpoints.restore(
-      abstract.params, dict(step=abstract.step, opt_state=abstract.opt_state,
-                            bad=abstract.bad))
-  if found is None:
-    return None
-  params, rest, meta = found
-  differ = [f'{k} was {meta["data"].get(k)}, is {fingerprint.get(k)}'
-            for k in dict.fromkeys((*meta['data'], *fingerprint))
-            if meta['data'].get(k) != fingerprint.get(k)]
-  if differ:
-    raise errors.UserError(
-        'data: the run was trained on other data, or in another order: '
-        + '; '.join(differ) + '; give it its own data, or another --workdir')
-  step = int(rest['step'])
-  checkpoints.set_aside_after(step)
-  log.info('resuming at step %s', f'{step:,}')
-  return steps.State(params=params, **rest)
-
-
-def _start(config, settings, model, workdir, resuming):
-  """(model, parameters to start from or None): see `initial.start`."""
-  if resuming:   # the weights may be gone; what they made of the model is not
-    card = json.loads(files.read(os.path.join(workdir, 'model.json')) or '{}')
-    kept = {key: card['model'][key] for key in (
-        'tokens_mlp_dim', 'approximate_gelu') if key in card.get('model', {})}
-    return model.clone(**kept), None
-  return start.start(model, image_size=assembly.image_shape(model, settings)[:2],
-                       widen=config.model.get('tokens_mlp_dim') is None,
-                       **config.start)
-
-
-def _card(config, model, data, evals):
-  """What it takes to use the network elsewhere, see `pretrained.network`; it
-  sees images as the first evaluation does."""
-  like = next(iter(evals.values()), data)
-  crop = like.cut['crop'] if evals else 'resmall'
-  return network.make_card(
-      model, name=config.model.name, image_size=data.image_size,
-      class_names=data.source.class_names, data=data.source.name,
-      loss=config.loss.name, crop=crop,
-      interpolation=like.cut['interpolation'])

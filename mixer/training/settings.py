@@ -1,9 +1,13 @@
-"""The `run` section of a config: length, size, seed, periods."""
+"""The `run` section of a config: length, batch size, image size, seed, periods.
+"""
 import dataclasses
 
 import jax
 
 from mixer.core import errors
+from mixer.core import rng
+
+PRECISIONS = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -11,24 +15,27 @@ class Settings:
   """The `run` section of a config.
 
   Attributes:
-    batch_size: images of one update, over all devices.
-    total_steps, total_epochs: the length; exactly one is given.
-    seed: of the initial parameters, the order, and every random draw.
+    batch_size: images in the global batch of one update.
+    total_steps: number of updates; give either this or `total_epochs`.
+    total_epochs: the same length in passes over the training split.
+    seed: of the initial parameters, the data order and every random draw.
     image_size: side in pixels, or (height, width).
-    image_width: in pixels, where image_size is the height only.
-    precision: 'float32' or 'bfloat16', of the computation; parameters stay
-      float32. None: bfloat16 on accelerators, float32 on a CPU.
-    log_every, eval_every: in steps; eval_every 0 is only at the end.
-    micro_batches: parts a batch is cut into to save memory; their gradients
-      are averaged before the update.
-    heartbeat_timeout_seconds: of several processes, how long one may be silent
-      until it counts as dead and the others end.
+    image_width: width in pixels if `image_size` is only the height.
+    precision: 'float32' or 'bfloat16', the dtype of the computation; parameters
+      are always float32. None means bfloat16 on accelerators and float32 on a
+      CPU.
+    log_every: steps between logged training metrics.
+    eval_every: steps between evaluations; 0 evaluates only after the last step.
+    micro_batches: number of parts into which each batch is split to save
+      memory; their gradients are averaged before the update.
+    heartbeat_timeout_seconds: with several processes, how long one may be
+      silent before the others treat it as dead and exit.
   """
   batch_size: int
   total_steps: int | None = None
   total_epochs: float | None = None
   seed: int = 0
-  image_size: int | tuple = 224
+  image_size: int | tuple[int, int] = 224
   image_width: int | None = None
   precision: str | None = None
   log_every: int = 50
@@ -36,7 +43,7 @@ class Settings:
   micro_batches: int = 1
   heartbeat_timeout_seconds: int = 30
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for key in ('batch_size', 'log_every', 'micro_batches',
                 'heartbeat_timeout_seconds'):
       if getattr(self, key) < 1:
@@ -44,45 +51,58 @@ class Settings:
                                f'{getattr(self, key)}')
     if self.image_width is not None:
       if not isinstance(self.image_size, int):
-        raise errors.UserError('run.image_width: image_size is '
-                               f'{self.image_size} already; give one of them')
+        raise errors.UserError(
+            f'run.image_width: {self.image_width} is given, but run.image_size '
+            f'{self.image_size} has a width already; remove one of them')
       object.__setattr__(self, 'image_size',
                          (self.image_size, self.image_width))
     lengths = [self.total_steps, self.total_epochs]
-    if lengths.count(None) != 1 or any(v is not None and v <= 0
-                                       for v in lengths):
+    if lengths.count(None) != 1 or any(
+        length is not None and length <= 0 for length in lengths):
       raise errors.UserError(
           'run: expected either total_steps or total_epochs, above 0, got '
-          f'{self.total_steps} and {self.total_epochs}')
-    if not 0 <= self.seed < 2**31:
-      raise errors.UserError(f'run.seed: expected 0 <= seed < 2**31, got '
-                             f'{self.seed}')
-    if self.precision not in (None, 'float32', 'bfloat16'):
-      raise errors.unknown('run.precision', self.precision,
-                           ['float32', 'bfloat16'])
+          f'total_steps={self.total_steps} and '
+          f'total_epochs={self.total_epochs}')
+    rng.check_seed(self.seed)
+    if self.precision not in (None, *PRECISIONS):
+      raise errors.unknown('run.precision', self.precision, PRECISIONS)
 
-  @property
-  def dtype(self):
-    """The precision, or the platform's default."""
-    cpu = jax.default_backend() == 'cpu'
-    return self.precision or ('float32' if cpu else 'bfloat16')
+  def dtype_on(self, platform: str | None) -> str:
+    """Returns the dtype of the computation on a platform.
 
-  def steps(self, examples):
-    """The number of updates, on `examples` an epoch."""
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu', as `sharding.Plan.platform`; None for the
+        backend of this process.
+    """
+    on_cpu = (platform or jax.default_backend()) == 'cpu'
+    return self.precision or ('float32' if on_cpu else 'bfloat16')
+
+  def steps(self, examples: int | None) -> int:
+    """Returns the number of updates if an epoch has `examples` examples.
+
+    The number may be None if `total_steps` is given.
+    """
     if self.total_steps is not None:
       return self.total_steps
+    # __post_init__ has checked the one, the caller knows the other.
+    assert self.total_epochs is not None and examples is not None
     return max(1, int(self.total_epochs * examples / self.batch_size))
 
-  def check_devices(self, parts):
-    """Raises if the parts that devices take, or the micro-batches, do not
-    divide the batch."""
-    share = self.batch_size / parts
-    if share != int(share):
+  def check_devices(self, parts: int) -> None:
+    """Raises a UserError unless the batch can be split as it has to be.
+
+    Args:
+      parts: into how many parts the devices split a batch, `Plan.parts`; each
+        part must also be divisible into `micro_batches`.
+    """
+    if self.batch_size % parts:
+      nearest = max(1, round(self.batch_size / parts)) * parts
       raise errors.UserError(
-          f'run.batch_size: {self.batch_size} images do not divide over '
-          f'{parts} devices; the nearest that does is '
-          f'{max(1, round(share)) * parts}')
-    if int(share) % self.micro_batches:
+          f'run.batch_size: {self.batch_size} images cannot be split evenly '
+          f'over {parts} devices; the nearest size that can is {nearest}')
+    share = self.batch_size // parts
+    if share % self.micro_batches:
       raise errors.UserError(
-          f'run.micro_batches: {int(share)} images a device do not divide '
-          f'into {self.micro_batches} parts')
+          f'run.micro_batches: the {share} images of one device cannot be '
+          f'split evenly into {self.micro_batches} parts; choose a divisor of '
+          f'{share}')

@@ -1,103 +1,107 @@
-"""Parameters to start from, made for the run's images and classes."""
+"""Loads the parameters that a run starts from, and fits them to its model."""
+from collections.abc import Mapping
+from collections.abc import Sequence
 import re
+from typing import Any
 
 from mixer.core import errors
 from mixer.core import trees
 from mixer.core.log import log
 from mixer.models import catalog
-from mixer.pretrained import network as networks
+from mixer.models import interface
+from mixer.pretrained import network
 from mixer.pretrained.resize import resize
 
-# Where the shapes of parameters show the settings that widths come from.
-_WIDTHS = dict(hidden_dim='stem/bias',
-               tokens_mlp_dim='MixerBlock_0/token_mixing/Dense_0/bias',
-               channels_mlp_dim='MixerBlock_0/channel_mixing/Dense_0/bias')
 
+def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
+          widen: bool = True, best: bool = False, dont_load: str | None = None,
+          method: str | None = None) -> tuple[interface.Model, dict[str, Any]]:
+  """Loads weights for a run's model; a config's `start` section.
 
-def start(model, *, image_size, widen=True, weights=None, best=False,
-          dont_load=None, method=None):
-  """The run's model and what it starts from; a config's `start` section.
-
-  Weights for other images, patches or channels are resized.
+  Weights that were made for another image size, patch size or number of
+  channels are resized.
 
   Args:
     model: `models.MlpMixer` of the run.
     image_size: (height, width) of the run's images.
-    widen: whether the model's D_S is that of the resized weights, which the
-      paper's block-diagonal form multiplies. If it is False the model's stands,
-      unless it is that of the weights before they were resized.
-    weights: as `network.open_network` takes them, or None for none; '' where
-      some are needed and the user has to say which.
-    best: of a workdir, the best checkpoint instead of the latest.
-    dont_load: regular expression for the whole names of parameters that start
-      afresh, such as 'head/.*'; None for none.
-    method: 'block' or 'resample', see `resize.resize`.
+    weights: anything that `network.open_network` takes; '' if weights are
+      needed and the user has to choose some.
+    widen: whether the model takes over D_S of the resized weights, which the
+      paper's block-diagonal form multiplies. If False, the model keeps its own
+      D_S, except when that is the D_S of the weights before resizing.
+    best: whether to take the best checkpoint of a workdir, not its latest.
+    dont_load: regular expression for the whole names of parameters that are
+      initialised afresh, such as 'head/.*'; None for none.
+    method: 'block' or 'resample', as in `pretrained.resize`; None to choose by
+      the sizes.
 
   Returns:
-    (model, params): params a nested dict without what `dont_load` matches, or
-    None.
+    (model, params): the model with the settings that the weights need, and a
+    nested dict of arrays without those that `dont_load` matches.
 
   Raises:
-    UserError: if they cannot be had, or cannot be resized, or `dont_load`
-      matches nothing.
+    UserError: if the weights cannot be found or read, or cannot be resized, or
+      if `dont_load` matches no parameter.
   """
-  if weights is None:
-    return model, None
   if not weights:
     raise errors.UserError(
-        'start.weights: not given, and no ImageNet-21k weights of '
-        f'{catalog.describe(model)["name"]} are released; give your own, a '
-        'workdir or a file, as in --config.start.weights=runs/mixer_s32')
-  fresh = _compiled(dont_load)
+        'start.weights: not set, and no ImageNet-21k weights are released for '
+        f'{catalog.describe(model)["name"]}; give a workdir or a file of '
+        'your own, as in --config.start.weights=runs/mixer_s32')
+  afresh = _compiled(dont_load)
   try:
-    network = networks.open_network(weights, best=best)
+    source = network.open_network(weights, best=best)
   except errors.UserError as e:
     raise errors.UserError(f'start.weights: {e}') from e
   try:
     resized, params = resize(
-        network.model, network.params, image_size=image_size,
-        from_size=network.image_size, method=method,
+        source.model, source.params, image_size=image_size,
+        from_size=source.image_size, method=method,
         patch_size=model.patch_size, in_channels=model.in_channels)
   except errors.UserError as e:
     raise errors.UserError(f'start: {e}') from e
-  if model.approximate_gelu != network.model.approximate_gelu:
-    log.info('start    the model takes over the %s form of GELU of the weights',
-             'tanh' if network.model.approximate_gelu else 'exact')
-    model = model.clone(approximate_gelu=network.model.approximate_gelu)
-  if widen or model.tokens_mlp_dim == network.model.tokens_mlp_dim:
-    model = model.clone(tokens_mlp_dim=resized.tokens_mlp_dim)
+  if model.approximate_gelu != source.model.approximate_gelu:
+    log.info('start    using the %s form of GELU, as the weights do',
+             'tanh' if source.model.approximate_gelu else 'exact')
+    model = model.clone(approximate_gelu=source.model.approximate_gelu)
+  for key in model.TIED_TO_SIZE:
+    if widen or getattr(model, key) == getattr(source.model, key):
+      model = model.clone(**{key: getattr(resized, key)})
   flat = trees.flatten(params)
   kept = {name: value for name, value in flat.items()
-          if not fresh.fullmatch(name)}
-  # Weights without a head start one afresh.
-  if dont_load and len(kept) == len(flat) and not fresh.fullmatch(
+          if not afresh.fullmatch(name)}
+  # Weights without a head have no 'head/kernel' for a pattern to match.
+  if dont_load and len(kept) == len(flat) and not afresh.fullmatch(
       'head/kernel'):
     raise errors.UserError(
-        f'start.dont_load: {dont_load!r} matches no name of a parameter as a '
-        "whole; they are such as 'stem/kernel' (parameters.txt of a workdir "
-        'has them all)')
-  log.info('start    %s: %s, at %s%s; afresh: %s', network.name, network.title,
-           _size(network.image_size), _change(network, resized, image_size),
+        f'start.dont_load: {dont_load!r} does not match the whole name of any '
+        "parameter; names look like 'stem/kernel' (parameters.txt in a workdir "
+        'lists them all)')
+  log.info('start    %s: %s for images of %s%s; initialised afresh: %s',
+           source.name, source.title, _size(source.image_size),
+           _changes(source, resized, image_size),
            ', '.join(sorted(flat.keys() - kept)) or 'nothing')
   return model, trees.unflatten(kept)
 
 
-def merge(given, initial, source, dont_load=None):
-  """`given`, and from `initial` what `dont_load` matches.
+def merge(given: Mapping[str, Any], initial: Mapping[str, Any], source: str,
+          dont_load: str | None = None) -> dict[str, Any]:
+  """Returns loaded parameters, completed by the initial ones of a model.
 
   Args:
-    given: as `start` returns it.
-    initial: nested dict of arrays, or of their shapes.
-    source, dont_load: of `start`.
+    given: parameters as `start` returns them.
+    initial: nested dict of arrays, or of their shapes to check only.
+    source: the `weights` that `start` was given, for messages.
+    dont_load: as `start` was given it: these parameters are initial ones.
 
   Raises:
-    UserError: at any other difference of names or shapes; all are listed.
+    UserError: if any other names or shapes differ; lists all of them.
   """
   flat = trees.flatten(initial)
-  fresh = {name: value for name, value in flat.items()
-           if dont_load and re.fullmatch(dont_load, name)}
-  merged = trees.unflatten(dict(fresh, **trees.flatten(given)))
-  wrong = networks.misfits(merged, initial)
+  afresh = {name: value for name, value in flat.items()
+            if dont_load and re.fullmatch(dont_load, name)}
+  merged = trees.unflatten(dict(afresh, **trees.flatten(given)))
+  wrong = network.misfits(merged, initial)
   if wrong:
     raise errors.UserError(
         f'start.weights: {source!r} does not fit the model: '
@@ -105,41 +109,35 @@ def merge(given, initial, source, dont_load=None):
   return merged
 
 
-def _compiled(dont_load):
+def _compiled(dont_load: str | None) -> re.Pattern[str]:
   try:
-    return re.compile(dont_load or r'(?!)')
+    return re.compile(dont_load or r'(?!)')   # the empty one matches nothing
   except re.error as e:
-    raise errors.UserError(f'start.dont_load: {dont_load!r} is no regular '
+    raise errors.UserError(f'start.dont_load: {dont_load!r} is not a regular '
                            f'expression: {e}') from e
 
 
-def _change(network, resized, image_size):
-  """What was made of the weights, in words; nothing if they stay."""
+def _changes(source: network.Network, resized: interface.Model,
+             image_size: tuple[int, int]) -> str:
+  """Returns how the weights were resized, in words; '' if they were not."""
   made = [f'{key} {getattr(resized, key)}'
-          for key in ('patch_size', 'in_channels', 'tokens_mlp_dim')
-          if getattr(resized, key) != getattr(network.model, key)]
-  if not made and tuple(image_size) == network.image_size:
+          for key in ('patch_size', 'in_channels', *resized.TIED_TO_SIZE)
+          if getattr(resized, key) != getattr(source.model, key)]
+  if not made and tuple(image_size) == source.image_size:
     return ''
-  return ', made for ' + ', '.join([_size(image_size), *made])
+  return ', resized to ' + ', '.join([_size(image_size), *made])
 
 
-def _size(sides):
+def _size(sides: Sequence[int]) -> str:
   return 'x'.join(map(str, sides))
 
 
-def _remedy(wrong, given, wanted):
-  """The flags that make the model one for which weights do fit."""
-  if all(w.startswith('head/') for w in wrong):
-    return "; to give it a new head, --config.start.dont_load='head/.*'"
-  have, want = _widths(given), _widths(wanted)
+def _remedy(wrong: list[str], given: Mapping[str, Any],
+            wanted: Mapping[str, Any]) -> str:
+  """Returns the flags that change the model into one that the weights fit."""
+  if all(line.startswith('head/') for line in wrong):
+    return "; to train a new head, add --config.start.dont_load='head/.*'"
+  have, want = catalog.widths(given), catalog.widths(wanted)
   flags = [f'--config.model.{key}={value}' for key, value in have.items()
            if value != want.get(key)]
-  return f'; for a model of their widths, {" ".join(flags)}' if flags else ''
-
-
-def _widths(params):
-  flat = trees.flatten(params)
-  blocks = {name.partition('/')[0] for name in flat
-            if name.startswith('MixerBlock_')}
-  return dict({key: flat[name].shape[-1] for key, name in _WIDTHS.items()
-               if name in flat}, num_blocks=len(blocks))
+  return f'; to match their widths, add {" ".join(flags)}' if flags else ''

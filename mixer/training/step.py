@@ -1,9 +1,11 @@
 """The training step: (state, batch) -> (state, metrics), a pure function.
 
-The state counts the updates done; all randomness of a step is keyed from that
-count, so a step does the same whenever and wherever it runs.
+The state counts the updates that are done, and the keys of all random draws in
+a step are derived from that count. So a step gives the same result whenever and
+wherever it runs, and a resumed run draws what the unbroken one would have.
 """
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -15,51 +17,85 @@ import optax
 
 from mixer.core import rng
 from mixer.core import trees
-from mixer.data import resident as resident_data
+from mixer.data import resident
+from mixer.images.augment import Augment
+from mixer.models import interface
 from mixer.training import losses
+from mixer.training import sharding
+
+Params = Mapping[str, Any]   # a nested dict of arrays
+Metrics = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
 class State:
-  """What training changes: updates done, parameters, optimizer state, and the
-  examples so far that stood in for one that could not be decoded."""
-  step: Any
-  params: Any
-  opt_state: Any
-  bad: Any
+  """Everything that training changes.
+
+  Attributes:
+    step: int32 scalar, the number of updates done.
+    params: the model's parameters.
+    opt_state: the optimizer's state.
+    bad: int32 scalar, how many examples so far were replacements for an image
+      that could not be decoded.
+  """
+  step: jax.Array
+  params: Params
+  opt_state: optax.OptState
+  bad: jax.Array
 
 
-def init_state(model, optimizer, *, seed, image_shape):
-  """The state before the first update; jit it to have it born sharded."""
+# (state, batch, the split on the device or None) -> (state, metrics)
+Step = Callable[..., tuple[State, Metrics]]
+
+
+def init_state(model: interface.Model,
+               optimizer: optax.GradientTransformation, *, seed: int,
+               image_shape: tuple[int, int, int]) -> State:
+  """Returns the state before the first update.
+
+  Under jit with output shardings, every array is created where it stays.
+
+  Args:
+    model: as `models.create` makes it.
+    optimizer: as `optimizers.make` makes it.
+    seed: of the run.
+    image_shape: (height, width, channels).
+  """
   images = jnp.zeros((1, *image_shape), jnp.float32)
   params = model.init(rng.stream(seed, 'init'), images)['params']
   return State(step=jnp.zeros((), jnp.int32), params=params,
                opt_state=optimizer.init(params), bad=jnp.zeros((), jnp.int32))
 
 
-def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
-                    num_classes, micro_batches=1, frozen=None):
-  """The step function.
+def make_train_step(
+    model: interface.Model, optimizer: optax.GradientTransformation, *,
+    schedule: optax.Schedule, loss: losses.Loss, augment: Augment, seed: int,
+    num_classes: int, micro_batches: int = 1, frozen: str | None = None
+    ) -> Step:
+  """Returns the training step, a pure function that is not jitted yet.
 
   Args:
-    model: a flax module, as `models.create` makes them.
-    optimizer: an optax transformation.
-    schedule: updates done -> learning rate, for the metrics.
-    loss: (logits, targets) -> [B], as `losses.make` makes them.
-    augment: as `images.augment.make` makes them.
+    model: as `models.create` makes it.
+    optimizer: as `optimizers.make` makes it.
+    schedule: number of updates done -> learning rate, for the metrics.
+    loss: (logits, targets) -> [B], as `losses.make` makes it.
+    augment: as `images.augment.make` makes it.
     seed: of the run.
     num_classes: K.
-    micro_batches: parts the batch is cut into, whose gradients are averaged
-      before the one update. Augmentation, mixup included, is of the whole
-      batch, and each row keeps its masks, so the result is the whole batch's
-      but for rounding.
-    frozen: regular expression for whole names of parameters that get no
+    micro_batches: number of parts into which the batch is split; their
+      gradients are averaged before the one update. Augmentation and mixup see
+      the whole batch, and the dropout masks of a row do not depend on its part,
+      so the result differs from the whole batch's only by rounding.
+    frozen: regular expression for the whole names of parameters that get no
       gradient.
 
   Returns:
-    step(state, batch, resident) -> (state, metrics), metrics a dict of float32
-    scalars: 'loss', 'accuracy', 'gradient_norm', 'learning_rate', and 'bad',
-    the examples so far that stood in for one that could not be decoded.
+    step(state, batch, stored=None) -> (state, metrics). `batch` is a training
+    batch as `data.pipeline` describes it, and `stored` the split that it
+    indexes if that lives on the device. Metrics are scalars: 'loss' and
+    'accuracy' of the augmented batch, 'gradient_norm' of the trained parameters
+    before clipping, 'learning_rate', and 'bad', the state's count after this
+    step.
   """
   def gradient(params, images, targets, rows, rngs):
     def objective(params):
@@ -74,13 +110,14 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
     return grads, dict(loss=value, accuracy=jnp.mean(right(logits, targets)))
 
   def accumulated(params, images, targets, rows, rngs):
-    # Every micro-batch takes each n-th row, so that no row changes device.
+    # A part takes every n-th row, so that no row has to move to another device.
     split = lambda x: jnp.moveaxis(
         x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
     zero = jax.tree.map(jnp.zeros_like, params)
 
     def body(total, part):
-      grads, metrics = gradient(params, *part, rngs)
+      images, targets, rows = part
+      grads, metrics = gradient(params, images, targets, rows, rngs)
       return jax.tree.map(jnp.add, total, grads), metrics
 
     grads, metrics = jax.lax.scan(
@@ -89,14 +126,14 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
     return (jax.tree.map(lambda g: g / micro_batches, grads),
             jax.tree.map(mean, metrics))
 
-  def step(state, batch, resident=None):
+  def step(state, batch, stored=None):
     key = lambda name: jax.random.fold_in(rng.stream(seed, name), state.step)
-    images, labels, weights = resident_data.fetch(batch, resident)
+    images, labels, weights = resident.fetch(batch, stored)
     images, targets = augment(
         images, losses.targets_of(labels, num_classes, weights),
         rng.of_examples(rng.stream(seed, 'augment'), batch['epoch'],
                         batch['record']), key('mixup'))
-    rngs = {n: key(n) for n in ('dropout', 'stochastic_depth')}
+    rngs = {name: key(name) for name in ('dropout', 'stochastic_depth')}
     compute = gradient if micro_batches == 1 else accumulated
     grads, metrics = compute(state.params, images, targets,
                              jnp.arange(images.shape[0]), rngs)
@@ -110,11 +147,16 @@ def make_train_step(model, optimizer, *, schedule, loss, augment, seed,
   return step
 
 
-def right(logits, targets):
-  """Is the likeliest class among the targets' heaviest? float32 [B].
+def right(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Returns float32 [B]: 1 where the predicted class is correct, else 0.
 
-  With one label that is top-1 accuracy; with several, any of them counts; with
-  mixup, the heavier image's does.
+  The prediction is correct if no class has a larger target. With one label that
+  is top-1 accuracy; with several equal labels any of them counts; with mixup
+  the label of the heavier image counts.
+
+  Args:
+    logits: [B, K].
+    targets: [B, K].
   """
   best = jnp.argmax(logits, axis=-1)
   weight = jnp.take_along_axis(targets, best[:, None], axis=-1)[:, 0]
@@ -126,27 +168,34 @@ class ShardedStep:
   """A training step whose state lies on the devices of a plan.
 
   Attributes:
-    init: () -> State, jitted; the state is born where it stays.
-    step: (state, batch, resident) -> (state, metrics), jitted; it takes the
-      place of the state that it is given.
+    init: () -> State, jitted; every array is created where it stays.
+    step: (state, batch, stored) -> (state, metrics), jitted. It reuses the
+      memory of the state that it is given, which must not be used again.
     state: State of jax.ShapeDtypeStruct, with shardings.
     shardings: State of jax.sharding.NamedSharding.
   """
   init: Callable[[], State]
-  step: Callable[..., tuple[State, dict[str, jax.Array]]]
+  step: jax.stages.Wrapped
   state: State
   shardings: State
 
 
-def shard(step_fn, model, optimizer, plan, *, seed, image_shape):
-  """Returns a `ShardedStep`; nothing is compiled or allocated yet.
+def shard(step_fn: Step, model: interface.Model,
+          optimizer: optax.GradientTransformation, plan: sharding.Plan, *,
+          seed: int, image_shape: tuple[int, int, int]) -> ShardedStep:
+  """Returns the step and the initialisation, jitted for the devices of a plan.
+
+  Nothing is compiled or allocated yet.
 
   Args:
     step_fn: as `make_train_step` makes it.
-    model, optimizer: as it was given.
-    plan: `sharding.Plan`, of devices that may be elsewhere.
+    model, optimizer: those that `step_fn` was made with.
+    plan: its devices may belong to another machine, to compile for it.
     seed: of the run.
     image_shape: (height, width, channels).
+
+  Raises:
+    UserError: if a pattern of the optimizer matches no parameter.
   """
   init = functools.partial(init_state, model, optimizer, seed=seed,
                            image_shape=image_shape)

@@ -1,79 +1,104 @@
-"""What a run says of itself before its first step."""
+"""What a run prints about itself before its first step."""
+from collections.abc import Iterator
+from collections.abc import Mapping
 import os
-import re
 
 from clu import parameter_overview
-import numpy as np
 
-from mixer.core import accelerators
 from mixer.core import files
 from mixer.core import processes
 from mixer.core import trees
+from mixer.core import workdir
 from mixer.core.log import log
-from mixer.models import catalog
+from mixer.data import pipeline
 from mixer.models import cost
+from mixer.models import interface
 from mixer.training import sharding
+from mixer.training import step
+from mixer.training.settings import Settings
 
-_SHARE = 0.4   # of the peak, by which the cost is told; measured it is later
+# Share of the peak for the estimate of hours; the run then measures its own.
+_UTILISATION = 0.4
+_STATE = dict(replicate='every device holds the whole state',
+              fsdp='the state is split over the devices')
 
 
-def introduce(config, settings, plan, data, evals, model, shapes, total,
-              workdir):
-  """Says what is about to run; the whole list of parameters goes to a file."""
+def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
+              data: pipeline.Data, evals: Mapping[str, pipeline.Data],
+              model: interface.Model, state: step.State, trained: int,
+              total_steps: int, paper_core_days: int | None) -> None:
+  """Logs what is about to run, and writes the table of all parameters.
+
+  Args:
+    path: the workdir.
+    title: the model's name and what differs from it.
+    settings: of the config's `run` section.
+    plan: of the devices.
+    data: the training split.
+    evals: {name: evaluation split}.
+    model: the network.
+    state: shapes of the training state.
+    trained: how many of the parameters are not frozen.
+    total_steps: length of the run.
+    paper_core_days: TPUv3 core-days of the same run in the paper, or None.
+  """
   say = log.info
-  device = plan.mesh.devices.flat[0]
-  say('model    %s', catalog.title(catalog.describe(model, config.model.name)))
-  count, frozen = trees.count(shapes.params), config.optimizer.frozen
-  still = frozen and sum(
-      int(np.prod(x.shape)) for name, x in trees.flatten(shapes.params).items()
-      if re.fullmatch(frozen, name))
-  say('         %s parameters%s, %.3g GFLOPs an image', f'{count:,}',
-      f', {count - still:,} of them trained' if still else '',
+  device, count = plan.mesh.devices.flat[0], trees.count(state.params)
+  say('model    %s', title)
+  of_them = '' if trained == count else f', {trained:,} of them trained'
+  say('         %s parameters%s; %.3g GFLOPs per image in a forward pass',
+      f'{count:,}', of_them,
       cost.forward_flops(model, settings.image_size) / 1e9)
-  say('data     %s %s: %s images, %d classes', data.source.name,
+  say('data     %s, split %s: %s images of %d classes', data.source.name,
       data.split.spec, f'{len(data):,}', data.source.num_classes)
-  for name, held_out in evals.items():
-    say('         evaluated as %s: %s images of %s', name,
-        f'{len(held_out):,}', held_out.split.spec)
-  mesh = ' x '.join(f'{axis} {n}' for axis, n in plan.mesh.shape.items()
-                    if n > 1)
-  say('devices  %d x %s, %s, state: %s%s', plan.mesh.size, device.device_kind,
-      settings.dtype, plan.strategy, f' ({mesh})' if mesh else '')
-  say('run      %s steps of %d images, %.1f epochs', f'{total:,}',
-      settings.batch_size, total * settings.batch_size / len(data))
-  say('memory   %s MiB of parameters and %s of the optimizer on a device', *(
-      f'{sharding.held(tree, plan.state(tree, model.SHARDING_RULES)) / 2**20:,.1f}'
-      for tree in (shapes.params, shapes.opt_state)))
-  say('cost     %s', ', '.join(_cost(config, settings, model, device, total)))
-  say('workdir  %s', workdir)
+  for name, split in evals.items():
+    say('         evaluation %r on %s, split %s: %s images', name,
+        split.source.name, split.split.spec, f'{len(split):,}')
+  mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.shape.items()
+                    if size > 1)
+  say('devices  %d x %s, computing in %s; %s%s', plan.mesh.size,
+      device.device_kind, settings.dtype_on(plan.platform), _STATE[plan.strategy],
+      f' ({mesh})' if mesh else '')
+  say('run      %s steps of %d images: %.1f epochs', f'{total_steps:,}',
+      settings.batch_size, total_steps * settings.batch_size / len(data))
+  held = [sharding.held(tree, plan.state(tree, model.SHARDING_RULES))
+          for tree in (state.params, state.opt_state)]
+  say('memory   parameters %s MiB, optimizer state %s MiB on each device',
+      *(f'{number / 2**20:,.1f}' for number in held))
+  image = cost.training_flops(model, settings.image_size)
+  say('cost     %s', '; '.join(_cost(
+      image, total_steps * settings.batch_size * image, plan.platform,
+      device.device_kind, paper_core_days)))
+  say('workdir  %s', path)
   if processes.several():
     for number, host, devices in processes.table():
       say('process  %d on %s: %s', number, host, devices)
   if processes.first():
     files.write(
-        os.path.join(workdir, 'parameters.txt'),
+        os.path.join(path, workdir.PARAMETERS),
         parameter_overview.get_parameter_overview(
-            shapes.params, include_stats=False) + '\n')
+            state.params, include_stats=False) + '\n')
 
 
-def _cost(config, settings, model, device, total):
-  """What is known of the cost, for people."""
-  image = cost.training_flops(model, settings.image_size)
-  flops = total * settings.batch_size * image
-  yield f'training: {image / 1e9:.3g} GFLOPs an image, {flops:.3g} FLOPs in all'
-  known = accelerators.of_kind(device.device_kind)
-  if known:
-    hours = flops / _SHARE / known.flops_per_second / 3600
-    yield (f'{hours:,.1f} device-hours at {_SHARE:.0%} of the peak of '
-           f'{known.name} in {known.precision}')
-  days = paper_core_days(config)
-  if days:
-    yield f'the paper: {days:,} TPUv3 core-days'
+def _cost(image: float, total: float, platform: str, kind: str,
+          paper_core_days: int | None) -> Iterator[str]:
+  """Yields what is known of the cost, as phrases.
 
-
-def paper_core_days(config):
-  """TPUv3 core-days that the paper's run took, or None: it has none of that
-  network and data, or this one does not start from scratch."""
-  if config.start.weights is not None:
-    return None
-  return cost.paper_core_days(config.model.name, config.data.name)
+  Args:
+    image: FLOPs of training on one image.
+    total: FLOPs of the whole run.
+    platform: of the devices.
+    kind: JAX's `device_kind` of the devices.
+    paper_core_days: TPUv3 core-days of the same run in the paper, or None.
+  """
+  yield (f'training takes {image / 1e9:.3g} GFLOPs per image, {total:.3g} '
+         'FLOPs in total')
+  if platform != 'cpu':
+    from mixer.core import accelerators
+    known = accelerators.of_kind(kind)
+    if known:
+      hours = total / _UTILISATION / known.flops_per_second / 3600
+      yield (f'about {hours:,.1f} device-hours at {_UTILISATION:.0%} of the '
+             f'{known.precision} peak of a {known.name}')
+  if paper_core_days:
+    yield f'the paper took {paper_core_days:,} TPUv3 core-days'

@@ -1,0 +1,95 @@
+"""Experiment: what does a network lose and regain at another image size?
+
+A network is trained at one size and resized to each other size. There it is
+evaluated as it is, then fine-tuned, and compared with networks that train at
+that size from scratch (the paper's appendix C fine-tunes at higher resolution).
+"""
+from collections.abc import Mapping
+from collections.abc import Sequence
+import os
+from typing import Any
+
+import ml_collections
+
+from mixer.core import errors
+from mixer.core import tables
+from mixer.experiments import runs
+from mixer.pretrained import network
+from mixer.pretrained.resize import METHODS
+from mixer.pretrained.resize import resize
+from mixer.training import assembly
+
+
+def run(config: ml_collections.ConfigDict, path: str, *,
+        sizes: Sequence[int | str], methods: Sequence[str | None] = (None,),
+        tuning_steps: int = 200, rate: float = 0.1) -> dict[str, Any]:
+  """Trains a network at its own size, and measures it at other sizes.
+
+  Args:
+    config: the config of the first training, at its own image size.
+    path: directory of the experiment.
+    sizes: the other image sizes, in pixels.
+    methods: methods of `resize` to compare; None for its default.
+    tuning_steps: steps of fine-tuning, which starts from the resized network.
+    rate: learning rate of fine-tuning.
+
+  Returns:
+    {'size', 'accuracy', 'steps', 'tuning_steps', 'rows'}. A row has 'size',
+    'method', and accuracies: 'before' of the resized network, 'tuned' after
+    fine-tuning, 'scratch' after as many steps from scratch, and 'full' after as
+    many steps from scratch as the first training had.
+
+  Raises:
+    UserError: if a size or a method is wrong.
+  """
+  runs.check_evaluated(config)
+  if not sizes or not all(str(size).isdigit() for size in sizes):
+    raise errors.UserError(
+        '--sizes: expected image sizes in pixels, such as --sizes=20,48, got '
+        f'{",".join(map(str, sizes))!r}')
+  for method in methods:
+    if method not in (None, *METHODS):
+      raise errors.unknown('--methods', method, METHODS)
+  first = os.path.join(path, 'first')
+  scores = runs.train(config, first)
+  metric, rows = f'eval/{next(iter(config.evals))}/accuracy', []
+  trained = network.open_network(first)
+  for size in map(int, sizes):
+    at = assembly.edited(config, run=dict(image_size=size, image_width=None))
+    short = runs.short(at, tuning_steps)
+    scratch = runs.train(short, os.path.join(path, f'scratch-{size}'))
+    full = runs.train(at, os.path.join(path, f'full-{size}'))
+    for method in methods:
+      model, params = resize(
+          trained.model, trained.params, image_size=size,
+          from_size=trained.image_size, method=method)
+      before = runs.evaluate(at, model, params, size)
+      tuned = runs.train(
+          assembly.edited(short, start=dict(weights=first, method=method),
+                          schedule=dict(learning_rate=rate)),
+          os.path.join(path, f'tuned-{size}-{method or "default"}'))
+      rows.append(dict(
+          size=size, method=method or _default(trained.image_size, size),
+          before=before[metric], tuned=tuned[metric], scratch=scratch[metric],
+          full=full[metric]))
+  return dict(size='x'.join(map(str, trained.image_size)),
+              accuracy=scores[metric], steps=config.run.total_steps,
+              tuning_steps=tuning_steps, rows=rows)
+
+
+def show(found: Mapping[str, Any]) -> None:
+  """Prints what `run` returned."""
+  short, full = found['tuning_steps'], found['steps']
+  tables.show(tables.make(
+      [(row['size'], row['method'], *(
+          f'{row[key]:.2%}' for key in ('before', 'tuned', 'scratch', 'full')))
+       for row in found['rows']],
+      ('size', 'method', 'resized', f'+ {short} steps',
+       f'scratch, {short} steps', f'scratch, {full} steps'), left=2,
+      title=f'trained at {found["size"]}: {found["accuracy"]:.2%} after '
+      f'{full} steps'))
+
+
+def _default(trained: Sequence[int], size: int) -> str:
+  """Returns the method that `resize` chooses by itself."""
+  return 'block' if all(size % side == 0 for side in trained) else 'resample'

@@ -1,0 +1,96 @@
+"""What the experiments share: runs in folders of a workdir, and scores.
+
+An experiment trains each network that it compares as a run of its own. A run
+that has finished is only evaluated when the experiment is started again, so the
+same command continues an experiment that was stopped.
+"""
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from mixer.core import errors
+from mixer.evaluation import suite
+from mixer.models import interface
+from mixer.training import assembly
+from mixer.training import run
+from mixer.training import sharding
+
+_FEWSHOT_BATCH = 256
+
+
+def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
+  """Trains one run, or evaluates it if it has finished.
+
+  Args:
+    config: the config of the run.
+    path: the run's own directory.
+
+  Returns:
+    The metrics of the final evaluation, such as 'eval/test/accuracy'.
+  """
+  return {name: float(value)
+          for name, value in run.train(config, path).items()}
+
+
+def check_evaluated(config: ml_collections.ConfigDict) -> None:
+  """Raises a UserError if the config has no evaluation to compare by."""
+  if not config.evals:
+    raise errors.UserError('evals: the config has none, so the experiment has '
+                           'nothing to compare by; add one')
+
+
+def short(config: ml_collections.ConfigDict,
+          total_steps: int) -> ml_collections.ConfigDict:
+  """Returns a copy that trains for so many steps, evaluated at the end only."""
+  # Warm-up takes at most a fifth, so that most steps are at a useful rate.
+  warmup = min(config.schedule.warmup_steps, total_steps // 5)
+  return assembly.edited(
+      config, schedule=dict(warmup_steps=warmup),
+      run=dict(total_steps=total_steps, total_epochs=None, eval_every=0))
+
+
+def evaluate(config: ml_collections.ConfigDict, model: interface.Model,
+             params: Mapping[str, Any], image_size: int | tuple[int, int], *,
+             batch_size: int | None = None) -> dict[str, float]:
+  """Returns the metrics of a network on the evaluations of a config.
+
+  Args:
+    config: its sections `data`, `evals` and `fewshot` are used.
+    model: the network.
+    params: its parameters.
+    image_size: side in pixels, or (height, width).
+    batch_size: images at a time; by default `run.batch_size`.
+  """
+  evals, fewshots = suite.open_evaluations(config, image_size)
+  ask = suite.make(sharding.plan(), model, evals, fewshots,
+                   batch_size=batch_size or config.run.batch_size)
+  return ask(params)
+
+
+def few_shot(config: ml_collections.ConfigDict, model: interface.Model,
+             params: Mapping[str, Any], image_size: int | tuple[int, int], *,
+             train_split: str, test_split: str, shots: Sequence[int],
+             seeds: int) -> dict[int, float]:
+  """Returns {shots: accuracy} of linear models on the network's features.
+
+  Args:
+    config: its section `data` is used.
+    model: the network.
+    params: its parameters.
+    image_size: side in pixels, or (height, width).
+    train_split: split that the labelled examples are picked from.
+    test_split: split that the linear models are tested on.
+    shots: numbers of labelled examples for each class.
+    seeds: repetitions with other examples; the accuracies are their means.
+  """
+  config = assembly.edited(config)
+  with config.unlocked():
+    config.evals = {}
+    config.fewshot = dict(few=dict(
+        train=train_split, test=test_split, crop='resize', shots=tuple(shots),
+        seeds=seeds))
+  scores = evaluate(config, model, params, image_size,
+                    batch_size=_FEWSHOT_BATCH)
+  return {shot: scores[f'eval/few/accuracy_{shot}shot'] for shot in shots}

@@ -1,0 +1,107 @@
+"""What networks of equal blocks share: the MLP of a block, and the stack.
+
+Axes: B batch, T any axis, F features.
+"""
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mixer.models import masks
+from mixer.models import products
+
+# What the backward pass of a block does not have to compute again.
+_REMAT = dict(block=jax.checkpoint_policies.nothing_saveable,
+              dots=jax.checkpoint_policies.dots_saveable)
+REMAT = tuple(_REMAT)
+
+
+class MlpBlock(nn.Module):
+  """W2 gelu(W1 x) over the last axis, with biases (equation 1 of the paper).
+
+  Attributes:
+    mlp_dim: hidden width, D_S or D_C.
+    dropout_rate: of the hidden units and of the output.
+    approximate_gelu: the tanh form, as in the official code; False is the exact
+      erf form, as in PyTorch ports. They differ by at most 4.8e-4.
+    dtype: of the computation.
+  """
+  mlp_dim: int
+  dropout_rate: float = 0.0
+  approximate_gelu: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, drop: masks.Masks, *,
+               dot: products.Dot) -> jax.Array:
+    """Returns [B, T, F] for x [B, T, F].
+
+    Args:
+      x: features.
+      drop: the masks of this block.
+      dot: flax's `dot_general` for both layers.
+    """
+    dense = lambda width: nn.Dense(width, dtype=self.dtype, dot_general=dot)
+    h = dense(self.mlp_dim)(x)
+    h = nn.gelu(h, approximate=self.approximate_gelu)
+    h = drop.units(h, f'{self.name}/hidden', self.dropout_rate)
+    y = dense(x.shape[-1])(h)
+    return drop.units(y, f'{self.name}/output', self.dropout_rate)
+
+
+def run(network: nn.Module, make: Callable[..., nn.Module], x: jax.Array,
+        drop: masks.Masks, *, names: Sequence[str], train: bool,
+        remat: str | None = None,
+        scan: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Runs a stack of equal blocks, inside the `__call__` of a network.
+
+  Args:
+    network: whose parameters hold those of each block.
+    make: makes a block from flax's `name` or `parent`. A block is called as
+      block(x, drop, train=train) and keeps the shape of x.
+    x: [B, ...], input of the first block.
+    drop: the masks of all blocks.
+    names: of the blocks among the network's parameters, in order.
+    train: whether masks act, and `remat` and `scan` with them.
+    remat: what the backward pass computes again instead of keeping it: None
+      for nothing; 'block' for all inside a block, of which only the input is
+      kept; 'dots' for all but the results of matrix products.
+    scan: whether to run the blocks as one loop over their stacked parameters,
+      which is less to compile and, with `remat`, less to hold.
+
+  Returns:
+    (output of the last block, {'block_{i}': output of each block}); the dict
+    is empty after a scan.
+  """
+  if not train or not (remat or scan) or network.is_initializing():
+    apply = lambda i, x: make(name=names[i])(
+        x, drop.of_block(i) if train else masks.NONE, train=train)
+    return _in_turn(apply, x, len(names))
+  block = make(parent=None)
+  once: Callable[..., Any] = lambda x, params, drop: block.apply(
+      {'params': params}, x, drop, train=True)
+  if remat:   # a loop keeps its steps apart by itself
+    once = jax.checkpoint(once, policy=_REMAT[remat], prevent_cse=not scan)
+  params = [network.variables['params'][name] for name in names]
+  if not scan:
+    return _in_turn(lambda i, x: once(x, params[i], drop.of_block(i)), x,
+                    len(names))
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+
+  def body(x, of_block):
+    params, dropout, depth, kept = of_block
+    return once(x, params, masks.Masks(dropout, depth, kept, drop.rows_B)), None
+
+  return jax.lax.scan(
+      body, x, (stacked, drop.dropout, drop.depth, drop.kept))[0], {}
+
+
+def _in_turn(apply: Callable[[int, jax.Array], jax.Array], x: jax.Array,
+             count: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+  out = {}
+  for i in range(count):
+    x = out[f'block_{i}'] = apply(i, x)
+  return x, out

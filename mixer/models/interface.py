@@ -1,0 +1,140 @@
+"""What every network brings, so that no other room knows its insides."""
+from collections.abc import Mapping
+import re
+from typing import Any
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+
+from mixer.core import errors
+from mixer.models import grid
+
+# A nested dict of arrays with the published names, and its names and shapes.
+Params = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Model(nn.Module):
+  """A network that classifies images; `models.catalog` has one row for each.
+
+  It is called as `model.apply(variables, images, train=False)`, with `train`
+  and `rows` as in `mixer.MlpMixer`, and returns (logits, named intermediates).
+  Its fields are the settings of `models.create`; `num_classes`, `in_channels`,
+  `patch_size`, `dtype` and `platform` are fields of every network. Among its
+  parameters, the patch projection is 'stem' and the classifier 'head'.
+
+  Class attributes:
+    NAMES: the sizes that its paper names, such as 'Mixer-B/16'.
+    CHOICES: {field: the strings that it may be}.
+    SHARDING_RULES: (pattern for the end of a parameter's name, mesh axes of
+      each array axis); the first that matches holds. See `training.sharding`.
+    OWN_PARAMETER: pattern of a parameter's name that no other network has.
+    TIED_TO_SIZE: settings that a change of resolution may change.
+  """
+  NAMES: ClassVar[tuple[str, ...]]
+  CHOICES: ClassVar[Mapping[str, tuple[str, ...]]]
+  SHARDING_RULES: ClassVar[tuple[tuple[str, tuple[Any, ...]], ...]]
+  OWN_PARAMETER: ClassVar[re.Pattern[str]]
+  TIED_TO_SIZE: ClassVar[tuple[str, ...]] = ()
+
+  @nn.nowrap
+  def patches(self, images: jax.Array) -> tuple[int, int]:
+    """Returns how many (rows, columns) of patches images have.
+
+    Args:
+      images: [batch, height, width, channels], of the call.
+
+    Raises:
+      UserError: if they do not fit the patches, the channels or the parameters.
+    """
+    if images.ndim != 4:
+      raise errors.UserError('images: expected [batch, height, width, channels]'
+                             f', got shape {images.shape}')
+    _, height, width, channels = images.shape
+    if channels != self.in_channels:
+      raise errors.UserError(f'images have {channels} channels, the model '
+                             f'takes in_channels={self.in_channels}')
+    rows, columns = grid.patches((height, width), self.patch_size)
+    made = None if self.is_initializing() else self.tokens(
+        self.variables['params'])
+    if made not in (None, rows * columns):
+      raise errors.UserError(
+          f'image size {height}x{width} gives {rows * columns} tokens, but the '
+          f'weights are for {made}; give images of the size that the weights '
+          'are for, or change the weights with `pretrained.resize`')
+    return rows, columns
+
+  @classmethod
+  def settings(cls, name: str) -> dict[str, Any]:
+    """Returns the fields that a name such as 'Mixer-B/16' stands for.
+
+    Raises:
+      UserError: if there is no such size.
+    """
+    raise NotImplementedError
+
+  @classmethod
+  def infer(cls, shapes: Shapes) -> 'Model':
+    """Returns the network that parameters of such names and shapes are for.
+
+    Raises:
+      UserError: if the parameters are not those of such a network.
+    """
+    raise NotImplementedError
+
+  @classmethod
+  def widths(cls, shapes: Shapes) -> dict[str, int]:
+    """Returns the settings that decide the shapes of blocks, by name.
+
+    Args:
+      shapes: some parameters may be missing; what they show is then too.
+    """
+    raise NotImplementedError
+
+  @nn.nowrap
+  def describe(self) -> dict[str, Any]:
+    """Returns the arguments of `models.create` that decide which function the
+    network computes; 'name' is the nearest size that its paper names."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def parameters(self, image_size: grid.Size) -> int:
+    """Returns the exact number of parameters, by formula."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def multiply_adds(self, image_size: grid.Size) -> int:
+    """Returns those of the matrix products of a forward pass of one image."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def tokens(self, params: Params) -> int | None:
+    """Returns the S that parameters are tied to, or None if they are not."""
+    del params
+    return None
+
+  @nn.nowrap
+  def enlarged(self, parts: int) -> 'Model':
+    """Returns the network for images of so many parts, each of the size that
+    this one is for, as `resized` makes it by the method 'block'."""
+    del parts
+    return self
+
+  @nn.nowrap
+  def resized(self, params: Params, old: tuple[int, int], new: tuple[int, int],
+              method: str) -> tuple['Model', Params]:
+    """Returns this network and its parameters for another grid of patches.
+
+    Args:
+      params: NumPy arrays.
+      old: rows and columns of patches that the parameters are for.
+      new: those of the result.
+      method: 'block' or 'resample', see `pretrained.resize`.
+
+    Raises:
+      UserError: if the network has no such method.
+    """
+    raise errors.UserError(
+        f'image_size: {self.describe()["name"]} cannot be changed from '
+        f'{old[0]}x{old[1]} patches to {new[0]}x{new[1]}')

@@ -1,0 +1,95 @@
+"""A run: what it checks before it starts, and how it goes on."""
+import json
+import os
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits
+from mixer import models
+from mixer.core import checkpoint
+from mixer.core import errors
+from mixer.core import trees
+from mixer.core import workdir
+from mixer.training import run
+from mixer.training import step
+
+
+def tiny(**model):
+  """A config of four steps that takes no time."""
+  c = digits.get_config()
+  c.model.update(hidden_dim=16, num_blocks=2, dropout_rate=0.1, **model)
+  c.checkpoint.every = 2
+  c.run.update(batch_size=16, total_steps=4, log_every=1)
+  return c
+
+
+@pytest.mark.slow   # two runs that compile
+def test_a_plain_run_can_be_resumed_with_scan_and_remat(tmp_path):
+  """Its checkpoint fits, and the run ends with the same parameters."""
+  path = tmp_path / 'run'
+  run.train(tiny(), str(path))
+  last = path / 'checkpoints' / '4'
+  whole = trees.flatten(checkpoint.load_params(str(last)))
+  shutil.rmtree(last)   # as if the run was killed before it saved
+  run.train(tiny(scan=True, remat='block'), str(path))
+  for name, value in trees.flatten(checkpoint.load_params(str(last))).items():
+    np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=1e-6,
+                               err_msg=name)
+
+
+def test_a_run_on_other_data_or_in_another_order_is_not_resumed():
+  """Each of the two fingerprints may have a key that the other lacks."""
+  number = jax.ShapeDtypeStruct((), jnp.int32)
+  shapes = step.State(step=number, params={}, opt_state={}, bad=number)
+  stored = types.SimpleNamespace(
+      sharded=types.SimpleNamespace(state=shapes),
+      checkpoints=types.SimpleNamespace(restore=lambda *a: (
+          {}, dict(step=jnp.array(3)), dict(data=dict(source='a', readers=4)))))
+  for now, message in ((dict(source='a'), 'readers was 4, is None'),
+                       (dict(source='b', readers=4), 'source was a, is b')):
+    with pytest.raises(errors.UserError, match=message):
+      run._restored(stored, now)
+
+
+REFUSED = {
+    'metric': (lambda c: c.checkpoint.update(best='eval/tset/accuracy'),
+               'checkpoint.best'),
+    'classes': (lambda c: c.model.update(num_classes=9), 'model.num_classes'),
+    'pattern': (lambda c: c.optimizer.update(frozen='stem'),
+                'optimizer.frozen'),
+    'image size': (lambda c: c.run.update(image_size=9), '9x9'),
+    'crop': (lambda c: c.evals.test.update(crop='middle'), 'evals.test.crop'),
+    'optimizer': (lambda c: c.optimizer.update(name='lion'), 'optimizer.name'),
+    'weights': (lambda c: c.start.update(weights='no/weights'),
+                'start.weights'),
+}
+
+
+@pytest.mark.parametrize('mistake', REFUSED)
+def test_a_refused_config_does_not_claim_the_workdir(mistake, tmp_path):
+  """No config.json, so that the corrected config can have the directory."""
+  change, words = REFUSED[mistake]
+  config = tiny()
+  config.run.batch_size = 8 * jax.device_count()
+  change(config)
+  with pytest.raises(errors.UserError, match=words):
+    run.train(config, str(tmp_path / 'run'))
+  assert not {workdir.CONFIG, workdir.CARD, workdir.METRICS} & set(
+      os.listdir(tmp_path / 'run'))
+  assert not list((tmp_path / 'run').glob('checkpoints/*'))
+
+
+def test_the_resumed_model_has_the_settings_that_it_took_from_weights(tmp_path):
+  """The card tells them, when the weights are gone."""
+  model = models.create('Mixer-S/16')
+  assert run._as_trained(model, str(tmp_path)) == model
+  (tmp_path / 'model.json').write_text(json.dumps(dict(model=dict(
+      name='Mixer-S/16', tokens_mlp_dim=24, approximate_gelu=False,
+      num_classes=7))))
+  assert run._as_trained(model, str(tmp_path)) == models.create(
+      'Mixer-S/16', tokens_mlp_dim=24, approximate_gelu=False)

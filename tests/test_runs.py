@@ -1,0 +1,57 @@
+"""experiments/runs: short copies of a config, and scores of a network."""
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from mixer import models
+from mixer.core import errors
+from mixer.experiments import runs
+
+
+def small():
+  c = digits.get_config()
+  c.evals.test.split = 'test'
+  return c.lock()
+
+
+def network(favourite):
+  """An untrained network that always answers with one class."""
+  model = models.create('Mixer-S/4', num_classes=10, in_channels=1,
+                        hidden_dim=16, num_blocks=1, tokens_mlp_dim=4,
+                        channels_mlp_dim=16)
+  params = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1)))['params']
+  params['head']['bias'] = params['head']['bias'].at[favourite].set(9.0)
+  return model, params
+
+
+def test_a_short_run_warms_up_for_a_fifth_of_it_at_most():
+  config = small()
+  short = runs.short(config, 10)
+  assert short.schedule.warmup_steps == 2
+  assert short.run.total_steps == 10 and short.run.eval_every == 0
+  same = runs.short(config, 10_000)
+  assert same.schedule.warmup_steps == config.schedule.warmup_steps
+  assert config.run.total_steps == digits.get_config().run.total_steps
+
+
+def test_the_scores_are_of_the_given_network():
+  config = small()
+  shares = [runs.evaluate(config, *network(label), 8)['eval/test/accuracy']
+            for label in (3, 4)]
+  # Of the 360 test images, 48 are threes and 38 are fours.
+  assert shares == pytest.approx([48 / 360, 38 / 360])
+
+
+def test_few_shot_accuracies_rise_with_the_examples():
+  found = runs.few_shot(small(), *network(0), 8, train_split='train',
+                        test_split='test', shots=(1, 25), seeds=2)
+  assert found.keys() == {1, 25}
+  assert 0.1 < found[1] < found[25] <= 1
+
+
+def test_a_config_without_evaluations_is_refused():
+  config = digits.get_config()
+  config.evals = {}
+  with pytest.raises(errors.UserError, match='evals'):
+    runs.check_evaluated(config)

@@ -1,0 +1,107 @@
+"""Starting from weights: what is loaded, resized, and initialised afresh."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_weights import release
+from small_weights import TINY
+
+from mixer import models
+from mixer.core import errors
+from mixer.core import trees
+from mixer.pretrained import formats
+from mixer.training import start
+
+
+def initial(model, size=8):
+  return model.init(
+      jax.random.key(3), jnp.zeros((1, size, size, 3)))['params']
+
+
+def test_weights_that_are_needed_but_not_given_are_an_error_with_the_flag():
+  for name in ('Mixer-H/14', 'Mixer-L/32'):
+    with pytest.raises(errors.UserError, match=f'start.weights: .*{name}'):
+      start.start(models.create(name), image_size=(224, 224), weights='')
+
+
+def test_dont_load_keeps_the_initial_head_and_loads_the_rest(tmp_path):
+  _, params = release(tmp_path / 'w.npz', classes=5)
+  model = models.create('Mixer-S/4', num_classes=3, **TINY)
+  tuned, given = start.start(
+      model, image_size=(8, 8), weights=str(tmp_path / 'w.npz'),
+      dont_load='head/.*')
+  merged = trees.flatten(
+      start.merge(given, initial(tuned), 'w.npz', 'head/.*'))
+  assert not merged['head/kernel'].any() and not merged['head/bias'].any()
+  for name, value in trees.flatten(params).items():
+    if not name.startswith('head/'):
+      np.testing.assert_array_equal(merged[name], value, name)
+
+
+def test_weights_that_do_not_fit_are_an_error_with_every_difference(tmp_path):
+  release(tmp_path / 'w.npz', classes=5)
+  wide = dict(TINY, channels_mlp_dim=40)
+  model = models.create('Mixer-S/4', num_classes=3, **wide)
+  tuned, given = start.start(
+      model, image_size=(8, 8), weights=str(tmp_path / 'w.npz'))
+  with pytest.raises(errors.UserError) as e:
+    start.merge(given, initial(tuned), 'w.npz')
+  for name in ('Dense_0/kernel', 'Dense_0/bias', 'Dense_1/kernel'):
+    assert f'MixerBlock_0/channel_mixing/{name}' in str(e.value)
+  assert 'head/bias: (5,), the model has (3,)' in str(e.value)
+
+
+@pytest.mark.parametrize('mine, size, flags', (
+    (dict(hidden_dim=24, num_blocks=3), 8, 'hidden_dim=16 num_blocks=1'),
+    (dict(tokens_mlp_dim=9), 8, 'tokens_mlp_dim=6'),
+    (dict(tokens_mlp_dim=9), 16, 'tokens_mlp_dim=24'),
+))
+def test_the_error_gives_flags_with_which_the_weights_fit(
+    tmp_path, mine, size, flags):
+  release(tmp_path / 'w.npz', classes=3)
+  def begin(**sizes):
+    model = models.create('Mixer-S/4', num_classes=3, **dict(TINY, **sizes))
+    tuned, given = start.start(
+        model, image_size=(size, size), weights=str(tmp_path / 'w.npz'),
+        widen='tokens_mlp_dim' not in sizes)
+    start.merge(given, initial(tuned, size), 'w.npz')
+
+  with pytest.raises(errors.UserError) as e:
+    begin(**mine)
+  told = str(e.value).partition('; to match their widths, add ')[2]
+  assert told == ' '.join(f'--config.model.{f}' for f in flags.split())
+  begin(**dict(mine, **{key: int(value) for key, value in (
+      flag.split('=') for flag in flags.split())}))
+
+
+def test_a_dont_load_that_matches_nothing_is_an_error(tmp_path):
+  """Otherwise the old head would be loaded after a typing mistake. Weights
+  without a head are no mistake."""
+  _, params = release(tmp_path / 'w.npz', classes=3)
+  formats.save(str(tmp_path / 'headless.npz'),
+               {k: v for k, v in params.items() if k != 'head'})
+  model = models.create('Mixer-S/4', num_classes=3, **TINY)
+  begin = lambda file, pattern: start.start(
+      model, image_size=(8, 8), weights=str(tmp_path / file),
+      dont_load=pattern)[1]
+  with pytest.raises(errors.UserError,
+                     match="dont_load: 'haed/.*' does not match the whole"):
+    begin('w.npz', 'haed/.*')
+  assert 'head' not in begin('headless.npz', 'head/.*')
+  assert 'stem' not in begin('w.npz', 'stem/.*')
+
+
+def test_the_log_says_how_weights_were_resized(tmp_path, caplog):
+  caplog.set_level('INFO', 'mixer')
+  release(tmp_path / 'w.npz', classes=3)
+  def logged(size, **sizes):
+    model = models.create('Mixer-S/4', num_classes=3, **dict(TINY, **sizes))
+    start.start(model, image_size=size, weights=str(tmp_path / 'w.npz'))
+    return caplog.messages[-1].partition(' for images of ')[2]
+
+  assert logged((8, 8)) == '8x8; initialised afresh: nothing'
+  assert logged((12, 8)) == '8x8, resized to 12x8; initialised afresh: nothing'
+  assert logged((16, 16)) == ('8x8, resized to 16x16, tokens_mlp_dim 24; '
+                              'initialised afresh: nothing')
+  assert logged((16, 16), patch_size=8) == (
+      '8x8, resized to 16x16, patch_size 8; initialised afresh: nothing')

@@ -1,0 +1,94 @@
+"""`python -m mixer.study`: the table of experiments, and what it refuses."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# The rows of the table beside the functions that they call, as JSON. In a
+# process of its own, because importing a command defines its flags.
+ROWS = """
+import importlib, inspect, json
+from mixer import study
+out = {}
+for name, row in study.EXPERIMENTS.items():
+  module = importlib.import_module(f'mixer.experiments.{row.module}')
+  parameters = inspect.signature(module.run).parameters
+  out[name] = dict(
+      module=row.module, question=row.question, shows=callable(module.show),
+      flags=[flag.name for flag in row.reads], parameters=list(parameters),
+      required=[name for name, p in parameters.items()
+                if p.default is p.empty])
+print(json.dumps(out))
+"""
+# Modules of mixer/experiments that are no experiment themselves.
+SHARED = ('__init__', 'runs', 'figures')
+
+
+def run(*args):
+  env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='')
+  return subprocess.run([sys.executable, *args], cwd=ROOT, env=env,
+                        capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope='module')
+def rows():
+  out = run('-c', ROWS)
+  assert out.returncode == 0, out.stderr
+  return json.loads(out.stdout)
+
+
+def test_the_flags_of_a_row_are_arguments_of_its_function(rows):
+  for name, row in rows.items():
+    assert row['parameters'][:2] == ['config', 'path'], name
+    assert set(row['flags']) <= set(row['parameters'][2:]), name
+    assert set(row['required']) <= {'config', 'path', *row['flags']}, name
+    assert row['shows'], name
+
+
+def test_every_module_of_experiments_has_a_row(rows):
+  files = {file.stem for file in (ROOT / 'mixer/experiments').glob('*.py')}
+  assert {row['module'] for row in rows.values()} == files - set(SHARED)
+
+
+def test_help_lists_every_experiment_with_its_question(rows):
+  out = run('-m', 'mixer.study', '--help')
+  text = ' '.join(out.stdout.split())
+  for name, row in rows.items():
+    assert f'{name} {row["question"]}' in text
+
+
+@pytest.mark.parametrize('flags,words', [
+    ((), ('one experiment', 'sweep', 'none')),
+    (('swep', '--config=configs/finetune.py'), ('sweep', 'swep')),
+    (('sweep',), ('--config', 'configs/finetune.py')),
+    (('sweep', '--config=configs/digits.py'), ('`sweep`', 'finetune.py')),
+    (('left_out', '--config=configs/digits.py', '--sizes=6'),
+     ('--sizes', 'sizes only', 'left_out')),
+    (('sizes', '--config=configs/digits.py', '--sizes=6,big'),
+     ('--sizes', "'6,big'", '--sizes=20,48')),
+])
+def test_a_mistake_is_told_in_one_line(flags, words, tmp_path):
+  out = run('-m', 'mixer.study', *flags, f'--workdir={tmp_path}/w')
+  assert out.returncode == 2 and len(out.stderr.splitlines()) == 1, out.stderr
+  assert out.stderr.startswith('error: ')
+  for word in words:
+    assert word in out.stderr
+  assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.slow   # whole runs
+def test_the_figures_are_in_result_json_and_in_the_table(tmp_path):
+  out = run('-m', 'mixer.study', 'sizes', '--config=configs/digits.py',
+            '--config.run.total_steps=20', '--config.run.eval_every=0',
+            '--config.model.num_blocks=1', '--config.model.stochastic_depth=0',
+            '--sizes=6', '--tuning_steps=4', f'--workdir={tmp_path}/w')
+  assert out.returncode == 0, out.stderr
+  found = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  row, = found['rows']
+  assert (row['size'], row['method']) == (6, 'resample')
+  assert f'{row["tuned"]:.2%}' in out.stdout
+  assert f'{tmp_path}/w/result.json' in out.stdout
