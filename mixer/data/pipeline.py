@@ -28,6 +28,7 @@ from mixer.data import sources
 from mixer.data import splits
 from mixer.data.source import Source
 from mixer.images import options
+from mixer.models import grid
 
 if typing.TYPE_CHECKING:
   from mixer.data import bad_images
@@ -256,8 +257,7 @@ def open_data(
   source = _open(name, dir, tuple(sorted(set(wanted) | {split})), access,
                  labels)
   chosen = splits.select(source.stored, split, f'{key}.split')
-  height, width = ((image_size, image_size) if isinstance(image_size, int)
-                   else image_size)
+  height, width = grid.pair(image_size)
   _in_range('run.image_size', image_size, min(height, width) >= 1, 'at least 1')
   data = Data(
       source=source, split=chosen, key=key, image_size=(height, width),

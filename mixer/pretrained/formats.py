@@ -190,9 +190,8 @@ def _official(flat: Flat, path: str) -> dict[str, Any]:
     tree = trees.unflatten(flat)
   except (AttributeError, IndexError, TypeError, ValueError) as e:
     raise errors.UserError(
-        f'{path!r}: one name is the beginning of another, as with "a" and '
-        f'"a/b", so the names are not those of parameters: '
-        f'{", ".join(sorted(flat)[:4])} and so on') from e
+        f'{path!r} holds no parameters of a network: a name of an array is the '
+        f'beginning of another: {", ".join(sorted(flat)[:4])}') from e
   return _from_before_linen(tree, path) if 'Mixer' in tree else tree
 
 

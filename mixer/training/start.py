@@ -22,7 +22,7 @@ def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
   channels are resized.
 
   Args:
-    model: `models.MlpMixer` of the run.
+    model: of the run, as `models.create` makes it.
     image_size: (height, width) of the run's images.
     weights: anything that `network.open_network` takes; '' if weights are
       needed and the user has to choose some.

@@ -1,0 +1,66 @@
+"""Networks by their weights: what differs is named, in few words."""
+import numpy as np
+import pytest
+
+from mixer import pretrained
+from mixer.core import errors
+from mixer.core import trees
+from mixer.pretrained import network
+
+
+def tree(**shapes):
+  """A nested dict of zeros; '__' stands for '/' in a name."""
+  return trees.unflatten({name.replace('__', '/'): np.zeros(shape)
+                          for name, shape in shapes.items()})
+
+
+def test_misfits_of_equal_trees_are_none():
+  a = tree(MixerBlock_0__scale=(3,), head__bias=(5,))
+  assert network.misfits(a, a) == []
+
+
+def test_blocks_that_differ_alike_share_a_line():
+  have = tree(head__bias=(5,), extra__kernel=(2,), **{
+      f'MixerBlock_{i}__Dense_1__bias': (4 if i < 4 or i == 7 else 8,)
+      for i in range(9)})
+  want = tree(head__bias=(6,), stem__bias=(3,), **{
+      f'MixerBlock_{i}__Dense_1__bias': (8,) for i in range(9)})
+  assert sorted(network.misfits(have, want)) == [
+      'MixerBlock_0-3,7/Dense_1/bias: (4,), the model has (8,)',
+      'extra/kernel: (2,), the model has none',
+      'head/bias: (5,), the model has (6,)',
+      'stem/bias: missing, the model has (3,)']
+
+
+def test_misfits_name_blocks_of_any_network():
+  have = tree(Transformer__encoderblock_0__scale=(3,),
+              Transformer__encoderblock_1__scale=(3,))
+  want = tree(Transformer__encoderblock_0__scale=(4,),
+              Transformer__encoderblock_1__scale=(4,))
+  assert network.misfits(have, want) == [
+      'Transformer/encoderblock_0-1/scale: (3,), the model has (4,)']
+
+
+def test_a_missing_checkpoint_is_refused_with_the_steps_that_there_are(
+    tmp_path):
+  for step in ('8', '10', 'tmp'):
+    (tmp_path / 'checkpoints' / step).mkdir(parents=True)
+  with pytest.raises(errors.UserError, match='the steps 8, 10'):
+    pretrained.open_network(tmp_path / 'checkpoints' / '9')
+
+
+def test_a_path_that_names_nothing_is_refused_with_the_releases(tmp_path):
+  with pytest.raises(errors.UserError, match='gone.*Mixer-B/16-imagenet1k'):
+    pretrained.open_network(tmp_path / 'gone')
+
+
+def test_a_file_that_is_not_weights_is_refused_with_the_suffixes(tmp_path):
+  (tmp_path / 'notes.txt').write_text('')
+  with pytest.raises(errors.UserError, match='notes.txt.*.npz, .safetensors'):
+    pretrained.open_network(tmp_path / 'notes.txt')
+
+
+def test_names_of_which_one_is_a_folder_and_an_array_are_refused(tmp_path):
+  np.savez(tmp_path / 'w.npz', **{'stem': np.zeros(3), 'stem/bias': np.ones(3)})
+  with pytest.raises(errors.UserError, match='beginning of another: stem, stem'):
+    pretrained.open_network(tmp_path / 'w.npz')
