@@ -255,7 +255,8 @@ def _network(platform: str, precision: str | None = None
   chosen = settings.Settings(**given)
   if _CONFIG.value is None:
     name = _MODEL.value
-    model = models.create(name, dtype=chosen.dtype, platform=platform)
+    model = models.create(name, dtype=chosen.dtype_on(platform),
+                          platform=platform)
   else:
     config, name = _CONFIG.value, _CONFIG.value.model.name
     data = data_sizes.size(

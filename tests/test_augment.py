@@ -1,4 +1,4 @@
-"""Augmentation on the device: keyed an example, and equal on any mesh.
+"""Augmentation on the device: keyed by example, and the same on any mesh.
 
 RandAugment itself is tested in test_randaugment.py.
 """
@@ -54,36 +54,36 @@ def apply(settings, images, examples, step=0):
 
 
 def normalised(images):
-  """float32 and nothing else; rounded as in a jitted function."""
+  """The images normalised only, with the rounding of a jitted function."""
   return np.asarray(jax.jit(augment.normalise)(images))
 
 
-def grey(images):
-  """Normalised images as the levels they were."""
+def levels_of(images):
+  """The levels from 0 to 255 of normalised images."""
   return np.rint(images * 127.5 + 127.5).astype(np.uint8)
 
 
 def test_normalise_maps_levels_to_minus_one_to_one():
-  """0 is -1 and 255 is 1, float32, levels are 2/255 apart."""
+  """0 is -1 and 255 is 1, in float32; levels are 2/255 apart."""
   levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
   out = np.asarray(augment.normalise(levels))
   assert out.dtype == np.float32
   np.testing.assert_allclose(
       out.ravel(), np.linspace(-1, 1, 256), rtol=0, atol=1e-7)
   assert out.min() == -1 and out.max() == 1
-  np.testing.assert_array_equal(grey(out), levels)
+  np.testing.assert_array_equal(levels_of(out), levels)
 
 
 @pytest.mark.parametrize('settings', ({}, dict(erase=0.0, cutmix=0.0)))
-def test_nothing_asked_is_only_normalised(settings):
+def test_without_settings_images_are_only_normalised(settings):
   images, labels = apply(settings, pixels(), keys())
-  np.testing.assert_array_equal(grey(images), pixels())
+  np.testing.assert_array_equal(levels_of(images), pixels())
   np.testing.assert_array_equal(labels, targets())
 
 
 @pytest.mark.parametrize('name', SETTINGS)
-def test_an_example_alone_is_as_in_a_batch(name):
-  """Bit for bit: nothing but its own key and pixels matters."""
+def test_an_example_does_not_depend_on_its_batch(name):
+  """Only its own key and pixels matter, bit for bit."""
   images, examples = pixels(), keys()
   together, _ = apply(SETTINGS[name], images, examples)
   reverse, _ = apply(SETTINGS[name], images[::-1], examples[::-1])
@@ -95,8 +95,8 @@ def test_an_example_alone_is_as_in_a_batch(name):
 
 @pytest.mark.parametrize('name', SETTINGS)
 def test_examples_and_epochs_draw_differently(name):
-  """The same picture everywhere: examples differ, and so do epochs, but for
-  the few that draw the same of few choices."""
+  """All examples are the same picture here. A few may draw the same of few
+  choices."""
   same = np.repeat(pixels()[:1], B, axis=0)
   first, _ = apply(SETTINGS[name], same, keys())
   later, _ = apply(SETTINGS[name], same, keys(epoch=1))
@@ -112,19 +112,20 @@ def test_flip_mirrors_half_of_the_images():
   n = 512
   images, _ = apply(dict(flip=True), pixels(n), keys(n))
   equal = lambda a, b: np.all(a == b, axis=(1, 2, 3))
-  kept = equal(grey(images), pixels(n))
-  mirrored = equal(grey(images), pixels(n)[:, :, ::-1])
+  kept = equal(levels_of(images), pixels(n))
+  mirrored = equal(levels_of(images), pixels(n)[:, :, ::-1])
   assert np.all(kept ^ mirrored)
   assert abs(mirrored.mean() - .5) < 4 * .5 / np.sqrt(n)
 
 
 def test_pad_crop_is_a_window_of_the_padded_image():
-  """Every offset of the 7 x 7 is drawn, zeros lie outside."""
+  """Each of the 7 x 7 offsets is drawn, and the outside is zero."""
   pad, n = 3, 640
   images, _ = apply(dict(pad_crop=pad), pixels(n), keys(n))
   padded = np.pad(pixels(n), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   found = np.stack([
-      np.all(padded[:, y:y + SIDE, x:x + SIDE] == grey(images), axis=(1, 2, 3))
+      np.all(padded[:, y:y + SIDE, x:x + SIDE] == levels_of(images),
+             axis=(1, 2, 3))
       for y in range(7) for x in range(7)], 1)
   assert np.all(found.sum(1) == 1)
   counts, expected = found.sum(0), n / 49
@@ -135,18 +136,18 @@ def test_pad_crop_is_a_window_of_the_padded_image():
 @pytest.mark.parametrize('name', ('rotate', 'zoom', 'shift'))
 def test_a_tiny_warp_is_the_identity(name):
   images, _ = apply({name: 1e-6}, pixels(), keys())
-  np.testing.assert_array_equal(grey(images), pixels())
+  np.testing.assert_array_equal(levels_of(images), pixels())
 
 
 def test_warp_shifts_by_at_most_its_share():
-  """A ramp's value at the centre tells how far it was moved: up to 2 of 20
-  pixels either way, down as well as across."""
+  """The value of a ramp at the centre tells how far it was moved: up to 2 of 20
+  pixels in either direction, vertically and horizontally."""
   side = 20
   y, x = np.mgrid[:side, :side].astype(np.uint8) * 10
   n = 256
   image = np.repeat(np.stack([y, x, x], -1)[None], n, axis=0)
   images, _ = apply(dict(shift=0.1), image, keys(n))
-  moved = grey(images)[:, 10, 10, :2] / 10 - 10
+  moved = levels_of(images)[:, 10, 10, :2] / 10 - 10
   assert np.abs(moved).max() < 2.1
   for axis in (0, 1):
     assert moved[:, axis].min() < -1.8 and moved[:, axis].max() > 1.8
@@ -157,12 +158,12 @@ def test_warp_shifts_by_at_most_its_share():
 @pytest.mark.parametrize('settings,inside', (
     (dict(rotate=45.0), 0.6), (dict(zoom=0.5), 0.0), (dict(shift=0.5), 0.0)))
 def test_warp_fills_with_black_and_keeps_the_range(settings, inside):
-  """A white image stays white where it is still seen; outside is 0. A turn
-  about the centre keeps the inscribed disc."""
+  """A white image stays white where it is still shown, and the outside is 0. A
+  rotation about the centre keeps the inscribed disc."""
   side = 33
   white = np.full((B, side, side, 1), 255, np.uint8)
   images, _ = apply(settings, white, keys())
-  out = grey(images)
+  out = levels_of(images)
   assert (out == 0).any()
   centre = (side - 1) / 2
   y, x = np.mgrid[:side, :side] - centre
@@ -171,7 +172,8 @@ def test_warp_fills_with_black_and_keeps_the_range(settings, inside):
 
 
 def test_warp_turns_about_the_centre_by_at_most_its_angle():
-  """A white dot at distance r stays at r, up to `rotate` degrees away."""
+  """A white dot at distance r stays at distance r, up to `rotate` degrees away.
+  """
   side, n = 33, 128
   image = np.zeros((n, side, side, 1), np.uint8)
   image[:, 15:18, 26:29] = 255   # 11 to the right of the centre
@@ -186,8 +188,9 @@ def test_warp_turns_about_the_centre_by_at_most_its_angle():
 
 
 @pytest.mark.parametrize('p', (0.2, 0.5, 0.8))
-def test_mixup_is_the_papers(p):
-  """a x + (1 - a) of the example before, one a >= 1/2 a batch, labels too."""
+def test_mixup_follows_its_formula(p):
+  """a x + (1 - a) of the example before, with one a >= 1/2 for a batch, for
+  labels too."""
   shares = []
   for step in range(20):
     images, labels = apply(dict(mixup=p), pixels(), keys(), step=step)
@@ -218,8 +221,10 @@ def test_mixup_draws_from_beta():
 
 
 def rectangles(masks):
-  """(top, left, height, width), each [B], of masks [B, H, W], which are filled
-  rectangles and not empty."""
+  """(top, left, height, width), each [B], of masks [B, H, W].
+
+  Checks that each mask is a filled rectangle and not empty.
+  """
   found = []
   for mask in masks:
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
@@ -231,17 +236,20 @@ def rectangles(masks):
 
 
 def erased(shape, count, probability=1.0):
-  """(noisy images, where [B, H, W]) of black ones: no noise is exactly -1."""
+  """(images, where they are erased [B, H, W]) of black images.
+
+  No noise is exactly -1, so black pixels tell what was not erased.
+  """
   black = np.zeros((count, *shape), np.uint8)
   images, _ = apply(dict(erase=probability), black, keys(count))
   return images, (images != -1).any(-1)
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_erase_is_numpys(shape):
-  """Rectangle and noise, from the same draws; the rest stays bit for bit. A
-  long image cuts some rectangles to its side, a tiny one widens some to a
-  pixel."""
+def test_erase_equals_a_numpy_version(shape):
+  """With the same draws, rectangle and noise are equal, and the rest is
+  unchanged bit for bit. A long image cuts some rectangles to its side; a tiny
+  one widens some to a pixel."""
   n, (height, width, _) = 64, shape
   before = pixels(n, shape)
   images, _ = apply(dict(erase=0.7), before, keys(n))
@@ -268,9 +276,10 @@ def test_erase_is_numpys(shape):
   assert (cut > 5) == (height != width) and (widened > 0) == (width == 4)
 
 
-def test_erase_draws_area_aspect_and_place():
-  """Area uniform in 2% to 33%, log aspect in log 0.3 to log 3.3, any place,
-  none knows of another; a quarter of the images at 0.25."""
+def test_erase_draws_area_aspect_and_place_uniformly():
+  """The area is uniform in 2% to 33%, the log of the aspect in log 0.3 to log
+  3.3, and all are independent. At probability 0.25, a quarter of the images is
+  erased."""
   side, n = 48, 3000
   _, masks = erased((side, side, 1), n)
   top, left, tall, wide = rectangles(masks)
@@ -291,7 +300,8 @@ def test_erase_draws_area_aspect_and_place():
 
 
 def test_erase_fills_with_uniform_noise():
-  """Over [-1, 1], own values for each pixel, channel and example."""
+  """Over [-1, 1], with independent values for each pixel, channel and example.
+  """
   images, masks = erased((48, 48, 3), 64)
   noise = images[masks]
   n = len(noise)
@@ -305,8 +315,8 @@ def test_erase_fills_with_uniform_noise():
 
 
 def test_erase_comes_after_the_other_ops_and_before_mixing():
-  """What the others do lies around the rectangle, noise untouched in it; mixup
-  then blends it too."""
+  """The rectangle holds noise that no other op changed; mixup then blends it.
+  """
   others = dict(flip=True, randaugment_layers=1, randaugment_magnitude=15)
   noise, masks = erased((SIDE, SIDE, 3), B)
   plain, _ = apply(others, pixels(), keys())
@@ -321,12 +331,12 @@ def test_erase_comes_after_the_other_ops_and_before_mixing():
 
 
 def unlike(shape, count=B):
-  """Images that differ from the ones beside them in every pixel."""
+  """Images that differ from the next ones in the batch in every pixel."""
   images = pixels(count, shape) // 2 * 2
   return images + (np.arange(count, dtype=np.uint8) % 2)[:, None, None, None]
 
 
-def foreign(images, before):
+def shown_partner(images, before):
   """Where each image shows its partner's pixels and not its own: [B, H, W]."""
   own = normalised(before)
   partner = np.concatenate([own[-1:], own[:-1]])
@@ -338,13 +348,13 @@ def foreign(images, before):
 
 @pytest.mark.parametrize('p', (0.2, 1.0))
 @pytest.mark.parametrize('shape', SHAPES)
-def test_cutmix_is_numpys(shape, p):
-  """One box a batch, from the same draws; labels share as the pixels do."""
+def test_cutmix_equals_a_numpy_version(shape, p):
+  """A batch has one box, from the same draws; labels are mixed by pixels."""
   shares, size = [], np.array(shape[:2])
   before = unlike(shape)
   for step in range(20):
     images, labels = apply(dict(cutmix=p), before, keys(), step=step)
-    shown = foreign(images, before)
+    shown = shown_partner(images, before)
     ratio_key, centre_key = jax.random.split(jax.random.key(step))
     b = np.float64(jax.random.beta(ratio_key, p, p))
     sides = (size * np.sqrt(1 - b)).astype(int)
@@ -363,9 +373,9 @@ def test_cutmix_is_numpys(shape, p):
 
 
 @pytest.mark.parametrize('p', (0.5, 1.0))
-def test_cutmix_draws_as_numpy(p):
-  """How often each pixel is the partner's, and the mean share, are those of
-  boxes that NumPy draws."""
+def test_cutmix_boxes_are_distributed_as_in_numpy(p):
+  """The share of each pixel that is the partner's, and the mean share, are
+  those of boxes that NumPy draws."""
   height, width, n, many = 9, 14, 4000, 40_000
   x = jnp.arange(2.)[:, None, None, None] * jnp.ones((1, height, width, 1))
   images, labels = jax.vmap(lambda k: augment.cut(x, jnp.eye(2), k, p))(
@@ -385,8 +395,8 @@ def test_cutmix_draws_as_numpy(p):
   assert abs(np.asarray(labels[:, 0, 0]).mean() - 1 + box.mean()) < bound
 
 
-def test_mixup_alone_is_mix_with_the_very_key():
-  """So it draws what it drew before there was another way to mix."""
+def test_mixup_alone_uses_the_key_of_the_step_unchanged():
+  """So its draws do not depend on whether CutMix exists."""
   direct = jax.jit(lambda x, t, key: augment.mix(
       augment.normalise(x), t, key, 0.5))
   for step in range(5):
@@ -396,9 +406,9 @@ def test_mixup_alone_is_mix_with_the_very_key():
       np.testing.assert_array_equal(a, b)
 
 
-def test_mixup_and_cutmix_take_turns_at_random():
-  """Each batch is wholly one or the other, half of them each; the choice says
-  nothing about the ratio."""
+def test_each_batch_uses_mixup_or_cutmix_at_even_odds():
+  """A batch uses one of them only, and the choice is independent of the ratio.
+  """
   n, before = 400, unlike((SIDE, SIDE, 3))
   own = normalised(before)
   partner = np.concatenate([own[-1:], own[:-1]])
@@ -409,7 +419,7 @@ def test_mixup_and_cutmix_take_turns_at_random():
     ratios.append(labels[1, 1])
     boxed.append(np.all((images == own) | (images == partner)))
     if boxed[-1]:
-      assert abs(foreign(images, before).mean() + ratios[-1] - 1) < 1e-6
+      assert abs(shown_partner(images, before).mean() + ratios[-1] - 1) < 1e-6
     else:
       assert ratios[-1] >= .5
       np.testing.assert_allclose(
@@ -426,9 +436,9 @@ def test_mixup_and_cutmix_take_turns_at_random():
 @pytest.mark.parametrize('name,mixing,steps', (
     ('all', dict(mixup=0.5), 1), pytest.param(
         'erase', dict(mixup=0.5, cutmix=1.0), 6, marks=pytest.mark.slow)))
-def test_eight_devices_give_what_one_does(name, mixing, steps):
-  """Sharded over the batch: crops and ops bit for bit; mixup and cutmix, whose
-  partner may lie on another device, too."""
+def test_eight_devices_give_the_same_bits_as_one(name, mixing, steps):
+  """Crops and ops of a sharded batch, and also mixup and CutMix, whose partner
+  may lie on another device."""
   settings = dict(SETTINGS[name], **mixing)
   inputs = (pixels(), targets(), keys())
   mesh = Mesh(np.array(jax.devices()), ('data',))
@@ -450,7 +460,7 @@ def test_eight_devices_give_what_one_does(name, mixing, steps):
     dict(pad_crop=-1), dict(zoom=1.0), dict(zoom=-0.1), dict(rotate=-1.0),
     dict(shift=-0.1), dict(erase=-0.1), dict(erase=1.5),
     dict(erase=float('nan')), dict(cutmix=-0.1), dict(cutmix=float('inf'))))
-def test_bad_arguments_are_refused_with_key_and_value(settings):
+def test_invalid_arguments_are_refused_with_key_and_value(settings):
   key, value = list(settings.items())[-1]
   with pytest.raises(errors.UserError) as error:
     augment.make(**settings)
@@ -460,7 +470,7 @@ def test_bad_arguments_are_refused_with_key_and_value(settings):
 
 @pytest.mark.parametrize('settings,range_', (
     (dict(erase=25.0), 'from 0 to 1'), (dict(cutmix=-1.0), '>= 0')))
-def test_an_error_names_the_key_and_its_range(settings, range_):
+def test_errors_name_the_key_and_its_range(settings, range_):
   (key, value), = settings.items()
   with pytest.raises(errors.UserError) as error:
     augment.make(**settings)

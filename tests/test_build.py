@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 import photos
+import pictures
 from PIL import Image
 import pytest
 
@@ -22,23 +23,23 @@ PHOTO = photos.crop(0)
 
 
 @pytest.mark.parametrize('file', (
-    photos.encode(PHOTO), photos.encode(PHOTO, progressive=True),
-    photos.encode(PHOTO[..., 0]), photos.encode(PHOTO, 'PNG'),
-    photos.encode(PHOTO[..., 0], 'PNG')))
+    pictures.encode(PHOTO), pictures.encode(PHOTO, progressive=True),
+    pictures.encode(PHOTO[..., 0]), pictures.encode(PHOTO, 'PNG'),
+    pictures.encode(PHOTO[..., 0], 'PNG')))
 def test_plain_files_are_stored_as_they_are(file):
   assert build.plain_file(file, 10**6) is file
 
 
 @pytest.mark.parametrize('file,stored_format', (
-    (photos.encode(Image.fromarray(PHOTO).convert('CMYK')), 'JPEG'),
-    (photos.encode(PHOTO, exif=photos.turned_exif()), 'JPEG'),
-    (photos.encode(PHOTO, 'WEBP'), 'JPEG'),
-    (photos.encode(PHOTO, 'BMP'), 'PNG'),
-    (photos.encode(PHOTO, 'GIF'), 'PNG'),
-    (photos.encode(Image.fromarray(PHOTO).convert('P'), 'PNG'), 'PNG'),
-    (photos.encode(Image.fromarray(PHOTO).convert('RGBA'), 'PNG'), 'PNG'),
-    (photos.encode(Image.fromarray(PHOTO).convert('LA'), 'PNG'), 'PNG'),
-    (photos.encode(Image.fromarray(PHOTO[..., 0].astype(np.uint16) * 257),
+    (pictures.encode(Image.fromarray(PHOTO).convert('CMYK')), 'JPEG'),
+    (pictures.encode(PHOTO, exif=pictures.exif()), 'JPEG'),
+    (pictures.encode(PHOTO, 'WEBP'), 'JPEG'),
+    (pictures.encode(PHOTO, 'BMP'), 'PNG'),
+    (pictures.encode(PHOTO, 'GIF'), 'PNG'),
+    (pictures.encode(Image.fromarray(PHOTO).convert('P'), 'PNG'), 'PNG'),
+    (pictures.encode(Image.fromarray(PHOTO).convert('RGBA'), 'PNG'), 'PNG'),
+    (pictures.encode(Image.fromarray(PHOTO).convert('LA'), 'PNG'), 'PNG'),
+    (pictures.encode(Image.fromarray(PHOTO[..., 0].astype(np.uint16) * 257),
                    'PNG'), 'PNG'),
 ), ids=('cmyk', 'rotated', 'webp', 'bmp', 'gif', 'palette', 'rgba', 'la', '16'))
 def test_other_files_become_plain_ones_with_the_same_pixels(
@@ -57,9 +58,9 @@ def test_other_files_become_plain_ones_with_the_same_pixels(
 
 @pytest.mark.parametrize('file,reason', (
     (b'', 'empty'), (b'<html></html>', 'not an image'),
-    (photos.encode(PHOTO)[:-200], 'truncated'),
-    (photos.encode(PHOTO, 'PNG')[:-200], 'truncated|broken'),
-    (photos.encode(photos.crop(1, 200, 200)), '200 x 200')))
+    (pictures.encode(PHOTO)[:-200], 'truncated'),
+    (pictures.encode(PHOTO, 'PNG')[:-200], 'truncated|broken'),
+    (pictures.encode(photos.crop(1, 200, 200)), '200 x 200')))
 def test_bad_files_are_refused_with_a_reason(file, reason):
   with pytest.raises(decode_pillow.BadImage, match=reason):
     build.plain_file(file, 10**4)
@@ -93,10 +94,10 @@ def read_examples(path: pathlib.Path) -> list[dict[str, list]]:
 
 def test_records_are_in_hash_order_for_any_number_of_shards(tmp_path):
   """Every image of a folder is stored once, or listed as bad."""
-  files = {f'train/{"ab"[i % 2]}/{i}.jpg': photos.encode(photos.crop(i))
+  files = {f'train/{"ab"[i % 2]}/{i}.jpg': pictures.encode(photos.crop(i))
            for i in range(20)}
   files['train/b/13.jpg'] = b'no image'
-  photos.write_files(tmp_path / 'photos', files)
+  pictures.write(tmp_path / 'photos', files)
   images = image_lists.open_list(f'folder:{tmp_path}/photos')
   orders = []
   for shards in (1, 4):
@@ -121,8 +122,8 @@ def test_records_are_in_hash_order_for_any_number_of_shards(tmp_path):
 
 def test_labels_and_weights_are_stored(tmp_path):
   """A name that is listed twice and a missing file are bad images."""
-  (tmp_path / 'a.jpg').write_bytes(photos.encode(photos.crop(0)))
-  (tmp_path / 'b.jpg').write_bytes(photos.encode(photos.crop(1)))
+  (tmp_path / 'a.jpg').write_bytes(pictures.encode(photos.crop(0)))
+  (tmp_path / 'b.jpg').write_bytes(pictures.encode(photos.crop(1)))
   rows = [dict(path='a.jpg', labels=['x', 'z'], weights=[.5, .25]),
           dict(path='b.jpg', labels=['y'], split='test'),
           dict(path='a.jpg', labels=['y']), dict(path='c.jpg', labels=['z'])]

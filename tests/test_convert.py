@@ -60,10 +60,11 @@ def test_a_converted_set_reads_like_the_old_one(data_dir, converted):
   new = sources.open_source('pictures', data_dir=str(out))
   assert old.fingerprint == new.fingerprint
   everything = np.arange(photos.NUM_TRAIN + photos.NUM_TEST)
-  old_images, old_labels, *_ = old.read(everything)
-  new_images, new_labels, *_ = new.read(everything)
+  old_images, old_targets = old.read(everything)
+  new_images, new_targets = new.read(everything)
   assert old_images == new_images
-  np.testing.assert_array_equal(old_labels, new_labels)
+  np.testing.assert_array_equal(old_targets['labels'],
+                                new_targets['labels'])
 
 
 def test_a_set_is_neither_overwritten_nor_converted_twice(

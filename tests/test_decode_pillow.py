@@ -1,21 +1,22 @@
-"""Image files of every kind and in every state of repair, by Pillow."""
-import io
+"""Decoding of image files of every kind, sound and damaged, with Pillow."""
 import resource
 import struct
 import warnings
 import zlib
 
 import numpy as np
+from pictures import encode
+from pictures import exif
+from pictures import photos
+from pictures import png_chunk
 from PIL import Image
 import pytest
-from sklearn import datasets
 
 from mixer.images import decode_pillow
 
 HEIGHT, WIDTH = 23, 31   # odd, so that rows of a BMP are padded
-ORIENTATION = 0x0112
 LOSSY, CMYK = 2.5, 6.0   # levels of 255 that a file may lose, on average
-UPRIGHT = {   # EXIF orientation -> how what is stored becomes what is seen
+UPRIGHT = {   # EXIF orientation -> how stored pixels become upright ones
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -25,20 +26,6 @@ UPRIGHT = {   # EXIF orientation -> how what is stored becomes what is seen
     7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
     8: lambda x: x.transpose(1, 0, 2)[::-1],
 }
-
-
-def encode(image, form, **settings):
-  """The bytes of an image file; `image` is an array or Pillow's."""
-  file = io.BytesIO()
-  if not isinstance(image, Image.Image):
-    image = Image.fromarray(image)
-  image.save(file, form, **settings)
-  return file.getvalue()
-
-
-def chunk(kind, data):
-  return (struct.pack('>I', len(data)) + kind + data
-          + struct.pack('>I', zlib.crc32(kind + data)))
 
 
 def png(rows, *extra, width=WIDTH, height=HEIGHT, depth=8, color=2):
@@ -52,12 +39,12 @@ def png(rows, *extra, width=WIDTH, height=HEIGHT, depth=8, color=2):
   """
   header = struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0)
   lines = b''.join(b'\0' + row.tobytes() for row in rows)
-  return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + b''.join(extra)
-          + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b''))
+  return (b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', header) + b''.join(extra)
+          + png_chunk(b'IDAT', zlib.compress(lines)) + png_chunk(b'IEND', b''))
 
 
 def on_white(color, alpha):
-  """float [H, W, 3] of colours [H, W, C] behind which lies white."""
+  """float [H, W, 3]: colours [H, W, C] laid on white."""
   alpha = alpha[..., None] / 255
   return np.broadcast_to(color * alpha + 255 * (1 - alpha), (*alpha.shape[:2],
                                                              3))
@@ -67,17 +54,12 @@ def grey_of(image):
   return np.asarray(Image.fromarray(image).convert('L'))
 
 
-def exif(orientation):
-  out = Image.Exif()
-  out[ORIENTATION] = orientation
-  return out
-
-
 def _photo():
-  whole = Image.fromarray(datasets.load_sample_images().images[0])
+  whole = Image.fromarray(photos()[0])
   return np.asarray(whole.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
 
 
+READERS = (decode_pillow.is_plain, decode_pillow.pixels, decode_pillow.as_png)
 RNG = np.random.default_rng(0)
 PHOTO = _photo()
 GREY = grey_of(PHOTO)
@@ -102,14 +84,14 @@ def high(array):
 
 
 def _with_one_color_clear():
-  """A photo one of whose colours is transparent, and what is seen of it."""
+  """(a photo with one transparent colour, the pixels as seen)."""
   clear = np.all(PHOTO == PHOTO[5, 7], -1)
-  return (png(PHOTO, chunk(b'tRNS', struct.pack('>3H', *PHOTO[5, 7]))),
+  return (png(PHOTO, png_chunk(b'tRNS', struct.pack('>3H', *PHOTO[5, 7]))),
           np.where(clear[..., None], 255, PHOTO))
 
 
 def _with_one_grey_clear():
-  return (png(GREY, chunk(b'tRNS', struct.pack('>H', GREY[5, 7])), color=0),
+  return (png(GREY, png_chunk(b'tRNS', struct.pack('>H', GREY[5, 7])), color=0),
           three(np.where(GREY == GREY[5, 7], 255, GREY)))
 
 
@@ -126,7 +108,8 @@ def _gif_with_one_color_clear():
 
 
 def _kinds():
-  """{kind: (file, the pixels seen, mean difference allowed, is it plain)}."""
+  """{kind: (file, the pixels as seen, allowed mean difference, is it plain)}.
+  """
   photo = Image.fromarray(PHOTO)
   good = dict(quality=95, subsampling=0)
   jpeg = lambda image=PHOTO, **more: encode(image, 'JPEG', **good, **more)
@@ -146,12 +129,12 @@ def _kinds():
           jpeg(restart_marker_blocks=2), PHOTO, LOSSY, True),
       'JPEG, of two pictures': (
           encode(PHOTO, 'MPO', **good, **animated), PHOTO, LOSSY, True),
-      'JPEG, lying': (jpeg(exif=exif(6)), turned, LOSSY, False),
-      'JPEG, with an EXIF that says nothing': (
+      'JPEG, turned': (jpeg(exif=exif(6)), turned, LOSSY, False),
+      'JPEG, with EXIF that asks for no turn': (
           jpeg(exif=exif(1)), PHOTO, LOSSY, True),
       'JPEG, with broken EXIF': (
           jpeg(exif=b'Exif\0\0garbage!'), PHOTO, LOSSY, True),
-      'JPEG, with an orientation that there is not': (
+      'JPEG, with an undefined orientation': (
           jpeg(exif=exif(9)), PHOTO, LOSSY, False),
       'PNG': (encode(PHOTO, 'PNG'), PHOTO, 0, True),
       'PNG, grey': (encode(GREY, 'PNG'), three(GREY), 0, True),
@@ -171,7 +154,7 @@ def _kinds():
           encode(GREY_16, 'PNG'), three(high(GREY_16)), 0, False),
       'PNG, RGB of 16 bits': (
           png(RGB_16.astype('>u2'), depth=16), high(RGB_16), 0, False),
-      'PNG, lying': (encode(PHOTO, 'PNG', exif=exif(6)), turned, 0, False),
+      'PNG, turned': (encode(PHOTO, 'PNG', exif=exif(6)), turned, 0, False),
       'GIF': (encode(PALETTE, 'GIF'), COLORS, 0, False),
       'GIF, animated': (encode(PALETTE, 'GIF', **animated), COLORS, 0, False),
       'GIF, one colour clear': (*_gif_with_one_color_clear(), 0, False),
@@ -187,7 +170,7 @@ def _kinds():
           encode(RGBA, 'WEBP', lossless=True, exact=True), seen, 1, False),
       'WebP, animated': (
           encode(PHOTO, 'WEBP', lossless=True, **animated), PHOTO, 0, False),
-      'WebP, lying': (encode(PHOTO, 'WEBP', lossless=True, exif=exif(6)),
+      'WebP, turned': (encode(PHOTO, 'WEBP', lossless=True, exif=exif(6)),
                       turned, 0, False),
   }
 
@@ -196,7 +179,7 @@ KINDS = _kinds()
 
 
 def tensorflow(file, channels=3):
-  """The first picture of a file by TensorFlow, or None."""
+  """The first picture of a file as TensorFlow decodes it, or None."""
   import tensorflow as tf
   try:
     return tf.io.decode_image(
@@ -205,9 +188,12 @@ def tensorflow(file, channels=3):
     return None
 
 
-def assert_seen_alike(file, ours):
-  """By TensorFlow as by Pillow: JPEG to the level if both transform exactly,
-  which TensorFlow does when asked; else within a few."""
+def assert_tensorflow_agrees(file, ours):
+  """Checks pixels against TensorFlow's.
+
+  Of a JPEG they are equal if TensorFlow uses the exact transform; with its
+  default they are equal within a few levels.
+  """
   import tensorflow as tf
   if file[:2] != b'\xff\xd8':
     np.testing.assert_array_equal(ours, tensorflow(file))
@@ -219,14 +205,14 @@ def assert_seen_alike(file, ours):
 
 
 def distance(one, other):
-  """(mean, largest) difference in levels; of one shape."""
+  """(mean, largest) difference in levels of two images of one shape."""
   assert one.shape == other.shape
   difference = np.abs(one.astype(float) - other)
   return difference.mean(), difference.max()
 
 
 def refused(what, *args, **kwargs):
-  """The reason that `what` gives for a BadImage: one line, not long."""
+  """The reason of the BadImage that `what` raises: one short line."""
   with pytest.raises(decode_pillow.BadImage) as error:
     what(*args, **kwargs)
   reason = str(error.value)
@@ -234,12 +220,12 @@ def refused(what, *args, **kwargs):
   return reason
 
 
-# What is seen of a file.
+# Pixels.
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_every_kind_is_seen_as_it_is_meant(kind):
-  """Upright, opaque, 8 bits, three channels, the first of several pictures."""
+def test_every_kind_is_decoded_upright_and_opaque_with_8_bits(kind):
+  """Three channels, and the first of several pictures."""
   file, expected, mean, _ = KINDS[kind]
   out = decode_pillow.pixels(file)
   assert out.dtype == np.uint8 and out.shape == (*expected.shape[:2], 3)
@@ -251,7 +237,7 @@ def test_every_kind_is_seen_as_it_is_meant(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_one_channel_is_the_grey_of_what_is_seen(kind):
+def test_one_channel_is_the_luminance_of_three(kind):
   file, *_ = KINDS[kind]
   out = decode_pillow.pixels(file, channels=1)
   assert out.dtype == np.uint8 and out.shape[2] == 1
@@ -261,29 +247,30 @@ def test_one_channel_is_the_grey_of_what_is_seen(kind):
 
 @pytest.mark.parametrize('orientation', UPRIGHT)
 @pytest.mark.parametrize('form', ('JPEG', 'PNG', 'WEBP'))
-def test_a_photo_is_turned_as_its_camera_says(form, orientation):
-  """All eight EXIF orientations, to the very pixels; and not when asked."""
+def test_exif_rotation_is_applied_unless_upright_is_false(form, orientation):
+  """All eight EXIF orientations, to the pixel."""
   settings = dict(JPEG=dict(quality=95), WEBP=dict(lossless=True)).get(form, {})
   stored = decode_pillow.pixels(encode(PHOTO, form, **settings))
   file = encode(PHOTO, form, exif=exif(orientation), **settings)
   np.testing.assert_array_equal(
       decode_pillow.pixels(file), UPRIGHT[orientation](stored))
-  np.testing.assert_array_equal(decode_pillow.pixels(file, upright=False), stored)
+  np.testing.assert_array_equal(
+      decode_pillow.pixels(file, upright=False), stored)
   np.testing.assert_array_equal(
       decode_pillow.pixels(file, channels=1)[..., 0],
       grey_of(np.ascontiguousarray(UPRIGHT[orientation](stored))))
   assert decode_pillow.is_plain(file) == (orientation == 1 and form != 'WEBP')
 
 
-def test_orientations_differ():
-  """The table above, and the photo, tell all eight apart."""
+def test_the_eight_orientations_give_different_images():
+  """So the test above can tell them apart."""
   seen = {(turn(PHOTO).shape, turn(PHOTO).tobytes())
           for turn in UPRIGHT.values()}
   assert len(seen) == 8
 
 
-def test_a_progressive_photo_is_the_same_photo():
-  """Its coefficients come in another order, and are the same."""
+def test_a_progressive_jpeg_has_the_same_pixels():
+  """Its coefficients are the same, in another order."""
   one, other = (decode_pillow.pixels(encode(PHOTO, 'JPEG', progressive=p))
                 for p in (False, True))
   np.testing.assert_array_equal(one, other)
@@ -291,7 +278,7 @@ def test_a_progressive_photo_is_the_same_photo():
 
 @pytest.mark.parametrize('kind', [k for k in KINDS if 'alpha' in k
                                   or 'RGBA' in k])
-def test_what_is_clear_is_white_and_what_is_opaque_stays(kind):
+def test_transparent_pixels_become_white_and_opaque_ones_stay(kind):
   file, expected, *_ = KINDS[kind]
   out = decode_pillow.pixels(file)
   white = np.all(np.asarray(expected) == 255, -1)
@@ -304,41 +291,43 @@ def test_what_is_clear_is_white_and_what_is_opaque_stays(kind):
     ('PNG, RGBA', PHOTO), ('PNG, grey with alpha', three(GREY)),
     ('PNG, palette with alpha', COLORS), ('PNG, one colour clear', PHOTO),
     ('PNG, one grey clear', three(GREY)), ('GIF, one colour clear', COLORS),
-    ('WebP, with alpha', PHOTO), ('PNG, lying', PHOTO),
-    ('WebP, lying', PHOTO)))
-def test_rotation_and_transparency_can_be_left_unminded(kind, stored):
-  """Then the colours are those stored, whatever covers them."""
+    ('WebP, with alpha', PHOTO), ('PNG, turned', PHOTO),
+    ('WebP, turned', PHOTO)))
+def test_rotation_and_transparency_can_be_ignored(kind, stored):
+  """The colours are then those stored, whatever the alpha channel."""
   np.testing.assert_array_equal(
       decode_pillow.pixels(KINDS[kind][0], upright=False), stored)
 
 
 @pytest.mark.parametrize('kind', [
     k for k in KINDS if k.startswith(('JPEG', 'PNG'))])
-def test_unminded_it_is_what_tensorflow_decodes(kind):
-  """So that a TFDS set is the same on the device and decoded on the host."""
+def test_without_upright_the_pixels_are_those_of_tensorflow(kind):
+  """So a TFDS set looks the same on the device and decoded on the host."""
   file, *_ = KINDS[kind]
-  assert_seen_alike(file, decode_pillow.pixels(file, upright=False))
+  assert_tensorflow_agrees(file, decode_pillow.pixels(file, upright=False))
 
 
-# Plain files, which any decoder reads alike.
+# Plain files, which every decoder decodes alike.
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_plain_means_that_tensorflow_sees_the_same(kind):
-  """But for the rounding of the two JPEG decoders."""
+def test_plain_files_are_decoded_alike_by_tensorflow(kind):
+  """Except for the rounding of the two JPEG decoders."""
   file, _, _, plain = KINDS[kind]
   assert decode_pillow.is_plain(file) is plain
   if plain:
-    assert_seen_alike(file, decode_pillow.pixels(file))
+    assert_tensorflow_agrees(file, decode_pillow.pixels(file))
 
 
 @pytest.mark.parametrize('kind', (
-    'JPEG, lying', 'PNG, RGBA', 'PNG, grey with alpha', 'PNG, palette with alpha',
-    'PNG, one colour clear', 'PNG, one grey clear', 'PNG, lying',
+    'JPEG, turned', 'PNG, RGBA', 'PNG, grey with alpha',
+    'PNG, palette with alpha',
+    'PNG, one colour clear', 'PNG, one grey clear', 'PNG, turned',
     'GIF, one colour clear', 'BMP, of 1 bit', 'BMP, palette',
-    'WebP, with alpha', 'WebP, lying'))
-def test_of_some_others_it_would_see_something_else(kind):
-  """So the test above has something to find."""
+    'WebP, with alpha', 'WebP, turned'))
+def test_some_files_that_are_not_plain_are_decoded_differently_by_tensorflow(
+    kind):
+  """So the test above can find something."""
   file, *_ = KINDS[kind]
   ours, theirs = decode_pillow.pixels(file), tensorflow(file)
   assert theirs is None or ours.shape != theirs.shape or (
@@ -349,24 +338,25 @@ def test_of_some_others_it_would_see_something_else(kind):
     dict(quality=30), dict(quality=75), dict(quality=95, subsampling=0),
     dict(quality=90, subsampling=1), dict(quality=90, subsampling=2)))
 @pytest.mark.parametrize('height,width', ((1, 1), (1, 40), (16, 16), (37, 53)))
-def test_plain_photos_of_every_shape_are_seen_alike(settings, height, width):
-  """Colours halved or not, blocks filled or not."""
-  photo = Image.fromarray(datasets.load_sample_images().images[1])
+def test_plain_photos_of_every_shape_are_decoded_alike_by_tensorflow(
+    settings, height, width):
+  """With full or halved colours, and with whole or partial blocks."""
+  photo = Image.fromarray(photos()[1])
   file = encode(photo.resize((width, height)), 'JPEG', **settings)
   assert decode_pillow.is_plain(file)
-  assert_seen_alike(file, decode_pillow.pixels(file))
+  assert_tensorflow_agrees(file, decode_pillow.pixels(file))
 
 
-# The way to TensorFlow.
+# Files for TensorFlow.
 
 
 @pytest.mark.parametrize('channels', (1, 3))
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_bitmap_comes_back_to_the_pixel(kind, channels):
-  """`bitmap`, read by TensorFlow, is `pixels`; so no kind is seen twice."""
+def test_as_png_keeps_every_pixel(kind, channels):
+  """TensorFlow reads the result of `as_png` as `pixels`, for every kind."""
   file, *_ = KINDS[kind]
   expected = decode_pillow.pixels(file, channels=channels)
-  file = decode_pillow.bitmap(file, channels=channels)
+  file = decode_pillow.as_png(file, channels=channels)
   np.testing.assert_array_equal(tensorflow(file, channels), expected)
   np.testing.assert_array_equal(
       decode_pillow.pixels(file, channels=channels), expected)
@@ -375,40 +365,41 @@ def test_a_bitmap_comes_back_to_the_pixel(kind, channels):
 @pytest.mark.parametrize('channels', (1, 3))
 @pytest.mark.parametrize('height,width', (
     (1, 1), (1, 2), (2, 3), (5, 4), (3, 5), (1, 300), (300, 1)))
-def test_bitmaps_of_every_width_come_back(height, width, channels):
-  """And of a pixel, and of both kinds of line."""
+def test_as_png_keeps_every_pixel_of_images_of_every_width(
+    height, width, channels):
+  """Also of a single pixel and of single rows and columns."""
   image = RNG.integers(0, 256, (height, width, 4), np.uint8)
   file = encode(image, 'PNG')
   np.testing.assert_array_equal(
-      tensorflow(decode_pillow.bitmap(file, channels=channels), channels),
+      tensorflow(decode_pillow.as_png(file, channels=channels), channels),
       decode_pillow.pixels(file, channels=channels))
 
 
 @pytest.mark.parametrize('channels', (1, 3))
-def test_the_blank_image_is_read_with_as_many_channels_as_are_asked(channels):
-  """It stands in a row that does not count, of grey sets as well."""
+def test_the_blank_image_can_be_read_with_one_and_three_channels(channels):
+  """It fills rows that do not count, of grey sets too."""
   np.testing.assert_array_equal(
       tensorflow(decode_pillow.BLANK, channels), np.zeros((1, 1, channels)))
 
 
-# What is no image, or only a part of one.
+# Files that are no images, and damaged images.
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_file_cut_anywhere_is_refused(kind):
-  """At every tenth of its length, in one line; but if nothing is cut that is
-  seen, as of an animation, nothing is lost."""
+def test_a_file_that_is_cut_short_is_refused(kind):
+  """At every tenth of its length, in one line. A cut that loses nothing that is
+  shown, such as later pictures of an animation, may be accepted."""
   file, *_ = KINDS[kind]
   whole, refusals = decode_pillow.pixels(file), 0
   for tenth in range(10):
     cut = file[:len(file) * tenth // 10]
     try:
       np.testing.assert_array_equal(decode_pillow.pixels(cut), whole)
-      decode_pillow.bitmap(cut), decode_pillow.is_plain(cut)
+      decode_pillow.as_png(cut), decode_pillow.is_plain(cut)
     except decode_pillow.BadImage:
       refusals += 1
       refused(decode_pillow.pixels, cut)
-      refused(decode_pillow.bitmap, cut)
+      refused(decode_pillow.as_png, cut)
       refused(decode_pillow.pixels, cut, upright=False, channels=1)
       try:
         decode_pillow.is_plain(cut)   # reads the header, which may be whole
@@ -420,8 +411,8 @@ def test_a_file_cut_anywhere_is_refused(kind):
 
 @pytest.mark.parametrize('kind', [k for k in KINDS if k.startswith('JPEG')
                                   and 'two' not in k])
-def test_a_photo_without_its_end_is_refused(kind):
-  """The last two bytes, the marker, or only the last one."""
+def test_a_jpeg_without_its_end_marker_is_refused(kind):
+  """Without the last two bytes, which are the marker, or the last one."""
   file, *_ = KINDS[kind]
   assert file[-2:] == b'\xff\xd9'
   refused(decode_pillow.pixels, file[:-2])
@@ -439,9 +430,9 @@ def test_a_photo_without_its_end_is_refused(kind):
     ('JPEG marker', b'\xff\xd8\xff', 'not an image'),
     ('PNG marker', b'\x89PNG\r\n\x1a\n', 'not an image'),
 ))
-def test_what_is_no_image_is_refused(name, file, reason):
+def test_other_files_are_refused(name, file, reason):
   del name
-  for what in (decode_pillow.is_plain, decode_pillow.pixels, decode_pillow.bitmap):
+  for what in READERS:
     assert reason in refused(what, file)
 
 
@@ -466,11 +457,11 @@ def _with_size(kind, width, height):
 
 @pytest.mark.parametrize('kind', (
     'JPEG', 'PNG', 'GIF', 'BMP', 'WebP, animated'))
-def test_a_bomb_is_refused_by_its_header(kind):
+def test_a_decompression_bomb_is_refused_by_its_header(kind):
   """30,000 x 30,000 pixels, 2.7 GB, are never allocated."""
   bomb = _with_size(kind, 30_000, 30_000)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  for what in (decode_pillow.is_plain, decode_pillow.pixels, decode_pillow.bitmap):
+  for what in READERS:
     refused(what, bomb)
   after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   assert after - before < 2**19   # KB
@@ -478,27 +469,28 @@ def test_a_bomb_is_refused_by_its_header(kind):
 
 @pytest.mark.parametrize('kind', ('JPEG', 'PNG', 'GIF', 'BMP',
                                   'WebP, lossless'))
-def test_the_most_pixels_are_the_callers(kind):
-  """Just so many pass, one fewer do not; the reason has both figures."""
+def test_the_caller_sets_the_largest_number_of_pixels(kind):
+  """An image with that many pixels passes, one with more does not; the reason
+  has both numbers."""
   file, *_ = KINDS[kind]
-  for what in (decode_pillow.is_plain, decode_pillow.pixels, decode_pillow.bitmap):
+  for what in READERS:
     what(file, max_pixels=HEIGHT * WIDTH)
     reason = refused(what, file, max_pixels=HEIGHT * WIDTH - 1)
     assert '31 x 23' in reason and '712' in reason
 
 
-def test_more_than_pillow_would_take_can_be_allowed():
-  """A panorama of 200 million pixels, if the caller says so."""
+def test_the_limit_may_be_above_that_of_pillow():
+  """A panorama of 200 million pixels, if the caller allows it."""
   file = png(np.zeros((1, 1), np.uint8), width=20_000, height=10_000, color=0)
   refused(decode_pillow.is_plain, file)
   assert 'truncated' in refused(decode_pillow.pixels, file, max_pixels=2**28)
 
 
 @pytest.mark.parametrize('kind', (
-    'JPEG', 'JPEG, lying', 'JPEG, CMYK', 'JPEG, progressive', 'PNG',
+    'JPEG', 'JPEG, turned', 'JPEG, CMYK', 'JPEG, progressive', 'PNG',
     'PNG, palette with alpha', 'GIF, animated', 'BMP, palette',
     'WebP, lossless', 'WebP, animated'))
-def test_damage_gives_an_image_or_a_reason(kind):
+def test_damaged_files_give_an_image_or_a_reason(kind):
   """Never another exception, whichever bytes are wrong."""
   file, *_ = KINDS[kind]
   rng = np.random.default_rng(len(file))
@@ -518,8 +510,8 @@ def test_damage_gives_an_image_or_a_reason(kind):
   assert refusals
 
 
-def test_one_line_is_one_line():
-  """However an exception words it; one without words gives its kind."""
+def test_one_line_joins_the_lines_of_an_error():
+  """An error without text gives its type."""
   assert decode_pillow.one_line(ValueError('a\n  b\tc\r\n')) == 'a b c'
   assert decode_pillow.one_line(OSError()) == decode_pillow.one_line(
       OSError(' \n')) == 'OSError'

@@ -1,6 +1,5 @@
-"""Decoding on the host: what is refused, which pixels come, and in what order.
-"""
-import io
+"""Decoding on the host: which files are refused, which pixels come, and in
+which order."""
 import itertools
 import os
 import random
@@ -9,51 +8,48 @@ import threading
 import time
 
 import numpy as np
+from pictures import encode
+from pictures import photos
 from PIL import Image
 import pytest
-from sklearn import datasets
 
 from mixer.core import errors
 from mixer.images import decode_pillow
 from mixer.images import decode_tf
+from mixer.images import options
 
-CROPS = list(decode_tf.CROPS)
+CROPS = list(options.CROPS)
 WHOLE = [crop for crop in CROPS if crop != 'inception']   # seen by these
 EPSILON = 1e-3   # of a level: two orders of the same float32 sums
 
 
-def encode(image, form, **settings):
-  """The bytes of an image file; `image` is an array or Pillow's."""
-  file = io.BytesIO()
-  if not isinstance(image, Image.Image):
-    image = Image.fromarray(image)
-  image.save(file, form, **settings)
-  return file.getvalue()
-
-
 def keys_of(count, seed=0):
-  """Keys of `count` examples."""
+  """int32 [count, 2]: random keys of examples."""
   return np.random.default_rng(seed).integers(
       -2**31, 2**31, (count, 2), np.int32)
 
 
 def cut(files, size, crop, *, keys=None, channels=3, interpolation=None,
         **settings):
-  """uint8 [n, *size, channels] of encoded files, by `batches`."""
+  """uint8 [n, *size, channels]: encoded files as `batches` crops them."""
   keys = keys_of(len(files)) if keys is None else keys
-  load = lambda number, lo, hi: (files[lo:hi], keys[lo:hi], ())
-  (out, rest), = decode_tf.batches(
-      load, (), first=0, last=1, batch_size=len(files), image_size=size,
+  load = lambda number, lo, hi: (files[lo:hi], keys[lo:hi], {})
+  batch, = decode_tf.batches(
+      load, {}, first=0, last=1, batch_size=len(files), image_size=size,
       channels=channels, crop=crop,
-      interpolation=interpolation or decode_tf.CROPS[crop], **settings)
-  assert out.shape == (len(files), *size, channels) and rest == ()
+      interpolation=interpolation or options.CROPS[crop], **settings)
+  out = batch['image']
+  assert out.shape == (len(files), *size, channels) and list(batch) == ['image']
   assert out.dtype == np.uint8
   return out
 
 
 def place(height, width, form='PNG', **settings):
-  """A file whose red is the row and whose green is the column, or, if there
-  are more than 256, their share of the whole."""
+  """A file whose red is the row and whose green is the column of a pixel.
+
+  If there are more than 256 rows or columns, the level is their share of the
+  whole.
+  """
   y, x = np.mgrid[:height, :width]
   level = lambda i, n: i if n <= 256 else np.round(i * (255 / (n - 1)))
   image = np.stack([level(y, height), level(x, width), 0 * x], -1)
@@ -61,11 +57,11 @@ def place(height, width, form='PNG', **settings):
 
 
 def photo(number, width, height):
-  whole = Image.fromarray(datasets.load_sample_images().images[number])
-  return whole.resize((width, height), Image.Resampling.LANCZOS)
+  return Image.fromarray(photos()[number]).resize(
+      (width, height), Image.Resampling.LANCZOS)
 
 
-# What is refused.
+# Files that are refused.
 
 
 def _damaged():
@@ -123,8 +119,9 @@ def verdicts():
   return accepted, refused
 
 
-def test_check_accepts_just_what_decodes_in_full(verdicts):
-  """Of hundreds of damaged photos: though it transforms hardly anything."""
+def test_check_accepts_exactly_the_files_that_decode_in_full(verdicts):
+  """Tried with hundreds of damaged photos, because `check` skips most of the
+  work."""
   import tensorflow as tf
   accepted, refused = verdicts
   assert len(accepted) > 120 and len(refused) > 150
@@ -141,7 +138,7 @@ def test_check_accepts_just_what_decodes_in_full(verdicts):
   assert [name for name, file in refused if decodes(file)] == []
 
 
-def test_check_refuses_what_is_cut_and_accepts_what_is_whole(verdicts):
+def test_check_refuses_files_that_are_cut_and_accepts_whole_ones(verdicts):
   for name, _ in verdicts[0]:
     assert 'no end' not in name and 'cut' not in name
   assert {name for name, _ in verdicts[0] if ', ' not in name} == {
@@ -151,8 +148,9 @@ def test_check_refuses_what_is_cut_and_accepts_what_is_whole(verdicts):
 
 @pytest.mark.parametrize('channels', (1, 3))
 @pytest.mark.parametrize('crop', CROPS)
-def test_what_check_accepts_decodes_in_every_crop(verdicts, crop, channels):
-  """Whatever the window; garbage may come, an error may not."""
+def test_files_that_check_accepts_decode_in_every_crop(
+    verdicts, crop, channels):
+  """Whatever the window. The pixels may be garbage, but there is no error."""
   files = [file for _, file in verdicts[0]]
   cut(files, (9, 12), crop, channels=channels)
   if crop == 'inception':
@@ -162,16 +160,17 @@ def test_what_check_accepts_decodes_in_every_crop(verdicts, crop, channels):
 
 
 @pytest.mark.parametrize('crop', WHOLE)
-def test_what_check_refuses_fails_in_every_crop_of_the_whole(verdicts, crop):
-  """In one line, as the run's own error."""
+def test_files_that_check_refuses_fail_in_every_crop_of_the_whole(
+    verdicts, crop):
+  """With an error of ours, in one line."""
   for _, file in verdicts[1][::31]:
-    with pytest.raises(errors.RunError, match='cannot be decoded') as error:
+    with pytest.raises(errors.RunError, match='can no longer be') as error:
       cut([file], (9, 12), crop)
     assert '{{' not in str(error.value) and '[[' not in str(error.value)
 
 
-def test_a_crop_of_a_part_may_not_notice():
-  """Which is what `check` is for: of a photo that is cut, an Inception crop
+def test_an_inception_crop_may_not_notice_damage():
+  """This is why `check` exists: of a photo that is cut short, an Inception crop
   reads no further than it reaches."""
   whole = encode(photo(0, 128, 128), 'JPEG', quality=90)
   file = whole[:len(whole) * 3 // 4]
@@ -189,19 +188,19 @@ def test_a_crop_of_a_part_may_not_notice():
 
 @pytest.mark.parametrize('file', (b'', b'<html>404</html>', b'\xff\xd8\xff',
                                   b'\x89PNG\r\n\x1a\n'))
-def test_check_refuses_what_is_no_image(file):
+def test_check_refuses_files_that_are_no_images(file):
   with pytest.raises(decode_pillow.BadImage):
     decode_tf.check(file)
 
 
-# Which part of an image.
+# The part of an image that is shown.
 
 
 @pytest.mark.parametrize('size', ((56, 56), (28, 56), (35, 21)))
-def test_bit_is_a_window_of_the_whole_at_eight_sevenths(size):
-  """Each image is just so large, so that nothing is interpolated: the window
-  is where its first pixel says, every place occurs, the last one as well, and
-  none much more often than another."""
+def test_bit_is_a_random_window_of_the_image_at_eight_sevenths(size):
+  """Each image has exactly this size, so nothing is interpolated and the first
+  pixel tells where the window is. Every place occurs, also the last one, and
+  about equally often."""
   height, width = (s * 8 // 7 for s in size)
   spare = height - size[0], width - size[1]
   count = 60 * max(spare)
@@ -221,7 +220,7 @@ def test_bit_is_a_window_of_the_whole_at_eight_sevenths(size):
 
 @pytest.mark.parametrize('crop', ('bit', 'inception'))
 def test_a_random_crop_is_a_function_of_its_key(crop):
-  """Not of the batch around it; of both words of the key."""
+  """It depends on both words of the key, and not on the rest of the batch."""
   file, keys = place(64, 64), keys_of(40)
   out = cut([file] * 40, (56, 56), crop, keys=keys)
   np.testing.assert_array_equal(
@@ -236,8 +235,8 @@ def test_a_random_crop_is_a_function_of_its_key(crop):
 
 
 @pytest.mark.parametrize('size', ((56, 56), (28, 56), (35, 21)))
-def test_the_centre_is_the_centre(size):
-  """'resize_crop' and 'resmall' of an image that is just 8/7 as large."""
+def test_resmall_and_resize_crop_show_the_centre(size):
+  """Of an image that is exactly 8/7 as large."""
   height, width = (s * 8 // 7 for s in size)
   top, left = (height - size[0]) // 2, (width - size[1]) // 2
   y, x = np.mgrid[:height, :width]
@@ -248,17 +247,20 @@ def test_the_centre_is_the_centre(size):
     np.testing.assert_array_equal(out, expected)
 
 
-def test_resize_is_all_of_it():
+def test_resize_keeps_an_image_of_the_size_asked_for():
   """An image of the size asked for comes as it is."""
   image = np.asarray(photo(0, 48, 32))
-  for name in decode_tf.INTERPOLATIONS:
+  for name in options.INTERPOLATIONS:
     out, = cut([encode(image, 'PNG')], (32, 48), 'resize', interpolation=name)
     np.testing.assert_array_equal(out, image)
 
 
 def shown(image):
-  """((first row, last row), (first column, last)) that an output of `place`
-  shows; its rows and columns must run straight through it."""
+  """The part of the image that an output of `place` shows.
+
+  Returns ((first row, last row), (first column, last column)). Checks that rows
+  and columns run straight through the output.
+  """
   image = image.astype(float)
   assert np.all(np.ptp(image[..., 0], axis=1) <= 1)
   assert np.all(np.ptp(image[..., 1], axis=0) <= 1)
@@ -270,9 +272,10 @@ def shown(image):
 @pytest.mark.parametrize('crop', WHOLE)
 @pytest.mark.parametrize('size', ((21, 35), (28, 28)))
 @pytest.mark.parametrize('height,width', ((100, 200), (200, 100)))
-def test_the_part_that_each_crop_shows(crop, size, height, width):
-  """From the sizes: all of it, the middle 7/8 of both sides or, with 'resmall',
-  of the side that fits tighter, and as much of the other as its shape lets."""
+def test_each_crop_shows_the_part_that_its_definition_says(
+    crop, size, height, width):
+  """All of the image; the middle 7/8 of both sides; or, with resmall, 7/8 of
+  the side that fits more tightly and as much of the other as fits."""
   (top, bottom), (left, right) = shown(cut([place(height, width)], size, crop)[
       0])
   larger = np.array([s * 8 // 7 for s in size])
@@ -292,9 +295,9 @@ def test_the_part_that_each_crop_shows(crop, size, height, width):
 
 
 @pytest.mark.parametrize('size', ((21, 35), (35, 21)))
-def test_an_inception_crop_is_a_window_whatever_the_shape_asked_for(size):
-  """Inside the image, straight, of an aspect that is the image's and not the
-  output's, and as large as `min_area` at least."""
+def test_an_inception_crop_keeps_its_aspect_for_any_output_shape(size):
+  """The window is inside of the image, has an aspect of its own and not the
+  output's, and has at least `min_area`."""
   side = 200
   for image in cut([place(side, side)] * 64, size, 'inception', min_area=.3):
     (top, bottom), (left, right) = shown(image)
@@ -304,9 +307,9 @@ def test_an_inception_crop_is_a_window_whatever_the_shape_asked_for(size):
     assert height * width > .3 * side**2 * .9
 
 
-def test_a_jpeg_is_cropped_as_any_other_file():
-  """Of a JPEG only the window is decoded, and it is the same window with the
-  same pixels as of the whole, decoded and saved as PNG."""
+def test_a_jpeg_is_cropped_like_any_other_file():
+  """Only the window of a JPEG is decoded. It has the same place and pixels as
+  that of the whole image, decoded and saved as PNG."""
   import tensorflow as tf
   jpegs = [encode(photo(i % 2, 90 + i, 70 + 3 * i), 'JPEG', quality=90,
                   subsampling=0, progressive=bool(i % 3)) for i in range(24)]
@@ -318,9 +321,9 @@ def test_a_jpeg_is_cropped_as_any_other_file():
     np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize('interpolation', decode_tf.INTERPOLATIONS)
+@pytest.mark.parametrize('interpolation', options.INTERPOLATIONS)
 @pytest.mark.parametrize('crop', CROPS)
-def test_images_of_a_pixel_and_smaller_than_the_output(crop, interpolation):
+def test_images_smaller_than_the_output_are_enlarged(crop, interpolation):
   """One colour stays that colour; a few pixels become a ramp."""
   dot = np.array([[[200, 30, 120]]], np.uint8)
   forms = [encode(dot, form) for form in ('PNG', 'BMP')]
@@ -333,9 +336,8 @@ def test_images_of_a_pixel_and_smaller_than_the_output(crop, interpolation):
 
 @pytest.mark.parametrize('form', ('PNG', 'JPEG'))
 @pytest.mark.parametrize('crop', CROPS)
-def test_panoramas(crop, form):
-  """5,000 x 20, lying and standing: 'resmall' shows their middle as it is, the
-  others squeeze what they show."""
+def test_panoramas_are_squeezed_and_resmall_shows_their_middle(crop, form):
+  """Images of 5,000 x 20 pixels, horizontal and vertical."""
   settings = dict(JPEG=dict(quality=100, subsampling=0)).get(form, {})
   lying, standing = cut([place(20, 5000, form, **settings),
                          place(5000, 20, form, **settings)], (21, 28), crop)
@@ -349,9 +351,8 @@ def test_panoramas(crop, form):
     assert np.ptp(shorter) > 12 and shorter.max() < 25
 
 
-def test_a_line_is_not_blown_up():
-  """Of an image one pixel high and very long, 'resmall' shows the middle; all
-  of it, enlarged as much, would take a gigabyte."""
+def test_a_line_of_pixels_is_not_enlarged_to_gigabytes():
+  """Of an image one pixel high and very long, resmall shows the middle only."""
   lines = [place(1, 60_000), place(60_000, 1)]
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   lying, standing = cut(lines, (28, 28), 'resmall')
@@ -363,8 +364,8 @@ def test_a_line_is_not_blown_up():
 
 @pytest.mark.parametrize('crop', CROPS)
 def test_grey_files_and_grey_outputs(crop):
-  """A grey file asked for in colour is grey; a coloured one asked for in grey
-  is about its luminance."""
+  """A grey file decoded in colour is grey; a coloured file decoded in grey is
+  about its luminance."""
   grey = photo(0, 40, 30).convert('L')
   for form in ('PNG', 'JPEG'):
     out, = cut([encode(grey, form)], (14, 21), crop)
@@ -376,12 +377,61 @@ def test_grey_files_and_grey_outputs(crop):
     assert np.abs(difference).mean() < 4
 
 
+def test_inception_windows_have_the_area_and_aspect_asked_for():
+  """At least the area asked for and an aspect of 3/4 to 4/3; and windows
+  differ."""
+  side, size = 200, 16
+  y, x = np.mgrid[:side, :side].astype(np.uint8)
+  file = encode(np.stack([y, x, np.zeros_like(x)], -1), 'PNG')
+  keys = np.arange(128, dtype=np.int32).reshape(64, 2)
+  load = lambda number, lo, hi: ([file] * (hi - lo), keys[lo:hi], {})
+
+  for min_area in (.05, .6):
+    batch, = decode_tf.batches(
+        load, {}, first=0, last=1, batch_size=64,
+        image_size=(size, size), channels=3, crop='inception',
+        interpolation='bilinear', min_area=min_area)
+    image = batch['image'].astype(float)
+    # From the first to the last row lie 1 - 1/size of the window's height.
+    height = (image[:, -1, 0, 0] - image[:, 0, 0, 0]) * size / (size - 1)
+    width = (image[:, 0, -1, 1] - image[:, 0, 0, 1]) * size / (size - 1)
+    area, aspect = height * width / side**2, width / height
+    assert area.min() > min_area * .93 and area.max() <= 1.05
+    assert aspect.min() > .70 and aspect.max() < 1.40
+    assert area.min() < min_area + .15 and area.max() > .85
+    assert np.unique(image[:, 0, 0, :2], axis=0).shape[0] > 40
+
+
+def test_resmall_shows_the_middle_and_resize_the_whole():
+  """The middle 7/8 of the shorter side."""
+  y, x = np.mgrid[:160, :240].astype(np.uint8)
+  file = encode(np.stack([y, x, np.zeros_like(x)], -1), 'PNG')
+  load = lambda number, lo, hi: ([file], np.zeros((1, 2), np.int32), {})
+
+  def cut(crop):
+    """uint8 [n, *size, channels]: encoded files as `batches` crops them."""
+    batch, = decode_tf.batches(
+        load, {}, first=0, last=1, batch_size=1, image_size=(56, 56),
+        channels=3, crop=crop, interpolation=options.CROPS[crop])
+    return batch['image'][0].astype(float)
+
+  small = cut('resmall')
+  # 64 rows of 2.5 pixels; the middle 56 begin with row 4, column 20.
+  assert abs(small[0, 0, 0] - (4 * 2.5 + .75)) < 1
+  assert abs(small[-1, 0, 0] - (59 * 2.5 + .75)) < 1
+  assert abs(small[0, 0, 1] - (20 * 2.5 + .75)) < 1
+  assert abs(small[0, -1, 1] - (75 * 2.5 + .75)) < 1
+  whole = cut('resize')
+  assert whole[0, 0, 0] < 3 and whole[-1, 0, 0] > 156
+  assert whole[0, 0, 1] < 4 and whole[0, -1, 1] > 235
+
+
 # Interpolation.
 
 
-def test_what_goes_with_a_crop_unless_something_else_is_given():
-  """As in the official code: area for its evaluation, else bilinear."""
-  assert decode_tf.CROPS == dict(
+def test_default_interpolations_are_those_of_the_official_code():
+  """Area for its evaluation, otherwise bilinear."""
+  assert options.CROPS == dict(
       inception='bilinear', bit='bilinear', resmall='area',
       resize_crop='bilinear', resize='bilinear')
 
@@ -399,27 +449,27 @@ def bilinear(image, height, width):
   return out
 
 
-def assert_cut_to_whole_levels(out, expected):
-  """Floor, but where rounding errors of float32 may take either."""
+def assert_truncated_to_whole_levels(out, expected):
+  """Checks against floor, which rounding errors of float32 may move by one."""
   assert np.all(out >= np.floor(expected - EPSILON))
   assert np.all(out <= np.floor(expected + EPSILON))
 
 
 @pytest.mark.parametrize('size', (
     (13, 17), (37, 53), (80, 100), (10, 120), (1, 1)))
-def test_bilinear_is_as_the_official_code_has_it(size):
-  """Without antialiasing, and cut, not rounded, to whole levels."""
+def test_bilinear_has_no_antialiasing_and_truncates(size):
+  """As in the official code."""
   image = np.asarray(photo(0, 53, 37))
   out, = cut([encode(image, 'PNG')], size, 'resize')
   expected = bilinear(image, *size)
-  assert_cut_to_whole_levels(out, expected)
+  assert_truncated_to_whole_levels(out, expected)
   fraction = expected % 1
   if size not in ((37, 53), (1, 1)):   # there is something to cut
     assert np.mean((fraction > .5) & (fraction < 1 - EPSILON)) > .2
 
 
-def test_bilinear_skips_pixels():
-  """At a third of the size it is every third pixel: no antialiasing."""
+def test_bilinear_to_a_third_takes_every_third_pixel():
+  """There is no antialiasing."""
   image = np.random.default_rng(0).integers(0, 256, (36, 48, 3), np.uint8)
   out, = cut([encode(image, 'PNG')], (12, 16), 'resize')
   np.testing.assert_array_equal(out, image[1::3, 1::3])
@@ -427,8 +477,8 @@ def test_bilinear_skips_pixels():
 
 @pytest.mark.parametrize('size', (
     (13, 17), (60, 40), (160, 240), (100, 150), (30, 200)))
-def test_bicubic_is_pillows(size):
-  """Antialiased; ours is cut to whole levels, Pillow's is rounded, twice."""
+def test_bicubic_is_that_of_pillow(size):
+  """With antialiasing. Ours truncates to whole levels, Pillow rounds twice."""
   picture = photo(1, 150, 100).point(lambda level: 64 + level // 2)
   out, = cut([encode(picture, 'PNG')], size, 'resize', interpolation='bicubic')
   expected = picture.resize(size[::-1], Image.Resampling.BICUBIC)
@@ -438,9 +488,9 @@ def test_bicubic_is_pillows(size):
 
 @pytest.mark.parametrize('channels', (1, 3))
 @pytest.mark.parametrize('side', (6, 16))
-def test_bicubic_does_not_wrap_around(side, channels):
-  """It overshoots beside an edge, where black must not become white; be it few
-  pixels, which are converted one by one, or many, which are not."""
+def test_bicubic_does_not_wrap_around_beside_an_edge(side, channels):
+  """It overshoots there, and black must not become white. Tried with few pixels
+  and with many, which TensorFlow converts by different code."""
   image = np.zeros((1 if side == 6 else side, side, 3), np.uint8)
   image[:, side // 2:] = 255
   size = len(image), 3 * side
@@ -451,24 +501,23 @@ def test_bicubic_does_not_wrap_around(side, channels):
 
 
 @pytest.mark.parametrize('factor', ((1, 1), (2, 2), (4, 3), (5, 1)))
-def test_area_is_the_mean_of_blocks(factor):
-  """Cut to whole levels."""
+def test_area_is_the_truncated_mean_of_blocks(factor):
   image = np.random.default_rng(0).integers(0, 256, (60, 36, 3), np.uint8)
   size = 60 // factor[0], 36 // factor[1]
   out, = cut([encode(image, 'PNG')], size, 'resize', interpolation='area')
   blocks = image.reshape(size[0], factor[0], size[1], factor[1], 3)
-  assert_cut_to_whole_levels(out, blocks.mean((1, 3)))
+  assert_truncated_to_whole_levels(out, blocks.mean((1, 3)))
 
 
-def test_area_is_what_the_evaluation_of_the_official_code_takes():
-  """'resmall' of an image twice as large: its blocks' means, the centre."""
+def test_resmall_uses_area():
+  """Of an image twice as large: the centre of the means of its blocks."""
   image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
   out, = cut([encode(image, 'PNG')], (28, 28), 'resmall')
   means = image.reshape(32, 2, 48, 2, 3).mean((1, 3))
-  assert_cut_to_whole_levels(out, means[2:30, 10:38])
+  assert_truncated_to_whole_levels(out, means[2:30, 10:38])
 
 
-# What is handed on, in what order, and how it ends.
+# The order of rows, errors, and the end.
 
 
 class Own(Exception):
@@ -476,7 +525,7 @@ class Own(Exception):
 
 
 def numbered(batch_size, *, calls=None, fail_at=None, error=None, wait=0.):
-  """A `load` whose files and rest tell the batch and the row."""
+  """`batches` of images and arrays that tell the batch and the row."""
   files = [encode(np.full((side, side, 3), level, np.uint8), 'PNG')
            for level in range(256)
            for side in [300 if level % 5 == 0 else 2]]   # some take longer
@@ -489,13 +538,13 @@ def numbered(batch_size, *, calls=None, fail_at=None, error=None, wait=0.):
     if fail_at == number:
       raise error
     row = np.arange(lo, hi)
-    rest = (row + 1000 * number, (row + number) % 3 == 0,
-            np.stack([row / 7, row * 0 + number], 1).astype(np.float32))
-    return [files[(number + i) % 256] for i in row], keys_of(hi - lo), (
-        rest[0].astype(np.int32), *rest[1:])
+    rest = dict(
+        one=(row + 1000 * number).astype(np.int32), two=(row + number) % 3 == 0,
+        three=np.stack([row / 7, row * 0 + number], 1).astype(np.float32))
+    return [files[(number + i) % 256] for i in row], keys_of(hi - lo), rest
 
-  like = (np.zeros(0, np.int32), np.zeros(0, bool),
-          np.zeros((0, 2), np.float32))
+  like = dict(one=np.zeros(0, np.int32), two=np.zeros(0, bool),
+              three=np.zeros((0, 2), np.float32))
   settings = dict(batch_size=batch_size, image_size=(3, 3), channels=3,
                   crop='resize', interpolation='bilinear')
   return lambda first, last, **more: decode_tf.batches(
@@ -504,12 +553,13 @@ def numbered(batch_size, *, calls=None, fail_at=None, error=None, wait=0.):
 
 def assert_numbered(batches, first, last, batch_size):
   count = 0
-  for number, (image, rest) in zip(range(first, last), batches, strict=True):
+  for number, batch in zip(range(first, last), batches, strict=True):
     row = np.arange(batch_size)
     np.testing.assert_array_equal(
-        image, np.broadcast_to(((row + number) % 256)[:, None, None, None],
-                               (batch_size, 3, 3, 3)))
-    one, two, three = rest
+        batch['image'], np.broadcast_to(
+            ((row + number) % 256)[:, None, None, None],
+            (batch_size, 3, 3, 3)))
+    one, two, three = (batch[name] for name in ('one', 'two', 'three'))
     assert (one.dtype, two.dtype, three.dtype) == (np.int32, bool, np.float32)
     np.testing.assert_array_equal(one, row + 1000 * number)
     np.testing.assert_array_equal(two, (row + number) % 3 == 0)
@@ -522,21 +572,20 @@ def assert_numbered(batches, first, last, batch_size):
 @pytest.mark.parametrize('in_order', (False, True))
 @pytest.mark.parametrize('batch_size', (1, 7, 34))
 @pytest.mark.parametrize('threads', (1, 9))
-def test_rows_come_in_order_with_what_belongs_to_them(
+def test_rows_come_in_order_with_their_arrays(
     monkeypatch, threads, batch_size, in_order):
-  """With as many threads as there are cores, when each takes its own time: the
-  number of cores is the one thing set here."""
+  """With one thread or many, when each row takes a different time."""
   monkeypatch.setattr(os, 'cpu_count', lambda: threads)
   batches = numbered(batch_size, wait=.004)
   assert_numbered(batches(3, 9, in_order=in_order), 3, 9, batch_size)
 
 
-def test_rest_may_be_empty():
+def test_a_batch_may_have_images_only():
   assert cut([place(4, 4)] * 3, (4, 4), 'resize').shape == (3, 4, 4, 3)
 
 
 def test_each_row_is_loaded_once():
-  """In parts of at most 16 rows that make up the batch."""
+  """In parts of at most 16 rows."""
   calls = []
   for _ in numbered(34, calls=calls)(5, 8):
     pass
@@ -545,9 +594,9 @@ def test_each_row_is_loaded_once():
   assert max(hi - lo for _, lo, hi in calls) <= 16
 
 
-def test_in_order_means_one_row_after_the_other():
-  """Whole batches, one by one: what reads a file from front to back is never
-  asked to go back, nor for two things at a time."""
+def test_with_in_order_whole_batches_are_loaded_one_after_the_other():
+  """So a reader of files in sequence never has to go back, or to do two things
+  at a time."""
   calls, busy, file = [], threading.Lock(), place(2, 2)
 
   def load(number, lo, hi):
@@ -555,12 +604,12 @@ def test_in_order_means_one_row_after_the_other():
     calls.append((number, lo, hi))
     time.sleep(random.uniform(0, .003))
     busy.release()
-    return [file] * (hi - lo), keys_of(hi - lo), ()
+    return [file] * (hi - lo), keys_of(hi - lo), {}
 
   batches = decode_tf.batches(
-      load, (), first=2, last=30, batch_size=34, image_size=(2, 2), channels=3,
+      load, {}, first=2, last=30, batch_size=34, image_size=(2, 2), channels=3,
       crop='resize', interpolation='bilinear', in_order=True)
-  assert sum(len(image) for image, _ in batches) == 28 * 34
+  assert sum(len(batch['image']) for batch in batches) == 28 * 34
   assert calls == [(number, 0, 34) for number in range(2, 30)]
 
 
@@ -568,9 +617,9 @@ def test_in_order_means_one_row_after_the_other():
 @pytest.mark.parametrize('error', (
     Own('three, two, one'), errors.RunError('it is broken'),
     errors.UserError('it is yours'), KeyError('labels'), OSError(5, 'Input')))
-def test_an_error_of_load_comes_out_as_itself(error, in_order):
-  """The very exception, after the batches before it, not one of TensorFlow's
-  with a traceback in its message."""
+def test_an_error_of_load_is_raised_unchanged(error, in_order):
+  """The same exception object, after the batches before it, and not an error of
+  TensorFlow with a traceback in its message."""
   batches = numbered(6, fail_at=4, error=error)(0, 9, in_order=in_order)
   assert_numbered(itertools.islice(batches, 4), 0, 4, 6)
   with pytest.raises(type(error)) as raised:
@@ -579,24 +628,24 @@ def test_an_error_of_load_comes_out_as_itself(error, in_order):
   assert list(batches) == []
 
 
-def test_an_image_that_cannot_be_decoded_is_the_runs_error():
-  """One line, without the names of TensorFlow's nodes."""
+def test_an_image_that_cannot_be_decoded_is_a_run_error():
+  """In one line, without the names of TensorFlow's nodes."""
   good = place(4, 4)
   files = [good, b'no image', good]
   with pytest.raises(errors.RunError) as error:
     cut(files, (4, 4), 'resize')
   text = str(error.value)
-  assert text.startswith('an image cannot be decoded (')
+  assert text.startswith('an image can no longer be decoded (')
   assert '{{' not in text and '[[' not in text and '\n' not in text
 
 
 def threads_alive():
-  """Of Python and of TensorFlow."""
+  """The number of threads, of Python and of TensorFlow."""
   return len(os.listdir('/proc/self/task'))
 
 
 def settled(value):
-  """What `value()` is once it does not change any more."""
+  """The result of `value()` once it no longer changes."""
   last, since = value(), time.monotonic()
   end = since + 10
   while time.monotonic() < min(end, since + .2):
@@ -609,8 +658,7 @@ def settled(value):
 @pytest.mark.skipif(not os.path.isdir('/proc/self/task'),
                     reason='threads are counted as Linux lists them')
 @pytest.mark.parametrize('in_order', (False, True))
-def test_closed_early_it_leaves_nothing_running(in_order):
-  """No thread is left, and nothing more is loaded."""
+def test_closing_early_leaves_no_thread_and_loads_nothing_more(in_order):
   def begin():
     calls = []
     batches = numbered(8, calls=calls, wait=.002)(0, 10**6, in_order=in_order)
@@ -628,22 +676,23 @@ def test_closed_early_it_leaves_nothing_running(in_order):
     assert len(calls) == seen
 
 
-# The decoding alone.
+# Decoding without a pipeline.
 
 
 @pytest.mark.parametrize('crop', CROPS)
-def test_bare_decodes_every_file(crop):
-  """Of any kind, as often as it is run; one that is broken is noticed wherever
-  it is, so none is passed over."""
+def test_decode_only_decodes_every_file_in_every_run(crop):
+  """Of every kind. A broken file is noticed wherever it is, so none is skipped.
+  """
   import tensorflow as tf
   files = [encode(photo(i % 2, 30 + i, 40 - i), 'JPEG') for i in range(9)]
   files += [encode(photo(0, 20, 30), 'PNG'), encode(photo(0, 20, 30), 'BMP')]
   keys = keys_of(len(files))
-  run = decode_tf.bare(files, keys, channels=3, crop=crop)
+  run = decode_tf.decode_only(files, keys, channels=3, crop=crop)
   assert run() is None and run() is None
   for i in (0, 5, 8):
-    run = decode_tf.bare([*files[:i], files[i][:-40], *files[i + 1:]], keys,
-                      channels=3, crop=crop, min_area=1.)
+    broken = [*files[:i], files[i][:-40], *files[i + 1:]]
+    run = decode_tf.decode_only(broken, keys, channels=3, crop=crop,
+                                min_area=1.)
     for _ in range(2):
       with pytest.raises(tf.errors.InvalidArgumentError):
         run()

@@ -3,6 +3,7 @@ import pathlib
 
 import numpy as np
 import photos
+import pictures
 from PIL import Image
 import pytest
 
@@ -54,9 +55,9 @@ def test_planted_copies_are_removed_and_the_rest_stays(
   stored = set_directory.open_stored('pictures', data_dir)
   reports, counts = search(train, (test,), tmp_path, stored=stored, flips=flips)
 
-  _, all_labels, *_ = train.source.read(
+  _, targets = train.source.read(
       np.arange(photos.NUM_TRAIN + photos.NUM_TEST))
-  labels = all_labels[:, 0].tolist()   # the seed of each record's crop
+  labels = targets['labels'][:, 0].tolist()   # the seed of each record's crop
   removed = {labels[line['record']]: line for report in reports
              for line in report['removed']}
   assert set(removed) == duplicates
@@ -78,8 +79,8 @@ def test_planted_copies_are_removed_and_the_rest_stays(
 
 def test_a_part_of_a_folder_can_be_searched(tmp_path):
   """An image that cannot be read is counted, and stays."""
-  photos.write_files(tmp_path / 'photos' / 'c', {
-      f'{i}.jpg': photos.encode(photos.crop(i)) if i != 4 else b''
+  pictures.write(tmp_path / 'photos' / 'c', {
+      f'{i}.jpg': pictures.encode(photos.crop(i)) if i != 4 else b''
       for i in range(10)})
   np.savez(tmp_path / 't.npz', labels=np.zeros(2, int),
            images=np.stack([photos.crop(2), photos.crop(8)]))

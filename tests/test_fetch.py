@@ -1,4 +1,4 @@
-"""Weights from elsewhere: real HTTP on loopback, a cache, and checksums."""
+"""Fetching weights: real HTTP on loopback, a cache, and checksums."""
 import hashlib
 import http.server
 import os
@@ -22,10 +22,13 @@ COMMIT = 'c' * 40
 
 
 class Server:
-  """Serves `self.files`, {path: bytes}; `asked` are the paths asked for.
+  """Serves files over HTTP, with the headers of the Hugging Face hub.
 
-  Files are sent as the Hugging Face hub sends them; of those in `cut` half the
-  bytes are. A path with an int for its bytes ends with that status.
+  Attributes:
+    files: {path: bytes, or the status of an error}.
+    cut: paths of which only half the bytes are sent.
+    asked: the paths that were asked for.
+    address: 'http://HOST:PORT'.
   """
 
   def __init__(self):
@@ -63,6 +66,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
+  """A server, with an empty cache in `tmp_path` and no proxy."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
     monkeypatch.delenv(name, raising=False)
@@ -72,12 +76,13 @@ def server(tmp_path, monkeypatch):
 
 
 def cached(tmp_path):
-  """The files in the cache, by name."""
+  """{name: path} of the files in the cache."""
   return {path.name: path for path in (tmp_path / 'cache').rglob('*')
           if path.is_file()}
 
 
 def refused(url):
+  """The error for a URL, one line that names it."""
   with pytest.raises(errors.UserError) as error:
     fetch.local(url)
   assert url in str(error.value) and '\n' not in str(error.value)
@@ -98,15 +103,15 @@ def test_a_file_is_fetched_once(server, tmp_path):
   assert fetch.local(url) == path
 
 
-def test_files_of_one_name_are_kept_apart(server):
+def test_files_of_the_same_name_are_kept_apart(server):
   for folder in 'ab':
     server.files[f'/{folder}/w.npz'] = folder.encode()
   a, b = (fetch.local(f'{server.address}/{folder}/w.npz') for folder in 'ab')
   assert open(a).read() == 'a' and open(b).read() == 'b'
 
 
-def test_the_first_file_is_pinned(server, tmp_path):
-  """Another file at the address is refused, until the pin is removed too."""
+def test_another_file_at_the_same_address_is_refused(server, tmp_path):
+  """The checksum of the first is kept, even if the file itself is removed."""
   server.files['/w.npz'] = DATA
   url = f'{server.address}/w.npz'
   path = fetch.local(url)
@@ -120,7 +125,7 @@ def test_the_first_file_is_pinned(server, tmp_path):
   assert fetch.local(url) == path
 
 
-def test_a_damaged_copy_is_refused(server):
+def test_a_damaged_file_in_the_cache_is_refused(server):
   server.files['/w.npz'] = DATA
   url = f'{server.address}/w.npz'
   path = fetch.local(url)
@@ -130,7 +135,7 @@ def test_a_damaged_copy_is_refused(server):
   assert 'the first time it was fetched' in refused(url)
 
 
-def test_a_checksum_in_the_name(server, tmp_path):
+def test_a_file_has_to_match_the_checksum_in_its_name(server, tmp_path):
   right, wrong = f'/m_224-{DIGEST[:8]}.pth', '/m_224-01234567.pth'
   server.files[right] = server.files[wrong] = DATA
   fetch.local(server.address + right)
@@ -141,7 +146,7 @@ def test_a_checksum_in_the_name(server, tmp_path):
   assert not any('01234567' in name for name in cached(tmp_path))
 
 
-def test_what_cannot_be_had(server, tmp_path):
+def test_failed_downloads_leave_nothing_in_the_cache(server, tmp_path):
   server.files.update({'/cut.npz': DATA, '/busy.npz': 503})
   server.cut.add('/cut.npz')
   assert '404' in refused(f'{server.address}/none.npz')
@@ -152,8 +157,8 @@ def test_what_cannot_be_had(server, tmp_path):
   assert 'cannot be fetched' in refused(f'{server.address}/none.npz')
 
 
-def test_buckets_by_the_web(server, monkeypatch):
-  """A public object needs no credentials, whatever its name."""
+def test_a_public_object_in_a_bucket_needs_no_credentials(server, monkeypatch):
+  """Also if its name has characters that URLs escape."""
   monkeypatch.setattr(fetch, '_BUCKETS', server.address + '/')
   server.files['/models/a%20folder/w.npz'] = DATA
   path = fetch.local('gs://models/a folder/w.npz')
@@ -163,7 +168,7 @@ def test_buckets_by_the_web(server, monkeypatch):
 
 @pytest.fixture
 def hub(server, tmp_path, monkeypatch):
-  """huggingface_hub with the server as its hub."""
+  """The server, which huggingface_hub takes for its hub."""
   from huggingface_hub import constants
   monkeypatch.setattr(constants, 'ENDPOINT', server.address)
   monkeypatch.setattr(
@@ -174,7 +179,7 @@ def hub(server, tmp_path, monkeypatch):
   return server
 
 
-def test_the_hub(hub, tmp_path):
+def test_files_of_the_hub_by_repository_revision_and_name(hub, tmp_path):
   hub.files.update({
       '/timm/mixer/resolve/main/model.safetensors': DATA,
       '/timm/mixer/resolve/v1/sub/w.npz': b'older'})
@@ -195,8 +200,8 @@ def test_the_hub_needs_its_library(server, monkeypatch):
   assert 'pip install huggingface_hub' in refused('hf://timm/mixer')
 
 
-def test_a_network_by_its_address(server, tmp_path):
-  """Its model by its shapes; a page in its place is no weights."""
+def test_a_network_is_opened_by_its_address(server, tmp_path):
+  """Its model is inferred from shapes; a web page in its place is refused."""
   model = models.create('Mixer-S/8', hidden_dim=8, num_blocks=1, num_classes=3,
                         tokens_mlp_dim=4, channels_mlp_dim=4)
   params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']

@@ -1,4 +1,4 @@
-"""Files of weights: what goes in comes out, what is no Mixer is refused."""
+"""Files of weights: they are read back exactly, and other files are refused."""
 import hashlib
 import json
 import os
@@ -30,8 +30,8 @@ TORCH_PINS = ROOT / 'launch' / 'requirements-torch.txt'
 SMALL = dict(patch_size=8, hidden_dim=16, num_blocks=2, tokens_mlp_dim=8,
              channels_mlp_dim=24)
 IMAGES = np.random.default_rng(1).uniform(-1, 1, (2, 32, 32, 3)).astype('f4')
-# Of google-research/vision_transformer's own module, whose parameters are
-# `golden()`'s; made by
+# The logits that google-research/vision_transformer's own module gives with the
+# parameters of `golden()`; made by
 #   from vit_jax import models_mixer as m
 #   m.MlpMixer(types.SimpleNamespace(size=(8, 8)), num_classes=5, num_blocks=2,
 #              hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24
@@ -43,7 +43,7 @@ GOLDEN = [[-0.3037858009338379, -0.2846144139766693, 0.10805097222328186,
 
 
 def make(size=32, num_classes=5, **more):
-  """A small model and its shapes."""
+  """(a small model, {name: shape} of its parameters)."""
   model = models.create('Mixer-S/8', num_classes=num_classes,
                         **dict(SMALL, **more))
   height, width = (size, size) if isinstance(size, int) else size
@@ -53,7 +53,7 @@ def make(size=32, num_classes=5, **more):
 
 
 def golden(**more):
-  """(model, {name: array}, images), at random from one stream, by name."""
+  """(model, {name: array}, images), random values drawn in order of names."""
   model, shapes = make(**more)
   rng = np.random.default_rng(0)
   flat = {name: rng.normal(0, .3, shapes[name].shape).astype(np.float32)
@@ -65,7 +65,7 @@ def logits(model, params, images=IMAGES):
   return np.asarray(model.apply({'params': params}, images)[0])
 
 
-def same(a, b):
+def assert_same(a, b):
   a, b = trees.flatten(a), trees.flatten(b)
   assert a.keys() == b.keys()
   for name in a:
@@ -75,7 +75,7 @@ def same(a, b):
 
 @pytest.fixture
 def saved(tmp_path):
-  """Saves {name: array} under a file's name, returns the path."""
+  """A function that saves {name: array} in a named file and returns its path."""
   def save(name, flat):
     path = str(tmp_path / name)
     if name.endswith('.npz'):
@@ -87,6 +87,7 @@ def saved(tmp_path):
 
 
 def refused(path):
+  """The error for a file, one line that names it."""
   with pytest.raises(errors.UserError) as error:
     pretrained.open_network(path)
   assert str(path) in str(error.value) and '\n' not in str(error.value)
@@ -97,18 +98,19 @@ def refused(path):
     ('w.npz', 'official'), ('w.safetensors', 'official'),
     ('w.safetensors', 'timm')))
 @pytest.mark.parametrize('num_classes', (5, 0))
-def test_saved_weights_come_back(tmp_path, name, layout, num_classes):
+def test_saved_weights_are_read_back_exactly(
+    tmp_path, name, layout, num_classes):
   _, flat, _ = golden(num_classes=num_classes)
   flat['stem/bias'][:3] = np.nan, -0.0, np.inf
   params = trees.unflatten(flat)
   path = str(tmp_path / name)
   formats.save(path, params, layout)
-  same(formats.load(path), params)
+  assert_same(formats.load(path), params)
   assert os.listdir(tmp_path) == [name]
 
 
-def test_layouts_of_names(tmp_path):
-  """Those of PAPER 7.2 and 7.4, in the orientation of theirs."""
+def test_names_and_axes_are_those_of_each_layout(tmp_path):
+  """The official code's and timm's."""
   _, flat, _ = golden()
   formats.save(str(tmp_path / 'w.npz'), trees.unflatten(flat))
   with np.load(tmp_path / 'w.npz') as f:
@@ -139,7 +141,7 @@ def test_layouts_of_names(tmp_path):
 
 @pytest.mark.parametrize('inside', ('', 'params/', 'opt/target/'))
 def test_official_weights_give_the_official_logits(saved, inside):
-  """The published file, and a training checkpoint of big_vision."""
+  """As published, and as in a training checkpoint of big_vision."""
   _, flat, images = golden()
   rest = {'opt/state/step': np.int32(7), 'chrono': np.zeros(2)}
   path = saved('w.npz', {inside + k: v for k, v in flat.items()}
@@ -149,9 +151,9 @@ def test_official_weights_give_the_official_logits(saved, inside):
                              GOLDEN, atol=1e-5)
 
 
-def test_the_first_layout(saved):
-  """PAPER 7.3: before flax.linen modules were numbered across classes, and the
-  MLPs' weights had axes of one element."""
+def test_the_layout_from_before_linen_is_translated(saved):
+  """In it modules are numbered across classes, and the weights of MLPs have
+  axes of one element."""
   _, flat, images = golden()
   old = {}
   for name, value in flat.items():
@@ -166,7 +168,7 @@ def test_the_first_layout(saved):
   assert 'Mixer/encoderblock_0/token_mixing_phase_0/kernel1' in old
   assert 'Mixer/encoderblock_1/LayerNorm_2/scale' in old
   network = pretrained.open_network(saved('w.npz', old))
-  same(network.params, trees.unflatten(flat))
+  assert_same(network.params, trees.unflatten(flat))
   np.testing.assert_allclose(logits(network.model, network.params, images),
                              GOLDEN, atol=1e-5)
   del old['Mixer/encoder_norm/scale'], old['Mixer/encoder_norm/bias']
@@ -175,14 +177,15 @@ def test_the_first_layout(saved):
 
 @pytest.mark.parametrize('dtype,tolerance', (
     (np.float16, 1e-3), (ml_dtypes.bfloat16, 1e-2), (np.float64, 0)))
-def test_other_floats_come_in_as_float32(saved, dtype, tolerance):
+def test_other_floating_point_dtypes_are_read_as_float32(
+    saved, dtype, tolerance):
   _, flat, _ = golden()
   given = {k: v.astype(dtype) for k, v in flat.items()}
   if dtype == np.float64:
     path = saved('w.npz', given)
   else:
     path = saved('w.safetensors', given)
-  same(formats.load(path), trees.unflatten(
+  assert_same(formats.load(path), trees.unflatten(
       {k: v.astype(np.float32) for k, v in given.items()}))
   np.testing.assert_allclose(formats.load(path)['stem']['kernel'],
                              flat['stem/kernel'], rtol=tolerance)
@@ -193,7 +196,7 @@ def test_other_floats_come_in_as_float32(saved, dtype, tolerance):
         patch_size=(8, 4), tokens_mlp_dim=9, size=(32, 16))),
     (16, dict(num_classes=0, in_channels=1)),
     (8, dict(num_blocks=1, channels_mlp_dim=7, in_channels=4))))
-def test_attributes_are_inferred(saved, size, more):
+def test_the_model_is_inferred_from_the_shapes_of_weights(saved, size, more):
   more = dict(more)
   size = more.pop('size', (size, size))
   model, shapes = make(size, **more)
@@ -209,26 +212,27 @@ def test_attributes_are_inferred(saved, size, more):
                                                interpolation='bilinear')
 
 
-def test_images_that_are_not_square(saved):
+def test_weights_for_images_that_are_not_square_need_their_size(saved):
   _, shapes = make((16, 48))
   path = saved('w.npz', {k: np.ones(v.shape, 'f4') for k, v in shapes.items()})
-  assert 'card beside it' in refused(path) and '12 tokens' in refused(path)
+  assert 'card beside the file' in refused(path)
+  assert '12 tokens' in refused(path)
   network = pretrained.open_network(path, from_size=(16, 48))
   assert network.image_size == (16, 48)
   with pytest.raises(errors.UserError, match='token_mixing'):
     pretrained.open_network(path, from_size=(16, 32))
 
 
-def test_an_axis_of_nothing(saved):
+def test_empty_tensors_are_refused(saved):
   _, shapes = make((16, 16))
   for name in ('stem/kernel', 'MixerBlock_0/token_mixing/Dense_0/kernel'):
     path = saved('w.npz', {k: np.ones(
         v.shape if k != name else (0, *v.shape[1:]), 'f4')
                            for k, v in shapes.items()})
-    assert f'holds no Mixer: {name!r} is [0, ' in refused(path)
+    assert f'is not a Mixer: {name!r} is [0, ' in refused(path)
 
 
-def test_a_card_beside_a_file(saved):
+def test_a_card_beside_a_file_is_read_and_checked(saved):
   model, flat, _ = golden(approximate_gelu=False)
   path = saved('w.npz', flat)
   card = cards.make(
@@ -252,12 +256,12 @@ def test_a_card_beside_a_file(saved):
   pathlib.Path(path + '.json').write_text('{"model": 1}')
   assert 'lacks image_size' in refused(path)
   pathlib.Path(path + '.json').write_text('nonsense')
-  assert 'is no card' in refused(path)
+  assert "is not a network's card" in refused(path)
 
 
 @pytest.mark.parametrize('name', ('w.npz', 'w.safetensors'))
 @pytest.mark.parametrize('share', (0, .001, .01, .3, .9, .999))
-def test_a_file_cut_short(saved, name, share):
+def test_a_file_that_is_cut_short_is_refused(saved, name, share):
   _, flat, _ = golden()
   path = saved(name, flat)
   data = pathlib.Path(path).read_bytes()
@@ -265,8 +269,9 @@ def test_a_file_cut_short(saved, name, share):
   assert 'cannot be read as ' + name[2:] in refused(path)
 
 
-def test_other_bytes_are_noticed(saved):
-  """npz has a checksum of every array; safetensors only begins with a plan."""
+def test_a_flipped_bit_is_noticed(saved):
+  """Anywhere in npz, which has a checksum for each array; in safetensors only
+  in the header."""
   _, flat, _ = golden()
   for name, what in (('w.npz', flat['stem/kernel'].tobytes()[:64]),
                      ('w.npz', flat['head/bias'].tobytes()),
@@ -279,7 +284,7 @@ def test_other_bytes_are_noticed(saved):
 
 
 class Trap:
-  """What creates a file when it is unpickled."""
+  """An object that creates a file when it is unpickled."""
 
   def __init__(self, path):
     self.path = path
@@ -288,7 +293,7 @@ class Trap:
     return open, (self.path, 'w')
 
 
-def test_nothing_is_unpickled(tmp_path):
+def test_pickled_objects_are_refused_without_running_them(tmp_path):
   sprung = tmp_path / 'sprung'
   trap = Trap(str(sprung))
   _, flat, _ = golden()
@@ -303,16 +308,16 @@ def test_nothing_is_unpickled(tmp_path):
       assert 'pickled objects, which can run any code' in line
   assert not sprung.exists()
   pickle.loads((tmp_path / 'pickle.npz').read_bytes())
-  assert sprung.exists()   # so the trap is one
+  assert sprung.exists()   # the trap works
 
 
 @pytest.mark.parametrize('change,said', (
     (lambda flat: flat.update({'stem/bias': np.arange(16)}),
-     "'stem/bias' is of int64"),
+     "'stem/bias' has dtype int64"),
     (lambda flat: flat.update({'stem/bias': np.array(['a'] * 16)}),
-     "'stem/bias' is of <U1"),
+     "'stem/bias' has dtype <U1"),
     (lambda flat: flat.update({'stem/bias': np.zeros(16, complex)}),
-     "'stem/bias' is of complex128"),
+     "'stem/bias' has dtype complex128"),
     (lambda flat: flat.pop('MixerBlock_1/LayerNorm_0/scale'),
      'MixerBlock_1/LayerNorm_0/scale: missing, the model has (16,)'),
     (lambda flat: flat.update({'extra/kernel': np.zeros(3)}),
@@ -323,12 +328,12 @@ def test_nothing_is_unpickled(tmp_path):
      "'stem/kernel' is [8, 8, 3], expected a tensor of 4 axes"),
     (lambda flat: flat.update({'head': np.zeros(6)}), 'head: (6,)'),
     (lambda flat: [flat.pop(k) for k in list(flat) if 'Block_0' in k] and None,
-     'holds no Mixer'),
+     "not a Mixer: 'MixerBlock_0/token_mixing/Dense_0/kernel' is missing"),
     (lambda flat: flat.pop('MixerBlock_0/token_mixing/Dense_0/kernel'),
      "'MixerBlock_0/token_mixing/Dense_0/kernel' is missing"),
     (lambda flat: [flat.pop(k) for k in list(flat) if 'Block_1' in k] and None,
      None)))
-def test_what_does_not_fit_is_named(saved, change, said):
+def test_every_parameter_that_does_not_fit_is_named(saved, change, said):
   _, flat, _ = golden()
   change(flat)
   path = saved('w.npz', flat)
@@ -342,11 +347,12 @@ def test_other_networks_are_refused(saved, tmp_path):
   vit = {'Transformer/encoderblock_0/LayerNorm_0/scale': np.ones(8),
          'cls': np.zeros((1, 1, 8)), 'embedding/kernel': np.zeros((4, 4, 3, 8))}
   line = refused(saved('vit.npz', vit))
-  assert 'holds no Mixer' in line and "expected 'stem/kernel'" in line
+  assert 'no known network (Mixer) has such parameters' in line
+  assert 'Transformer/encoderblock_0/LayerNorm_0/scale, cls' in line
   _, flat, _ = golden()
   theirs = formats.to_timm(trees.unflatten(flat))
   line = refused(saved('w.safetensors', dict(theirs, cls_token=np.zeros(3))))
-  assert "'cls_token' is no parameter of timm's Mixer" in line
+  assert "'cls_token' is not a parameter of timm's Mixer" in line
   assert 'no such file' in refused(str(tmp_path / 'none.npz'))
   (tmp_path / 'w.h5').write_text('')
   assert '.npz, .safetensors' in refused(str(tmp_path / 'w.h5'))
@@ -354,7 +360,7 @@ def test_other_networks_are_refused(saved, tmp_path):
     pretrained.open_network(saved('w.npz', flat), best=True)
 
 
-def test_saving_says_what_is_wrong(tmp_path):
+def test_paths_that_cannot_be_saved_to_are_refused(tmp_path):
   params = trees.unflatten(golden()[1])
   for name, layout in (('w.npz', 'timm'), ('w.pth', 'official'),
                        ('w.bin', 'timm'), ('none/w.npz', 'official')):
@@ -364,14 +370,14 @@ def test_saving_says_what_is_wrong(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_pth_without_torch(tmp_path, monkeypatch):
+def test_a_pth_file_needs_torch(tmp_path, monkeypatch):
   (tmp_path / 'w.pth').write_bytes(b'')
   monkeypatch.setitem(sys.modules, 'torch', None)
   line = refused(str(tmp_path / 'w.pth'))
   assert 'needs torch' in line and 'pip install torch' in line
 
 
-# In an environment with torch and timm; what it prints is one JSON object.
+# Runs in an environment with torch and timm, and prints one JSON object.
 _TORCH = r'''
 import json, sys
 import numpy as np
@@ -415,7 +421,8 @@ print(json.dumps(out))
 
 
 def builds_for_cpus():
-  """Where pip finds them, if it can be reached: PyPI has CUDA's 2 GB."""
+  """pip's arguments for torch without CUDA, whose wheel is 2 GB smaller; none
+  if that index cannot be reached."""
   url = 'https://download.pytorch.org/whl/cpu'
   try:
     urllib.request.urlopen(f'{url}/torch/', timeout=10).close()
@@ -425,8 +432,8 @@ def builds_for_cpus():
 
 
 def torch_python():
-  """A Python with torch and timm: this one, or one of .venv-torch, made once;
-  the stamp is written last."""
+  """The path of a Python with torch and timm: this one, or that of .venv-torch,
+  which is made once. A stamp, written last, tells that it is complete."""
   probe = 'import torch, timm, safetensors'
   if not subprocess.run([sys.executable, '-c', probe],
                         capture_output=True).returncode:
@@ -444,9 +451,9 @@ def torch_python():
 
 
 @pytest.mark.slow
-def test_timm_reads_ours_and_we_read_theirs(tmp_path):
-  """Logits of timm's own module, both ways; exactly with the erf form of GELU,
-  and within what the forms differ by with the tanh form."""
+def test_timm_and_this_project_read_each_others_weights(tmp_path):
+  """The logits equal those of timm's own module, both ways: exactly with the
+  erf form of GELU, and up to the difference of the forms with the tanh form."""
   model, flat, images = golden()
   params = trees.unflatten(flat)
   formats.save(str(tmp_path / 'ours.safetensors'), params, 'timm')

@@ -14,7 +14,7 @@ FLOORS = {'core': 0, 'models': 1, 'images': 1, 'data': 2, 'pretrained': 3,
           'experiments': 6, '': 7}
 # The only places that may import a library that is heavy or acts at import.
 HOMES = {
-    'tensorflow': ('mixer/images/decode_tf.py', 'mixer/data/',
+    'tensorflow': ('mixer/images/', 'mixer/data/',
                    'mixer/preparation/'),
     'tensorflow_datasets': ('mixer/data/', 'mixer/preparation/'),
     'array_record': ('mixer/data/', 'mixer/preparation/'),
@@ -34,8 +34,8 @@ HOMES = {
 FLAGS = ('absl.flags', 'absl.app', 'ml_collections.config_flags')
 MODEL_LIBRARIES = {'jax', 'flax', 'numpy', 'mixer'}
 PUBLIC_FACES = ('mixer/models/__init__.py', 'mixer/pretrained/__init__.py')
-# Budgets, in lines: of a module, of a function without its docstring, and of
-# all of mixer/.
+# Budgets, in lines: of a module; of a function, and of all of mixer/, without
+# docstrings.
 MODULE_LINES, FUNCTION_LINES, HOUSE_LINES = 300, 60, 14_500
 
 FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(), str(path))
@@ -73,8 +73,7 @@ def test_there_is_a_house():
   """The rules below look at something."""
   assert len(FILES) > 30 and len(CONFIGS) > 8
   assert {room(file) for file in FILES} == set(FLOORS)
-  assert 'mixer.core.errors.UserError' in list(
-      imports(FILES['mixer/models/mixer.py']))
+  assert 'mixer.core.errors' in list(imports(FILES['mixer/models/catalog.py']))
   assert room('mixer.core.errors.UserError') == 'core'
 
 
@@ -181,7 +180,16 @@ def code_lines(node):
 def test_modules_are_short():
   lines = {file: (ROOT / file).read_text().count('\n') for file in FILES}
   assert {f: n for f, n in lines.items() if n > MODULE_LINES} == {}
-  assert sum(lines.values()) <= HOUSE_LINES
+
+
+def test_the_code_is_short():
+  lines = sum((ROOT / file).read_text().count('\n') for file in FILES)
+  docstrings = sum(
+      node.body[0].end_lineno - node.body[0].lineno + 1
+      for tree in FILES.values() for node in ast.walk(tree)
+      if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+      and ast.get_docstring(node))
+  assert lines - docstrings <= HOUSE_LINES
 
 
 def test_functions_are_short():

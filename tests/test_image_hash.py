@@ -3,6 +3,7 @@ import io
 
 import numpy as np
 import photos
+import pictures
 from PIL import Image
 import pytest
 
@@ -55,7 +56,7 @@ def test_nearest_is_exact(monkeypatch, pairs):
 
 COPIES = {
     'quality 40': lambda i: Image.open(io.BytesIO(
-        photos.encode(i, quality=40))),
+        pictures.encode(i, quality=40))),
     'smaller': lambda i: i.resize((320, 240), Image.BICUBIC),
     'larger': lambda i: i.resize((500, 375), Image.BICUBIC),
     'brighter': lambda i: i.point(lambda v: min(255, v * 1.1)),

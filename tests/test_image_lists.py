@@ -3,6 +3,7 @@ import json
 import tarfile
 
 import photos
+import pictures
 import pytest
 
 from mixer.core import errors
@@ -21,9 +22,9 @@ def test_an_entry_survives_packing():
 
 
 def test_a_folder_is_listed_with_its_classes_and_size(tmp_path):
-  files = {f'train/{"ab"[i % 2]}/{i}.jpg': photos.encode(photos.crop(i))
+  files = {f'train/{"ab"[i % 2]}/{i}.jpg': pictures.encode(photos.crop(i))
            for i in range(20)}
-  photos.write_files(tmp_path, files)
+  pictures.write(tmp_path, files)
   images = image_lists.open_list(f'folder:{tmp_path}')
   assert images.class_names == ('a', 'b') and images.sizes == {'train': 20}
   assert not images.multi_label and not images.weighted

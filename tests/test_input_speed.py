@@ -31,8 +31,9 @@ def test_bare_decoding_gets_the_images_that_the_pipeline_is_timed_with(
     folder, monkeypatch):
   """Those of all batches but the first, with which the clock starts."""
   data, got = opened(folder), {}
-  monkeypatch.setattr(decode_tf, 'bare', lambda files, keys, **more: got.update(
-      files=files, keys=keys, more=more))
+  monkeypatch.setattr(
+      decode_tf, 'decode_only', lambda files, keys, **more: got.update(
+          files=files, keys=keys, more=more))
   input_speed._decoding(data, BATCH, STEPS)
   batches = list(data.train_batches(seed=0, batch_size=BATCH, first=0,
                                     last=STEPS + 1, slots=(0, BATCH)))

@@ -1,4 +1,4 @@
-"""The network against the paper's equations, in NumPy and float64."""
+"""The Mixer network against the paper's equations, in NumPy and float64."""
 import functools
 import math
 
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from mixer import models
+from mixer.core import errors
 from mixer.core import trees
-from mixer.core.errors import UserError
 from mixer.models import catalog
 from mixer.models import cost
-from mixer.models import mixer as mixer_lib
-from mixer.models import products
+from mixer.models import interface
+from mixer.models import mixer
 
-# PAPER: table 1 and the counts that follow from it, with 1,000 classes.
+# Table 1 of the paper, and the counts that follow from it with 1,000 classes.
 COUNTS = {
     'Mixer-S/32': 19_104_624, 'Mixer-S/16': 18_528_264,
     'Mixer-B/32': 60_293_428, 'Mixer-B/16': 59_880_472,
@@ -32,16 +32,18 @@ SMALL = dict(num_classes=5, hidden_dim=12, num_blocks=3, tokens_mlp_dim=7,
 
 
 def small(**overrides):
+  """A network with patches of 4x4, for `images`."""
   return models.create('Mixer-S/16', **dict(SMALL, **overrides))
 
 
 def images(n=3, height=8, width=12, channels=3, seed=0):
+  """Random images, by default of 2 x 3 patches."""
   return np.random.default_rng(seed).normal(
       size=(n, height, width, channels)).astype(np.float32)
 
 
-def variables_of(model, x, seed=1):
-  """Random values for every parameter, the zero ones too."""
+def random_variables(model, x, seed=1):
+  """Random values for every parameter, also for those that start at zero."""
   shapes = jax.eval_shape(model.init, jax.random.key(0), x)
   rng = np.random.default_rng(seed)
   return jax.tree.map(
@@ -55,7 +57,7 @@ def gelu(x, approximate=True):
   return 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
 
 
-def reference(params, x, patch, approximate=True):
+def reference_logits(params, x, patch, approximate=True):
   """Section 2 of the paper, token by token; x [B, H, W, c] -> logits."""
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
   x = np.asarray(x, np.float64)
@@ -92,20 +94,23 @@ def reference(params, x, patch, approximate=True):
   return np.stack(out)
 
 
+# ---- The function that the network computes.
+
+
 @pytest.mark.parametrize('approximate', [True, False])
-def test_equals_the_papers_equations(approximate):
+def test_logits_equal_the_papers_equations(approximate):
   model, x = small(approximate_gelu=approximate), images()
-  variables = variables_of(model, x)
+  variables = random_variables(model, x)
   logits, out = jax.jit(model.apply)(variables, x)
-  expected = reference(variables['params'], x, 4, approximate)
+  expected = reference_logits(variables['params'], x, 4, approximate)
   np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)
   assert set(out) == {'stem', 'input_tokens', 'block_0', 'block_1', 'block_2',
                       'pre_logits', 'logits'}
   assert out['block_1'].shape == (3, 6, 12)
 
 
-def test_zeroed_mlps_make_a_block_the_identity():
-  block, x = mixer_lib.MixerBlock(7, 20), images().reshape(3, 24, 12)
+def test_a_block_with_zeroed_mlps_is_the_identity():
+  block, x = mixer.MixerBlock(7, 20), images().reshape(3, 24, 12)
   init = functools.partial(block.init, train=False)
   variables = jax.jit(init)(jax.random.key(0), x)
   mlps = {k: jax.tree.map(np.zeros_like, v) if 'mixing' in k else v
@@ -115,9 +120,9 @@ def test_zeroed_mlps_make_a_block_the_identity():
 
 
 def test_a_block_is_a_depthwise_then_a_1x1_convolution():
-  """Section 2's reading of Mixer as a CNN: token mixing is a depth-wise
+  """Section 2 reads the Mixer as a CNN: token mixing is a depth-wise
   convolution of full receptive field whose kernel all channels share."""
-  block, x = mixer_lib.MixerBlock(7, 20), images().reshape(3, 24, 12)
+  block, x = mixer.MixerBlock(7, 20), images().reshape(3, 24, 12)
   shapes = jax.eval_shape(
       lambda k: block.init(k, x, train=False), jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -152,15 +157,16 @@ def test_a_block_is_a_depthwise_then_a_1x1_convolution():
   np.testing.assert_allclose(got, y, rtol=1e-4, atol=1e-4)
 
 
-def test_only_token_mixing_sees_the_order_of_patches():
+def test_only_token_mixing_depends_on_the_order_of_patches():
   model, x = small(), images()
-  variables = variables_of(model, x)
+  variables = random_variables(model, x)
   order = np.random.default_rng(3).permutation(6)
   patches = x.reshape(3, 2, 4, 3, 4, 3).transpose(0, 1, 3, 2, 4, 5)
   shuffled = patches.reshape(3, 6, 4, 4, 3)[:, order].reshape(
       3, 2, 3, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
   run = lambda v, x: model.apply(v, x)[1]['block_2']
-  assert np.abs(run(variables, x)[:, order] - run(variables, shuffled)).max() > 1
+  moved = run(variables, x)[:, order] - run(variables, shuffled)
+  assert np.abs(moved).max() > 1
   without = {'params': {
       k: dict(v, token_mixing=jax.tree.map(jnp.zeros_like, v['token_mixing']))
       if k.startswith('MixerBlock') else v
@@ -169,9 +175,9 @@ def test_only_token_mixing_sees_the_order_of_patches():
                              rtol=1e-5, atol=1e-5)
 
 
-def test_one_image_never_moves_another():
+def test_one_image_never_changes_the_logits_of_another():
   model, x = small(), images()
-  variables = variables_of(model, x)
+  variables = random_variables(model, x)
   other = x.copy()
   other[0] = 7
   a, b = model.apply(variables, x)[0], model.apply(variables, other)[0]
@@ -179,21 +185,45 @@ def test_one_image_never_moves_another():
   assert np.abs(a[0] - b[0]).max() > 1e-3
 
 
+def test_bfloat16_keeps_float32_parameters_and_logits():
+  model, x = small(dtype='bfloat16'), images()
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+  assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+  logits, out = jax.jit(model.apply)(variables, x)
+  assert logits.dtype == jnp.float32 and out['block_0'].dtype == jnp.bfloat16
+
+
+def test_a_network_without_a_head_returns_its_pre_logits():
+  x = images()
+  for classes in (None, 0):
+    model = small(num_classes=classes)
+    variables = model.init(jax.random.key(0), x)
+    assert 'head' not in variables['params']
+    logits, out = model.apply(variables, x)
+    assert logits.shape == (3, 12) and 'logits' not in out
+    np.testing.assert_array_equal(logits, out['pre_logits'])
+
+
+# ---- Sizes, names and initial values.
+
+
 @pytest.mark.parametrize('name', models.names())
-def test_scales_have_the_papers_counts(name):
+def test_each_scale_has_the_counts_of_table_1(name):
   model = models.create(name)
   shapes = jax.eval_shape(model.init, jax.random.key(0),
                           jnp.zeros((1, 224, 224, 3)))['params']
   assert trees.count(shapes) == COUNTS[name] == cost.parameters(model, 224)
   assert round(cost.forward_flops(model, 224) / 2e9, 4) == GMACS[name]
+  assert cost.training_flops(model, 224) == 3 * cost.forward_flops(model, 224)
+  assert cost.tokens(model, 224) == (224 // model.patch_size)**2
   assert len(jax.tree.leaves(shapes)) == 6 + 12 * model.num_blocks
 
 
-def test_the_counts_are_complete():
+def test_counts_are_given_for_every_scale():
   assert set(COUNTS) == set(GMACS) == set(models.names())
 
 
-def test_names_and_shapes_are_the_released_ones():
+def test_parameter_names_and_shapes_are_those_of_the_released_files():
   model = models.create('Mixer-B/16')
   shapes = jax.eval_shape(model.init, jax.random.key(0),
                           jnp.zeros((1, 224, 224, 3)))['params']
@@ -215,7 +245,7 @@ def test_names_and_shapes_are_the_released_ones():
   assert flat == expected
 
 
-def test_initial_values_are_flaxs():
+def test_initial_values_are_those_of_the_official_code():
   model = models.create('Mixer-S/16', num_classes=10, head_bias=-2.5)
   params = jax.jit(model.init)(jax.random.key(0),
                                jnp.zeros((1, 224, 224, 3)))['params']
@@ -233,12 +263,15 @@ def test_initial_values_are_flaxs():
       assert np.abs(value).max() * np.sqrt(fan_in) < 2.3, name  # truncated
 
 
+# ---- Dropout and stochastic depth.
+
+
 def test_stochastic_depth_grows_linearly_and_does_not_rescale():
-  """Block i of n leaves a branch out with probability i / (n - 1) * rate,
-  each example and branch for itself, and adds it as it is otherwise."""
+  """Block i of n drops a branch with probability i / (n - 1) * rate, for each
+  example and branch independently. A branch that is kept is added as it is."""
   model = small(num_blocks=3, stochastic_depth=0.5)
   x = np.broadcast_to(images(1), (4000, 8, 12, 3))
-  variables = variables_of(small(), x[:1])
+  variables = random_variables(small(), x[:1])
   run = jax.jit(lambda k: model.apply(
       variables, x, train=True, rngs={'stochastic_depth': k})[1])
   out = jax.device_get(run(jax.random.key(0)))
@@ -246,7 +279,7 @@ def test_stochastic_depth_grows_linearly_and_does_not_rescale():
   np.testing.assert_allclose(
       out['block_0'], np.broadcast_to(plain['block_0'], out['block_0'].shape),
       rtol=1e-5, atol=1e-5)   # the first block always stays
-  block = mixer_lib.MixerBlock(7, 20)
+  block = mixer.MixerBlock(7, 20)
   params = {'params': variables['params']['MixerBlock_1']}
   full = block.apply(params, plain['block_0'], train=False)
   kept = np.isclose(out['block_1'], full, atol=1e-4).all((1, 2)).mean()
@@ -258,7 +291,7 @@ def test_stochastic_depth_grows_linearly_and_does_not_rescale():
 def test_masks_belong_to_rows_not_to_the_cut_of_the_batch():
   model = small(stochastic_depth=0.5, dropout_rate=0.3)
   x = jnp.asarray(images(8))
-  variables = variables_of(small(), x)
+  variables = random_variables(small(), x)
   rngs = {'dropout': jax.random.key(1), 'stochastic_depth': jax.random.key(2)}
   run = jax.jit(lambda rows: model.apply(
       variables, x[rows], train=True, rngs=rngs, rows=rows)[0])
@@ -267,71 +300,59 @@ def test_masks_belong_to_rows_not_to_the_cut_of_the_batch():
                              rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('train', [False, True])
-def test_the_form_for_gpus_is_the_same_network(train, monkeypatch):
-  model, x = small(dropout_rate=0.3), images()
-  variables = variables_of(model, x)
-
-  def outcome():
-    def objective(variables):
-      logits, _ = model.apply(variables, x, train=train,
-                              rngs={'dropout': jax.random.key(1)})
-      return jnp.sum(logits**2), logits
-    return jax.jit(jax.grad(objective, has_aux=True))(variables)
-
-  grads, logits = outcome()
-  calls, real = [], products.token_dot
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  monkeypatch.setattr(products, 'token_dot', lambda x, *args, **more: (
-      calls.append(x.shape) or real(x, *args, **more)))
-  of_gpu, logits_of_gpu = outcome()
-  assert calls == [(3, 12, 6), (3, 12, 7)] * 3   # [B, C, S], [B, C, D_S]
-  np.testing.assert_allclose(logits_of_gpu, logits, rtol=1e-4, atol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, rtol=1e-3, atol=1e-4), of_gpu, grads)
-
-
-def test_bfloat16_keeps_float32_parameters_and_logits():
-  model, x = small(dtype='bfloat16'), images()
-  variables = jax.jit(model.init)(jax.random.key(0), x)
-  assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
-  logits, out = jax.jit(model.apply)(variables, x)
-  assert logits.dtype == jnp.float32 and out['block_0'].dtype == jnp.bfloat16
-
-
-def test_without_a_head_the_representation_comes_out():
-  x = images()
-  for classes in (None, 0):
-    model = small(num_classes=classes)
-    variables = model.init(jax.random.key(0), x)
-    assert 'head' not in variables['params']
-    assert model.apply(variables, x)[0].shape == (3, 12)
+# ---- The catalog.
 
 
 @pytest.mark.parametrize('make, words', [
     (lambda: models.create('Mixer-B16'), ['Mixer-B16', 'Mixer-B/16']),
     (lambda: models.create('Mixer-X/16'), ['Mixer-X/16', 'Mixer-S/16']),
+    (lambda: models.create('mixer-b/16'), ["did you mean 'Mixer-B/16'"]),
     (lambda: small(hiden_dim=3), ['hiden_dim', 'hidden_dim']),
     (lambda: small(hidden_dim=0), ['hidden_dim', '0']),
+    (lambda: small(hidden_dim=1.5), ['hidden_dim', '1.5']),
+    (lambda: small(patch_size=(4, 0)), ['patch_size', '(4, 0)']),
     (lambda: small(stochastic_depth=1.5), ['stochastic_depth', '1.5']),
+    (lambda: small(remat='blocks'), ['model.remat', "did you mean 'block'"]),
+    (lambda: small(platform='cuda'), ['model.platform', 'gpu']),
+    (lambda: small(token_mixing='tyed'),
+     ['model.token_mixing', "did you mean 'tied'"]),
     (lambda: small().init(jax.random.key(0), images(height=10)),
-     ['10x12', '4x4', '8 or 12']),
+     ['10x12', '4x4', '8 or 12 by 12']),
     (lambda: small().init(jax.random.key(0), images(channels=1)),
      ['1 channels', 'in_channels=3']),
-    (lambda: small().apply(variables_of(small(), images()), images(height=16)),
+    (lambda: small().apply(random_variables(small(), images()),
+                           images(height=16)),
      ['16x12', '12 tokens', '6']),
 ])
 def test_errors_name_the_value_and_the_choices(make, words):
-  with pytest.raises(UserError) as e:
+  with pytest.raises(errors.UserError) as e:
     make()
   for word in words:
     assert word in str(e.value)
 
 
-def test_a_title_tells_what_differs_from_the_name():
+def test_a_title_shows_what_differs_from_the_name():
   plain = models.create('Mixer-B/16', num_classes=7)
   assert catalog.title(catalog.describe(plain)) == 'Mixer-B/16'
   other = models.create('Mixer-B/16', patch_size=8, hidden_dim=48)
   assert catalog.title(catalog.describe(other, 'Mixer-B/16')) == (
       'Mixer-B/16, patch_size 8, hidden_dim 48')
   assert models.create(**catalog.describe(other, 'Mixer-B/16')) == other
+
+
+def test_every_network_of_the_catalog_brings_what_others_ask_for():
+  for family, row in catalog._NETWORKS.items():
+    network = catalog._network(family)
+    assert issubclass(network, interface.Model) and row[1] == network.__name__
+    for name in network.NAMES:
+      model = models.create(name)
+      described = catalog.describe(model)
+      assert described['name'] == name and models.create(**described) == model
+      shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(
+          (1, 224, 224, model.in_channels)))['params']
+      assert catalog.infer(shapes) == (model, (224, 224))
+      widths = catalog.widths(shapes)
+      assert widths and all(getattr(model, k) == v for k, v in widths.items())
+      assert cost.parameters(model, 224) == trees.count(shapes)
+      assert cost.forward_flops(model, 224) > 0
+      assert network.SHARDING_RULES[-1][0] == '.*'

@@ -1,11 +1,11 @@
-"""The order of examples: a fair permutation that is a function of its seed."""
+"""The order of examples: an even permutation that is a function of its seed."""
 import numpy as np
 import pytest
 
 from mixer.data import order
 
-# 65,537 and 262,145 are 4**j + 1, where the index shuffles of other libraries
-# lose an index.
+# At 65,537 and 262,145, which are 4**j + 1, the index shuffles of other
+# libraries lose an index.
 SIZES = (1, 2, 3, 4, 5, 17, 257, 65_536, 65_537, 262_145)
 # (examples, classes, batch size), like CIFAR-10 and ImageNet sorted by class.
 SORTED_SETS = ((50_000, 10, 512), (1_281_167, 1000, 1024))
@@ -19,9 +19,9 @@ def test_permute_is_a_bijection(n):
     np.testing.assert_array_equal(np.sort(out), np.arange(n))
 
 
-def test_golden_vectors():
-  """Locks the algorithm: saved runs resume in the order they began in. A
-  change here needs a new order.VERSION."""
+def test_the_order_has_its_golden_values():
+  """Saved runs resume in the order in which they began. A change here needs a
+  new order.VERSION."""
   assert order.VERSION == 1
   assert [order.key(), order.key(0), order.key(0, 1), order.key(1, 0),
           order.key(7, 1, 2), order.key(-1)] == [
@@ -40,8 +40,7 @@ def test_golden_vectors():
 
 
 @pytest.mark.parametrize('n', (1, 2, 5, 17, 257, 65_537, 303_000_000))
-def test_permute_agrees_with_python_integers(n):
-  """Written out with unbounded ints, it is the Feistel network it says."""
+def test_permute_equals_a_version_with_python_integers(n):
   key = order.key(5, 1, 7)
   some = np.unique(np.linspace(0, n - 1, 40).astype(np.int64))
   assert order.permute(some, n, key).tolist() == [
@@ -49,13 +48,14 @@ def test_permute_agrees_with_python_integers(n):
 
 
 @pytest.mark.parametrize('n,classes,size', SORTED_SETS)
-def test_batches_of_sorted_data_are_those_of_a_true_shuffle(n, classes, size):
-  """Class counts of all batches: chi-squared over its degrees of freedom is
-  that of draws without replacement, and no single batch stands out."""
+def test_batches_of_sorted_data_have_the_class_counts_of_a_true_shuffle(
+    n, classes, size):
+  """Chi-squared over its degrees of freedom is that of draws without
+  replacement, for all batches together and for each."""
   expected = size / classes
   shuffles = [order.permute(np.arange(n), n, order.key(seed, 1, epoch))
               for seed, epoch in ((0, 0), (0, 1), (1, 0))]
-  shuffles.append(np.random.default_rng(0).permutation(n))  # bounds are fair
+  shuffles.append(np.random.default_rng(0).permutation(n))  # for comparison
   count = n // size
   mean = (n - size) / (n - 1)
   spread = np.sqrt(2 / (classes - 1))
@@ -72,9 +72,9 @@ def test_batches_of_sorted_data_are_those_of_a_true_shuffle(n, classes, size):
 
 @pytest.mark.parametrize('n', [n for n, _, _ in SORTED_SETS])
 @pytest.mark.parametrize('lag', (1, 4096))
-def test_neighbours_in_the_order_are_unrelated(n, lag):
-  """The correlation of places a lag apart is a true shuffle's: 0, give or
-  take 1 / sqrt(n); and their mean distance is n / 3."""
+def test_neighbours_in_the_order_are_uncorrelated(n, lag):
+  """The correlation at each lag is 0, give or take 1 / sqrt(n), and the mean
+  distance is n / 3, as in a true shuffle."""
   for seed, epoch in ((0, 0), (0, 1), (1, 0)):
     p = order.permute(np.arange(n), n, order.key(seed, 1, epoch))
     first, second = p[:-lag].astype(float), p[lag:].astype(float)
@@ -83,9 +83,9 @@ def test_neighbours_in_the_order_are_unrelated(n, lag):
     assert abs(distance - 1 / 3) < 4.5 * .3 / np.sqrt(n)
 
 
-def test_epochs_and_seeds_are_unrelated_orders():
-  """Positions agree no more often than in two true shuffles (once, give or
-  take), and seed + 1, epoch - 1 is a different order."""
+def test_epochs_and_seeds_have_unrelated_orders():
+  """Positions agree no more often than in two true shuffles (about once), also
+  for seed + 1 with epoch - 1."""
   n = 10_000
   orders = [order.permute(np.arange(n), n, order.key(seed, 1, epoch))
             for seed in range(3) for epoch in range(3)]
@@ -96,7 +96,7 @@ def test_epochs_and_seeds_are_unrelated_orders():
 
 
 @pytest.mark.parametrize('processes', (1, 2, 4))
-def test_slots_of_all_processes_are_the_batch(processes):
+def test_the_rows_of_all_processes_are_the_batch(processes):
   size, n = 24, 37
   share = size // processes
   for step in range(6):
@@ -110,7 +110,7 @@ def test_slots_of_all_processes_are_the_batch(processes):
 
 @pytest.mark.parametrize('n,size', ((37, 8), (10, 32), (64, 16), (1, 3)))
 def test_each_epoch_visits_each_example_once(n, size):
-  """Also where a batch straddles two epochs, or holds several."""
+  """Also where a batch spans two epochs or holds several."""
   steps = 4 * n // size + 2
   batches = [order.batch(2, step, size, n) for step in range(steps)]
   epoch = np.concatenate([e for e, _ in batches])
@@ -122,20 +122,21 @@ def test_each_epoch_visits_each_example_once(n, size):
     np.testing.assert_array_equal(np.sort(position[epoch == e]), np.arange(n))
   if n > 5:   # and no two epochs in the same order
     assert len({tuple(position[epoch == e]) for e in range(whole)}) == whole
-  straddling = [np.unique(e).size > 1 for e, _ in batches]
-  assert any(straddling) == (n % size != 0)
+  spanning = [np.unique(e).size > 1 for e, _ in batches]
+  assert any(spanning) == (n % size != 0)
 
 
-def test_batch_does_not_depend_on_earlier_ones():
-  """Asked for first, last, twice or in any order, batch t is the same."""
+def test_a_batch_does_not_depend_on_earlier_batches():
+  """It is the same when it is asked for first, last, twice or in any order."""
   ascending = [order.batch(4, t, 16, 100) for t in range(12)]
   for t in (11, 3, 0, 7, 3, 11):
     for a, b in zip(order.batch(4, t, 16, 100), ascending[t]):
       np.testing.assert_array_equal(a, b)
 
 
-def test_a_late_batch_of_a_huge_set_costs_nothing():
-  """Nothing is stored: step 10**9 over 3 billion examples is one call."""
+def test_a_late_batch_of_a_huge_set_is_computed_at_once():
+  """Step 10**9 over 3 billion examples is one call, because nothing is stored.
+  """
   epoch, position = order.batch(0, 10**9, 4096, 3 * 10**9)
   assert set(epoch) == {1365}
   assert np.unique(position).size == 4096
@@ -143,7 +144,7 @@ def test_a_late_batch_of_a_huge_set_costs_nothing():
 
 
 def test_keys_differ_in_each_argument():
-  """One key for each (seed, epoch, record); none is found twice."""
+  """Each (seed, epoch, record) has a key of its own."""
   index = np.arange(50)
   made = {}
   for seed in range(4):
@@ -157,7 +158,7 @@ def test_keys_differ_in_each_argument():
     assert len({pair[half] for pair in made.values()}) > 795
 
 
-def test_key_tells_words_and_their_places_apart():
+def test_key_depends_on_words_and_their_places():
   words = [(), (0,), (0, 0), (0, 1), (1, 0), (1,), (2, -1), (1, 1), (2,)]
   assert len({order.key(*w) for w in words}) == len(words)
 
@@ -169,7 +170,7 @@ def _mix_one(x):
 
 
 def _permute_one(i, n, key):
-  """Six rounds on the two halves of the index; walks on while outside."""
+  """Six rounds on the two halves of the index, again while it is outside."""
   half = max(1, ((n - 1).bit_length() + 1) // 2)
   mask = 2**half - 1
   while True:

@@ -1,5 +1,4 @@
-"""Evaluation and prediction by their commands: the same images, numbers that
-agree, mistakes in one line."""
+"""mixer.predict and mixer.evaluate on the same images: numbers that agree."""
 import csv
 import io
 import json
@@ -12,9 +11,9 @@ import sys
 import jax
 import numpy as np
 import onnxruntime
+import pictures
 from PIL import Image
 import pytest
-from sklearn import datasets
 
 from configs import recipe
 from mixer import models
@@ -32,10 +31,11 @@ CLASSES = ('china', 'flower', 'noise')
 
 
 def photos(root, each=6):
-  """Real photos in odd sizes and formats, two classes, and one of noise."""
+  """Makes a folder of images in odd sizes and formats: real photos in two
+  classes, and noise in a third."""
   rng = np.random.default_rng(0)
   for split, seed in (('train', 0), ('validation', 1)):
-    for name, image in zip(CLASSES, (*datasets.load_sample_images().images,
+    for name, image in zip(CLASSES, (*pictures.photos(),
                                      None)):
       folder = root / split / name
       folder.mkdir(parents=True)
@@ -49,16 +49,15 @@ def photos(root, each=6):
         picture = Image.fromarray(pixels)
         if i == 0:
           picture = picture.convert('L')
-        if i == 1:   # upright only by its EXIF
-          exif = Image.Exif()
-          exif[0x0112] = 6
-          picture.save(folder / f'{i}.jpg', exif=exif)
+        if i == 1:   # its EXIF says to rotate it
+          picture.save(folder / f'{i}.jpg', exif=pictures.exif())
           continue
         picture.save(folder / f'{i}.{("jpg", "png", "webp")[i % 3]}')
   return root
 
 
 def config_for(root, *, on_device, crop='resmall', interpolation=None):
+  """A config of 12 steps on a folder of `photos`."""
   c = recipe.base()
   c.model.update(name='Mixer-S/16', hidden_dim=32, num_blocks=2,
                  tokens_mlp_dim=16, channels_mlp_dim=64)
@@ -80,6 +79,7 @@ def trained(tmp_path_factory):
 
 
 def command(name, *arguments, code=0):
+  """Runs a command to its expected exit code, without a traceback."""
   out = subprocess.run(
       [sys.executable, '-m', f'mixer.{name}', *map(str, arguments)], cwd=ROOT,
       text=True, capture_output=True, timeout=300,
@@ -89,8 +89,8 @@ def command(name, *arguments, code=0):
   return out
 
 
-def asked(trained, tmp_path, *arguments):
-  """(scores, {file: row of predictions}) of mixer.evaluate."""
+def evaluated(trained, tmp_path, *arguments):
+  """(scores, {file: its row of predictions}) by mixer.evaluate."""
   scores, rows = tmp_path / 'scores.json', tmp_path / 'rows.jsonl'
   command('evaluate', f'--checkpoint={trained[1]}', f'--json={scores}',
           f'--predictions={rows}', *arguments)
@@ -99,7 +99,8 @@ def asked(trained, tmp_path, *arguments):
 
 
 def difference(rows, predicted):
-  """Of the probabilities of each image and class, the largest."""
+  """The largest difference of a probability between evaluation and prediction.
+  """
   assert rows.keys() == {p['path'] for p in predicted}
   worst = 0
   for p in predicted:
@@ -111,10 +112,11 @@ def difference(rows, predicted):
   return worst
 
 
-def test_predictions_are_those_of_the_evaluation(trained, tmp_path):
-  """To 1e-3, on files of the evaluated split; no TensorFlow is loaded."""
+def test_predictions_equal_those_of_evaluation_without_tensorflow(
+    trained, tmp_path):
+  """To 1e-3, on the files of the evaluated split."""
   root, workdir = trained
-  scores, rows = asked(trained, tmp_path)
+  scores, rows = evaluated(trained, tmp_path)
   out = subprocess.run(
       [sys.executable, '-c', 'import sys; sys.modules["tensorflow"] = None; '
        'import runpy; sys.argv = ["predict"] + sys.argv[1:]; '
@@ -135,8 +137,9 @@ def test_predictions_are_those_of_the_evaluation(trained, tmp_path):
 
 
 @pytest.mark.slow   # whole runs
-def test_images_on_the_device_are_seen_alike(trained, tmp_path):
-  """A run in memory, and its card, have the crop that was asked for."""
+def test_a_run_with_its_data_in_memory_uses_the_configs_crop(
+    trained, tmp_path):
+  """In its evaluation, in its card, and in predictions."""
   root, _ = trained
   crop, interpolation = 'resize_crop', 'bicubic'
   config = config_for(root, on_device=True, crop=crop,
@@ -144,7 +147,7 @@ def test_images_on_the_device_are_seen_alike(trained, tmp_path):
   run.train(config, str(tmp_path / 'run'))
   card = json.loads((tmp_path / 'run' / 'model.json').read_text())
   assert card['preprocessing'] == dict(crop=crop, interpolation=interpolation)
-  _, rows = asked((root, tmp_path / 'run'), tmp_path)
+  _, rows = evaluated((root, tmp_path / 'run'), tmp_path)
   out = command('predict', f'--checkpoint={tmp_path / "run"}',
                 '--format=json', root / 'validation')
   assert difference(rows, json.loads(out.stdout)) < 1e-3
@@ -174,7 +177,7 @@ def test_files_that_cannot_be_read_are_named_and_skipped(trained, tmp_path):
   assert 'not an image' in out.stdout and 'china' in out.stdout
 
 
-def test_mistakes_are_one_line(trained, tmp_path):
+def test_wrong_flags_end_in_one_line(trained, tmp_path):
   root, workdir = trained
   other = tmp_path / 'other.npz'
   model = models.create('Mixer-S/16', num_classes=7, hidden_dim=16,
@@ -186,7 +189,8 @@ def test_mistakes_are_one_line(trained, tmp_path):
       ('predict', (f'--checkpoint={workdir}',), 'image files'),
       ('predict', (f'--checkpoint={tmp_path / "gone"}', root), 'gone'),
       ('evaluate', (f'--checkpoint={other}',), '--config is required'),
-      ('evaluate', (f'--checkpoint={workdir}', '--real=real.json'), 'No such file'),
+      ('evaluate', (f'--checkpoint={workdir}', '--real=real.json'),
+       'No such file'),
       ('evaluate', (f'--checkpoint={other}', '--config=configs/cifar10.py',
                     f'--config.data.name=folder:{root}',
                     '--config.evals.test.split=validation'), '3 classes')):
@@ -196,7 +200,7 @@ def test_mistakes_are_one_line(trained, tmp_path):
 
 @pytest.mark.slow   # whole runs
 def test_every_example_is_counted_once_at_any_batch_size(trained, tmp_path):
-  """Also on several devices; and few-shot accuracies do not change either."""
+  """Also on several devices. Few-shot accuracies stay the same too."""
   root, workdir = trained
   found = []
   for batch, devices in ((7, 1), (64, 4)):
@@ -217,8 +221,8 @@ def test_every_example_is_counted_once_at_any_batch_size(trained, tmp_path):
   assert found[0]['evals']['validation']['examples'] == 18
 
 
-def test_real_labels_leave_out_what_has_none(trained, tmp_path):
-  """ReaL: any label is right, an image without one is not counted."""
+def test_real_labels_leave_out_images_without_a_label(trained, tmp_path):
+  """With ReaL labels, any label of an image is right."""
   root, workdir = trained
   renamed = tmp_path / 'photos'
   shutil.copytree(root, renamed)
@@ -238,8 +242,8 @@ def test_real_labels_leave_out_what_has_none(trained, tmp_path):
   assert 'eval/validation/unlabelled' not in scores
 
 
-def test_a_file_of_weights_predicts_as_its_run(trained, tmp_path):
-  """With the card beside it, classes and preprocessing come along."""
+def test_a_file_of_weights_with_its_card_predicts_as_its_run(
+    trained, tmp_path):
   root, workdir = trained
   network = pretrained.open_network(workdir)
   formats.save(str(tmp_path / 'w.npz'), network.params)
@@ -252,7 +256,7 @@ def test_a_file_of_weights_predicts_as_its_run(trained, tmp_path):
   assert set(rows[0][0]['classes']) == set(CLASSES)
 
 
-def test_expand(tmp_path):
+def test_expand_searches_folders_and_keeps_files(tmp_path):
   for name in ('b/2.PNG', 'b/1.jpg', 'a.txt', 'c/d/3.webp'):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
@@ -266,16 +270,18 @@ def test_expand(tmp_path):
 
 @pytest.mark.parametrize('format', (
     pytest.param('onnx', marks=pytest.mark.slow), 'stablehlo'))
-def test_exported_programs_give_the_predictions(trained, tmp_path, format):
-  """On real photos, to 1e-4: the file that is served, and the command."""
+def test_exported_programs_give_the_predictions_of_the_command(
+    trained, tmp_path, format):
+  """On real photos, to 1e-4."""
   root, workdir = trained
   network = pretrained.open_network(workdir)
   path = str(tmp_path / f'photos.{format}')
   export.export(network, path, format=format, preprocess=True)
   files = sorted(map(str, (root / 'validation' / 'china').iterdir()))
   pixels = np.stack([
-      eval_crops.view(decode_pillow.pixels(open(file, 'rb').read()), size=(64, 64),
-                 **network.card['preprocessing']) for file in files])
+      eval_crops.view(decode_pillow.pixels(open(file, 'rb').read()),
+                      size=(64, 64), **network.card['preprocessing'])
+      for file in files])
   if format == 'onnx':
     session = onnxruntime.InferenceSession(path)
     found, = session.run(None, {session.get_inputs()[0].name: pixels})

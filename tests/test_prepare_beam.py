@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import photos
+import pictures
 from PIL import Image
 import pytest
 
@@ -82,24 +83,24 @@ def printed_row(printed: str, split: str) -> list[int]:
 def photo_folder(tmp_path_factory) -> tuple[pathlib.Path, dict, dict, dict]:
   """(folder, plain files, other files, bad files), each {name: bytes}."""
   folder = tmp_path_factory.mktemp('photos')
-  plain = {f'train/{"ab"[i % 2]}/deep/{i}.jpg': photos.encode(crop(i))
+  plain = {f'train/{"ab"[i % 2]}/deep/{i}.jpg': pictures.encode(crop(i))
            for i in range(60)}
-  plain |= {f'val/{"ab"[i % 2]}/{i}.PNG': photos.encode(crop(i), 'PNG')
+  plain |= {f'val/{"ab"[i % 2]}/{i}.PNG': pictures.encode(crop(i), 'PNG')
             for i in range(60, 70)}
   others = {
-      'train/a/turned.jpg': photos.encode(crop(80), exif=photos.turned_exif()),
-      'train/b/cmyk.jpg': photos.encode(
+      'train/a/turned.jpg': pictures.encode(crop(80), exif=pictures.exif()),
+      'train/b/cmyk.jpg': pictures.encode(
           Image.fromarray(crop(81)).convert('CMYK')),
-      'train/a/photo.webp': photos.encode(crop(82), 'WEBP'),
-      'train/b/moving.gif': photos.encode(
+      'train/a/photo.webp': pictures.encode(crop(82), 'WEBP'),
+      'train/b/moving.gif': pictures.encode(
           crop(83), 'GIF', save_all=True,
           append_images=[Image.fromarray(crop(84))]),
-      'train/a/named wrong.jpg': photos.encode(crop(85), 'BMP'),
-      'val/b/deep.png': photos.encode(Image.fromarray(
+      'train/a/named wrong.jpg': pictures.encode(crop(85), 'BMP'),
+      'val/b/deep.png': pictures.encode(Image.fromarray(
           crop(86)[..., 0].astype(np.uint16) * 257), 'PNG')}
-  bad = {'train/a/cut.jpg': photos.encode(crop(90))[:-300],
+  bad = {'train/a/cut.jpg': pictures.encode(crop(90))[:-300],
          'train/b/empty.png': b'', 'val/a/page.jpg': b'<html></html>'}
-  photos.write_files(folder, plain | others | bad)
+  pictures.write(folder, plain | others | bad)
   return folder, plain, others, bad
 
 
@@ -145,9 +146,9 @@ def test_a_folder_becomes_a_set(photo_folder, built):
 
   source = sources.open_source('mine', data_dir=str(data_dir))
   assert source.class_names == ('a', 'b')
-  images, labels, *_ = source.read(np.arange(65))
+  images, targets = source.read(np.arange(65))
   assert all(decode_pillow.is_plain(file) for file in images)
-  assert len(labels) == 65
+  assert len(targets['labels']) == 65
 
 
 def test_a_set_is_not_overwritten(photo_folder, built, prepare):
@@ -210,7 +211,7 @@ def test_tars_of_imagenet21k_become_a_set(prepare, tmp_path):
   for synset in ('n01440764', 'n02084071', 'n15102894'):
     with tarfile.open(where / f'{synset}.tar', 'w') as tar:
       for i in range(5):
-        file = photos.encode(crop(int(synset[1:]) + i))
+        file = pictures.encode(crop(int(synset[1:]) + i))
         photos.add_member(tar, f'{synset}_{i}.JPEG', file)
         given[f'{synset}/{synset}_{i}.JPEG'] = file
   printed = prepare('build', f'--source=tars:{tmp_path}/tars',
@@ -247,11 +248,11 @@ def test_planted_duplicates_are_removed(built, prepare, tmp_path):
   test = tmp_path / 'test'
   for i, name in enumerate(planted):
     image = Image.fromarray(decode_pillow.pixels(old[name]['image']))
-    photos.write_files(test, {
-        f'c/{i}.jpg': photos.encode(image.resize((130, 97)), quality=40)})
-  photos.write_files(test, {
-      f'c/{i}.jpg': photos.encode(
-          photos.SAMPLES[photos.TEMPLE][i:i + 200, :200])
+    pictures.write(test, {
+        f'c/{i}.jpg': pictures.encode(image.resize((130, 97)), quality=40)})
+  pictures.write(test, {
+      f'c/{i}.jpg': pictures.encode(
+          pictures.photos()[photos.TEMPLE][i:i + 200, :200])
       for i in range(10, 200, 20)})
   flags = ['dedup', '--source=mine', f'--data_dir={data_dir}',
            f'--against=folder:{test}:train', '--name=clean',

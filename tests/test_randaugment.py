@@ -1,7 +1,8 @@
-"""RandAugment against PIL, and against NumPy where PIL means something else.
+"""RandAugment against PIL, and against NumPy where PIL differs.
 
-Images are two photographs and noise, H != W, so that axes cannot trade places.
-All comparisons are exact unless a tolerance is stated and its reason given.
+The images are two photos and noise, with H != W so that axes cannot be
+exchanged. All comparisons are exact unless a tolerance is stated with its
+reason.
 """
 import functools
 import re
@@ -12,13 +13,14 @@ from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
+import pictures
 from PIL import Image
 from PIL import ImageEnhance
 from PIL import ImageOps
 import pytest
-from sklearn.datasets import load_sample_images
 
 from mixer.images import randaugment
+from mixer.images import warps
 
 HEIGHT, WIDTH = 120, 160
 SIGNED = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
@@ -27,8 +29,8 @@ MAGNITUDES = (10, 15, 20)  # Those of the paper's Table 4.
 
 @functools.cache
 def photos(height=HEIGHT, width=WIDTH):
-  """Two photographs, noise, noise of few levels: uint8 [4, H, W, 3]."""
-  china, flower = load_sample_images().images
+  """Two photos, noise, and noise of few levels: uint8 [4, H, W, 3]."""
+  china, flower = pictures.photos()
   rng = np.random.default_rng(0)
   noise = rng.integers(0, 256, (height, width, 3), np.uint8)
   # Another range in each channel, so that channels cannot share a table.
@@ -45,10 +47,11 @@ def jitted_op(images, ops, negate, centre, magnitude):
 
 
 def apply(name, images, magnitude, negate=False, centre=(0, 0)):
-  """The op `name` on every image of a NumPy batch."""
+  """Applies the op `name` to every image of a NumPy batch."""
   batch = len(images)
   return np.asarray(jitted_op(
-      jnp.asarray(images), jnp.full(batch, randaugment.OPS.index(name), jnp.int32),
+      jnp.asarray(images),
+      jnp.full(batch, randaugment.OPS.index(name), jnp.int32),
       jnp.full(batch, negate), jnp.tile(jnp.array([centre], jnp.int32),
                                         (batch, 1)), magnitude))
 
@@ -58,7 +61,8 @@ def by_pil(function, images):
 
 
 def blend(image1, image2, factor):
-  """PIL's blend, which is TensorFlow's: float32, cut to a byte."""
+  """Blends with PIL, which computes in float32 and truncates as TensorFlow
+  does."""
   return np.asarray(Image.blend(
       Image.fromarray(image1), Image.fromarray(image2), factor))
 
@@ -71,7 +75,7 @@ def levels_off(images1, images2):
   return np.abs(images1.astype(int) - images2.astype(int)).max()
 
 
-def test_names_and_order():
+def test_ops_have_the_names_and_order_of_the_reference():
   assert randaugment.OPS == (
       'AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize',
       'Color', 'Contrast', 'Brightness', 'Sharpness', 'ShearX', 'ShearY',
@@ -89,14 +93,14 @@ def test_invert_and_equalize_equal_pil():
       apply('Equalize', images, 10), by_pil(ImageOps.equalize, images))
 
 
-def test_equalize_of_few_pixels_and_of_one_level():
+def test_equalize_keeps_images_of_few_pixels_and_of_one_level():
   few = photos()[:, :12, :16]  # Under 255 pixels: the step is 0.
   np.testing.assert_array_equal(apply('Equalize', few, 10), few)
   flat = np.full((1, HEIGHT, WIDTH, 3), 77, np.uint8)
   np.testing.assert_array_equal(apply('Equalize', flat, 10), flat)
 
 
-def test_autocontrast():
+def test_autocontrast_stretches_each_channel_to_the_full_range():
   images = photos()
   got = apply('AutoContrast', images, 10)
   lo = images.min(axis=(1, 2), keepdims=True).astype(np.float32)
@@ -104,7 +108,7 @@ def test_autocontrast():
   scale = np.float32(255) / (hi - lo)
   oracle = np.clip(images * scale + -lo * scale, 0, 255).astype(np.uint8)
   np.testing.assert_array_equal(got, oracle)
-  # PIL computes in float64, so that whole numbers may be cut to another level.
+  # PIL computes in float64, so it may truncate to another level.
   assert levels_off(got, by_pil(ImageOps.autocontrast, images)) <= 1
   assert np.ptp(got[3]) >= 254 > np.ptp(images[3])
   flat = np.full((1, HEIGHT, WIDTH, 3), 77, np.uint8)
@@ -119,14 +123,14 @@ def test_posterize_equals_pil(magnitude, bits):
       by_pil(lambda i: ImageOps.posterize(i, bits), images))
 
 
-def test_posterize_keeps_one_bit():
+def test_posterize_keeps_at_least_one_bit():
   np.testing.assert_array_equal(
       apply('Posterize', photos(), 0), photos() & 0x80)
 
 
 @pytest.mark.parametrize(
     'magnitude, threshold', [(5, 128), (10, 0), (15, 128), (20, 0), (17, 179)])
-def test_solarize_wraps_its_threshold(magnitude, threshold):
+def test_the_threshold_of_solarize_wraps(magnitude, threshold):
   images = photos()
   np.testing.assert_array_equal(
       apply('Solarize', images, magnitude),
@@ -134,7 +138,7 @@ def test_solarize_wraps_its_threshold(magnitude, threshold):
 
 
 @pytest.mark.parametrize('magnitude, addition', [(10, 110), (15, 165)])
-def test_solarize_add(magnitude, addition):
+def test_solarize_add_brightens_dark_pixels_only(magnitude, addition):
   images = photos()
   bright = np.minimum(images.astype(int) + addition, 255)
   np.testing.assert_array_equal(
@@ -166,7 +170,7 @@ def test_contrast_blends_with_a_constant(size, level, magnitude):
 
 
 @pytest.mark.parametrize('magnitude', (0,) + MAGNITUDES)
-def test_color(magnitude):
+def test_color_blends_with_the_grey_of_the_reference(magnitude):
   images = photos()
   weighted = images.astype(int) @ np.array([2989, 5870, 1140])
   grey = (weighted * 511 // (510 * 10_000)).astype(np.uint8)
@@ -174,14 +178,15 @@ def test_color(magnitude):
   got = apply('Color', images, magnitude)
   np.testing.assert_array_equal(
       got, [blend(g, i, factor(magnitude)) for g, i in zip(grey, images)])
-  # PIL rounds its grey to nearest: one level, times |1 - factor|, and the cut.
+  # PIL rounds its grey to the nearest level, which can change a level by one
+  # times |1 - factor|; truncating adds to it.
   by_eye = by_pil(
       lambda i: ImageEnhance.Color(i).enhance(factor(magnitude)), images)
   assert levels_off(got, by_eye) <= np.ceil(abs(1 - factor(magnitude)))
 
 
 @pytest.mark.parametrize('magnitude', (0,) + MAGNITUDES)
-def test_sharpness(magnitude):
+def test_sharpness_blends_with_a_smoothed_image(magnitude):
   images = photos()
   smooth = images.copy()
   near = np.lib.stride_tricks.sliding_window_view(images, (3, 3), (1, 2))
@@ -190,13 +195,13 @@ def test_sharpness(magnitude):
   got = apply('Sharpness', images, magnitude)
   np.testing.assert_array_equal(
       got, [blend(s, i, factor(magnitude)) for s, i in zip(smooth, images)])
-  # PIL rounds its mean to nearest: one level, times |1 - factor|, and the cut.
+  # PIL rounds its mean to the nearest level, as above.
   by_eye = by_pil(
       lambda i: ImageEnhance.Sharpness(i).enhance(factor(magnitude)), images)
   assert levels_off(got, by_eye) <= np.ceil(abs(1 - factor(magnitude)))
 
 
-def test_factor_one_changes_nothing():
+def test_blends_with_factor_one_change_nothing():
   for name in 'Color', 'Contrast', 'Brightness', 'Sharpness':
     np.testing.assert_array_equal(apply(name, photos(), 5), photos())
 
@@ -205,7 +210,7 @@ def test_factor_one_changes_nothing():
 
 
 def warp(images, matrix):
-  """Oracle: pixel (x, y) comes from `matrix` (x, y, 1), nearest; else 128."""
+  """The expected warp: pixel (x, y) shows `matrix` (x, y, 1), else 128."""
   height, width = images.shape[1:3]
   y, x = np.indices((height, width), np.float32)
   (a, b, c), (d, e, f) = np.asarray(matrix, np.float32)
@@ -223,7 +228,7 @@ def share_differing(images1, images2):
 
 
 def pil_warp(images, matrix):
-  """PIL's nearest-neighbour affine map; it counts from pixels' corners."""
+  """PIL's nearest-neighbour affine map, whose pixels begin at their corners."""
   (a, b, c), (d, e, f) = matrix
   corner = (a, b, c - (a + b - 1) / 2, d, e, f - (d + e - 1) / 2)
   return by_pil(lambda i: i.transform(
@@ -233,36 +238,37 @@ def pil_warp(images, matrix):
 
 @pytest.mark.parametrize('negate', [False, True])
 @pytest.mark.parametrize('magnitude', (3,) + MAGNITUDES)
-def test_shears(magnitude, negate):
+def test_shears_equal_a_nearest_neighbour_warp(magnitude, negate):
   images = photos()
   s = 0.3 * magnitude / 10 * (-1 if negate else 1)
   for name, matrix in (('ShearX', ((1, s, 0), (0, 1, 0))),
                        ('ShearY', ((1, 0, 0), (s, 1, 0)))):
     got = apply(name, images, magnitude, negate)
     np.testing.assert_array_equal(got, warp(images, matrix))
-    # A row in ten of a shear by 0.45 falls half-way; PIL rounds some the other
-    # way. A wrong sign or axis changes most of the pixels.
+    # One row in ten of a shear by 0.45 falls half-way between pixels, and PIL
+    # rounds some of them the other way. A wrong sign or axis would change most
+    # pixels.
     assert share_differing(got, pil_warp(images, matrix)) < 0.1
 
 
 @pytest.mark.parametrize('negate', [False, True])
 @pytest.mark.parametrize('magnitude', (3,) + MAGNITUDES)
-def test_rotate(magnitude, negate):
+def test_rotation_equals_a_nearest_neighbour_warp(magnitude, negate):
   images = photos()
   degrees = 30 * magnitude / 10 * (-1 if negate else 1)
   got = apply('Rotate', images, magnitude, negate)
   c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
   x, y = (WIDTH - 1) / 2, (HEIGHT - 1) / 2
   matrix = ((c, -s, x - c * x + s * y), (s, c, y - s * x - c * y))
-  # Half-way pixels depend on the last bit of the coordinates: 0.6 % at most,
-  # the diagonal at 45 degrees.
+  # Half-way pixels depend on the last bit of the coordinates. At most 0.6% are
+  # half-way: the diagonal at 45 degrees.
   assert share_differing(got, warp(images, matrix)) < 0.01
   assert share_differing(got, by_pil(lambda i: i.rotate(
       degrees, Image.Resampling.NEAREST, fillcolor=(128,) * 3), images)) < 0.01
 
 
 @pytest.mark.parametrize('negate', [False, True])
-def test_translate(negate):
+def test_translations_shift_by_whole_pixels_and_fill_with_grey(negate):
   images = photos()
   for magnitude, pixels in (5, 50), (10, 100):
     x, y = (np.full_like(images, 128) for _ in range(2))
@@ -285,7 +291,7 @@ def test_translate(negate):
 
 @pytest.mark.parametrize('magnitude, reach', [(3, 12), (10, 40), (15, 60)])
 @pytest.mark.parametrize('centre', [(50, 70), (0, 0), (119, 3), (30, 159)])
-def test_cutout(magnitude, reach, centre):
+def test_cutout_fills_a_square_with_grey(magnitude, reach, centre):
   images = photos()
   expected = images.copy()
   row, column = centre
@@ -296,7 +302,7 @@ def test_cutout(magnitude, reach, centre):
   np.testing.assert_array_equal(apply('Cutout', images, 0), images)
 
 
-# All ops alike.
+# All ops.
 
 
 @pytest.mark.parametrize('name', randaugment.OPS)
@@ -312,14 +318,14 @@ def test_one_channel_is_treated_like_each_of_three(name):
     assert (got != grey).any()
 
 
-def test_sign_matters_only_where_it_should():
+def test_only_moves_depend_on_the_sign():
   for name in randaugment.OPS:
     same = np.array_equal(apply(name, photos(), 10, negate=False),
                           apply(name, photos(), 10, negate=True))
     assert same == (name not in SIGNED), name
 
 
-def test_mixed_batch_equals_each_op_alone():
+def test_a_batch_of_different_ops_equals_each_op_alone():
   images = np.stack([photos()[i % 4] for i in range(16)])
   negate, centre = np.arange(16) % 3 == 0, np.arange(32).reshape(16, 2) * 4
   mixed = np.asarray(jitted_op(
@@ -330,7 +336,7 @@ def test_mixed_batch_equals_each_op_alone():
     np.testing.assert_array_equal(mixed[b], alone[0], err_msg=name)
 
 
-# The forms for TPUs, which run anywhere, against the others.
+# The forms for TPUs, which run on any device, against the others.
 
 
 def test_both_histograms_agree():
@@ -356,11 +362,12 @@ def test_both_look_ups_agree(channels):
 
 @pytest.mark.parametrize('magnitude', (3,) + MAGNITUDES)
 def test_both_warps_agree(magnitude):
-  places = jnp.asarray(randaugment._places(magnitude, HEIGHT, WIDTH))
+  places = jnp.asarray(warps._places(magnitude, HEIGHT, WIDTH))
   moves = jnp.asarray(np.random.default_rng(0).permutation(11))
   pixels = jnp.asarray(np.random.default_rng(1).integers(
       0, 256, (11, HEIGHT * WIDTH + 1, 3), np.uint8))
-  got = [move(pixels, places, moves) for move in (randaugment._move_each, randaugment._move_all)]
+  got = [move(pixels, places, moves) for move in (
+      warps._move_each, warps._move_all)]
   assert got[0].dtype == got[1].dtype == jnp.uint8
   np.testing.assert_array_equal(*got)
   for b, move in enumerate(moves):
@@ -370,9 +377,11 @@ def test_both_warps_agree(magnitude):
 @pytest.mark.parametrize('platform, addresses, products', [
     ('tpu', HEIGHT * WIDTH, 2), ('cuda', 4 * HEIGHT * WIDTH * 3, 0),
     ('cpu', 4 * HEIGHT * WIDTH * 3, 0)])
-def test_a_tpu_fetches_only_rows_of_the_batch(platform, addresses, products):
-  """In the program before compilation: the largest gather, and the form."""
-  program = randaugment.trace(
+def test_a_program_for_tpus_gathers_whole_rows_of_the_batch_only(
+    platform, addresses, products):
+  """Seen in the program before compilation, by its largest gather and its
+  products."""
+  program = jitted.trace(
       photos(), keys_of(0, 4), layers=1, magnitude=15).lower(
           lowering_platforms=(platform,)).as_text()
   shapes = re.findall(r'"stablehlo.gather".*, tensor<([0-9x]+)x1xi32>', program)
@@ -388,7 +397,8 @@ def keys_of(seed, batch):
   return jax.random.split(jax.random.key(seed), batch)
 
 
-randaugment = jax.jit(randaugment.randaugment, static_argnames=('layers', 'magnitude'))
+jitted = jax.jit(randaugment.randaugment,
+                 static_argnames=('layers', 'magnitude'))
 
 
 def test_draws_are_uniform_and_independent():
@@ -410,60 +420,63 @@ def test_draws_are_uniform_and_independent():
   assert chi2(ops0 * 8 + centre0[:, 1], 128) < 182.0
 
 
-def test_is_the_drawn_ops_one_after_another():
+def test_randaugment_applies_the_drawn_ops_one_after_another():
   images, keys = photos(), keys_of(1, 4)
   expected = jnp.asarray(images)
   for layer in range(3):
     expected = jitted_op(expected, *randaugment.draw(
         keys, layer=layer, height=HEIGHT, width=WIDTH), 15)
-  got = randaugment(images, keys, layers=3, magnitude=15)
+  got = jitted(images, keys, layers=3, magnitude=15)
   np.testing.assert_array_equal(got, expected)
   np.testing.assert_array_equal(
-      randaugment(images, keys, layers=0, magnitude=15), images)
+      jitted(images, keys, layers=0, magnitude=15), images)
 
 
 def test_an_example_does_not_depend_on_its_batch():
   images = np.concatenate([photos()] * 4)
   keys = keys_of(2, len(images))
-  whole = np.asarray(randaugment(images, keys, layers=2, magnitude=15))
+  whole = np.asarray(jitted(images, keys, layers=2, magnitude=15))
   assert whole.dtype == np.uint8 and (whole != images).any((1, 2, 3)).sum() > 8
   for b in range(0, len(images), 3):
-    alone = randaugment(
+    alone = jitted(
         images[b:b + 1], keys[b:b + 1], layers=2, magnitude=15)
     np.testing.assert_array_equal(alone[0], whole[b])
   order = np.random.default_rng(0).permutation(len(images))
-  moved = randaugment(images[order], keys[order], layers=2, magnitude=15)
+  moved = jitted(images[order], keys[order], layers=2, magnitude=15)
   np.testing.assert_array_equal(moved, whole[order])
 
 
-def test_deterministic_with_and_without_jit():
+def test_results_are_the_same_with_and_without_jit():
   images, keys = photos(), keys_of(3, 4)
-  first = randaugment(images, keys, layers=2, magnitude=15)
-  again = randaugment(images, keys, layers=2, magnitude=15)
-  plain = randaugment.randaugment(jnp.asarray(images), keys, layers=2, magnitude=15)
+  first = jitted(images, keys, layers=2, magnitude=15)
+  again = jitted(images, keys, layers=2, magnitude=15)
+  plain = randaugment.randaugment(
+      jnp.asarray(images), keys, layers=2, magnitude=15)
   np.testing.assert_array_equal(first, again)
   np.testing.assert_array_equal(first, plain)
-  other = randaugment(images, keys_of(4, 4), layers=2, magnitude=15)
+  other = jitted(images, keys_of(4, 4), layers=2, magnitude=15)
   assert (np.asarray(first) != np.asarray(other)).any()
 
 
-def test_a_sharded_batch_stays_where_it_is():
+def test_a_sharded_batch_needs_no_communication():
   mesh = Mesh(np.array(jax.devices()), ('data',))
   split = NamedSharding(mesh, PartitionSpec('data'))
   images = np.tile(photos()[:, :40, :48], (jax.device_count(), 1, 1, 1))
   keys = keys_of(5, len(images))
   args = jax.device_put((images, keys), split)
-  step = jax.jit(functools.partial(randaugment.randaugment, layers=2, magnitude=15),
-                 in_shardings=split, out_shardings=split)
+  step = jax.jit(
+      functools.partial(randaugment.randaugment, layers=2, magnitude=15),
+      in_shardings=split, out_shardings=split)
   compiled = step.lower(*args).compile()
   for collective in 'all-gather', 'all-reduce', 'all-to-all', 'collective-':
     assert collective not in compiled.as_text(), collective
   np.testing.assert_array_equal(
-      compiled(*args), randaugment(images, keys, layers=2, magnitude=15))
+      compiled(*args), jitted(images, keys, layers=2, magnitude=15))
 
 
 @pytest.mark.parametrize('images', [
     np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 8, 8, 4), np.uint8)])
-def test_refuses_other_images(images):
+def test_images_of_another_dtype_or_number_of_channels_are_refused(images):
   with pytest.raises(ValueError, match=f'{images.dtype}.*{images.shape[-1]}'):
-    randaugment.randaugment(jnp.asarray(images), keys_of(0, 2), layers=1, magnitude=15)
+    randaugment.randaugment(
+        jnp.asarray(images), keys_of(0, 2), layers=1, magnitude=15)

@@ -1,16 +1,15 @@
-"""ImageNet's other labels (ReaL) and other images (V2), by TFDS's own names."""
-import dataclasses
+"""Other labels of ImageNet (ReaL) and other images (V2), by TFDS's own names.
+"""
 import json
-import os
 import pathlib
 import shutil
 
 import numpy as np
 from PIL import Image
 import pytest
+import tfds_sets
 
 from mixer.core import errors
-from mixer.data import bad_images
 from mixer.data import pipeline
 from mixer.data import real_labels
 from mixer.data import sources
@@ -34,6 +33,7 @@ def picture(number):
 
 @pytest.fixture(scope='module', autouse=True)
 def cache(tmp_path_factory):
+  """Keeps indexes out of the cache of whoever runs the tests."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
     yield
@@ -41,16 +41,12 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-  """ImageNet, and V2 in two configs and two versions, each of few images."""
-  import tensorflow_datasets as tfds
-  os.environ['NO_GCE_CHECK'] = 'true'
-  tfds.display_progress_bar(enable=False)
-  tfds.core.utils.gcs_utils._is_gcs_disabled = True
+  """ImageNet, and V2 in two configs and two versions, with few images each."""
   where = str(tmp_path_factory.mktemp('tfds'))
 
   def examples(names):
-    for number, name in enumerate(names, 1):
-      yield name, dict(image=picture(number), label=number, file_name=name)
+    return [(name, dict(image=picture(number), label=number, file_name=name))
+            for number, name in enumerate(names, 1)]
 
   validation = [name_of(1 + i) for i in range(COUNT)]
   train = ['n01440764_10026.JPEG', 'n01440764_10027.JPEG']
@@ -58,13 +54,10 @@ def data_dir(tmp_path_factory):
           'imagenet_v2/matched-frequency': dict(test=['a', 'b', 'c']),
           'imagenet_v2/topimages': dict(test=['a', 'b'])}
   for name, splits in made.items():
-    builder = tfds.builder(name, data_dir=where)
-    builder._split_generators = lambda dl, splits=splits: {
-        split: examples(names) for split, names in splits.items()}
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(
-        num_shards=2, try_download_gcs=False))
+    tfds_sets.prepare_known(where, name, lambda features, splits=splits: {
+        split: examples(names) for split, names in splits.items()})
   new = pathlib.Path(where, 'imagenet_v2', 'matched-frequency', '3.0.0')
-  old = new.parent / '2.0.0'   # TFDS itself writes the newest only
+  old = new.parent / '2.0.0'   # TFDS itself writes only the newest version
   shutil.copytree(new, old)
   info = old / 'dataset_info.json'
   info.write_text(json.dumps(dict(
@@ -74,7 +67,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-  """The same validation images as a folder of classes, and as a manifest."""
+  """The same validation images as a folder of classes and as a manifest."""
   root = tmp_path_factory.mktemp('photos')
   lines = ['path,label']
   for number in range(1, COUNT + 1):
@@ -87,8 +80,8 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture
-def real(tmp_path):
-  """A file of labels."""
+def label_file(tmp_path):
+  """Writes a file of labels and returns its path."""
   def write(content=LISTS):
     path = tmp_path / 'labels.json'
     path.write_text(content if isinstance(content, str)
@@ -98,19 +91,20 @@ def real(tmp_path):
 
 
 def whole(source, split):
-  """(image, labels) of all examples."""
+  """[(image, labels)] of all examples of a split."""
   piece = source.stored[split]
   records = piece.records(np.arange(piece.stop - piece.start))
-  files, labels, weights = source.read(records)
-  assert weights is None and labels.dtype == np.int32
-  return list(zip(files, labels.tolist()))
+  files, targets = source.read(records)
+  assert list(targets) == ['labels'] and targets['labels'].dtype == np.int32
+  return list(zip(files, targets['labels'].tolist()))
 
 
-def test_labels_follow_the_file_names(data_dir, real):
+def test_labels_follow_the_file_names(data_dir, label_file):
   """And not the order in which TFDS stored the images."""
   plain = sources.open_source('imagenet2012', data_dir=data_dir)
-  number = dict((file, label) for file, (label,) in whole(plain, 'validation'))
-  source = sources.open_source('imagenet2012', data_dir=data_dir, labels=real())
+  number = {file: label for file, (label,) in whole(plain, 'validation')}
+  source = sources.open_source('imagenet2012', data_dir=data_dir,
+                               labels=label_file())
   found = whole(source, 'validation')
   assert [labels for _, labels in found] == [
       row(LISTS[number[file] - 1]) for file, _ in found]
@@ -120,10 +114,11 @@ def test_labels_follow_the_file_names(data_dir, real):
 
 
 @pytest.mark.parametrize('kind', ('folder', 'manifest'))
-def test_labels_of_files_follow_their_names(photos, real, kind):
+def test_labels_of_folders_and_manifests_follow_the_file_names(
+    photos, label_file, kind):
   path = photos / ('files' if kind == 'folder' else 'listed.csv')
   lists = [[i % 2 for i in labels] for labels in LISTS]
-  source = sources.open_source(f'{kind}:{path}', labels=real(lists))
+  source = sources.open_source(f'{kind}:{path}', labels=label_file(lists))
   assert source.num_classes == 2
   found = whole(source, 'train')
   assert len(found) == COUNT
@@ -133,13 +128,10 @@ def test_labels_of_files_follow_their_names(photos, real, kind):
     assert file == next(photos.glob(f'files/*/{name}')).read_bytes()
 
 
-def test_an_evaluation_sees_them(data_dir, real):
+def test_an_evaluation_uses_the_other_labels(data_dir, label_file):
   data = pipeline.open_data(
       name='imagenet2012', split='validation', dir=data_dir, crop='resize',
-      image_size=8, key='evals.real')
-  source = sources.open_source('imagenet2012', data_dir=data_dir, labels=real())
-  vet = bad_images.Vetting(source, key='x', most=None, max_pixels=10**6)
-  data = dataclasses.replace(data, source=source, vetting=vet)
+      image_size=8, key='evals.label_file', labels=label_file())
   batch, = data.eval_batches(batch_size=8, slots=(0, 8))
   assert batch['mask'].sum() == COUNT and not batch['bad'].any()
   for image, labels in zip(batch['image'][batch['mask']],
@@ -147,29 +139,32 @@ def test_an_evaluation_sees_them(data_dir, real):
     assert labels.tolist() == row(LISTS[round(image.mean() / 30) - 1])
 
 
-def test_the_fingerprint_follows_the_labels(data_dir, photos, real):
+def test_the_fingerprint_follows_the_labels(data_dir, photos, label_file):
   for name in ('imagenet2012', f'folder:{photos}/files'):
     lists = [[0], [1]] * 4
     opened = lambda **more: sources.open_source(
         name, data_dir=data_dir, **more).fingerprint
-    one, again = opened(labels=real(lists)), opened(labels=real(lists))
-    other = opened(labels=real(lists[::-1]))
+    one, again = (opened(labels=label_file(lists)) for _ in range(2))
+    other = opened(labels=label_file(lists[::-1]))
     assert one == again and len({one, other, opened()}) == 3
 
 
-def test_names_that_are_not_imagenet_s_are_refused(data_dir, tmp_path, real):
-  """At once if no split has them, else where they are read."""
-  source = sources.open_source('imagenet2012', data_dir=data_dir, labels=real())
+def test_other_file_names_than_those_of_imagenet_are_refused(
+    data_dir, tmp_path, label_file):
+  """When the source is opened if the label file knows the first image of no
+  split, otherwise when the images are read."""
+  source = sources.open_source('imagenet2012', data_dir=data_dir,
+                               labels=label_file())
   with pytest.raises(errors.UserError, match='n01440764_1002.*JPEG'):
     whole(source, 'train')
   (tmp_path / 'cats').mkdir()
   Image.fromarray(picture(1)).save(tmp_path / 'cats' / 'tom_00000001.png')
   with pytest.raises(errors.UserError, match=(
-      "labels.json.*tom_00000001.png.*not ImageNet's validation set")):
-    sources.open_source(f'folder:{tmp_path}', labels=real([[0]]))
+      "labels.json.*none for .*tom_00000001.png.*ImageNet's validation set")):
+    sources.open_source(f'folder:{tmp_path}', labels=label_file([[0]]))
   with pytest.raises(errors.UserError, match="none for 'a'|none for 'b'"):
     sources.open_source('imagenet_v2/matched-frequency', data_dir=data_dir,
-                        labels=real())
+                        labels=label_file())
 
 
 @pytest.mark.parametrize('name,says', (
@@ -178,8 +173,8 @@ def test_names_that_are_not_imagenet_s_are_refused(data_dir, tmp_path, real):
     ('ILSVRC2012_val_.JPEG', 'val_.JPEG'),
     ('ILSVRC2012_test_00000001.JPEG', 'test_00000001'),
     ('n01440764_00000001.JPEG', 'n01440764_00000001')))
-def test_numbers_beyond_the_labels(real, name, says):
-  labels = real_labels.load(real(), 1000)
+def test_a_file_name_without_labels_is_refused(label_file, name, says):
+  labels = real_labels.load(label_file(), 1000)
   assert labels.of('a/b/ILSVRC2012_val_00000008.JPEG') == LISTS[7]
   assert labels.of('ILSVRC2012_val_00000004.png') == LISTS[3]
   with pytest.raises(errors.UserError, match=says):
@@ -192,20 +187,23 @@ def test_numbers_beyond_the_labels(real, name, says):
     ('[["5"]]', 'not a list of lists'), ('[[true]]', 'not a list of lists'),
     ('[[1], [1000]]', r'image 2 the labels \[1000\].*0 to 999'),
     ('[[-1]]', r'image 1 the labels \[-1\]')))
-def test_what_are_no_labels(data_dir, real, content, says):
+def test_files_that_hold_no_labels_are_refused(
+    data_dir, label_file, content, says):
   with pytest.raises(errors.UserError, match=f'^labels: .*{says}'):
-    sources.open_source('imagenet2012', data_dir=data_dir, labels=real(content))
+    sources.open_source('imagenet2012', data_dir=data_dir,
+                        labels=label_file(content))
 
 
-def test_labels_that_are_not_there(data_dir, tmp_path):
+def test_a_missing_label_file_is_refused(data_dir, tmp_path):
   with pytest.raises(errors.UserError, match='labels: cannot read.*none.json'):
     sources.open_source('imagenet2012', data_dir=data_dir,
                         labels=str(tmp_path / 'none.json'))
 
 
-def test_sources_without_file_names_have_no_other_labels(data_dir, real):
-  with pytest.raises(errors.UserError, match='labels: .*digits has none'):
-    sources.open_source('digits', labels=real())
+def test_sources_without_file_names_cannot_have_other_labels(
+    data_dir, label_file):
+  with pytest.raises(errors.UserError, match='labels: .*digits has no file'):
+    sources.open_source('digits', labels=label_file())
 
 
 # ImageNet-V2.
@@ -217,7 +215,7 @@ def test_sources_without_file_names_have_no_other_labels(data_dir, real):
     ('imagenet_v2/matched-frequency:2.0.0', '2.0.0', 3),
     ('imagenet_v2/matched-frequency:2.*.*', '2.0.0', 3),
     ('imagenet_v2/topimages', '3.0.0', 2)))
-def test_sets_open_by_config_and_version(data_dir, name, version, count):
+def test_sets_are_opened_by_config_and_version(data_dir, name, version, count):
   source = sources.open_source(name, data_dir=data_dir)
   assert source.directory.endswith(f'{name.partition(":")[0]}/{version}')
   assert (source.name, source.num_classes) == (name, 1000)
@@ -225,8 +223,8 @@ def test_sets_open_by_config_and_version(data_dir, name, version, count):
       [1 + i] for i in range(count)]
 
 
-def test_sets_open_by_version(data_dir, tmp_path):
-  """Without a config: the newest, or the one that is named."""
+def test_a_set_is_opened_in_its_newest_version_unless_one_is_named(
+    data_dir, tmp_path):
   version, = pathlib.Path(data_dir, 'imagenet2012').iterdir()
   shutil.copytree(version, tmp_path / 'imagenet2012' / version.name)
   for name in ('imagenet2012', f'imagenet2012:{version.name}'):
@@ -239,7 +237,7 @@ def test_sets_open_by_version(data_dir, tmp_path):
 
 @pytest.mark.parametrize('name', (
     'imagenet_v2/threshold-0.7', 'imagenet_v2/topimages:2.0.0'))
-def test_a_missing_set_says_how_to_get_it(data_dir, name):
+def test_the_error_for_a_missing_set_says_how_to_get_it(data_dir, name):
   with pytest.raises(errors.UserError) as error:
     sources.open_source(name, data_dir=data_dir)
   assert (f"builder('{name}', data_dir='{data_dir}').download_and_prepare()"

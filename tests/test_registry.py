@@ -1,4 +1,4 @@
-"""The register of released weights says what is known, and what is not."""
+"""The registry of released weights: names, addresses, and sourced facts."""
 import re
 
 import jax
@@ -19,7 +19,7 @@ ADDRESSES = [(release, address) for release in registry.RELEASES
              for address in (release.url, *release.also)]
 
 
-def test_names_are_one_each():
+def test_names_and_addresses_are_unique():
   names = registry.names()
   assert len(names) == len(set(names)) == 13
   addresses = [address for _, address in ADDRESSES]
@@ -30,8 +30,7 @@ def test_names_are_one_each():
 
 
 @pytest.mark.parametrize('address', [address for _, address in ADDRESSES])
-def test_addresses_can_be_fetched(address):
-  """What one would be fetched to has a suffix that can be read."""
+def test_addresses_are_of_files_that_can_be_fetched_and_read(address):
   assert fetch.is_url(address)
   if address.startswith('hf://'):
     repository, revision, file = fetch._on_hub(address)
@@ -42,8 +41,7 @@ def test_addresses_can_be_fetched(address):
     assert address.endswith(formats.SUFFIXES)
 
 
-def test_checksums_in_names():
-  """Those that timm's files end with (PAPER 7.5)."""
+def test_checksums_in_addresses_are_those_of_timms_files():
   found = {m[1] for _, address in ADDRESSES
            if (m := fetch._HASH_IN_NAME.search(address))}
   assert found == {'76587d61', '617b3de2', '92f9adc4', '846aa33c', '2a558a71',
@@ -67,11 +65,11 @@ def test_checksums_in_names():
      'v0.1-vitjx/jx_mixer_b16_224-76587d61.pth', 'Mixer-B/16-imagenet1k'),
     ('downloads/jx_mixer_l16_224_in21k-846aa33c.pth',
      'Mixer-L/16-imagenet21k')))
-def test_addresses_have_their_names(address, name):
+def test_each_form_of_an_address_finds_its_release(address, name):
   assert registry.find(address).name == name
 
 
-def test_other_names():
+def test_other_names_and_addresses_find_no_release():
   for other in ('runs/x', 'w.npz', 'hf://me/mine', 'gs://me/Mixer-B_16.npz',
                 'Mixer-B_16.npz', 'mine-76587d61.pth'):
     assert registry.find(other) is None
@@ -79,8 +77,8 @@ def test_other_names():
     registry.find('Mixer-B/16-imagenet')
 
 
-def test_what_is_not_known_is_said():
-  """No accuracy without its conditions, and none where none is known."""
+def test_facts_that_nobody_could_verify_are_marked():
+  """An accuracy has its conditions, and is missing where none is known."""
   for release in registry.RELEASES:
     if isinstance(release.top1, float):
       assert release.num_classes == 1000 and release.conditions
@@ -97,8 +95,8 @@ def test_what_is_not_known_is_said():
     assert ('gsam' in release.name) == (release.source == registry.UNVERIFIED)
 
 
-def test_the_misleading_name_is_told():
-  """timm's goog_in21k_ft_in1k were never at ImageNet-21k."""
+def test_the_note_warns_of_a_misleading_name():
+  """timm's goog_in21k_ft_in1k weights were never trained on ImageNet-21k."""
   for letter in 'bl':
     release = registry.find(f'hf://timm/mixer_{letter}16_224.'
                             'goog_in21k_ft_in1k')
@@ -107,8 +105,7 @@ def test_the_misleading_name_is_told():
     assert f'mixer_{letter}16_224_in21k' in release.note
 
 
-def test_class_names():
-  """1,000, in the order of their synsets."""
+def test_class_names_are_the_1000_of_imagenet_in_order_of_synsets():
   names = registry.class_names(registry.find('Mixer-B/16-imagenet1k'))
   synsets = [name.split(' ', 1)[0] for name in names]
   assert len(set(synsets)) == len(names) == 1000
@@ -121,7 +118,7 @@ def test_class_names():
 
 
 def saved(tmp_path, num_classes=1000):
-  """(model, params, path): a small network in a file."""
+  """(model, params, path) of a small network in a file."""
   model = models.create(
       'Mixer-B/16', num_classes=num_classes, patch_size=4, hidden_dim=8,
       num_blocks=1, tokens_mlp_dim=4, channels_mlp_dim=4)
@@ -138,9 +135,10 @@ def saved(tmp_path, num_classes=1000):
 @pytest.mark.parametrize('name,folded', (
     ('Mixer-B/16-imagenet1k-miil', True), ('Mixer-B/16-imagenet1k', False),
     ('Mixer-B/16-sam', False)))
-def test_a_release_as_a_network(tmp_path, monkeypatch, name, folded):
-  """With its classes, loss and preprocessing; weights for pixels in [0, 1] give
-  for pixels in [-1, 1] what they gave."""
+def test_a_release_has_its_classes_loss_and_preprocessing(
+    tmp_path, monkeypatch, name, folded):
+  """Weights for pixels in [0, 1] are changed to give the same logits for
+  pixels in [-1, 1]."""
   model, params, path = saved(tmp_path)
   asked = []
   monkeypatch.setattr(fetch, 'local', lambda url: asked.append(url) or path)
@@ -165,9 +163,8 @@ def test_a_release_as_a_network(tmp_path, monkeypatch, name, folded):
   assert np.abs(other - theirs).max() > .1
 
 
-def test_an_address_is_the_release(tmp_path, monkeypatch):
-  """Another address of the same weights is fetched, under the release's card.
-  """
+def test_another_address_of_a_release_gets_the_card_of_the_release(
+    tmp_path, monkeypatch):
   _, _, path = saved(tmp_path)
   asked = []
   monkeypatch.setattr(fetch, 'local', lambda url: asked.append(url) or path)
@@ -178,14 +175,14 @@ def test_an_address_is_the_release(tmp_path, monkeypatch):
     networks.open_network(address, best=True)
 
 
-def test_a_release_that_lies_here(tmp_path):
-  """Its name holds its checksum, which is checked."""
+def test_a_local_file_of_a_release_is_checked_by_the_checksum_in_its_name(
+    tmp_path):
   path = tmp_path / 'jx_mixer_b16_224-76587d61.pth'
   path.write_bytes(b'another file')
   with pytest.raises(errors.UserError, match='SHA-256.*its name says 76587d61'):
     pretrained.open_network(str(path))
 
 
-def test_a_release_without_torch():
-  """The first address of each is one of those that torch is not needed for."""
+def test_no_release_needs_torch():
+  """The first address of each, which is fetched by name, is not a .pth file."""
   assert not [r.name for r in registry.RELEASES if r.url.endswith('.pth')]

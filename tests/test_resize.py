@@ -1,4 +1,4 @@
-"""Change of resolution: the equalities of the paper's appendix C, and others."""
+"""Weights for other image sizes, patches and channels: what stays equal."""
 import functools
 
 import jax
@@ -10,12 +10,12 @@ from mixer import models
 from mixer import pretrained
 from mixer.core import errors
 
-SIZE = 12   # of the small images; patches of 4, so a grid of 3 x 3
+SIZE = 12   # of small images, which have a grid of 3 x 3 patches
 
 
 @functools.cache
 def make(channels=3, size=(SIZE, SIZE), patch_size=4):
-  """A small network with all its parameters at random."""
+  """(a small network, its parameters), all of them random."""
   model = models.create(
       'Mixer-S/4', num_classes=5, hidden_dim=16, num_blocks=2,
       tokens_mlp_dim=7, channels_mlp_dim=24, in_channels=channels,
@@ -42,9 +42,9 @@ def close(a, b, tolerance=2e-5):
 
 
 @pytest.mark.parametrize('parts', [(2, 2), (3, 3), (1, 2), (3, 1), (1, 1)])
-def test_blocks_mix_every_part_as_the_small_network_did(parts):
-  """After each block, in place of the raster; pre-logits and logits are the
-  means over the parts."""
+def test_enlarged_blocks_mix_each_part_as_the_small_network_did(parts):
+  """Appendix C of the paper: the tokens of each part are equal after every
+  block; pre-logits and logits are the means over the parts."""
   model, params = make()
   size = (SIZE * parts[0], SIZE * parts[1])
   larger, enlarged = pretrained.resize(model, params, image_size=size)
@@ -68,7 +68,7 @@ def test_blocks_mix_every_part_as_the_small_network_did(parts):
   close(out['pre_logits'], mean(1))
 
 
-def test_a_tiled_image_gives_the_small_images_logits():
+def test_an_enlarged_network_gives_a_tiled_image_the_logits_of_its_tile():
   model, params = make()
   x = images(2, SIZE, SIZE)
   larger, enlarged = pretrained.resize(model, params, image_size=2 * SIZE)
@@ -76,8 +76,8 @@ def test_a_tiled_image_gives_the_small_images_logits():
         apply(model, params, x)[0])
 
 
-def test_zeros_between_the_blocks_are_parameters():
-  """Their gradients are not zero: training couples the parts."""
+def test_training_changes_the_zeros_between_the_blocks():
+  """Their gradients are not zero, so training couples the parts."""
   model, params = make()
   larger, enlarged = pretrained.resize(model, params, image_size=2 * SIZE)
   x = images(2, 2 * SIZE, 2 * SIZE)
@@ -88,7 +88,7 @@ def test_zeros_between_the_blocks_are_parameters():
   assert zeros.mean() == .75 and np.all(np.asarray(first(grads))[zeros] != 0)
 
 
-def test_the_same_size_changes_nothing():
+def test_the_same_size_leaves_model_and_parameters_unchanged():
   model, params = make()
   for method in ('block', 'resample'):
     same, kept = pretrained.resize(
@@ -99,7 +99,7 @@ def test_the_same_size_changes_nothing():
 
 @pytest.mark.parametrize('size', [(8, 8), (20, 20), (16, 28), (4, 36), (24, 24)])
 def test_resampled_mixing_is_mixing_of_resampled_tokens(size):
-  """W1' t = W1 (down t), and what W2' and b2' add is `up` of what W2, b2 did."""
+  """W1' t = W1 (down t), and W2', b2' add `up` of what W2, b2 added."""
   model, params = make()
   new, resampled = pretrained.resize(
       model, params, image_size=size, method='resample')
@@ -120,9 +120,9 @@ def test_resampled_mixing_is_mixing_of_resampled_tokens(size):
 
 
 @pytest.mark.parametrize('size', [(8, 8), (32, 20)])
-def test_resampled_a_uniform_image_gives_the_old_logits(size):
-  """If W2 and b2 do not depend on the token, all tokens stay alike, and the
-  number of them does not matter."""
+def test_a_uniform_image_keeps_its_logits_after_resampling(size):
+  """If W2 and b2 do not depend on the token, all tokens stay alike, and their
+  number does not matter."""
   model, params = make()
   for i in range(2):
     second = params[f'MixerBlock_{i}']['token_mixing']['Dense_1']
@@ -135,7 +135,7 @@ def test_resampled_a_uniform_image_gives_the_old_logits(size):
         apply(model, params, plain(SIZE, SIZE))[0], 1e-4)
 
 
-def test_the_papers_form_is_taken_where_it_applies():
+def test_the_papers_method_is_the_default_where_it_applies():
   model, params = make()
   widths = lambda size: pretrained.resize(
       model, params, image_size=size)[0].tokens_mlp_dim
@@ -143,9 +143,9 @@ def test_the_papers_form_is_taken_where_it_applies():
   assert (widths(8), widths(16), widths((24, 16))) == (7, 7, 7)
 
 
-def test_images_that_were_not_square():
+def test_images_that_are_not_square_need_from_size():
   model, params = make(size=(8, 16))
-  with pytest.raises(errors.UserError, match='from_size: 8 tokens'):
+  with pytest.raises(errors.UserError, match='from_size: .*for 8 tokens'):
     pretrained.resize(model, params, image_size=16)
   with pytest.raises(errors.UserError, match='from_size: .*3x4.*for 8'):
     pretrained.resize(model, params, image_size=16, from_size=(12, 16))
@@ -169,7 +169,7 @@ def test_an_enlarged_patch_projects_to_what_the_patch_did(patch):
   close(tokens(new, changed, large), tokens(model, params, small), 1e-4)
 
 
-def test_a_smaller_patch_keeps_the_shape_of_the_projection():
+def test_a_smaller_patch_gives_a_projection_of_its_size():
   model, params = make()
   new, changed = pretrained.resize(
       model, params, image_size=6, patch_size=2)
@@ -177,8 +177,9 @@ def test_a_smaller_patch_keeps_the_shape_of_the_projection():
   assert apply(new, changed, images(1, 6, 6))[0].shape == (1, 5)
 
 
-def test_finer_patches_of_the_same_image_are_no_parts_of_it():
-  """The grid grows as the paper's does, the image does not."""
+def test_finer_patches_of_the_same_image_are_resampled_by_default():
+  """The grid grows by integer factors but the image does not, so this is not
+  the paper's case."""
   model, params = make()
   resized = lambda **more: pretrained.resize(
       model, params, image_size=SIZE, patch_size=2, **more)[0]
@@ -199,17 +200,17 @@ def test_a_grey_image_gives_the_same_logits_whatever_the_channels(channels):
 
 @pytest.mark.parametrize('settings, message', [
     (dict(image_size=16, method='block'), 'from 3x3 to 4x4; use resample'),
-    (dict(image_size=13), '13x13 is no multiple'),
-    (dict(image_size=2), '2x2 is no multiple'),
+    (dict(image_size=13), '13x13 is not a multiple.*4x4.*12 or 16'),
+    (dict(image_size=2), '2x2 is not a multiple'),
     (dict(image_size=24, method='blocks'), "method.*did you mean 'block'"),
 ])
-def test_what_does_not_fit_is_refused(settings, message):
+def test_sizes_and_methods_that_do_not_fit_are_refused(settings, message):
   model, params = make()
   with pytest.raises(errors.UserError, match=message):
     pretrained.resize(model, params, **settings)
 
 
-def test_parameters_that_were_given_are_left_alone():
+def test_the_given_parameters_are_not_changed():
   model, params = make()
   before = jax.tree.map(np.array, params)
   pretrained.resize(model, params, image_size=24, in_channels=1, patch_size=8)

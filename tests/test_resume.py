@@ -9,9 +9,9 @@ import sys
 import time
 
 import numpy as np
+import pictures
 from PIL import Image
 import pytest
-from sklearn import datasets
 
 from mixer.core import checkpoint
 from mixer.core import trees
@@ -108,13 +108,13 @@ def assert_equal(a, b, stopped_at=None):
 def photo_folder(path):
   """Writes 90 photos of three classes, and two files that are no images."""
   rng = np.random.default_rng(0)
-  pictures = datasets.load_sample_images().images
+  photos = pictures.photos()
   for i in range(90):
     height, width = rng.integers(30, 90, 2)
     y, x = rng.integers(0, 427 - height), rng.integers(0, 640 - width)
     where = path / 'abc'[i % 3]
     where.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pictures[i % 2][y:y + height, x:x + width]).save(
+    Image.fromarray(photos[i % 2][y:y + height, x:x + width]).save(
         where / f'{i}.jpg')
   (path / 'a' / 'empty.jpg').touch()
   whole = (path / 'b' / '1.jpg').read_bytes()

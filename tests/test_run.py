@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import digits
+from mixer import models
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import trees
@@ -83,11 +84,12 @@ def test_a_refused_config_does_not_claim_the_workdir(mistake, tmp_path):
   assert not list((tmp_path / 'run').glob('checkpoints/*'))
 
 
-def test_the_resumed_model_is_the_one_that_the_weights_made(tmp_path):
-  """The card says so, when the weights are gone."""
-  model = types.SimpleNamespace(clone=lambda **settings: settings)
-  assert run._as_trained(model, str(tmp_path)) == {}
+def test_the_resumed_model_has_the_settings_that_it_took_from_weights(tmp_path):
+  """The card tells them, when the weights are gone."""
+  model = models.create('Mixer-S/16')
+  assert run._as_trained(model, str(tmp_path)) == model
   (tmp_path / 'model.json').write_text(json.dumps(dict(model=dict(
-      name='Mixer-S/16', tokens_mlp_dim=24, approximate_gelu=False))))
-  assert run._as_trained(model, str(tmp_path)) == dict(
-      tokens_mlp_dim=24, approximate_gelu=False)
+      name='Mixer-S/16', tokens_mlp_dim=24, approximate_gelu=False,
+      num_classes=7))))
+  assert run._as_trained(model, str(tmp_path)) == models.create(
+      'Mixer-S/16', tokens_mlp_dim=24, approximate_gelu=False)

@@ -16,8 +16,9 @@ ENDS = np.cumsum(sum(SHARDS.values(), ()))
 SPECS = ('train', 'test', 'extra', 'train+test', 'test+train', 'train[2:11]',
          'train[5:12]', 'train[-1:]', 'train[:50%]+test[50%:]+extra[1:]',
          'train[:3]+train[:7]', 'test[3:4]+test[3:4]')
-# (lengths of runs, readers, window): a share that the window does and does not
-# divide, one that is smaller than it, one example a reader, and one in all.
+# (lengths of runs, readers, window): shares that the window divides and does not
+# divide, a share smaller than the window, one example for each reader, and one
+# example in all.
 PLANS = (
     ((20, 21, 20), 8, 3), ((20, 21, 20), 8, 7), ((16, 16), 8, 4),
     ((20, 21, 20), 8, 1000), ((20, 21, 20), 5, 1), ((61,), 4, 5),
@@ -26,7 +27,8 @@ PLANS = (
 
 
 def selected(spec, every=0):
-  """A split of STORED; of its parts all but each `every`-th example."""
+  """A split of STORED. With `every`, names get a suffix: 0 for all examples but
+  each `every`-th, 1 for these."""
   stored = STORED
   if every:
     held = {name: splits.hold_out(piece, every)
@@ -42,24 +44,25 @@ def runs_of_lengths(lengths):
 
 
 def plan_of(lengths, readers, window, seed=0):
-  return sequential_order.Windows(runs_of_lengths(lengths), readers, window, seed)
+  return sequential_order.Windows(
+      runs_of_lengths(lengths), readers, window, seed)
 
 
 def numbers(plan, epoch):
-  """The windows of an epoch."""
+  """The numbers of the windows of an epoch."""
   each = -(-plan.share // plan.window)
   return range(epoch * each, (epoch + 1) * each)
 
 
 def in_order(plan, reader, number):
-  """The positions of a window as they are given out, with their epoch."""
+  """(epoch, positions of a window in the order in which they are used)."""
   epoch, parts, places = plan.read(reader, number)
   read = np.concatenate([np.arange(*part) for part in parts])
   return epoch, read[places]
 
 
 def epoch_of(plan, epoch):
-  """[readers, share]: all positions of an epoch, as they are given out."""
+  """[readers, share]: all positions of an epoch in the order of their use."""
   return np.array([
       np.concatenate([in_order(plan, r, n)[1] for n in numbers(plan, epoch)])
       for r in range(plan.readers)])
@@ -73,8 +76,8 @@ def epoch_of(plan, epoch):
     ('train0+test0', 4), ('test1+train1[1:]', 2), ('train0[3:9]', 3),
     ('train1[-2:]+train0', 10)))
 def test_runs_cover_every_position_once_within_a_shard(spec, every):
-  """Also of slices, unions and what is thinned out, past empty shards; a run
-  ends only where its shard, or its part of the split, does."""
+  """Also for slices, unions, held-out examples, and with empty shards. A run
+  ends only where its shard, or its part of the split, ends."""
   split = selected(spec, every)
   runs = sequential_order.runs_of(split, ENDS)
   assert runs.dtype == np.int64 and np.all(runs[:, 0] < runs[:, 1])
@@ -91,9 +94,9 @@ def test_runs_cover_every_position_once_within_a_shard(spec, every):
 
 
 @pytest.mark.parametrize('every', (2, 10, 1000))
-def test_runs_of_a_large_held_out_split(every):
-  """A thousand shards, far more examples than could be looked at one by one;
-  with every 1000th held out some shards have none."""
+def test_runs_of_a_large_held_out_split_are_found(every):
+  """With a thousand shards and far more examples than could be tried one by
+  one. If every 1000th is held out, some shards have none."""
   lengths = np.random.default_rng(0).integers(1, 2 * 10**6, 1000)
   ends = np.cumsum(lengths)
   for piece in splits.hold_out(splits.Piece(0, 0, int(ends[-1])), every):
@@ -112,7 +115,8 @@ def test_runs_of_a_large_held_out_split(every):
 
 @pytest.mark.parametrize('examples', (1, 2, 7, 60, 61, 63, 64, 65, 10**6))
 def test_readers_are_the_largest_divisor_of_the_batch(examples):
-  """Up to 64 and to the examples, so that each reader has one at least."""
+  """Up to 64 and up to the number of examples, so each reader has at least one.
+  """
   for size in (*range(1, 200), 1000, 1024, 4096, 4099):
     readers = sequential_order.readers_for(size, examples)
     assert readers == max(r for r in range(1, 65)
@@ -123,8 +127,8 @@ def test_readers_are_the_largest_divisor_of_the_batch(examples):
 
 
 @pytest.mark.parametrize('lengths,readers,window', PLANS)
-def test_an_epoch_is_shared_out_without_repetition(lengths, readers, window):
-  """The readers hold disjoint positions, N - N mod R in all; each as many."""
+def test_readers_share_an_epoch_without_repetition(lengths, readers, window):
+  """They hold disjoint positions, the same number each, N - N mod R in all."""
   plan = plan_of(lengths, readers, window)
   total = sum(lengths)
   assert plan.share == total // readers
@@ -136,7 +140,7 @@ def test_an_epoch_is_shared_out_without_repetition(lengths, readers, window):
 
 
 @pytest.mark.parametrize('lengths,readers,window', PLANS)
-def test_a_window_is_full_but_for_the_last_and_permuted(
+def test_windows_are_permuted_and_all_but_the_last_are_full(
     lengths, readers, window):
   plan = plan_of(lengths, readers, window)
   for epoch, reader in itertools.product(range(3), range(readers)):
@@ -151,10 +155,10 @@ def test_a_window_is_full_but_for_the_last_and_permuted(
 
 
 @pytest.mark.parametrize('lengths,readers,window', PLANS)
-def test_what_is_read_together_lies_together(lengths, readers, window):
-  """A part is ascending and in one run; and from the first window of the first
-  reader to the last of the last, an epoch reads on where it left off, but from
-  one shard to the next: long reads, whatever the window."""
+def test_readers_read_consecutive_records(lengths, readers, window):
+  """A part ascends and lies in one run. From the first window of the first
+  reader to the last of the last, an epoch goes on where the part before ended,
+  except from one shard to the next. So reads are long for any window."""
   plan = plan_of(lengths, readers, window)
   for epoch in range(5):
     parts = [part for reader in range(readers)
@@ -168,9 +172,9 @@ def test_what_is_read_together_lies_together(lengths, readers, window):
 
 
 @pytest.mark.parametrize('lengths,readers,window', PLANS)
-def test_places_and_windows_agree_across_epochs(lengths, readers, window):
-  """A reader that starts at any example finds it where one that has read from
-  the beginning does."""
+def test_a_reader_may_start_at_any_example(lengths, readers, window):
+  """It finds the example where a reader that starts at the beginning finds it.
+  """
   plan = plan_of(lengths, readers, window)
   count = 3 * plan.share + 2
   walked = []
@@ -184,7 +188,7 @@ def test_places_and_windows_agree_across_epochs(lengths, readers, window):
     assert (number, offset, i // plan.share) == walked[i]
 
 
-def test_a_late_window_costs_nothing():
+def test_a_late_window_is_computed_at_once():
   """Example 10**12 of a reader, of a set of 300 million in 4096 shards."""
   plan = plan_of(np.full(4096, 73_976), 64, 4096)
   number, offset = plan.at(10**12)
@@ -193,9 +197,9 @@ def test_a_late_window_costs_nothing():
   assert offset < len(given) == np.unique(given).size <= 4096
 
 
-def test_golden_windows():
-  """Locks the algorithm: saved runs resume in the order they began in. A
-  change here needs a new order.VERSION."""
+def test_windows_have_their_golden_values():
+  """Saved runs resume in the order in which they began. A change here needs a
+  new order.VERSION."""
   assert order.VERSION == 1
   plan = plan_of((4, 3, 6), 3, 3, seed=8)
   given = [[in_order(plan, reader, number)[1].tolist() for number in range(4)]
@@ -205,9 +209,9 @@ def test_golden_windows():
       [[0, 1, 2], [3], [4, 2, 3], [5]]]
 
 
-def test_seeds_and_epochs_and_readers_have_orders_of_their_own():
-  """Other shards after each other, another beginning, other places in each
-  window; seed + 1 with epoch - 1 is another order too."""
+def test_seeds_epochs_and_readers_have_different_orders():
+  """They differ in the order of shards, the first record, and the places in
+  each window, also for seed + 1 with epoch - 1."""
   lengths = (100,) * 20
   given, begins, rounds = [], set(), set()
   for seed, epoch in itertools.product(range(3), range(3)):
@@ -228,9 +232,9 @@ def test_seeds_and_epochs_and_readers_have_orders_of_their_own():
   assert len(places) == 8 * 20
 
 
-def test_every_example_is_left_out_as_often():
-  """Of 29, two are left out by 3 readers: over many epochs each as often as
-  chance has it, whatever the shard it is in and its place there."""
+def test_each_example_is_left_out_equally_often():
+  """Of 29 examples, 3 readers leave out two. Over many epochs this concerns
+  each as often as chance has it, whatever its shard and its place there."""
   plan = plan_of((9, 14, 6), 3, 100)
   left_out, epochs = np.zeros(29), 600
   for epoch in range(epochs):
@@ -252,15 +256,16 @@ def class_counts(labels_of, plan, epoch, size, classes):
       count, classes)
 
 
-def test_batches_of_sorted_data_are_those_of_a_true_shuffle():
-  """50,000 examples sorted by class, which a hash put into shards when they
-  were written: the class counts of batches are those of draws without
-  replacement. Without the hash they are not, which this would see."""
+def test_batches_of_sorted_data_have_the_class_counts_of_a_true_shuffle():
+  """Of 50,000 examples sorted by class, which a hash distributed over shards
+  when they were written. Without that hash they have not, which shows that the
+  test can fail."""
   n, classes, size = 50_000, 10, 512
   mean, spread = (n - size) / (n - 1), np.sqrt(2 / (classes - 1))
   written = np.random.default_rng(0).permutation(n)
   labels = np.arange(n) * classes // n
-  plan = plan_of((521,) * 95 + (505,), sequential_order.readers_for(size, n), 300)
+  plan = plan_of((521,) * 95 + (505,),
+                 sequential_order.readers_for(size, n), 300)
   assert plan.readers == 64 and plan.runs[-1, 1] == n
 
   def fair(labels_of, epoch):
@@ -276,9 +281,8 @@ def test_batches_of_sorted_data_are_those_of_a_true_shuffle():
     assert not fair(labels, epoch)
 
 
-def test_neighbours_in_a_file_part_within_their_window():
-  """Two that follow each other where they are read are as far apart in a
-  window's order as two of a true shuffle: a third of it on average."""
+def test_neighbours_in_a_file_are_separated_within_their_window():
+  """On average they are a third of the window apart, as in a true shuffle."""
   plan = plan_of((1000,) * 8, 4, 400)
   distances = collections.defaultdict(list)
   for reader, number in itertools.product(range(4), range(50)):

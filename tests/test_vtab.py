@@ -1,29 +1,29 @@
 """VTAB's tasks: which examples, which labels, which pixels.
 
-The sets are tiny ones, written by TFDS's own builders of the real sets, so
-that names, versions, features and their serialisation are the real ones.
+The sets are tiny ones that TFDS's own builders of the real sets write, so
+names, versions, features and their serialisation are the real ones.
 """
 import dataclasses
-import os
 import re
 
 import numpy as np
 import pytest
+import tfds_sets
 
 from mixer.core import errors
 from mixer.data import pipeline
-from mixer.data import shards
 from mixer.data import sources
 from mixer.data import splits
 from mixer.data import vtab
+from mixer.data.tfds_sets import Parsing
 from mixer.images import decode_pillow
 
 SIZES = dict(train=20, validation=4, test=8)
-TRAIN, HELD_OUT = 8, 2   # of the tiny sets
+TRAIN, HELD_OUT = 8, 2   # of the tiny_splits sets
 PLAIN = [task for task, it in vtab.TASKS.items() if not it.labels_of]
 EVERY_TASK = pytest.mark.parametrize('task', vtab.TASKS)
 
-# Depths of the closest object and the class: bounds belong to the nearer one.
+# Depth of the closest object, and the class. A bound belongs to the nearer one.
 CLEVR = ((7, 0), (8, 0), (8.25, 1), (8.5, 1), (8.75, 2), (9, 2), (9.25, 3),
          (9.5, 3), (9.75, 4), (10, 4), (10.5, 5), (100, 5))
 # Objects with their depths, and the class.
@@ -35,7 +35,7 @@ KITTI = (((), 3), ((('Pedestrian', 2), ('Tram', 4)), 3), ((('Car', 5),), 0),
 
 
 def special(dataset, i):
-  """The features of example i that mean something, beside its picture."""
+  """The features of example i from which a label is derived."""
   if dataset == 'clevr':
     depths = [CLEVR[i % len(CLEVR)][0] + j for j in range(3 + i % 8)][::-1]
     return dict(objects=[{
@@ -66,7 +66,7 @@ def expected(task, i):
 
 
 def picture(dataset, shape, i):
-  """uint8, from which `number_in` finds i."""
+  """uint8 image from which `number_in` finds i."""
   image = np.full([n or 6 for n in shape], 10 + 10 * i, np.uint8)
   if dataset == 'dsprites':   # 0 and 1
     image = np.zeros(shape, np.uint8)
@@ -75,6 +75,7 @@ def picture(dataset, shape, i):
 
 
 def number_in(task, pixels):
+  """The number of the example that has these pixels."""
   if vtab.TASKS[task].dataset == 'dsprites':
     assert set(np.unique(pixels)) <= {0, 255}
     return int((pixels[:8, 0, 0] // 255) @ (1 << np.arange(8)))
@@ -87,6 +88,7 @@ def _box():
 
 
 def example(dataset, features, i):
+  """Example i of a set, with a value for each feature."""
   import tensorflow_datasets as tfds
   out = special(dataset, i)
   for key, feature in features.items():
@@ -95,7 +97,7 @@ def example(dataset, features, i):
     if isinstance(feature, tfds.features.ClassLabel):
       out[key] = i * 7 % feature.num_classes
     elif isinstance(feature, tfds.features.Image):
-      mask = np.zeros((2, 2, 1), np.uint8)   # the pets'
+      mask = np.zeros((2, 2, 1), np.uint8)   # of the pets
       out[key] = (mask if key == 'segmentation_mask' else
                   picture(dataset, feature.shape, i))
     elif isinstance(feature, tfds.features.BBoxFeature):
@@ -108,7 +110,7 @@ def example(dataset, features, i):
 
 
 def stored_splits(dataset):
-  """The names that the real set has."""
+  """The names of the splits of the real set that the tasks use."""
   held = {it.held_out[0] for it in vtab.TASKS.values() if it.dataset == dataset}
   tests = {it.test[0] for it in vtab.TASKS.values() if it.dataset == dataset}
   return sorted({'train'} | held | tests)
@@ -116,35 +118,29 @@ def stored_splits(dataset):
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-  """All sets."""
-  import tensorflow_datasets as tfds
-  os.environ['NO_GCE_CHECK'] = 'true'
-  tfds.display_progress_bar(enable=False)
-  tfds.core.utils.gcs_utils._is_gcs_disabled = True
+  """A data_dir with all sets."""
   where = str(tmp_path_factory.mktemp('vtab'))
   for dataset in sorted({it.dataset for it in vtab.TASKS.values()}):
-    builder = tfds.builder(dataset, data_dir=where)
-    made = lambda count, builder=builder, name=dataset: (
-        (i, example(name, builder.info.features, i)) for i in range(count))
-    builder._split_generators = lambda dl, name=dataset, made=made: {
-        split: made(SIZES[split]) for split in stored_splits(name)}
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(
-        num_shards=2, try_download_gcs=False))
+    tfds_sets.prepare_known(where, dataset, lambda features, name=dataset: {
+        split: [(i, example(name, features, i)) for i in range(SIZES[split])]
+        for split in stored_splits(name)})
   return where
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch, tmp_path_factory):
+def tiny_splits(monkeypatch, tmp_path_factory):
+  """Makes the splits of the tasks as small as the sets of these tests."""
   monkeypatch.setattr(vtab, 'TRAIN', TRAIN)
   monkeypatch.setattr(vtab, 'HELD_OUT', HELD_OUT)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
 
 
 def read(source, spec, task):
-  """([number], [label]) of a split, in its order."""
+  """([number], [label]) of the examples of a split, in order."""
   split = splits.select(source.stored, spec, 'data.split')
-  files, labels, weights = source.read(split.records(np.arange(len(split))))
-  assert labels.shape == (len(split), 1) and weights is None
+  files, targets = source.read(split.records(np.arange(len(split))))
+  labels = targets.pop('labels')
+  assert labels.shape == (len(split), 1) and not targets
   assert labels.dtype == np.int32
   pixels = [decode_pillow.pixels(file, channels=3, upright=False)
             for file in files]
@@ -152,7 +148,7 @@ def read(source, spec, task):
 
 
 @EVERY_TASK
-def test_labels_and_pixels_are_the_task_s(data_dir, task):
+def test_each_example_has_the_label_and_pixels_of_the_task(data_dir, task):
   source = sources.open_source(f'vtab:{task}', data_dir=data_dir)
   assert source.num_classes == vtab.TASKS[task].num_classes
   assert (source.channels, source.decoded) == (3, False)
@@ -165,7 +161,7 @@ def test_labels_and_pixels_are_the_task_s(data_dir, task):
   assert len(seen) > 1
 
 
-# As task_adaptation cuts them, at the tiny sizes: (val200, test).
+# As task_adaptation cuts them, at the tiny_splits sizes: (val200, test).
 OWN = ('validation[:2]', 'test')
 NINE_TENTHS = ('train[18:20]', 'test')
 CUT = dict(
@@ -183,8 +179,8 @@ CUT = dict(
 
 
 @EVERY_TASK
-def test_splits_are_what_tfds_reads_there(data_dir, task):
-  """The same examples in the same order."""
+def test_splits_hold_the_examples_that_tfds_reads(data_dir, task):
+  """In the same order."""
   import tensorflow_datasets as tfds
   source = sources.open_source(f'vtab:{task}', data_dir=data_dir)
   builder = tfds.builder_from_directory(source.directory)
@@ -201,8 +197,9 @@ def test_splits_are_what_tfds_reads_there(data_dir, task):
 
 
 @pytest.mark.parametrize('access', ('random', 'sequential'))
-def test_a_run_trains_on_two_stored_splits(data_dir, access):
-  """sNORB's validation lies before its training examples, and is grey."""
+def test_training_may_use_two_stored_splits(data_dir, access):
+  """The validation split of sNORB is stored before its training split, and its
+  images are grey."""
   data = pipeline.open_data(
       name='vtab:smallnorb_azimuth', split='train800val200', dir=data_dir,
       access=access, image_size=4, crop='resize')
@@ -219,14 +216,14 @@ def test_a_run_trains_on_two_stored_splits(data_dir, access):
     assert sorted(i for i, _ in found) == sorted(sum(stored.values(), []))
 
 
-def test_all_tasks_are_there():
+def test_there_are_19_tasks_with_the_published_numbers_of_classes():
   assert set(CUT) == set(vtab.TASKS) and len(CUT) == 19
   assert sum(it.num_classes for it in vtab.TASKS.values()) == (
       102 + 100 + 47 + 102 + 37 + 397 + 10 + 2 + 10 + 45 + 5 + 8 + 6 + 6 + 4
       + 16 + 16 + 18 + 9)
 
 
-def test_which_are_not_flipped_and_not_cropped():
+def test_the_tasks_without_flips_and_without_crops():
   assert {task for task, it in vtab.TASKS.items() if not it.flip} == {
       'dsprites_location', 'dsprites_orientation', 'smallnorb_azimuth'}
   assert {task for task, it in vtab.TASKS.items() if not it.crop} == {
@@ -234,7 +231,7 @@ def test_which_are_not_flipped_and_not_cropped():
 
 
 @pytest.mark.parametrize('task', PLAIN)
-def test_classes_are_those_of_tfds(data_dir, task):
+def test_class_names_are_those_of_tfds(data_dir, task):
   import tensorflow_datasets as tfds
   source = sources.open_source(f'vtab:{task}', data_dir=data_dir)
   features = tfds.builder_from_directory(source.directory).info.features
@@ -256,8 +253,9 @@ def test_classes_are_those_of_tfds(data_dir, task):
     ('dsprites_location', dict(train=737_280), 589_824, (663_552, 737_280)),
     ('smallnorb_azimuth', dict(test=24_300, train=24_300), 0,
      (12_150, 24_300))))
-def test_splits_of_the_real_sizes(monkeypatch, task, sizes, validation, test):
-  """Record numbers, splits in the order in which they are stored."""
+def test_splits_of_sets_of_the_real_sizes(
+    monkeypatch, task, sizes, validation, test):
+  """Record numbers, for splits in the order in which they are stored."""
   monkeypatch.undo()
   assert (vtab.TRAIN, vtab.HELD_OUT) == (800, 200)
   stored = vtab.TASKS[task].stored(sizes)
@@ -275,20 +273,21 @@ def test_splits_of_the_real_sizes(monkeypatch, task, sizes, validation, test):
 
 
 @pytest.mark.parametrize('task,sizes,says', (
-    ('svhn', dict(train=100, test=9), 'svhn_cropped is not whole.*100'),
+    ('svhn', dict(train=100, test=9), 'svhn_cropped is incomplete.*100'),
     ('svhn', dict(train=1_990, test=9), 'too few for 800 .* and 200'),
-    ('dtd', dict(train=799, validation=300, test=1), 'not whole'),
-    ('dtd', dict(train=900, validation=199, test=1), 'not whole'),
+    ('dtd', dict(train=799, validation=300, test=1), 'incomplete'),
+    ('dtd', dict(train=900, validation=199, test=1), 'incomplete'),
     ('dtd', dict(train=900, test=1), r"\['validation'\]")))
-def test_sets_that_are_not_whole_are_refused(monkeypatch, task, sizes, says):
-  """Else training would see what it is chosen by."""
+def test_incomplete_sets_are_refused(monkeypatch, task, sizes, says):
+  """Otherwise training would see the examples that it is validated on."""
   monkeypatch.undo()
   with pytest.raises(errors.UserError, match=says):
     vtab.TASKS[task].stored(sizes)
 
 
-def test_a_label_outside_the_classes_is_named(data_dir, monkeypatch):
-  """Eleven objects, say, of a set under CLEVR's name."""
+def test_a_record_with_a_label_outside_the_classes_is_named(
+    data_dir, monkeypatch):
+  """Such as eleven objects in a set with CLEVR's name."""
   task = vtab.TASKS['clevr_count']
   monkeypatch.setitem(vtab.TASKS, 'clevr_count', dataclasses.replace(
       task, num_classes=4))
@@ -297,19 +296,20 @@ def test_a_label_outside_the_classes_is_named(data_dir, monkeypatch):
     source.read(np.arange(SIZES['train']))
 
 
-def test_a_bad_picture_of_dsprites_is_a_bad_image():
-  parse = shards.Parser(
-      width=1, num_classes=16, name_of=str, labels_of=lambda _: [3],
+def test_an_undecodable_image_of_dsprites_is_a_bad_image():
+  parsing = Parsing(
+      num_classes=16, class_names=None, channels=3, labels_of=lambda _: [3],
       image_of=vtab.TASKS['dsprites_location'].image_of)
   import tensorflow as tf
   raw = tf.train.Example(features=tf.train.Features(feature=dict(
       image=tf.train.Feature(bytes_list=tf.train.BytesList(value=[b'no']))
   ))).SerializeToString()
-  (file,), labels, _ = parse([0], [raw])
-  assert isinstance(file, decode_pillow.BadImage) and labels.tolist() == [[3]]
+  (file,), targets = parsing.parse(np.array([0]), [raw], str)
+  assert isinstance(file, decode_pillow.BadImage)
+  assert targets['labels'].tolist() == [[3]]
 
 
-def test_a_set_of_other_features_is_refused(data_dir):
+def test_a_set_with_other_features_is_refused(data_dir):
   task = dataclasses.replace(vtab.TASKS['kitti'], key='things')
   import tensorflow_datasets as tfds
   info = tfds.builder('kitti', data_dir=data_dir).info
@@ -325,14 +325,14 @@ def test_a_set_of_other_features_is_refused(data_dir):
     ('sNORB-elev', 'smallnorb_elevation'), ('Camelyon', 'patch_camelyon'),
     ('resisc', 'resisc45'), ('caltech', 'caltech101'),
     ('Retinopathy', 'diabetic_retinopathy'), ('euro_sat', 'eurosat')))
-def test_other_spellings_are_suggested(spelling, task):
+def test_the_task_that_another_spelling_means_is_suggested(spelling, task):
   with pytest.raises(errors.UserError, match=(
       rf'data.name: .*{spelling}.*did you mean vtab:{task}\?')):
     sources.open_source(f'vtab:{spelling}')
 
 
 @EVERY_TASK
-def test_a_missing_set_says_how_to_get_it(task, tmp_path):
+def test_the_error_for_a_missing_set_says_how_to_get_it(task, tmp_path):
   dataset = vtab.TASKS[task].dataset
   with pytest.raises(errors.UserError, match=re.escape(
       f"builder('{dataset}', data_dir='{tmp_path}').download_and_prepare()")):

@@ -23,7 +23,6 @@ from mixer.models.grid import pair
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
 from mixer.training import assembly
-from mixer.training import sharding
 from mixer.training.settings import Settings
 
 RELEASED_SIZE = 224   # pixels, of all released Mixers
@@ -64,7 +63,7 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
   settings = dataclasses.replace(
       settings, image_width=None, image_size=pair(settings.image_size),
       precision=settings.precision or 'bfloat16')
-  layout = sharding.plan(devices=chosen, **config.sharding)
+  layout = assembly.make_plan(config, chosen)
   settings.check_devices(layout.parts)
   data, preflight = _look(config)
   model = _enlarged(

@@ -140,8 +140,7 @@ def evaluate(
   """
   plan = sharding.plan()
   batch_size = -(-batch_size // plan.parts) * plan.parts
-  _, evals, fewshots = suite.open_splits(
-      config, network.image_size, training=False)
+  evals, fewshots = suite.open_evaluations(config, network.image_size)
   if not evals and not fewshots:
     raise errors.UserError('--config: it has no evaluations')
   for name, split in list(evals.items()):

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
-from typing import Literal
-from typing import overload
 from typing import Protocol
 from typing import TYPE_CHECKING
 from typing import TypeAlias
@@ -101,52 +99,55 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
   return out, settings
 
 
-@overload
 def open_splits(config: Mapping[str, Any], image_size: _Size,
-                report: _Report | None = None,
-                training: Literal[True] = True,
-                ) -> tuple[pipeline.Data, *_Opened]: ...
-
-
-@overload
-def open_splits(config: Mapping[str, Any], image_size: _Size,
-                report: _Report | None = None, *, training: Literal[False],
-                ) -> tuple[None, *_Opened]: ...
-
-
-def open_splits(
-    config: Mapping[str, Any], image_size: _Size,
-    report: _Report | None = None, training: bool = True,
-) -> tuple[pipeline.Data | None, *_Opened]:
+                report: _Report | None = None
+                ) -> tuple[pipeline.Data, *_Opened]:
   """Opens all splits that a config names.
 
   Args:
     config: as `sections` takes it.
     image_size: of all splits, an int or (height, width).
     report: called with a dict for every image that cannot be decoded.
-    training: whether to open the training split too.
 
   Returns:
-    (training split or None, {name: evaluation split}, {name: FewShot}).
+    (training split, {name: evaluation split}, {name: FewShot}).
   """
   found, settings = sections(config)
-  opened = {}
-  for key, section in found.items():
-    if key == 'data' and not training:
-      continue
-    # A source without held-out splits carves them from the training split, so
-    # it must know all that the config names, also those that are not opened.
-    wanted = tuple(s['split'] for s in found.values()
-                   if s['name'] == section['name'] and s.get('split'))
-    opened[key] = pipeline.open_data(
-        **section, image_size=image_size, wanted=wanted, key=key, report=report)
+  train = _open('data', found, image_size, report)
+  return train, *_evaluations(found, settings, image_size, report)
+
+
+def open_evaluations(config: Mapping[str, Any], image_size: _Size,
+                     report: _Report | None = None) -> _Opened:
+  """Opens all splits that a config names but the training split.
+
+  Returns:
+    ({name: evaluation split}, {name: FewShot}).
+  """
+  return _evaluations(*sections(config), image_size, report)
+
+
+def _evaluations(found: Mapping[str, Any], settings: Mapping[str, Any],
+                 image_size: _Size, report: _Report | None) -> _Opened:
+  opened = {key: _open(key, found, image_size, report)
+            for key in found if key != 'data'}
   few = {name: FewShot(opened[f'fewshot.{name}.train'],
                        opened[f'fewshot.{name}.test'], more)
          for name, more in settings.items()}
   for name, parts in few.items():
     _log_shared(name, parts)
-  return (opened.get('data'),
-          {name: opened[f'evals.{name}'] for name in config['evals']}, few)
+  return ({key.removeprefix('evals.'): split for key, split in opened.items()
+           if key.startswith('evals.')}, few)
+
+
+def _open(key: str, found: Mapping[str, Any], image_size: _Size,
+          report: _Report | None) -> pipeline.Data:
+  # A source without held-out splits carves them from the training split, so it
+  # must know all that the config names, also those that are not opened.
+  wanted = tuple(s['split'] for s in found.values()
+                 if s['name'] == found[key]['name'] and s.get('split'))
+  return pipeline.open_data(**found[key], image_size=image_size, wanted=wanted,
+                            key=key, report=report)
 
 
 def other_classes(source: 'Source', num_classes: int | None,

@@ -12,6 +12,7 @@ import ml_collections
 
 from mixer.core import errors
 from mixer.evaluation import suite
+from mixer.models import interface
 from mixer.training import assembly
 from mixer.training import run
 from mixer.training import sharding
@@ -62,7 +63,7 @@ def evaluate(config: ml_collections.ConfigDict, model: interface.Model,
     image_size: side in pixels, or (height, width).
     batch_size: images at a time; by default `run.batch_size`.
   """
-  _, evals, fewshots = suite.open_splits(config, image_size, training=False)
+  evals, fewshots = suite.open_evaluations(config, image_size)
   ask = suite.make(sharding.plan(), model, evals, fewshots,
                    batch_size=batch_size or config.run.batch_size)
   return ask(params)

@@ -1,4 +1,4 @@
-"""The public face of the models: `create` a network by its name."""
+"""Networks: `create` makes one by its name."""
 from mixer.models.catalog import create
 from mixer.models.catalog import names
 

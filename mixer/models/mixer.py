@@ -211,7 +211,7 @@ class MlpMixer(interface.Model):
     settings: dict[str, Any] = dict(
         cls.widths(shapes), in_channels=channels,
         patch_size=height if height == width else (height, width),
-        num_classes=(shapes.get('head/kernel') or (0, None))[-1])
+        num_classes=(shapes.get('head/kernel') or (0,))[-1])
     return cls(**settings)
 
   @classmethod

@@ -63,7 +63,8 @@ def make_page(source: str, removed: Sequence[Mapping[str, Any]], *,
   shown = shown[:most_pairs]
   counts = collections.Counter(r['against'] for r in removed)
   facts = [page.fact(f'{searched:,}', 'records searched'),
-           *(page.fact(f'{n:,}', f'look like {name}') for name, n in counts.items()),
+           *(page.fact(f'{n:,}', f'look like {name}')
+             for name, n in counts.items()),
            _histogram([r['distance'] for r in removed], distance)]
   about = (
       f'The left image of each pair is a record of {source}, the right one is '

@@ -69,7 +69,7 @@ class Images:
     """Returns what to call a record in messages and reports."""
     return self.source.name_of(record)
 
-  def __str__(self):
+  def __str__(self) -> str:
     return f'{self.name}:{self.split}'
 
 

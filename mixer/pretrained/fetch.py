@@ -1,8 +1,8 @@
-"""Files of weights from elsewhere, kept in a cache and checked.
+"""Files of weights from the web, kept in a cache and checked.
 
-A file's SHA-256 must be the one that was seen when it was first fetched, which
-is pinned beside it in the cache; PyTorch's files have its beginning in their
-names as well: mixer_b16_224-76587d61.pth.
+When a file is fetched for the first time, its SHA-256 is pinned beside it in
+the cache; from then on the file has to match. The names of PyTorch's files also
+hold the beginning of their SHA-256: mixer_b16_224-76587d61.pth.
 """
 import contextlib
 import hashlib
@@ -26,18 +26,18 @@ _HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.(pth|pt)([?#].*)?$')
 _DEFAULT_FILE = 'model.safetensors'   # of a repository on the Hugging Face hub
 
 
-def is_url(path):
-  """Whether `local` would have to fetch it."""
+def is_url(path: str) -> bool:
+  """Returns whether `local` is needed to read the path."""
   return path.startswith(('https://', 'http://', 'gs://', 'hf://'))
 
 
-def cached(url):
-  """Whether `local` has it already."""
+def cached(url: str) -> bool:
+  """Returns whether the file is in the cache."""
   return os.path.exists(_place(_of_file(url)))
 
 
-def local(url):
-  """The path of a local copy.
+def local(url: str) -> str:
+  """Returns the path of a local copy, fetched if there is none yet.
 
   Args:
     url: 'https://...', 'gs://BUCKET/PATH' (public buckets need no
@@ -45,10 +45,10 @@ def local(url):
       file 'model.safetensors'.
 
   Raises:
-    UserError: if it cannot be had, or is not the file that it was.
+    UserError: if the file cannot be fetched, or its checksum is wrong.
   """
   url = _of_file(url)
-  named = _named(url)
+  named = _checksum_in_name(url)
   path = _place(url)
   folder, pin = os.path.dirname(path), path + '.sha256'
   pinned = files.read(pin)
@@ -62,8 +62,8 @@ def local(url):
       os.replace(part, path)
     except OSError as e:
       raise errors.UserError(
-          f'{url!r} cannot be kept in {folder!r}: {e.strerror or e}; '
-          'XDG_CACHE_HOME says where') from e
+          f'{url!r} cannot be kept in {folder!r}: {e.strerror or e}; set '
+          'XDG_CACHE_HOME to another directory') from e
     finally:
       with contextlib.suppress(OSError):
         os.remove(part)
@@ -74,58 +74,65 @@ def local(url):
   return path
 
 
-def _of_file(url):
-  """The page that shows a file on the hub has almost the file's address."""
+def _of_file(url: str) -> str:
+  """Returns the address of a file, also if given the page that shows it on the
+  Hugging Face hub."""
   return re.sub('^(https://huggingface.co/[^/]+/[^/]+)/blob/', r'\1/resolve/',
                 url)
 
 
-def check_name(path):
-  """Raises UserError if a local file is not the one whose checksum is in its
-  name, or is not there."""
-  named = _named(path)
+def check_name(path: str) -> None:
+  """Checks a local file by the checksum that its name may hold.
+
+  Raises:
+    UserError: if the file does not match, or there is no such file.
+  """
+  named = _checksum_in_name(path)
   if not os.path.exists(path):
     raise errors.UserError(f'{path!r}: no such file')
   if named and not _digest(path).startswith(named):
     raise errors.UserError(
-        f'{path!r}: its SHA-256 is {_digest(path)[:16]}..., and its name says '
-        f'{named}: it is damaged, or another file')
+        f'{path!r}: its SHA-256 is {_digest(path)[:16]}..., but its name says '
+        f'{named}: the file is damaged, or it is another one')
 
 
-def _named(url):
+def _checksum_in_name(url: str) -> str | None:
   found = _HASH_IN_NAME.search(url)
-  return found and found[1]
+  return found[1] if found else None
 
 
-def _place(url):
+def _place(url: str) -> str:
+  """Returns where the cache keeps a file."""
   name = hashlib.sha256(url.encode()).hexdigest()[:16]
   return os.path.join(files.cache(), 'weights', name, _basename(url))
 
 
-def _check(path, url, named, pinned):
+def _check(path: str, url: str, named: str | None,
+           pinned: str | None) -> None:
+  """Raises a UserError if a file does not match one of two checksums."""
   digest = _digest(path)
-  for expected, whence in ((named, 'its name'),
+  for expected, source in ((named, 'its name'),
                            (pinned, 'the first time it was fetched')):
     if expected and not digest.startswith(expected.strip()):
       raise errors.UserError(
-          f'{url!r}: its SHA-256 is {digest[:16]}..., and {whence} says '
-          f'{expected.strip()[:16]}...: it is damaged or has changed. If you '
-          f'trust it, remove {os.path.dirname(path)!r} and fetch it again')
+          f'{url!r}: its SHA-256 is {digest[:16]}..., but {source} says '
+          f'{expected.strip()[:16]}...: the file is damaged or has changed. If '
+          f'you trust it, remove {os.path.dirname(path)!r} and fetch it again')
 
 
-def _digest(path):
+def _digest(path: str) -> str:
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
-def _basename(url):
+def _basename(url: str) -> str:
   if url.startswith('hf://'):
     return os.path.basename(_on_hub(url)[2])
   name = os.path.basename(urllib.parse.urlparse(url).path)
   return 'weights' if name in ('', '.', '..') else name
 
 
-def _fetch(url, part):
+def _fetch(url: str, part: str) -> None:
   try:
     if url.startswith('hf://'):
       _from_hub(url, part)
@@ -135,23 +142,24 @@ def _fetch(url, part):
       _from_web(url, part)
   except errors.UserError:
     raise
-  except Exception as e:   # of three libraries, all kinds
+  except Exception as e:   # three libraries raise all kinds
     why = ' '.join(str(e).split())[:300] or type(e).__name__
-    raise errors.UserError(f'{url!r} cannot be fetched: {why}; a file that you '
-                           'have may be given instead') from e
+    raise errors.UserError(f'{url!r} cannot be fetched: {why}; if you have the '
+                           'file, give its path instead') from e
 
 
-def _from_web(url, part):
+def _from_web(url: str, part: str) -> None:
   with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
     expected = response.headers.get('Content-Length')
     with open(part, 'wb') as out:
       shutil.copyfileobj(response, out, 2**20)
   if expected is not None and os.path.getsize(part) != int(expected):
-    raise OSError(f'{os.path.getsize(part)} of {expected} bytes came')
+    raise OSError(f'only {os.path.getsize(part)} of {expected} bytes arrived')
 
 
-def _from_bucket(url, part):
-  """A public object by the web; any other with the user's credentials."""
+def _from_bucket(url: str, part: str) -> None:
+  """Fetches a public object over the web, any other with the user's
+  credentials."""
   try:
     _from_web(_BUCKETS + urllib.parse.quote(url.removeprefix('gs://')), part)
   except urllib.error.HTTPError as e:
@@ -160,7 +168,7 @@ def _from_bucket(url, part):
     epath.Path(url).copy(part, overwrite=True)
 
 
-def _from_hub(url, part):
+def _from_hub(url: str, part: str) -> None:
   try:
     import huggingface_hub
   except ImportError as e:
@@ -172,8 +180,8 @@ def _from_hub(url, part):
       repository, name, revision=revision), part)
 
 
-def _on_hub(url):
-  """(repository, revision or None, file)."""
+def _on_hub(url: str) -> tuple[str, str | None, str]:
+  """Returns (repository, revision or None, file)."""
   parts = url.removeprefix('hf://').split('/')
   if len(parts) < 2 or not all(parts[:2]):
     raise errors.UserError(f'{url!r}: expected hf://OWNER/NAME[@REVISION]'

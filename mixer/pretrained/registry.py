@@ -1,17 +1,18 @@
-"""The Mixer weights that others have released: what they really are.
+"""The Mixer weights that others have released, and what is known about them.
 
-Sources: VT, the README of google-research/vision_transformer; BV, big_vision's
-models/mlp_mixer.py; TIMM, the results tables and model entries of
-pytorch-image-models; PAPER, https://arxiv.org/abs/2105.01601v4, table 3;
-AUTHOR, an author of the paper in timm's pull request 651. What nobody could
-verify is UNVERIFIED.
+Sources: VT is the README of google-research/vision_transformer; BV is
+big_vision's models/mlp_mixer.py; TIMM is the results tables and model entries
+of pytorch-image-models; PAPER is table 3 of https://arxiv.org/abs/2105.01601v4;
+AUTHOR is an author of the paper in timm's pull request 651. Facts that could
+not be verified are marked UNVERIFIED.
 
-The JFT weights, H/14, L/32 and everything at 448 pixels are unreleased.
+The JFT weights, H/14, L/32 and everything at 448 pixels were never released.
 """
 import dataclasses
 import importlib.resources
 import os
 import re
+from typing import Any
 
 from mixer.core import errors
 
@@ -21,8 +22,8 @@ _GOOGLE = 'https://storage.googleapis.com/mixer_models/'
 _FILES = 'https://github.com/huggingface/pytorch-image-models/releases/download'
 _TIMM, _MIIL = f'{_FILES}/v0.1-vitjx/jx_mixer_', f'{_FILES}/v0.1-tresnet/'
 
-# What a network expects of its images; the crop and interpolation are
-# `mixer.images.eval_crops`'. timm's bilinear is Pillow's, antialiased.
+# What a network expects of its images; crop and interpolation are those of
+# `mixer.images.eval_crops`. timm's bilinear is Pillow's, which antialiases.
 _OFFICIAL = dict(crop='resmall', interpolation='area', scale='(-1, 1)')
 _UNIT = dict(crop='resmall', interpolation='bilinear_antialias',
              scale='(0, 1)')
@@ -33,57 +34,60 @@ class Release:
   """Weights that somebody has released.
 
   Attributes:
-    name: ours, 'Mixer-B/16-imagenet21k'.
-    url: of the file.
+    name: the name here, such as 'Mixer-B/16-imagenet21k'.
+    url: address of the file.
     also: other addresses of the same weights.
-    data: what they were trained on.
-    num_classes: of the head.
+    data: the data that they were trained on.
+    num_classes: width of the head.
     top1: ImageNet validation accuracy in percent, or UNVERIFIED, or None where
-      the head is not ImageNet's.
-    conditions: of `top1`, and whence it is known.
-    note: what one should know, such as a wrong public name.
+      the head has other classes than ImageNet-1k.
+    conditions: how `top1` was measured, and by whom.
+    note: what users should know, such as a misleading public name.
     preprocessing: what the network expects of its images.
-    approximate_gelu: whether it was trained with the tanh form.
-    loss: of its training: probabilities are its sigmoid's or softmax's.
-    source: who says so.
+    approximate_gelu: whether it was trained with the tanh form of GELU.
+    loss: 'softmax' or 'sigmoid', which turns logits into probabilities; or
+      UNVERIFIED.
+    source: where these facts are from.
   """
   name: str
   url: str
-  also: tuple = ()
+  also: tuple[str, ...] = ()
   data: str
   num_classes: int
   top1: float | str | None
   conditions: str
   note: str = ''
-  preprocessing: dict
+  preprocessing: dict[str, str]
   approximate_gelu: bool = True
   loss: str
   source: str
 
   @property
-  def model(self):
-    """The name of the architecture, 'Mixer-B/16'."""
+  def model(self) -> str:
+    """The name of the network, such as 'Mixer-B/16'."""
     return '-'.join(self.name.split('-')[:2])
 
 
-def _google(name, folder, **more):
+def _google(name: str, folder: str, **more: Any) -> Release:
   file = name.split('-')[1].replace('/', '_')
   return Release(name=name, url=f'{_GOOGLE}{folder}/Mixer-{file}.npz',
                  preprocessing=_OFFICIAL, **more)
 
 
-_SCRATCH = ('ImageNet-1k from scratch, 300 epochs. timm calls the same weights '
-            'goog_in21k_ft_in1k, which they are not: ImageNet-21k weights '
-            'fine-tuned on ImageNet were never released, an author says; '
-            "timm's old mixer_b16_224_in21k and mixer_l16_224_in21k are these")
-_HEAD_21K = ('the head has 21,843 classes; their order is not published with '
-             'the weights, so classes have no names; that the loss was the '
-             'sigmoid is not stated for Mixer')
-_LIKE = ("; that they were trained on the other releases' images and GELU is "
-         'an assumption')
+_SCRATCH = ('trained on ImageNet-1k from scratch for 300 epochs. timm calls '
+            'the same weights goog_in21k_ft_in1k, which they are not: an '
+            'author says that ImageNet-21k weights fine-tuned on ImageNet were '
+            "never released; timm's old mixer_b16_224_in21k and "
+            'mixer_l16_224_in21k are these weights too')
+_HEAD_21K = ('the head has 21,843 classes; their order was not published with '
+             'the weights, so the classes have no names; no source says that '
+             'the loss of Mixer was the sigmoid')
+_LIKE = ('; that they were trained with the preprocessing and the GELU of the '
+         'other releases is an assumption')
 _SAM = ('trained with sharpness-aware minimisation; users measured 68.9% to '
         '75.6% with their own preprocessing, the SAM paper has 77.4%' + _LIKE)
-_PIXELS = 'made for pixels in [0, 1], which its stem here takes in [-1, 1]'
+_PIXELS = ('trained with pixels in [0, 1]; the stem is changed here for pixels '
+           'in [-1, 1]')
 _GSAM = ('the number of classes is from memory; the paper is arXiv 2203.08065'
          + _LIKE)
 
@@ -118,7 +122,7 @@ RELEASES = tuple(
                data='ImageNet-21k-P', num_classes=11_221, top1=None,
                conditions='', preprocessing=_UNIT, approximate_gelu=False,
                loss='softmax', source='TIMM',
-               note='classes are those of ImageNet-21k-P, unnamed here; '
+               note='the classes are those of ImageNet-21k-P, without names; '
                + _PIXELS),
        Release(name='Mixer-B/16-imagenet1k-miil',
                url='hf://timm/mixer_b16_224.miil_in21k_ft_in1k',
@@ -129,17 +133,20 @@ RELEASES = tuple(
                note=_PIXELS, source='TIMM')])
 
 
-def names():
-  """The names of all releases."""
+def names() -> tuple[str, ...]:
+  """Returns the names of all releases."""
   return tuple(r.name for r in RELEASES)
 
 
-def find(name):
-  """The release of this name, or that lies at this address, or in this file (of
-  timm's, whose names hold their checksums); None if none does.
+def find(name: str) -> Release | None:
+  """Returns the release of a name, or None.
+
+  Args:
+    name: of a release; or an address of one; or a path of one of timm's files,
+      which are known by the checksums in their names.
 
   Raises:
-    UserError: if it looks like one of our names and is none.
+    UserError: if the name has the form of a release's but is unknown.
   """
   address = _plain(name)
   for release in RELEASES:
@@ -152,8 +159,8 @@ def find(name):
   return None
 
 
-def _plain(address):
-  """One form of the many that an address of the same file may have."""
+def _plain(address: str) -> str:
+  """Returns the same form for all the addresses that a file may have."""
   if '://' in address:
     address = re.sub(r'[?#].*', '', address)
   elif _HASHED.fullmatch(os.path.basename(address)):
@@ -166,11 +173,11 @@ def _plain(address):
   return address
 
 
-def class_names(release):
-  """Of ImageNet-1k, 'n01440764 tench' and so on; else None.
+def class_names(release: Release) -> tuple[str, ...] | None:
+  """Returns the class names of ImageNet-1k, or None for other classes.
 
-  The synsets are in the order of ImageNet's own list, which is theirs
-  alphabetically; the words are WordNet's first for each.
+  A name is a synset and WordNet's first word for it, 'n01440764 tench'. They
+  are in ImageNet's order, which is the alphabetical order of synsets.
   """
   if release.num_classes != 1000:
     return None

@@ -23,13 +23,12 @@ from mixer.core import errors
 from mixer.core import trees
 from mixer.core import workdir
 from mixer.data import pipeline
-from mixer.data.source import Source
 from mixer.evaluation import suite
 from mixer.images import augment
 from mixer.models import catalog
 from mixer.models import cost
+from mixer.models import grid
 from mixer.models import interface
-from mixer.models.grid import pair
 from mixer.training import losses
 from mixer.training import optimizers
 from mixer.training import schedules
@@ -67,8 +66,8 @@ def check(config: ml_collections.ConfigDict) -> Settings:
   """Returns the settings of a config's `run` section; touches no device.
 
   Raises:
-    UserError: if a section or a key is unknown or missing, or a setting of `run`
-      is out of range.
+    UserError: if a section or a key is unknown, a section is missing, or a
+      setting of `run` is out of range.
   """
   for name in config:
     if name not in (*_SECTIONS, 'sweep'):   # `sweep` is not a single run's
@@ -134,22 +133,14 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
     raise errors.UserError(
         'augment.randaugment_layers: RandAugment needs images of 1 or 3 '
         f'channels, and these have {section["in_channels"]}; set it to 0')
-  return models.create(num_classes=classes, dtype=settings.dtype,
+  return models.create(num_classes=classes, dtype=settings.dtype_on(platform),
                        platform=platform, **section)
 
 
-def check_classes(model: interface.Model, source: Source) -> None:
-  """Raises a UserError if a data set has more classes than a network."""
-  if model.num_classes < source.num_classes:
-    raise errors.UserError(
-        f'model.num_classes: {model.num_classes}, but {source.name} has '
-        f'{source.num_classes} classes; set it to at least that, or leave it '
-        'unset')
-
-
-def image_shape(model: interface.Model, settings: Settings) -> tuple[int, int, int]:
+def image_shape(model: interface.Model,
+                settings: Settings) -> tuple[int, int, int]:
   """Returns (height, width, channels) of the model's input."""
-  return (*pair(settings.image_size), model.in_channels)
+  return (*grid.pair(settings.image_size), model.in_channels)
 
 
 def open_checkpoints(config: ml_collections.ConfigDict,

@@ -31,13 +31,14 @@ class Progress:
     moves = self._screen.is_terminal and self._screen.file.isatty()
     if moves and first < total:
       self._bar = progress.Progress(
-          progress.TextColumn('[bold]{task.description}'), progress.BarColumn(),
+          progress.BarColumn(bar_width=None),
           progress.TextColumn('{task.completed:,}/{task.total:,}'),
           progress.TextColumn('[cyan]{task.fields[note]}'),
-          progress.TimeRemainingColumn(), progress.TextColumn('left'),
-          console=self._screen, refresh_per_second=4)
+          progress.TimeRemainingColumn(compact=True),
+          progress.TextColumn('left'),
+          console=self._screen, refresh_per_second=4, expand=True)
       self._task = self._bar.add_task(
-          'training', total=total, completed=first, note='compiling')
+          '', total=total, completed=first, note='compiling')
 
   def __enter__(self) -> 'Progress':
     if self._bar:
@@ -69,15 +70,16 @@ class Progress:
       metrics: with 'train/loss' and 'train/accuracy' of the step's batch, and
         usually 'train/images_per_second' and 'train/utilisation'.
     """
-    parts = [f'loss {metrics["train/loss"]:.4f}',
-             f'batch accuracy {metrics["train/accuracy"]:.1%}']
+    parts = [f'loss {metrics["train/loss"]:.3f}',
+             f'accuracy {metrics["train/accuracy"]:.0%}']
     rate = metrics.get('train/images_per_second')   # not of the first step
     if rate is not None:
       parts += [f'{rate:,.{0 if rate >= 10 else 1}f} images/s',
                 f'{metrics["train/utilisation"]:.0%} of peak FLOP/s']
     note = '  '.join(parts)
     if self._bar:
-      self._bar.update(self._task, note=note)
+      # A terminal of 80 columns has no room for more.
+      self._bar.update(self._task, note=note.removesuffix(' FLOP/s'))
       return
     now = time.monotonic()
     if self._shown and now - self._shown < _LINE_SECONDS and (

@@ -146,7 +146,11 @@ def _make_model(config: ml_collections.ConfigDict, settings: Settings,
   """Returns the model, whose classes must be those of all splits."""
   source = splits.train.source
   model = assembly.make_model(config, settings, source, plan.platform)
-  assembly.check_classes(model, source)
+  if model.num_classes < source.num_classes:
+    raise errors.UserError(
+        f'model.num_classes: {model.num_classes}, but {source.name} has '
+        f'{source.num_classes} classes; set it to at least that, or leave it '
+        'unset')
   for name, split in splits.evals.items():
     wrong = suite.other_classes(
         split.source, model.num_classes, source.class_names)
@@ -179,11 +183,11 @@ def _as_trained(model: interface.Model, path: str) -> interface.Model:
   A resumed run does not need those weights, which may be gone, but the model
   must be the same.
   """
-  card = json.loads(files.read(os.path.join(path, workdir.CARD)) or '{}')
+  text = files.read(os.path.join(path, workdir.CARD)) or '{}'
+  kept = json.loads(text).get('model', {})
   return model.clone(**{
-      key: card['model'][key] for key in (
-          *model.TIED_TO_SIZE, 'approximate_gelu')
-      if key in card.get('model', {})})
+      key: kept[key] for key in (*model.TIED_TO_SIZE, 'approximate_gelu')
+      if key in kept})
 
 
 def _check(run: _Run) -> None:
@@ -264,8 +268,9 @@ def _train(run: _Run, state: step.State,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
           batch_size=size,
           flops=size * cost.training_flops(run.model, settings.image_size),
-          devices=plan.mesh.size, spent=writer.spent, peak_flops=(
-              peak.flops_per_second(settings.dtype) * jax.process_count()))
+          devices=plan.mesh.size, spent=writer.spent,
+          peak_flops=jax.process_count() * peak.flops_per_second(
+              settings.dtype_on(plan.platform)))
       try:
         if first < total:
           return loop.train(state, job)[1]

@@ -67,10 +67,14 @@ class Settings:
     if self.precision not in (None, *PRECISIONS):
       raise errors.unknown('run.precision', self.precision, PRECISIONS)
 
-  @property
-  def dtype(self) -> str:
-    """The precision, or the default of the backend that JAX uses."""
-    on_cpu = jax.default_backend() == 'cpu'
+  def dtype_on(self, platform: str | None) -> str:
+    """Returns the dtype of the computation on a platform.
+
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu', as `sharding.Plan.platform`; None for the
+        backend of this process.
+    """
+    on_cpu = (platform or jax.default_backend()) == 'cpu'
     return self.precision or ('float32' if on_cpu else 'bfloat16')
 
   def steps(self, examples: int | None) -> int:

@@ -45,8 +45,8 @@ def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
   """
   if not weights:
     raise errors.UserError(
-        'start.weights: not set, and there are no released ImageNet-21k weights '
-        f'of {catalog.describe(model)["name"]}; give a workdir or a file of '
+        'start.weights: not set, and no ImageNet-21k weights are released for '
+        f'{catalog.describe(model)["name"]}; give a workdir or a file of '
         'your own, as in --config.start.weights=runs/mixer_s32')
   afresh = _compiled(dont_load)
   try:

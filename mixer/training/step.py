@@ -18,14 +18,13 @@ import optax
 from mixer.core import rng
 from mixer.core import trees
 from mixer.data import resident
+from mixer.images.augment import Augment
 from mixer.models import interface
 from mixer.training import losses
 from mixer.training import sharding
 
 Params = Mapping[str, Any]   # a nested dict of arrays
 Metrics = dict[str, jax.Array]
-# (images uint8 [B, H, W, C], targets [B, K], keys [B], key) -> (images, targets)
-Augment = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 @flax.struct.dataclass
@@ -49,8 +48,9 @@ class State:
 Step = Callable[..., tuple[State, Metrics]]
 
 
-def init_state(model: interface.Model, optimizer: optax.GradientTransformation, *,
-               seed: int, image_shape: tuple[int, int, int]) -> State:
+def init_state(model: interface.Model,
+               optimizer: optax.GradientTransformation, *, seed: int,
+               image_shape: tuple[int, int, int]) -> State:
   """Returns the state before the first update.
 
   Under jit with output shardings, every array is created where it stays.

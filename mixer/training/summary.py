@@ -45,8 +45,9 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
   say = log.info
   device, count = plan.mesh.devices.flat[0], trees.count(state.params)
   say('model    %s', title)
+  of_them = '' if trained == count else f', {trained:,} of them trained'
   say('         %s parameters%s; %.3g GFLOPs per image in a forward pass',
-      f'{count:,}', '' if trained == count else f', {trained:,} of them trained',
+      f'{count:,}', of_them,
       cost.forward_flops(model, settings.image_size) / 1e9)
   say('data     %s, split %s: %s images of %d classes', data.source.name,
       data.split.spec, f'{len(data):,}', data.source.num_classes)
@@ -56,7 +57,7 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
   mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.shape.items()
                     if size > 1)
   say('devices  %d x %s, computing in %s; %s%s', plan.mesh.size,
-      device.device_kind, settings.dtype, _STATE[plan.strategy],
+      device.device_kind, settings.dtype_on(plan.platform), _STATE[plan.strategy],
       f' ({mesh})' if mesh else '')
   say('run      %s steps of %d images: %.1f epochs', f'{total_steps:,}',
       settings.batch_size, total_steps * settings.batch_size / len(data))

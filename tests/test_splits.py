@@ -1,0 +1,120 @@
+"""Splits: which records a name means, and how one is held out."""
+import logging
+
+import numpy as np
+import pytest
+
+from mixer.core import errors
+from mixer.data import splits
+
+STORED = splits.whole({'train': 100, 'test': 30})
+
+
+def records(spec, stored=None):
+  """The record numbers that a split means, in its order."""
+  split = splits.select(stored or STORED, spec, 'data.split')
+  return split.records(np.arange(len(split))).tolist()
+
+
+@pytest.mark.parametrize('spec,expected', (
+    ('train', range(100)),
+    ('test', range(100, 130)),
+    ('train[:10]', range(10)),
+    ('train[90:]', range(90, 100)),
+    ('train[5:8]', range(5, 8)),
+    ('train[-3:]', range(97, 100)),
+    ('train[:-98]', range(2)),
+    ('train[:99%]', range(99)),
+    ('train[99%:]', range(99, 100)),
+    ('train[-10%:]', range(90, 100)),
+    ('test[:50%]', range(100, 115)),
+    ('train[:2]+test[:2]', (0, 1, 100, 101)),
+    ('test[:1] + train[98:]', (100, 98, 99)),
+    ('train[:1]+train[:2]', (0, 0, 1)),
+    ('train[95:1000]', range(95, 100)),
+))
+def test_slices_follow_the_syntax_of_tfds(spec, expected):
+  """Counts, percentages, negative bounds and unions."""
+  assert records(spec) == list(expected)
+
+
+def test_percentages_round_as_in_tfds():
+  """Also at sizes that percentages do not divide."""
+  import tensorflow_datasets as tfds
+  for size in (101, 1797, 1_281_167):
+    stored = splits.whole({'train': size})
+    info = tfds.core.splits.SplitInfo(
+        name='train', shard_lengths=[size], num_bytes=0,
+        filename_template=tfds.core.naming.ShardedFileTemplate(
+            data_dir='/', dataset_name='x', split='train',
+            filetype_suffix='tfrecord'))
+    theirs = tfds.core.splits.SplitDict([info])
+    for spec in ('train[:99%]', 'train[99%:]', 'train[33%:67%]',
+                 'train[-1%:]', 'train[-50%:-5%]', 'train[:-1]', 'train[1:]'):
+      instructions = theirs[spec].file_instructions
+      ours = splits.select(stored, spec, 'data.split')
+      assert len(ours) == sum(i.examples_in_shard if i.take == -1 else i.take
+                              for i in instructions), (size, spec)
+      first, = ours.records(np.array([0]))
+      assert first == instructions[0].skip, (size, spec)
+
+
+@pytest.mark.parametrize('first,second', (
+    ('train[:99%]', 'train[99%:]'), ('train[51:]', 'train[:51]'),
+    ('train[:-7]', 'train[-7:]'), ('train[33%:]', 'train[:33%]')))
+@pytest.mark.parametrize('count', (100, 101, 1797))
+def test_complementary_splits_partition_the_records(first, second, count):
+  stored = splits.whole({'other': 13, 'train': count})
+  both = records(first, stored) + records(second, stored)
+  assert sorted(both) == list(range(13, 13 + count))
+
+
+@pytest.mark.parametrize('spec,expected', (
+    ('trian', ('data.split', "'trian'", "did you mean 'train'", 'test')),
+    ('train+nope', ('data.split', "'nope'", 'train, test')),
+    ('train[50]', ('data.split', "'train[50]'", "'train[:99%]'")),
+    ('train[1:2', ('data.split', "'train[1:2'")),
+    ('train[1.5%:]', ('data.split', "'train[1.5%:]'")),
+    ('', ('data.split', "''")),
+    ('train[7:7]', ('data.split', "'train[7:7]'", 'train: 100', 'test: 30')),
+    ('train[60:40]', ('data.split', "'train[60:40]'", 'no examples')),
+))
+def test_errors_name_the_key_the_value_and_the_choices(spec, expected):
+  with pytest.raises(errors.UserError) as error:
+    records(spec)
+  for part in expected:
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize('count', (9, 10, 11, 1797))
+@pytest.mark.parametrize('every', (2, 5, 10))
+def test_every_nth_example_is_held_out(count, every):
+  rest, held = splits.hold_out(splits.Piece(3, 0, count), every)
+  stored = {'train': rest, 'test': held}
+  assert records('test', stored) == list(range(3, 3 + count, every))
+  assert records('train', stored) == [
+      3 + i for i in range(count) if i % every]
+  assert records('train[2:4]', stored) == records('train', stored)[2:4]
+  assert records('test[-1:]', stored) == records('test', stored)[-1:]
+
+
+def test_a_missing_split_is_held_out_from_the_only_one_and_logged(caplog):
+  """It consists of every tenth example, and the stored split loses them."""
+  stored = splits.whole({'train': 95})
+  with caplog.at_level(logging.INFO, 'mixer'):
+    out = splits.carve(
+        stored, ['train[:90%]', 'validation', 'train[90%:]'], 'mine')
+  assert records('validation', out) == list(range(0, 95, 10))
+  assert sorted(records('train', out) + records('validation', out)) == list(
+      range(95))
+  assert "'validation' (10)" in caplog.text and 'mine' in caplog.text
+
+
+@pytest.mark.parametrize('stored,wanted', (
+    ({'train': 95}, ['train']),
+    ({'train': 95}, ['train', 'a', 'b']),
+    ({'train': 95, 'test': 5}, ['train', 'validation'])))
+def test_nothing_is_held_out_if_all_splits_exist_or_the_choice_is_unclear(
+    stored, wanted):
+  stored = splits.whole(stored)
+  assert splits.carve(stored, wanted, 'mine') == stored
