@@ -24,9 +24,8 @@ from mixer.evaluation import classification
 from mixer.images import augment
 
 if TYPE_CHECKING:
-  from flax import linen
-
   from mixer.data.source import Source
+  from mixer.models import interface
 
 # Keys that an evaluation takes from `data` unless its own section sets them.
 _INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
@@ -184,7 +183,7 @@ def metrics(evals: Mapping[str, pipeline.Data],
               for shot in few.settings['shots']]
 
 
-def make(plan: Plan, model: 'linen.Module',
+def make(plan: Plan, model: 'interface.Model',
          evals: Mapping[str, pipeline.Data], fewshots: Mapping[str, FewShot], *,
          batch_size: int, loss: str = 'softmax') -> Evaluate:
   """Returns a function that computes all evaluations of a network.
@@ -239,7 +238,7 @@ def make(plan: Plan, model: 'linen.Module',
   return evaluate
 
 
-def make_predict(model: 'linen.Module') -> Callable[..., jax.Array]:
+def make_predict(model: 'interface.Model') -> Callable[..., jax.Array]:
   """Returns the network's prediction in evaluation mode.
 
   Returns:
@@ -252,7 +251,7 @@ def make_predict(model: 'linen.Module') -> Callable[..., jax.Array]:
   return predict
 
 
-def make_features(model: 'linen.Module') -> Callable[..., jax.Array]:
+def make_features(model: 'interface.Model') -> Callable[..., jax.Array]:
   """Returns the network's features in evaluation mode.
 
   Returns:
