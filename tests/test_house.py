@@ -1,10 +1,12 @@
 """The rules of the source tree: who imports whom, and how long a file is."""
 import ast
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import tfds_sets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # From the ground up: a module imports its own room and the rooms on lower
@@ -273,8 +275,7 @@ def test_imports_stay_light(statement, absent):
 
 @pytest.mark.parametrize('data,most_files,most_lines', (
     ('digits', 40, 5_500),
-    pytest.param('tfrecord', 45, 6_300, marks=pytest.mark.skip(
-        reason='needs the TFDS test helpers')),
+    ('tfrecord', 45, 6_300),
 ))
 def test_a_training_step_loads_little_code(data, most_files, most_lines,
                                            tmp_path):
@@ -288,8 +289,14 @@ def test_a_training_step_loads_little_code(data, most_files, most_lines,
       'if n.split(".")[0] == "mixer" and m.__file__), sep="\\n")')
   args = ['--config=configs/digits.py', '--config.run.total_steps=2',
           f'--workdir={tmp_path}/run']
-  out = subprocess.run([sys.executable, '-c', code, *args], cwd=ROOT,
-                       capture_output=True, text=True, timeout=300)
+  if data == 'tfrecord':
+    tfds_sets.prepare_photos(f'{tmp_path}/sets')
+    args += [f'--config.data.dir={tmp_path}/sets', '--config.data.name=photos',
+             '--config.data.crop=inception', '--config.evals.test.split=even',
+             '--config.run.batch_size=8']
+  out = subprocess.run(
+      [sys.executable, '-c', code, *args], cwd=ROOT, capture_output=True,
+      text=True, timeout=300, env=dict(os.environ, XDG_CACHE_HOME=str(tmp_path)))
   assert out.returncode == 0, out.stderr
   loaded = {file for file in out.stdout.splitlines()
             if file.startswith(str(ROOT / 'mixer'))}
