@@ -47,7 +47,7 @@ _FORMAT = flags.DEFINE_enum('format', None, ['npz', 'safetensors', 'stablehlo',
                                              'onnx'], 'Output format.')
 _OUT = flags.DEFINE_string('out', None, 'Output file.')
 _LAYOUT = flags.DEFINE_enum('layout', 'official', ['official', 'timm'],
-                            'Whose parameter names a safetensors file gets.')
+                            'Parameter names in a safetensors file.')
 _PREPROCESS = flags.DEFINE_bool('preprocess', False, 'Make a program that '
                                 'takes uint8 images and gives probabilities.')
 _INPUT_SIZE = flags.DEFINE_string(
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     print('made for pixels in [-1, 1]: use mean 0.5 and std 0.5 in timm')
     print('trained with the tanh form of GELU; timm computes the exact form, '
           'and its outputs differ by up to a few 1e-3'
-          if model['approximate_gelu'] else
+          if model.get('approximate_gelu') else
           'trained with the exact form of GELU, which timm computes')
 
 

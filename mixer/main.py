@@ -80,7 +80,7 @@ Train again with another seed:
 
 
 def _settings(args: list[str]) -> Iterator[str]:
-  """Yields the flags that say what to train, not where and by how many."""
+  """Yields the flags other than the workdir and the process flags."""
   rest = iter(args)
   for arg in rest:
     if not re.match('-+(workdir|coordinator|num_processes|process_id)', arg):

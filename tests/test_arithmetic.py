@@ -29,7 +29,7 @@ def tiny(**overrides):
 
 
 @pytest.mark.parametrize('clip_norm', (None, 0.5))
-def test_two_steps_of_adam(clip_norm):
+def test_adam_clips_first_and_corrects_both_moments(clip_norm):
   """Clipping comes first, both moments are corrected for their start at 0."""
   b1, b2, rate, eps = 0.8, 0.99, 0.1, 1e-8
   optimizer = optimizers.make(schedule=lambda step: rate, name='adam', b1=b1,
@@ -139,7 +139,7 @@ def small_images():
           (1e-3 * rng.normal(size=(2, 2, 3, 16)) / 12**0.5).astype(np.float32))
 
 
-def test_epsilon_before_the_head():
+def test_layer_norm_before_the_head_has_epsilon_1e_6():
   images, kernel = small_images()
   model, params = tiny()
   params['stem']['kernel'] = kernel
@@ -153,7 +153,7 @@ def test_epsilon_before_the_head():
 
 
 @pytest.mark.parametrize('mixing', ('token_mixing', 'channel_mixing'))
-def test_epsilon_of_a_block(mixing):
+def test_layer_norms_of_a_block_have_epsilon_1e_6(mixing):
   images, kernel = small_images()
   model, params = tiny(tokens_mlp_dim=4)
   params['stem']['kernel'] = kernel
@@ -171,7 +171,7 @@ def test_epsilon_of_a_block(mixing):
 # Evaluation.
 
 
-def test_evaluation_loss_of_several_labels():
+def test_evaluation_loss_uses_the_first_of_several_labels():
   """The softmax cross-entropy against the first label."""
   logits = np.array([[1.0, 2.0, 0.5], [0.1, 0.2, 3.0]])
   labels = jnp.array([[2, 0], [1, -1]], jnp.int32)

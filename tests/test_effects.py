@@ -172,7 +172,7 @@ def changed(tree, key):
   return dict(tree, **{name: 'another'})
 
 
-def test_which_settings_may_change_on_resume(tmp_path):
+def test_settings_that_may_not_change_on_resume_are_refused_by_name(tmp_path):
   """All others are refused, each by its name."""
   config = digits.get_config().to_dict()
   config['fewshot'] = dict(few=dict(train='train'))
@@ -196,7 +196,7 @@ def test_which_settings_may_change_on_resume(tmp_path):
 
 @pytest.mark.parametrize('test, warned', (('train[:50]', True),
                                           ('test', False)))
-def test_few_shot_examples_that_are_tested_too_are_warned_of(
+def test_overlap_of_few_shot_training_and_test_examples_is_logged(
     test, warned, caplog):
   config = digits.get_config()
   config.fewshot = dict(few=dict(train='train', test=test, crop='resize'))

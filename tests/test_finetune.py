@@ -78,7 +78,7 @@ def test_a_config_has_the_settings_of_the_paper(model, dataset):
 
 
 @pytest.mark.parametrize('model', finetune.MODELS)
-def test_it_starts_from_what_is_release(model):
+def test_it_starts_from_released_weights_if_there_are_any(model):
   """ImageNet-21k, where there is; else the user is asked."""
   weights = finetune.get_config(f'{model},cifar10').start.weights
   name = f'{finetune.MODELS[model]}-imagenet21k'

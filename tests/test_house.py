@@ -71,7 +71,7 @@ def breaches(check):
           for name in imports(tree) if check(file, name)]
 
 
-def test_there_is_a_house():
+def test_the_rules_below_look_at_all_rooms():
   """The rules below look at something."""
   assert len(FILES) > 30 and len(CONFIGS) > 8
   assert {room(file) for file in FILES} == set(FLOORS)
@@ -128,7 +128,7 @@ def test_models_need_jax_and_flax_only():
   assert breaches(foreign) == []
 
 
-def test_layers_know_no_sharding():
+def test_models_do_not_import_sharding():
   def sharding(file, name):
     return room(file) == 'models' and 'sharding' in name
   assert breaches(sharding) == []
@@ -152,7 +152,7 @@ def test_init_files_are_empty_or_hand_on_names(file):
       assert set(ast.literal_eval(node.value)) == handed_on
 
 
-def test_no_drawer():
+def test_no_module_is_named_like_a_drawer():
   """Files are named by what they hold."""
   drawers = ('utils', 'util', 'helpers', 'misc', 'common')
   assert [file for file in (*FILES, *CONFIGS)
@@ -264,7 +264,7 @@ def test_nothing_acts_at_import():
     ('import mixer.study', ('tensorflow', 'jax')),
 ))
 def test_imports_stay_light(statement, absent):
-  """What need not be loaded is not: in a fresh interpreter."""
+  """Importing a module loads no heavy library, in a fresh interpreter."""
   code = f'{statement}; import sys; print(*sys.modules)'
   out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True,
                        capture_output=True, text=True, timeout=60)

@@ -76,7 +76,7 @@ def recorded():
   return seen
 
 
-def test_speed_and_utilisation(recorded):
+def test_speed_counts_images_and_utilisation_is_a_share_of_the_peak(recorded):
   for step in (2, 4):
     row = recorded.rows[step]
     assert row['train/images_per_second'] == pytest.approx(8 / 2)

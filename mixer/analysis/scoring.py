@@ -142,7 +142,8 @@ def evaluate(
   batch_size = -(-batch_size // plan.parts) * plan.parts
   evals, fewshots = suite.open_evaluations(config, network.image_size)
   if not evals and not fewshots:
-    raise errors.UserError('--config: it has no evaluations')
+    raise errors.UserError('--config: has no evaluations; add one to its '
+                           'section `evals`')
   for name, split in list(evals.items()):
     wrong = suite.other_classes(
         split.source, network.model.num_classes, network.card['class_names'],

@@ -1,9 +1,9 @@
 """What the processes of one run do together: join, agree, wait, leave.
 
 Each process has some of the devices and reads its own rows of every batch. Only
-process 0 logs and writes files. When one process dies, the others end too: JAX
-ends them when heartbeats are missing, and a collective operation that fails
-earlier raises an error, which `lost` recognises.
+process 0 logs, and writes the files that all share. When one process dies, the
+others end too: JAX ends them when heartbeats are missing, and a collective
+operation that fails earlier raises an error, which `lost` recognises.
 
 A process that runs alone starts none of this.
 """

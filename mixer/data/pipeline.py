@@ -145,11 +145,14 @@ class Data:
     from mixer.data import prefetch
     rows = self.training_rows(
         seed=seed, batch_size=batch_size, first=first, slots=slots)
+    batches = prefetch.ahead(
+        self._decode(rows, first, last, slots[1] - slots[0]))
     try:
-      yield from prefetch.ahead(
-          self._decode(rows, first, last, slots[1] - slots[0]))
+      yield from batches
     finally:
+      # First, so that reads under way give up before their thread is joined.
       rows.close()
+      batches.close()
 
   def eval_batches(self, *, batch_size: int, slots: tuple[int, int]) -> Batches:
     """Yields batches that have each example once.

@@ -1,6 +1,6 @@
 """Runs an iterator in a thread, ahead of its consumer."""
+from collections.abc import Generator
 from collections.abc import Iterable
-from collections.abc import Iterator
 import queue
 import threading
 from typing import Any
@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar('T')
 
 
-def ahead(iterable: Iterable[T]) -> Iterator[T]:
+def ahead(iterable: Iterable[T]) -> Generator[T, None, None]:
   """Yields the items of an iterable, each made while the one before is used.
 
   An error of the iterable is raised here.

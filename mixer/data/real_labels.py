@@ -105,7 +105,7 @@ def fingerprint(own: str, labels: Labels | None) -> str:
 
 
 def check(opened: source.Source) -> None:
-  """Fails early if the label file knows the first image of no split.
+  """Raises an error if the label file lacks the first image of every split.
 
   One split is enough: training images, for example, need no labels.
 

@@ -57,16 +57,18 @@ def evaluate(config: ml_collections.ConfigDict, model: interface.Model,
   """Returns the metrics of a network on the evaluations of a config.
 
   Args:
-    config: its sections `data`, `evals` and `fewshot` are used.
+    config: its sections `data` and `evals` are used.
     model: the network.
     params: its parameters.
     image_size: side in pixels, or (height, width).
     batch_size: images at a time; by default `run.batch_size`.
   """
-  evals, fewshots = suite.open_evaluations(config, image_size)
-  ask = suite.make(sharding.plan(), model, evals, fewshots,
-                   batch_size=batch_size or config.run.batch_size)
-  return ask(params)
+  evals, _ = suite.open_evaluations(
+      dict(data=config.data, evals=config.evals), image_size)
+  plan = sharding.plan()
+  compute = suite.make(plan, model, evals, {},
+                       batch_size=batch_size or config.run.batch_size)
+  return compute(plan.place(params))
 
 
 def few_shot(config: ml_collections.ConfigDict, model: interface.Model,

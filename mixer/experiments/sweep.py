@@ -1,8 +1,9 @@
 """Experiment: which settings are best on held-out training images?
 
-The paper chooses the learning rate of each fine-tuning so (appendix C). Each
-value trains on a part of the training images, and the rest judge it. The best
-value then trains on all of them, and only that run sees the test images.
+The paper chooses the learning rate of each fine-tuning in this way (appendix
+C). Each value trains on a part of the training images, and the rest judge it.
+The best value then trains on all of them, and only that run sees the test
+images.
 """
 from collections.abc import Callable
 from collections.abc import Mapping

@@ -42,8 +42,8 @@ def create(name: str, *, num_classes: int | None = 1000,
     num_classes: width of the head; None or 0 leaves it out.
     dtype: of the computation, float32 or bfloat16; parameters are float32.
     **overrides: other fields of the network's class, such as patch_size,
-      hidden_dim, num_blocks or stochastic_depth of `mixer.MlpMixer`. None keeps
-      the value that belongs to the name.
+      hidden_dim, num_blocks or stochastic_depth of `models.mixer.MlpMixer`.
+      None keeps the value that belongs to the name.
 
   Returns:
     A flax module: `model.init(key, images)`, and

@@ -1,4 +1,4 @@
-"""What every network brings, so that no other room knows its insides."""
+"""The base class of networks: all that the rest of the code uses of one."""
 from collections.abc import Mapping
 import re
 from typing import Any
@@ -19,7 +19,8 @@ class Model(nn.Module):
   """A network that classifies images; `models.catalog` has one row for each.
 
   It is called as `model.apply(variables, images, train=False)`, with `train`
-  and `rows` as in `mixer.MlpMixer`, and returns (logits, named intermediates).
+  and `rows` as in `models.mixer.MlpMixer`, and returns (logits, named
+  intermediates).
   Its fields are the settings of `models.create`; `num_classes`, `in_channels`,
   `patch_size`, `dtype` and `platform` are fields of every network. Among its
   parameters, the patch projection is 'stem' and the classifier 'head'.
@@ -31,12 +32,15 @@ class Model(nn.Module):
       each array axis); the first that matches holds. See `training.sharding`.
     OWN_PARAMETER: pattern of a parameter's name that no other network has.
     TIED_TO_SIZE: settings that a change of resolution may change.
+    TAKEN_FROM_WEIGHTS: settings that shapes do not show, and that a network
+      which starts from weights takes over from them.
   """
   NAMES: ClassVar[tuple[str, ...]]
   CHOICES: ClassVar[Mapping[str, tuple[str, ...]]]
   SHARDING_RULES: ClassVar[tuple[tuple[str, tuple[Any, ...]], ...]]
   OWN_PARAMETER: ClassVar[re.Pattern[str]]
   TIED_TO_SIZE: ClassVar[tuple[str, ...]] = ()
+  TAKEN_FROM_WEIGHTS: ClassVar[tuple[str, ...]] = ()
 
   @nn.nowrap
   def patches(self, images: jax.Array) -> tuple[int, int]:
@@ -88,7 +92,7 @@ class Model(nn.Module):
     """Returns the settings that decide the shapes of blocks, by name.
 
     Args:
-      shapes: some parameters may be missing; what they show is then too.
+      shapes: if parameters are missing, so are the settings that they show.
     """
     raise NotImplementedError
 
@@ -105,7 +109,8 @@ class Model(nn.Module):
 
   @nn.nowrap
   def multiply_adds(self, image_size: grid.Size) -> int:
-    """Returns those of the matrix products of a forward pass of one image."""
+    """Returns the multiply-adds of one image's forward pass, in matrix products
+    only."""
     raise NotImplementedError
 
   @nn.nowrap
@@ -116,8 +121,8 @@ class Model(nn.Module):
 
   @nn.nowrap
   def enlarged(self, parts: int) -> 'Model':
-    """Returns the network for images of so many parts, each of the size that
-    this one is for, as `resized` makes it by the method 'block'."""
+    """Returns the network that `resized` makes by the method 'block' for images
+    of `parts` times as many patches."""
     del parts
     return self
 

@@ -120,6 +120,7 @@ class MlpMixer(interface.Model):
   )
   OWN_PARAMETER = re.compile(r'MixerBlock_(\d+)/.*')
   TIED_TO_SIZE = ('tokens_mlp_dim',)
+  TAKEN_FROM_WEIGHTS = ('approximate_gelu',)
 
   patch_size: grid.Size
   hidden_dim: int

@@ -18,12 +18,12 @@ Dot = Callable[..., jax.Array]
 
 
 def dense(*, train: bool) -> Dot:
-  """Returns the form of product for a dense layer over channels."""
+  """Returns the `dot_general` of a dense layer over channels."""
   return training_dot if train else jax.lax.dot_general
 
 
 def over_tokens(platform: str | None, *, train: bool) -> Dot:
-  """Returns the form of product for a dense layer over tokens.
+  """Returns the `dot_general` of a dense layer over tokens.
 
   Args:
     platform: 'cpu', 'gpu' or 'tpu', which the program is for; None decides

@@ -35,7 +35,7 @@ class TokenMixing:
     mix: (block, x_BSC, drop, train=...) -> [B, S, C], which the block adds to
       its input.
     parameters: (S, C, D_S) -> number of parameters of one block.
-    multiply_adds: (S, C, D_S) -> those of one block for one image.
+    multiply_adds: (S, C, D_S) -> multiply-adds of one block for one image.
     tokens: parameters -> the S that they are tied to; None if any number of
       tokens fits them.
     resize: {method: (parameters, old grid, new grid) -> parameters}, for other
@@ -51,7 +51,8 @@ class TokenMixing:
 
 def tied(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
          train: bool) -> jax.Array:
-  """The paper's: one MLP over tokens, shared by all channels (equation 1)."""
+  """Mixes tokens as the paper does: one MLP, shared by all channels (equation
+  1)."""
   mlp = blocks.MlpBlock(
       block.tokens_mlp_dim, block.dropout_rate, block.approximate_gelu,
       block.dtype, name='token_mixing')

@@ -1,4 +1,4 @@
-"""Proofs that an exported file is the network, from what the file gives back.
+"""Checks that an exported file gives the network's own outputs.
 
 Weights have to be the same bits. A program has to give the same outputs for
 random images, up to `TOLERANCE`.

@@ -169,11 +169,18 @@ def to_timm(params: Mapping[str, Any]) -> Flat:
 
   Args:
     params: a nested dict of arrays with a Mixer's published names.
+
+  Raises:
+    UserError: if a parameter has no counterpart in timm.
   """
   out = {}
   for name, value in trees.flatten(params).items():
     number = ''.join(re.findall(r'MixerBlock_(\d+)/', name))
-    theirs, axes = _TO_TIMM[re.sub(r'MixerBlock_\d+/', 'MixerBlock_#/', name)]
+    known = _TO_TIMM.get(re.sub(r'MixerBlock_\d+/', 'MixerBlock_#/', name))
+    if known is None:
+      raise errors.UserError("--layout=timm: timm's Mixer has no parameter "
+                             f'{name!r}; use the official layout')
+    theirs, axes = known
     value = np.asarray(value)
     out[theirs.replace('#', number)] = np.ascontiguousarray(
         value if axes is None else value.transpose(axes))

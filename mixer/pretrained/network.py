@@ -198,7 +198,8 @@ def _released(release: registry.Release, weights: str) -> Network:
     fetch.check_name(_local(source))
   params: Mapping[str, Any] = formats.load(_local(source))
   model, size = infer(params, release.name)
-  model = model.clone(approximate_gelu=release.approximate_gelu)
+  if 'approximate_gelu' in model.TAKEN_FROM_WEIGHTS:
+    model = model.clone(approximate_gelu=release.approximate_gelu)
   like = release.preprocessing
   if like['scale'] == '(0, 1)':
     params = _for_signed_pixels(params)
@@ -211,7 +212,7 @@ def _released(release: registry.Release, weights: str) -> Network:
 
 
 def _for_signed_pixels(params: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns for pixels v in [-1, 1] what `params` are for x = (v + 1) / 2.
+  """Returns `params` with a stem for pixels in [-1, 1] in place of [0, 1].
 
   The patch projection is linear, so this is exact but for rounding.
   """
@@ -228,7 +229,8 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
   inferred = card is None
   if card is None:
     model, size = infer(params, source, from_size)
-    model = model.clone(approximate_gelu=approximate_gelu)
+    if 'approximate_gelu' in model.TAKEN_FROM_WEIGHTS:
+      model = model.clone(approximate_gelu=approximate_gelu)
     card = cards.make(catalog.describe(model), image_size=size, **_USUAL)
   else:
     try:

@@ -78,7 +78,8 @@ def resize(model: 'interface.Model', params: Mapping[str, Any], *,
   stem = _with_patch(params['stem']['kernel'], patch)
   params = dict(params, stem=dict(
       params['stem'], kernel=_with_channels(stem, channels)))
-  model, params = model.resized(params, old, new, method)
+  if new != old:
+    model, params = model.resized(params, old, new, method)
   return model.clone(patch_size=patch if patch[0] != patch[1] else patch[0],
                      in_channels=channels), params
 

@@ -1,7 +1,8 @@
 """Makes the objects that the sections of a config ask for.
 
-This is the only module that opens a ConfigDict; the modules that do the work
-are handed values. Each section is the keyword arguments of one function.
+A run's ConfigDict is opened here and nowhere else: the modules that do the work
+are handed values. Plans and experiments, which compare configs, read theirs.
+ Each section is the keyword arguments of one function.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ _SECTIONS = ('model', *_READERS, 'start', 'evals', 'fewshot')
 
 
 class Classes(Protocol):
-  """What a network has to know of a data set; `data.source.Source` has it."""
+  """What the shape of a network depends on; `data.source.Source` has it."""
 
   @property
   def num_classes(self) -> int:
@@ -119,7 +120,8 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
     settings: of its `run` section.
     source: gives the number of classes and channels if the config does not.
     platform: 'cpu', 'gpu' or 'tpu', which the program is for, as
-      `sharding.Plan.platform`; None for the backend of this process.
+      `sharding.Plan.platform`. None decides when the program is lowered, with
+      the default dtype of this process's backend.
 
   Raises:
     UserError: if the network is unknown or a setting is out of range, or if the

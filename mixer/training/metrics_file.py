@@ -1,4 +1,4 @@
-"""Writes metrics to metrics.jsonl, and to TensorBoard where TensorFlow is.
+"""Writes metrics to metrics.jsonl, and to TensorBoard if that is installed.
 
 Only process 0 writes.
 """
@@ -32,7 +32,7 @@ class Writer:
     resumed_at: the step at which the run starts or resumes.
 
   Attributes:
-    spent: device-seconds that the run took before, as its last line says.
+    spent: device-seconds that the run has taken before this start.
   """
 
   def __init__(self, path: str, *, resumed_at: int):

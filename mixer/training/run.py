@@ -186,7 +186,7 @@ def _as_trained(model: interface.Model, path: str) -> interface.Model:
   text = files.read(os.path.join(path, workdir.CARD)) or '{}'
   kept = json.loads(text).get('model', {})
   return model.clone(**{
-      key: kept[key] for key in (*model.TIED_TO_SIZE, 'approximate_gelu')
+      key: kept[key] for key in (*model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
       if key in kept})
 
 

@@ -60,10 +60,11 @@ def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
         patch_size=model.patch_size, in_channels=model.in_channels)
   except errors.UserError as e:
     raise errors.UserError(f'start: {e}') from e
-  if model.approximate_gelu != source.model.approximate_gelu:
-    log.info('start    using the %s form of GELU, as the weights do',
-             'tanh' if source.model.approximate_gelu else 'exact')
-    model = model.clone(approximate_gelu=source.model.approximate_gelu)
+  for key in model.TAKEN_FROM_WEIGHTS:
+    value = getattr(source.model, key)
+    if value != getattr(model, key):
+      log.info('start    using %s=%s, as the weights do', key, value)
+      model = model.clone(**{key: value})
   for key in model.TIED_TO_SIZE:
     if widen or getattr(model, key) == getattr(source.model, key):
       model = model.clone(**{key: getattr(resized, key)})
