@@ -26,8 +26,8 @@ from mixer.core import processes
 from mixer.core import tables
 
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, 'The network: a workdir, a file, an address or the name '
-    'of a release.')
+    'checkpoint', None, 'The network: a workdir, a file, an address or the '
+    'name of a release.')
 _BEST = flags.DEFINE_bool('best', False, "Use a workdir's best checkpoint "
                           'instead of its latest.')
 _CONFIG = config_flags.DEFINE_config_file(
