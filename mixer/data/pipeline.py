@@ -34,7 +34,6 @@ if typing.TYPE_CHECKING:
   from mixer.data import bad_images
   from mixer.data.rows import Rows
 
-# A generator, so that a consumer can close it before its end.
 Batches = Generator[dict[str, np.ndarray], None, None]
 _PREFLIGHT = 8   # images that are decoded before the first step
 
@@ -150,8 +149,7 @@ class Data:
     try:
       yield from batches
     finally:
-      # First, so that reads under way give up before their thread is joined.
-      rows.close()
+      rows.close()   # first, so that reads give up before their thread is joined
       batches.close()
 
   def eval_batches(self, *, batch_size: int, slots: tuple[int, int]) -> Batches:
