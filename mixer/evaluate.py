@@ -72,8 +72,8 @@ def main(argv: list[str]) -> None:
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
   config = (_CONFIG.value.to_dict() if _CONFIG.value
             else scoring.config_of(network))
-  config = scoring.asked(config, network, real=_REAL.value, v2=_V2.value,
-                         fewshot=_FEWSHOT.value)
+  config = scoring.requested(config, network, real=_REAL.value, v2=_V2.value,
+                             fewshot=_FEWSHOT.value)
   results, predictions = scoring.evaluate(
       network, config, batch_size=_BATCH.value, worst=_WORST.value)
   if not processes.first():

@@ -97,7 +97,7 @@ def test_the_command_gives_the_metrics_of_the_run(trained):
   """Its predictions and worst classes are right too, and fit for JSON."""
   workdir, scores = trained
   network = pretrained.open_network(workdir)
-  config = scoring.asked(scoring.config_of(network), network)
+  config = scoring.requested(scoring.config_of(network), network)
   result, rows = scoring.evaluate(network, config, batch_size=100)
   rows = list(rows)
   json.dumps([result, rows])
@@ -126,26 +126,26 @@ def test_flags_add_evaluations_to_the_config(trained):
   --fewshot adds a few-shot evaluation for each."""
   network = pretrained.open_network(trained[0])
   config = mixer_b16.get_config()
-  evals = scoring.asked(config, network, real='real.json', v2=True,
-                        fewshot='train[:65000]')['evals']
+  evals = scoring.requested(config, network, real='real.json', v2=True,
+                            fewshot='train[:65000]')['evals']
   assert set(evals) == {'minival', 'validation', 'validation_real', 'v2'}
   assert evals['validation_real']['labels'] == 'real.json'
   assert evals['v2']['name'] == 'imagenet_v2/matched-frequency'
   assert evals['v2']['crop'] == evals['validation']['crop'] == 'resmall'
   tuned = finetune.get_config('b16,imagenet2012')
-  evals = scoring.asked(tuned, network, v2=True)['evals']
+  evals = scoring.requested(tuned, network, v2=True)['evals']
   assert evals['v2']['crop'] == evals['validation']['crop'] == 'resize_crop'
   assert evals['v2']['interpolation'] == evals['validation']['interpolation']
   for name in ('imagenet2012:5.1.0', 'folder:/photos'):
     config.data.name = name
-    assert 'validation_real' in scoring.asked(
+    assert 'validation_real' in scoring.requested(
         config, network, real='real.json')['evals']
   config = mixer_b16.get_config()
-  made = scoring.asked(config, network, fewshot='train[:65000]')
+  made = scoring.requested(config, network, fewshot='train[:65000]')
   assert made['fewshot']['validation']['train'] == 'train[:65000]'
   assert made['fewshot']['validation']['crop'] == 'resize_crop'
   with pytest.raises(errors.UserError, match='ReaL.* has test: digits test'):
-    scoring.asked(tiny(), network, real='real.json')
+    scoring.requested(tiny(), network, real='real.json')
 
 
 def test_released_weights_keep_the_preprocessing_they_were_trained_with(
@@ -154,13 +154,13 @@ def test_released_weights_keep_the_preprocessing_they_were_trained_with(
   like = dict(crop='resize_crop', interpolation='bicubic')
   other = type(network)(network.model, network.params, dict(
       network.card, preprocessing=like), 'weights.npz')
-  evals = scoring.asked(mixer_b16.get_config(), other)['evals']
+  evals = scoring.requested(mixer_b16.get_config(), other)['evals']
   assert {(e['crop'], e['interpolation']) for e in evals.values()} == {
       ('resize_crop', 'bicubic')}
   # A file is not a run's checkpoint, even if its folder has that name.
   other = dataclasses.replace(other, name='x/checkpoints/weights.npz')
-  assert scoring.asked(mixer_b16.get_config(), other)['evals'] == evals
-  evals = scoring.asked(mixer_b16.get_config(), network)['evals']
+  assert scoring.requested(mixer_b16.get_config(), other)['evals'] == evals
+  evals = scoring.requested(mixer_b16.get_config(), network)['evals']
   assert {e['crop'] for e in evals.values()} == {'resmall'}
 
 
@@ -209,7 +209,7 @@ def test_a_carved_split_is_the_same_in_training_and_evaluation(tmp_path):
   name = folder(tmp_path / 'photos', ('a', 'b'))
   scores = run.train(on_images(name), str(tmp_path / 'run'))
   network = pretrained.open_network(tmp_path / 'run')
-  config = scoring.asked(scoring.config_of(network), network)
+  config = scoring.requested(scoring.config_of(network), network)
   result, rows = scoring.evaluate(network, config, batch_size=8)
   found = result['evals']['validation']
   assert found['examples'] == scores['eval/validation/examples'] == 4

@@ -37,9 +37,9 @@ def config_of(network: 'Network') -> dict[str, Any]:
   return config
 
 
-def asked(config: Mapping[str, Any], network: 'Network', *,
-          real: str | None = None, v2: bool = False,
-          fewshot: str | None = None) -> dict[str, Any]:
+def requested(config: Mapping[str, Any], network: 'Network', *,
+              real: str | None = None, v2: bool = False,
+              fewshot: str | None = None) -> dict[str, Any]:
   """Returns a config's evaluations with those that the flags add.
 
   Released weights use the preprocessing they were trained with; your own runs
@@ -123,7 +123,7 @@ def evaluate(
 
   Args:
     network: the network to evaluate.
-    config: as `asked` returns it.
+    config: as `requested` returns it.
     batch_size: images in a batch; rounded up to a multiple of the devices.
     worst: how many classes and pairs to list.
 
