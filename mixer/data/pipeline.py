@@ -149,7 +149,7 @@ class Data:
     try:
       yield from batches
     finally:
-      rows.close()   # first, so that reads give up before their thread is joined
+      rows.close()   # first, so that reads give up before the thread is joined
       batches.close()
 
   def eval_batches(self, *, batch_size: int, slots: tuple[int, int]) -> Batches:
