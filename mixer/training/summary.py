@@ -58,8 +58,7 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
                     if size > 1)
   say('devices  %d x %s, computing in %s; %s%s', plan.mesh.size,
       device.device_kind, settings.dtype_on(plan.platform),
-      _STATE[plan.strategy],
-      f' ({mesh})' if mesh else '')
+      _STATE[plan.strategy], f' ({mesh})' if mesh else '')
   say('run      %s steps of %d images: %.1f epochs', f'{total_steps:,}',
       settings.batch_size, total_steps * settings.batch_size / len(data))
   held = [sharding.held(tree, plan.state(tree, model.SHARDING_RULES))
