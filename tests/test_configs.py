@@ -22,7 +22,7 @@ from mixer import models
 from mixer.core import checkpoint
 from mixer.core import trees
 from mixer.data import pipeline
-from mixer.data import sources
+from mixer.data import source
 from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.experiments import sweep
@@ -124,7 +124,7 @@ def settings_of(config, **changes):
 def source_of(config, classes=None):
   """Returns a source that describes the data of a config without any data."""
   channels = 1 if config.data.name == 'digits' else 3
-  return sources.Source(
+  return source.Source(
       name=config.data.name, stored={}, class_names=None, read=None,
       name_of=None,
       num_classes=classes or CLASSES[config.data.name], decoded=False,
