@@ -1,4 +1,5 @@
 """Photos and image files that tests make: plain, odd and broken ones."""
+from collections.abc import Sequence
 import functools
 import io
 import os
@@ -135,6 +136,46 @@ def write(root: pathlib.Path, files: dict[str, bytes | None]) -> None:
       path.symlink_to('no such file')
     else:
       path.write_bytes(content)
+
+
+def write_folder(root: pathlib.Path, labelled: Sequence[tuple[bytes, int]]
+                 ) -> tuple[dict[str, str], dict[str, str]]:
+  """Writes a folder with a subfolder for each class, and a manifest of it.
+
+  Args:
+    root: the folder; the manifest is a file beside it.
+    labelled: (encoded image, label) of each record.
+
+  Returns:
+    What `pipeline.open_data` needs to open each of the two.
+  """
+  lines = ['path,label']
+  for i, (file, label) in enumerate(labelled):
+    path = f'c{label}/{i:02}.{"png" if file[:1] != bytes([255]) else "jpg"}'
+    write(root, {path: file})
+    lines.append(f'{root.name}/{path},c{label}')
+  listed = root.parent / 'listed.csv'
+  listed.write_text('\n'.join(lines))
+  return dict(name=f'folder:{root}'), dict(name=f'manifest:{listed}')
+
+
+def write_arrays(path: pathlib.Path, labelled: Sequence[tuple[bytes, int]],
+                 side: int) -> dict[str, str]:
+  """Writes images as an npz file of arrays of `side` x `side` pixels.
+
+  Args:
+    path: of the file.
+    labelled: (encoded image, label) of each record.
+    side: of the arrays.
+
+  Returns:
+    What `pipeline.open_data` needs to open it.
+  """
+  images = [Image.open(io.BytesIO(file)).resize((side, side))
+            for file, _ in labelled]
+  np.savez(path, images=np.stack(images),
+           labels=np.array([label for _, label in labelled]))
+  return dict(name=f'arrays:{path}')
 
 
 def _photo(rng, side=None):

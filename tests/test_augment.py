@@ -247,9 +247,9 @@ def erased(shape, count, probability=1.0):
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_erase_equals_a_numpy_version(shape):
-  """With the same draws, rectangle and noise are equal, and the rest is
-  unchanged bit for bit. A long image cuts some rectangles to its side; a tiny
-  one widens some to a pixel."""
+  """Rectangle and noise are equal for the same draws, and the rest is unchanged
+  bit for bit. A long image cuts some rectangles to its side; a tiny one widens
+  some to a pixel."""
   n, (height, width, _) = 64, shape
   before = pixels(n, shape)
   images, _ = apply(dict(erase=0.7), before, keys(n))
@@ -300,8 +300,8 @@ def test_erase_draws_area_aspect_and_place_uniformly():
 
 
 def test_erase_fills_with_uniform_noise():
-  """Over [-1, 1], with independent values for each pixel, channel and example.
-  """
+  """The noise is over [-1, 1], with independent values for each pixel, channel
+  and example."""
   images, masks = erased((48, 48, 3), 64)
   noise = images[masks]
   n = len(noise)
@@ -396,7 +396,7 @@ def test_cutmix_boxes_are_distributed_as_in_numpy(p):
 
 
 def test_mixup_alone_uses_the_key_of_the_step_unchanged():
-  """So its draws do not depend on whether CutMix exists."""
+  """Its draws therefore do not depend on whether CutMix exists."""
   direct = jax.jit(lambda x, t, key: augment.mix(
       augment.normalise(x), t, key, 0.5))
   for step in range(5):

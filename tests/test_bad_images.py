@@ -131,8 +131,8 @@ def test_the_folder_of_these_tests_has_the_expected_files(folder):
 
 @pytest.mark.parametrize('on_device', (False, True))
 def test_odd_files_are_decoded_upright_and_opaque(tmp_path, on_device):
-  """To the pixel where the image has the size asked for, on the host and on the
-  device. Only plain JPEGs may differ slightly between the two decoders."""
+  """Pixels are exact where the image has the size asked for, on the host and on
+  the device. Only plain JPEGs may differ slightly between the two decoders."""
   spread(tmp_path, pictures.odd_files(RNG, SIDE))
   data = opened(f'folder:{tmp_path}', crop='resize', on_device=on_device)
   if on_device:
@@ -220,8 +220,8 @@ def test_a_replacement_is_a_good_example_of_the_same_split_and_epoch(
 
 
 def test_replacements_are_the_same_in_every_run(folder, trained):
-  """In a second run, from any step, and for each of four processes. Another
-  seed gives others."""
+  """They are equal in a second run, from any step, and for each of four
+  processes. Another seed gives others."""
   _, batches = trained
   again = opened(folder.name)
   assert_equal(batches, train(again))
@@ -256,8 +256,8 @@ def test_whether_a_file_is_bad_does_not_depend_on_the_crop(
 
 
 def test_the_same_files_are_bad_on_the_host_and_on_the_device(folder):
-  """Although two decoders are used, positions, replacements and evaluation are
-  the same."""
+  """Positions, replacements and evaluation are the same, although the decoders
+  differ."""
   hosted = opened(folder.name, crop='resize')
   resident = opened(folder.name, crop='resize', on_device=True)
   np.testing.assert_array_equal(
@@ -357,8 +357,7 @@ def test_bad_images_do_not_change_the_other_rows_of_an_evaluation(folder):
 @pytest.mark.parametrize('on_device', (False, True))
 def test_a_split_with_bad_images_only_is_found_before_training(
     tmp_path, on_device):
-  """Also one to evaluate on, where any number may be bad, on the host and on
-  the device."""
+  """This includes a split to evaluate on, where any number may be bad."""
   spread(tmp_path / 'train', {
       f'{i}.jpg': pictures.encode(photo()) for i in range(9)})
   spread(tmp_path / 'val', {f'{i}.jpg': b'' for i in range(9)})
@@ -374,7 +373,7 @@ def test_a_split_with_bad_images_only_is_found_before_training(
 
 
 def test_bad_images_found_by_several_threads_are_all_reported(tmp_path):
-  """Each once and none lost, also after a restart."""
+  """Each is reported once, also over a restart, and none is lost."""
   def note(report, thread, raised):
     for i in range(30):
       try:
@@ -398,7 +397,7 @@ def test_bad_images_found_by_several_threads_are_all_reported(tmp_path):
 
 
 def test_a_run_may_resume_with_more_bad_images_allowed(tmp_path):
-  """As the message about too many bad images recommends."""
+  """The message about too many bad images recommends this."""
   workdirs.agree(tmp_path, dict(data=dict(name='a', max_bad_fraction=.001)))
   workdirs.agree(tmp_path, dict(data=dict(name='a', max_bad_fraction=.1)))
   with pytest.raises(errors.UserError, match='data.name'):
@@ -498,8 +497,8 @@ def assert_untouched(workdir):
 @pytest.mark.slow   # whole runs
 def test_a_run_counts_replaced_images_and_those_left_out_of_evaluation(
     folder, commands):
-  """At each step, as computed from the order alone. It prints nothing on
-  standard error."""
+  """The count at each step is that of the order alone. The run prints nothing
+  on standard error."""
   at, outcomes = commands
   code, out, err = outcomes['run']
   assert code == 0 and not err, out + err
@@ -514,9 +513,9 @@ def test_a_run_counts_replaced_images_and_those_left_out_of_evaluation(
 
 @pytest.mark.slow   # likewise
 def test_bad_images_jsonl_has_each_bad_image_once(folder, commands):
-  """By section. Also after a finished run is started again, and after a run
-  resumes from its last checkpoint but one; counts and all other metrics stay
-  the same."""
+  """This holds after a finished run is started again, and after a run resumes
+  from its last checkpoint but one; counts and all other metrics stay the same.
+  """
   at, _ = commands
   whole, half = at / 'run', '--config.data.max_bad_fraction=0.5'
   expected = {('data', name): 1 for name in folder.broken['train']} | {
@@ -552,7 +551,7 @@ def test_by_default_one_bad_image_in_a_thousand_stops_the_run(
 
 def test_a_split_whose_first_images_are_bad_stops_before_the_first_step(
     commands, tmp_path):
-  """For training and for evaluation."""
+  """The split is one to train on, then one to evaluate on."""
   at, outcomes = commands
   assert_stopped(outcomes['first'], 1, 'train', 'none of the first 8',
                  '.jpg (not an image)')

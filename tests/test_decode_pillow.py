@@ -263,7 +263,7 @@ def test_exif_rotation_is_applied_unless_upright_is_false(form, orientation):
 
 
 def test_the_eight_orientations_give_different_images():
-  """So the test above can tell them apart."""
+  """The test above can therefore tell them apart."""
   seen = {(turn(PHOTO).shape, turn(PHOTO).tobytes())
           for turn in UPRIGHT.values()}
   assert len(seen) == 8
@@ -302,7 +302,8 @@ def test_rotation_and_transparency_can_be_ignored(kind, stored):
 @pytest.mark.parametrize('kind', [
     k for k in KINDS if k.startswith(('JPEG', 'PNG'))])
 def test_without_upright_the_pixels_are_those_of_tensorflow(kind):
-  """So a TFDS set looks the same on the device and decoded on the host."""
+  """A TFDS set therefore looks the same on the device and decoded on the host.
+  """
   file, *_ = KINDS[kind]
   assert_tensorflow_agrees(file, decode_pillow.pixels(file, upright=False))
 
@@ -312,7 +313,7 @@ def test_without_upright_the_pixels_are_those_of_tensorflow(kind):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_plain_files_are_decoded_alike_by_tensorflow(kind):
-  """Except for the rounding of the two JPEG decoders."""
+  """Only the rounding of the two JPEG decoders differs."""
   file, _, _, plain = KINDS[kind]
   assert decode_pillow.is_plain(file) is plain
   if plain:
@@ -327,7 +328,7 @@ def test_plain_files_are_decoded_alike_by_tensorflow(kind):
     'WebP, with alpha', 'WebP, turned'))
 def test_some_files_that_are_not_plain_are_decoded_differently_by_tensorflow(
     kind):
-  """So the test above can find something."""
+  """The test above can therefore fail."""
   file, *_ = KINDS[kind]
   ours, theirs = decode_pillow.pixels(file), tensorflow(file)
   assert theirs is None or ours.shape != theirs.shape or (
@@ -340,7 +341,7 @@ def test_some_files_that_are_not_plain_are_decoded_differently_by_tensorflow(
 @pytest.mark.parametrize('height,width', ((1, 1), (1, 40), (16, 16), (37, 53)))
 def test_plain_photos_of_every_shape_are_decoded_alike_by_tensorflow(
     settings, height, width):
-  """With full or halved colours, and with whole or partial blocks."""
+  """They have full or halved colours, and whole or partial blocks."""
   photo = Image.fromarray(photos()[1])
   file = encode(photo.resize((width, height)), 'JPEG', **settings)
   assert decode_pillow.is_plain(file)
@@ -367,7 +368,7 @@ def test_as_png_keeps_every_pixel(kind, channels):
     (1, 1), (1, 2), (2, 3), (5, 4), (3, 5), (1, 300), (300, 1)))
 def test_as_png_keeps_every_pixel_of_images_of_every_width(
     height, width, channels):
-  """Also of a single pixel and of single rows and columns."""
+  """The images include a single pixel, a single row and a single column."""
   image = RNG.integers(0, 256, (height, width, 4), np.uint8)
   file = encode(image, 'PNG')
   np.testing.assert_array_equal(
@@ -387,7 +388,7 @@ def test_the_blank_image_can_be_read_with_one_and_three_channels(channels):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_file_that_is_cut_short_is_refused(kind):
-  """At every tenth of its length, in one line. A cut that loses nothing that is
+  """It is cut at every tenth of its length. A cut that loses nothing that is
   shown, such as later pictures of an animation, may be accepted."""
   file, *_ = KINDS[kind]
   whole, refusals = decode_pillow.pixels(file), 0
@@ -412,7 +413,7 @@ def test_a_file_that_is_cut_short_is_refused(kind):
 @pytest.mark.parametrize('kind', [k for k in KINDS if k.startswith('JPEG')
                                   and 'two' not in k])
 def test_a_jpeg_without_its_end_marker_is_refused(kind):
-  """Without the last two bytes, which are the marker, or the last one."""
+  """It lacks the last two bytes, which are the marker, or the last one."""
   file, *_ = KINDS[kind]
   assert file[-2:] == b'\xff\xd9'
   refused(decode_pillow.pixels, file[:-2])
@@ -491,7 +492,7 @@ def test_the_limit_may_be_above_that_of_pillow():
     'PNG, palette with alpha', 'GIF, animated', 'BMP, palette',
     'WebP, lossless', 'WebP, animated'))
 def test_damaged_files_give_an_image_or_a_reason(kind):
-  """Never another exception, whichever bytes are wrong."""
+  """There is never another exception, whichever bytes are wrong."""
   file, *_ = KINDS[kind]
   rng = np.random.default_rng(len(file))
   refusals = 0

@@ -120,7 +120,7 @@ def verdicts():
 
 
 def test_check_accepts_exactly_the_files_that_decode_in_full(verdicts):
-  """Tried with hundreds of damaged photos, because `check` skips most of the
+  """Hundreds of damaged photos are tried, because `check` skips most of the
   work."""
   import tensorflow as tf
   accepted, refused = verdicts
@@ -162,7 +162,7 @@ def test_files_that_check_accepts_decode_in_every_crop(
 @pytest.mark.parametrize('crop', WHOLE)
 def test_files_that_check_refuses_fail_in_every_crop_of_the_whole(
     verdicts, crop):
-  """With an error of ours, in one line."""
+  """The error is ours, in one line."""
   for _, file in verdicts[1][::31]:
     with pytest.raises(errors.RunError, match='can no longer be') as error:
       cut([file], (9, 12), crop)
@@ -236,7 +236,7 @@ def test_a_random_crop_is_a_function_of_its_key(crop):
 
 @pytest.mark.parametrize('size', ((56, 56), (28, 56), (35, 21)))
 def test_resmall_and_resize_crop_show_the_centre(size):
-  """Of an image that is exactly 8/7 as large."""
+  """The image is exactly 8/7 as large, so nothing is interpolated."""
   height, width = (s * 8 // 7 for s in size)
   top, left = (height - size[0]) // 2, (width - size[1]) // 2
   y, x = np.mgrid[:height, :width]
@@ -352,7 +352,7 @@ def test_panoramas_are_squeezed_and_resmall_shows_their_middle(crop, form):
 
 
 def test_a_line_of_pixels_is_not_enlarged_to_gigabytes():
-  """Of an image one pixel high and very long, resmall shows the middle only."""
+  """Resmall shows only the middle of an image one pixel high and very long."""
   lines = [place(1, 60_000), place(60_000, 1)]
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   lying, standing = cut(lines, (28, 28), 'resmall')
@@ -378,8 +378,8 @@ def test_grey_files_and_grey_outputs(crop):
 
 
 def test_inception_windows_have_the_area_and_aspect_asked_for():
-  """At least the area asked for and an aspect of 3/4 to 4/3; and windows
-  differ."""
+  """The area is at least the one asked for, the aspect is 3/4 to 4/3, and
+  windows differ."""
   side, size = 200, 16
   y, x = np.mgrid[:side, :side].astype(np.uint8)
   file = encode(np.stack([y, x, np.zeros_like(x)], -1), 'PNG')
@@ -458,7 +458,7 @@ def assert_truncated_to_whole_levels(out, expected):
 @pytest.mark.parametrize('size', (
     (13, 17), (37, 53), (80, 100), (10, 120), (1, 1)))
 def test_bilinear_has_no_antialiasing_and_truncates(size):
-  """As in the official code."""
+  """The official code does the same."""
   image = np.asarray(photo(0, 53, 37))
   out, = cut([encode(image, 'PNG')], size, 'resize')
   expected = bilinear(image, *size)
@@ -478,7 +478,8 @@ def test_bilinear_to_a_third_takes_every_third_pixel():
 @pytest.mark.parametrize('size', (
     (13, 17), (60, 40), (160, 240), (100, 150), (30, 200)))
 def test_bicubic_is_that_of_pillow(size):
-  """With antialiasing. Ours truncates to whole levels, Pillow rounds twice."""
+  """Both have antialiasing. Ours truncates to whole levels, Pillow rounds
+  twice."""
   picture = photo(1, 150, 100).point(lambda level: 64 + level // 2)
   out, = cut([encode(picture, 'PNG')], size, 'resize', interpolation='bicubic')
   expected = picture.resize(size[::-1], Image.Resampling.BICUBIC)
@@ -510,7 +511,7 @@ def test_area_is_the_truncated_mean_of_blocks(factor):
 
 
 def test_resmall_uses_area():
-  """Of an image twice as large: the centre of the means of its blocks."""
+  """An image twice as large becomes the centre of the means of its blocks."""
   image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
   out, = cut([encode(image, 'PNG')], (28, 28), 'resmall')
   means = image.reshape(32, 2, 48, 2, 3).mean((1, 3))
@@ -574,7 +575,7 @@ def assert_numbered(batches, first, last, batch_size):
 @pytest.mark.parametrize('threads', (1, 9))
 def test_rows_come_in_order_with_their_arrays(
     monkeypatch, threads, batch_size, in_order):
-  """With one thread or many, when each row takes a different time."""
+  """There are one or many threads, and each row takes a different time."""
   monkeypatch.setattr(os, 'cpu_count', lambda: threads)
   batches = numbered(batch_size, wait=.004)
   assert_numbered(batches(3, 9, in_order=in_order), 3, 9, batch_size)
@@ -585,7 +586,7 @@ def test_a_batch_may_have_images_only():
 
 
 def test_each_row_is_loaded_once():
-  """In parts of at most 16 rows."""
+  """A call loads at most 16 rows."""
   calls = []
   for _ in numbered(34, calls=calls)(5, 8):
     pass
@@ -595,8 +596,8 @@ def test_each_row_is_loaded_once():
 
 
 def test_with_in_order_whole_batches_are_loaded_one_after_the_other():
-  """So a reader of files in sequence never has to go back, or to do two things
-  at a time."""
+  """A reader of files in sequence then never has to go back, or to do two
+  things at a time."""
   calls, busy, file = [], threading.Lock(), place(2, 2)
 
   def load(number, lo, hi):
@@ -618,8 +619,8 @@ def test_with_in_order_whole_batches_are_loaded_one_after_the_other():
     Own('three, two, one'), errors.RunError('it is broken'),
     errors.UserError('it is yours'), KeyError('labels'), OSError(5, 'Input')))
 def test_an_error_of_load_is_raised_unchanged(error, in_order):
-  """The same exception object, after the batches before it, and not an error of
-  TensorFlow with a traceback in its message."""
+  """It is the same exception object, after the batches before it, and not an
+  error of TensorFlow with a traceback in its message."""
   batches = numbered(6, fail_at=4, error=error)(0, 9, in_order=in_order)
   assert_numbered(itertools.islice(batches, 4), 0, 4, 6)
   with pytest.raises(type(error)) as raised:
@@ -629,7 +630,7 @@ def test_an_error_of_load_is_raised_unchanged(error, in_order):
 
 
 def test_an_image_that_cannot_be_decoded_is_a_run_error():
-  """In one line, without the names of TensorFlow's nodes."""
+  """The error is one line without the names of TensorFlow's nodes."""
   good = place(4, 4)
   files = [good, b'no image', good]
   with pytest.raises(errors.RunError) as error:
@@ -681,8 +682,8 @@ def test_closing_early_leaves_no_thread_and_loads_nothing_more(in_order):
 
 @pytest.mark.parametrize('crop', CROPS)
 def test_decode_only_decodes_every_file_in_every_run(crop):
-  """Of every kind. A broken file is noticed wherever it is, so none is skipped.
-  """
+  """The files are of every kind. A broken file is noticed wherever it is, so
+  none is skipped."""
   import tensorflow as tf
   files = [encode(photo(i % 2, 30 + i, 40 - i), 'JPEG') for i in range(9)]
   files += [encode(photo(0, 20, 30), 'PNG'), encode(photo(0, 20, 30), 'BMP')]

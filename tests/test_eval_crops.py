@@ -60,8 +60,8 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize('crop,interpolation', WAYS)
 def test_view_gives_the_pixels_of_the_host_pipeline(
     crop, interpolation, channels):
-  """For photos and noise with a white sky, which must stay as white, enlarged
-  and reduced and at any aspect."""
+  """The images are photos and noise with a white sky, which must stay as white,
+  enlarged and reduced and at any aspect."""
   rng = np.random.default_rng(0)
   images = []
   for i, (height, width) in enumerate(SHAPES):
@@ -88,7 +88,7 @@ FORMS = {
 @pytest.mark.parametrize('mode', ('RGB', 'L', 'CMYK'))
 def test_decoding_and_cropping_give_the_pixels_of_the_host_pipeline(
     mode, channels):
-  """Of photos in colour, grey and CMYK."""
+  """The photos are in colour, grey and CMYK."""
   files = [encode(photo(i % 2, height, width, mode), form.partition(',')[0],
                   **settings)
            for form, settings in FORMS.items()
@@ -196,8 +196,7 @@ def test_crops_and_interpolations_that_evaluation_lacks_are_refused(settings):
 
 
 def test_view_needs_numpy_only():
-  """In a fresh interpreter, because a server of a model may have nothing else.
-  """
+  """A server of a model may have nothing else. Seen in a fresh interpreter."""
   code = 'from mixer.images import eval_crops; import sys; print(*sys.modules)'
   out = subprocess.run(
       [sys.executable, '-c', code], check=True, capture_output=True, text=True,

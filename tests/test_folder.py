@@ -70,8 +70,8 @@ def test_folder_layouts(tmp_path, names, expected, sizes):
 
 
 def test_class_numbers_follow_the_sorted_names(tmp_path):
-  """Sorted as plain strings: capitals first, 10 before 9. A class may be
-  missing from splits other than training."""
+  """Names are sorted as plain strings: capitals first, 10 before 9. A class may
+  be missing from splits other than training."""
   out = folder.load(make(tmp_path, (
       'train/b/1.jpg', 'train/B/1.jpg', 'train/10/1.jpg', 'train/9/1.jpg',
       'test/b/1.jpg', 'test/10/1.jpg')))
@@ -170,7 +170,7 @@ def test_file_names_of_every_kind_are_found(tmp_path, project_log, name):
 
 def test_names_that_are_not_text_can_be_printed_in_logs_and_errors(
     tmp_path, project_log):
-  """Names of files, classes and ignored files."""
+  """This concerns names of files, classes and ignored files."""
   bad = UNDECODABLE[:-4]
   root = make(tmp_path / bad, (f'train/{bad}/{UNDECODABLE}', f'{bad}/x.jpg',
                                f'train/{bad}/a.{bad}', 'test/a.jpg'))
@@ -281,8 +281,8 @@ def test_the_path_may_be_relative_or_below_the_home_directory(
 
 
 def test_symbolic_links_are_followed(tmp_path):
-  """Links to splits, classes, folders below them and files; sizes are the
-  targets'."""
+  """A split, a class, a folder below them or a file may be a link; sizes are
+  the targets'."""
   make(tmp_path, ('store/a.jpg', 'store/x/b.jpg', 'valid/cat/v.jpg', 'one.jpg'))
   make(tmp_path / 'd', ('train/dog/a.jpg',))
   os.symlink(tmp_path / 'store', tmp_path / 'd/train/cat')
@@ -341,7 +341,7 @@ def test_a_broken_link_is_still_a_record(tmp_path):
 
 
 def test_a_disk_error_is_reported_in_one_line(tmp_path, monkeypatch):
-  """Also when it happens inside a class folder."""
+  """The error may occur inside of a class folder."""
   root = make(tmp_path, PLAIN)
   scandir = os.scandir
   def failing(path):

@@ -55,7 +55,7 @@ def test_an_npz_of_one_split_is_training_data(tmp_path):
 
 
 def test_an_npz_may_hold_several_splits(tmp_path):
-  """With class names, and with more than one label for an image."""
+  """It may also hold class names, and several labels for an image."""
   name = save_npz(
       tmp_path / 'a.npz', train_images=pixels(6), test_images=pixels(4, seed=1),
       train_labels=np.tile([[0, 2], [1, -1]], (3, 1)),

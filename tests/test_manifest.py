@@ -145,7 +145,7 @@ def test_splits_are_ordered_and_default_to_train(tmp_path):
     'a b.jpg', '../a.jpg', 'a;b.jpg', 'Straße/猫.png', 'a"b,c.jpg',
     'a\nb.jpg', 'a\r\nb.jpg', UNDECODABLE, 'no_suffix'))
 def test_paths_are_kept_as_written(tmp_path, name):
-  """Also paths that lead out of the folder of the manifest."""
+  """A path may lead out of the folder of the manifest."""
   quoted = '"' + name.replace('"', '""') + '"'
   for text in (f'path,label\n{quoted},0\nb.jpg,1\n',
                [dict(path=name, label=0), dict(path='b.jpg', label=1)]):

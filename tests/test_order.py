@@ -110,7 +110,7 @@ def test_the_rows_of_all_processes_are_the_batch(processes):
 
 @pytest.mark.parametrize('n,size', ((37, 8), (10, 32), (64, 16), (1, 3)))
 def test_each_epoch_visits_each_example_once(n, size):
-  """Also where a batch spans two epochs or holds several."""
+  """A batch may span two epochs or hold several."""
   steps = 4 * n // size + 2
   batches = [order.batch(2, step, size, n) for step in range(steps)]
   epoch = np.concatenate([e for e, _ in batches])

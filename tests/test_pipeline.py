@@ -37,8 +37,8 @@ def test_a_set_on_the_device_needs_no_tensorflow(photos):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_during_training(photos):
-  """After 1,000 batches that fill the buffers, 6,000 more (295 MB of pixels)
-  add next to nothing, at random and in sequence: nothing caches the set."""
+  """The first 1,000 batches fill the buffers; 6,000 more (295 MB of pixels) add
+  next to nothing, at random and in sequence. So nothing caches the set."""
   code = """
 import sys
 import psutil
@@ -181,7 +181,7 @@ def test_all_processes_make_the_same_number_of_evaluation_batches(photos):
 
 
 def test_images_are_the_same_on_the_host_and_on_the_device(photos):
-  """At their own size, although two different decoders are used."""
+  """Two different decoders give the same pixels of images at their own size."""
   settings = dict(image_size=SIDE, crop='resize')
   resident = open_photos(photos, 'even', on_device=True, **settings)
   hosted = open_photos(photos, 'even', **settings)
@@ -200,7 +200,7 @@ def test_images_are_the_same_on_the_host_and_on_the_device(photos):
 
 
 def test_images_on_the_device_are_resized_to_the_size_asked_for(photos):
-  """From any size and format of file, and from arrays."""
+  """Files may have any size and format; arrays are resized too."""
   data = open_photos(photos, on_device=True, image_size=(20, 28))
   assert data.resident['image'].shape == (SMALL, 20, 28, 3)
   digits = pipeline.open_data(name='digits', split='test', image_size=16)
@@ -238,8 +238,8 @@ def test_fingerprint_follows_batch_size_seed_and_split():
 ))
 def test_invalid_settings_are_refused_when_a_split_is_opened(
     settings, expected):
-  """Not at the first batch, and also for the digits, which need no host crop.
-  """
+  """The error does not wait for the first batch, and is raised for digits too,
+  which need no host crop."""
   settings = dict(dict(name='digits', split='train', image_size=8), **settings)
   with pytest.raises(errors.UserError) as error:
     pipeline.open_data(**settings)

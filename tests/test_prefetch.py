@@ -14,7 +14,8 @@ def test_ahead_yields_all_items_in_order():
 
 
 def test_ahead_raises_the_error_of_the_iterator():
-  """After the items before it, with its type and message."""
+  """The error keeps its type and message and comes after the items before it.
+  """
   def work():
     yield 1
     yield 2
@@ -27,7 +28,7 @@ def test_ahead_raises_the_error_of_the_iterator():
 
 
 def test_ahead_makes_the_next_item_while_one_is_used():
-  """But not many more."""
+  """It makes few items ahead."""
   made = []
   def work():
     for i in range(100):
@@ -43,7 +44,7 @@ def test_ahead_makes_the_next_item_while_one_is_used():
 
 @pytest.mark.parametrize('how', ('closed', 'used up', 'failed'))
 def test_the_thread_ends_with_the_consumer(how):
-  """Also when it waits to hand over an item that nobody will take."""
+  """It may be waiting to hand over an item that nobody will take."""
   before = set(threading.enumerate())
   made = []
   def work():

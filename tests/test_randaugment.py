@@ -19,6 +19,7 @@ from PIL import ImageEnhance
 from PIL import ImageOps
 import pytest
 
+from mixer.images import look_ups
 from mixer.images import randaugment
 from mixer.images import warps
 
@@ -343,7 +344,7 @@ def test_both_histograms_agree():
   levels = photos()[..., 0].reshape(4, -1).copy()
   levels[0] = 77  # More than bfloat16 can count.
   expected = [np.bincount(row, minlength=256) for row in levels]
-  for count in randaugment._count_by_adding, randaugment._count_by_products:
+  for count in look_ups._count_by_adding, look_ups._count_by_products:
     np.testing.assert_array_equal(count(jnp.asarray(levels)), expected)
 
 
@@ -354,7 +355,7 @@ def test_both_look_ups_agree(channels):
       0, 256, (4, channels, 256), np.uint8)
   example = np.arange(4)[:, None, None, None]
   expected = tables[example, np.arange(channels), images]
-  for look_up in randaugment._look_up, randaugment._look_up_by_products:
+  for look_up in look_ups._look_up, look_ups._look_up_by_products:
     got = look_up(jnp.asarray(tables), jnp.asarray(images))
     assert got.dtype == jnp.uint8
     np.testing.assert_array_equal(got, expected)
@@ -379,7 +380,7 @@ def test_both_warps_agree(magnitude):
     ('cpu', 4 * HEIGHT * WIDTH * 3, 0)])
 def test_a_program_for_tpus_gathers_whole_rows_of_the_batch_only(
     platform, addresses, products):
-  """Seen in the program before compilation, by its largest gather and its
+  """The program before compilation shows this by its largest gather and its
   products."""
   program = jitted.trace(
       photos(), keys_of(0, 4), layers=1, magnitude=15).lower(

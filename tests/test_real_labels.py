@@ -100,7 +100,7 @@ def whole(source, split):
 
 
 def test_labels_follow_the_file_names(data_dir, label_file):
-  """And not the order in which TFDS stored the images."""
+  """They do not follow the order in which TFDS stored the images."""
   plain = sources.open_source('imagenet2012', data_dir=data_dir)
   number = {file: label for file, (label,) in whole(plain, 'validation')}
   source = sources.open_source('imagenet2012', data_dir=data_dir,
@@ -151,8 +151,8 @@ def test_the_fingerprint_follows_the_labels(data_dir, photos, label_file):
 
 def test_other_file_names_than_those_of_imagenet_are_refused(
     data_dir, tmp_path, label_file):
-  """When the source is opened if the label file knows the first image of no
-  split, otherwise when the images are read."""
+  """The error is raised when the source is opened if the label file knows the
+  first image of no split, otherwise when the images are read."""
   source = sources.open_source('imagenet2012', data_dir=data_dir,
                                labels=label_file())
   with pytest.raises(errors.UserError, match='n01440764_1002.*JPEG'):

@@ -16,9 +16,9 @@ ENDS = np.cumsum(sum(SHARDS.values(), ()))
 SPECS = ('train', 'test', 'extra', 'train+test', 'test+train', 'train[2:11]',
          'train[5:12]', 'train[-1:]', 'train[:50%]+test[50%:]+extra[1:]',
          'train[:3]+train[:7]', 'test[3:4]+test[3:4]')
-# (lengths of runs, readers, window): shares that the window divides and does not
-# divide, a share smaller than the window, one example for each reader, and one
-# example in all.
+# (lengths of runs, readers, window): shares that the window divides and does
+# not divide, a share smaller than the window, one example for each reader, and
+# one example in all.
 PLANS = (
     ((20, 21, 20), 8, 3), ((20, 21, 20), 8, 7), ((16, 16), 8, 4),
     ((20, 21, 20), 8, 1000), ((20, 21, 20), 5, 1), ((61,), 4, 5),
@@ -76,7 +76,7 @@ def epoch_of(plan, epoch):
     ('train0+test0', 4), ('test1+train1[1:]', 2), ('train0[3:9]', 3),
     ('train1[-2:]+train0', 10)))
 def test_runs_cover_every_position_once_within_a_shard(spec, every):
-  """Also for slices, unions, held-out examples, and with empty shards. A run
+  """Splits may have slices, unions, held-out examples and empty shards. A run
   ends only where its shard, or its part of the split, ends."""
   split = selected(spec, every)
   runs = sequential_order.runs_of(split, ENDS)
@@ -95,8 +95,8 @@ def test_runs_cover_every_position_once_within_a_shard(spec, every):
 
 @pytest.mark.parametrize('every', (2, 10, 1000))
 def test_runs_of_a_large_held_out_split_are_found(every):
-  """With a thousand shards and far more examples than could be tried one by
-  one. If every 1000th is held out, some shards have none."""
+  """There are a thousand shards and far more examples than could be tried one
+  by one. If every 1000th is held out, some shards have none."""
   lengths = np.random.default_rng(0).integers(1, 2 * 10**6, 1000)
   ends = np.cumsum(lengths)
   for piece in splits.hold_out(splits.Piece(0, 0, int(ends[-1])), every):
@@ -115,8 +115,8 @@ def test_runs_of_a_large_held_out_split_are_found(every):
 
 @pytest.mark.parametrize('examples', (1, 2, 7, 60, 61, 63, 64, 65, 10**6))
 def test_readers_are_the_largest_divisor_of_the_batch(examples):
-  """Up to 64 and up to the number of examples, so each reader has at least one.
-  """
+  """There are at most 64 and at most as many as examples, so each reader has at
+  least one."""
   for size in (*range(1, 200), 1000, 1024, 4096, 4099):
     readers = sequential_order.readers_for(size, examples)
     assert readers == max(r for r in range(1, 65)
@@ -233,8 +233,8 @@ def test_seeds_epochs_and_readers_have_different_orders():
 
 
 def test_each_example_is_left_out_equally_often():
-  """Of 29 examples, 3 readers leave out two. Over many epochs this concerns
-  each as often as chance has it, whatever its shard and its place there."""
+  """3 readers leave out two of 29 examples. Over many epochs this concerns each
+  as often as chance has it, whatever its shard and its place there."""
   plan = plan_of((9, 14, 6), 3, 100)
   left_out, epochs = np.zeros(29), 600
   for epoch in range(epochs):
@@ -257,9 +257,9 @@ def class_counts(labels_of, plan, epoch, size, classes):
 
 
 def test_batches_of_sorted_data_have_the_class_counts_of_a_true_shuffle():
-  """Of 50,000 examples sorted by class, which a hash distributed over shards
-  when they were written. Without that hash they have not, which shows that the
-  test can fail."""
+  """The 50,000 examples are sorted by class, and a hash distributed them over
+  shards when they were written. Without that hash the counts differ, which
+  shows that the test can fail."""
   n, classes, size = 50_000, 10, 512
   mean, spread = (n - size) / (n - 1), np.sqrt(2 / (classes - 1))
   written = np.random.default_rng(0).permutation(n)
@@ -282,7 +282,7 @@ def test_batches_of_sorted_data_have_the_class_counts_of_a_true_shuffle():
 
 
 def test_neighbours_in_a_file_are_separated_within_their_window():
-  """On average they are a third of the window apart, as in a true shuffle."""
+  """Their mean distance is a third of the window, as in a true shuffle."""
   plan = plan_of((1000,) * 8, 4, 400)
   distances = collections.defaultdict(list)
   for reader, number in itertools.product(range(4), range(50)):

@@ -19,9 +19,10 @@ import time
 
 import launching
 import numpy as np
+import pictures
 import psutil
 import pytest
-import test_sources
+import tfds_sets
 
 from mixer.core import checkpoint
 from mixer.core import trees
@@ -257,14 +258,13 @@ for kind, settings in json.loads(sets).items():
 def test_the_global_batch_of_several_processes_equals_that_of_one(tmp_path):
   """test_sources tests the rows that each host reads; here they are put
   together on the devices."""
-  pictures = test_sources.draw_pictures()
-  folder, _ = test_sources.write_files(tmp_path / 'files', pictures)
+  crops = tfds_sets.draw_crops()
+  folder, _ = pictures.write_folder(tmp_path / 'files', crops)
   sets = dict(
-      arrays=test_sources.write_arrays(tmp_path / 'arrays.npz', pictures),
-      folder=folder, array_record=test_sources.prepare(
-          str(tmp_path / 'array_record'), 'array_record', pictures))
-  sets = json.dumps({kind: dict(one, split='train', crop='bit',
-                                image_size=test_sources.SIDE)
+      arrays=pictures.write_arrays(tmp_path / 'arrays.npz', crops, 12),
+      folder=folder, array_record=tfds_sets.prepare_crops(
+          str(tmp_path / 'array_record'), 'array_record', crops))
+  sets = json.dumps({kind: dict(one, split='train', crop='bit', image_size=12)
                      for kind, one in sets.items()})
 
   def digests(number):

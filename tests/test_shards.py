@@ -122,7 +122,7 @@ def test_a_record_with_a_flipped_bit_is_bad_when_read_in_sequence(sets, flip):
 
 
 def test_a_window_without_good_images_takes_one_of_the_next_window(sets, flip):
-  """With windows of one record, the window of the bad one has no other."""
+  """Windows of one record make the window of the bad record such a window."""
   settings, victim, _ = flip('sequential')
   batches = train(reopened(settings, window=1), 8, 0, 16)
   assert sum(batch['bad'].sum() for batch in batches) > 0
@@ -132,7 +132,7 @@ def test_a_window_without_good_images_takes_one_of_the_next_window(sets, flip):
 
 @pytest.mark.filterwarnings('error::pytest.PytestUnraisableExceptionWarning')
 def test_sequential_readers_may_be_garbage_collected_in_any_thread(sets):
-  """Also in a thread of their own pool."""
+  """The thread may even be one of their own pool."""
   data = reopened(sets['sequential'])
   load = data.training_rows(
       seed=0, batch_size=4, first=0, slots=(0, 4)).load

@@ -10,7 +10,6 @@ from two epochs.
 """
 import collections
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -23,7 +22,6 @@ from batches import reopened
 from batches import train
 import numpy as np
 import pictures
-from PIL import Image
 import pytest
 import tfds_sets
 
@@ -39,26 +37,6 @@ KINDS = tuple(SIZES)
 RANDOM, SEQUENTIAL = KINDS[:5], KINDS[5:]
 EVERY_KIND = pytest.mark.parametrize('kind', KINDS)
 EVERY_SOURCE = pytest.mark.parametrize('kind', KINDS[:6])
-
-
-def write_files(root, drawn):
-  """A folder with a subfolder for each class, and a manifest of its files."""
-  lines = ['path,label']
-  for i, (file, label) in enumerate(drawn):
-    path = f'c{label}/{i:02}.{"png" if file[:1] != bytes([255]) else "jpg"}'
-    pictures.write(root, {path: file})
-    lines.append(f'{root.name}/{path},c{label}')
-  listed = root.parent / 'listed.csv'
-  listed.write_text('\n'.join(lines))
-  return dict(name=f'folder:{root}'), dict(name=f'manifest:{listed}')
-
-
-def write_arrays(path, drawn):
-  images = [Image.open(io.BytesIO(file)).resize((SIDE, SIDE))
-            for file, _ in drawn]
-  np.savez(path, images=np.stack(images),
-           labels=np.array([label for _, label in drawn]))
-  return dict(name=f'arrays:{path}')
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -78,14 +56,14 @@ def drawn():
 def sets(drawn, tmp_path_factory):
   """{kind: the settings of `open_data`}."""
   root = tmp_path_factory.mktemp('sets')
-  folder, manifest = write_files(root / 'files', drawn)
+  folder, manifest = pictures.write_folder(root / 'files', drawn)
   tfrecord = tfds_sets.prepare_crops(str(root / 'tfrecord'), 'tfrecord', drawn)
   sequential = dict(tfrecord, access='sequential')
   made = dict(
       tfrecord=tfrecord, folder=folder, manifest=manifest,
       array_record=tfds_sets.prepare_crops(
           str(root / 'array_record'), 'array_record', drawn),
-      arrays=write_arrays(root / 'arrays.npz', drawn),
+      arrays=pictures.write_arrays(root / 'arrays.npz', drawn, SIDE),
       sequential=sequential, few=dict(sequential, split='train[17:24]'))
   assert set(made) == set(KINDS)
   return {kind: {'split': 'train', 'image_size': SIDE, 'window': WINDOW,
@@ -184,7 +162,7 @@ def test_batches_are_the_same_in_a_second_run_and_after_a_restart(sets, kind):
 
 @EVERY_KIND
 def test_a_run_may_begin_at_any_step(sets, kind):
-  """Inside of a window and an epoch, and at the ends of both."""
+  """The steps lie inside of a window and an epoch, and at the ends of both."""
   size, data = SIZES[kind], reopened(sets[kind])
   steps = (1,) if kind == 'few' else (1, 8, 14)
   through = loaded(data, size, 0, steps[-1] + 2)
@@ -310,7 +288,8 @@ def test_each_record_has_its_own_file_and_label(sets, drawn, kind):
 @pytest.mark.parametrize('one,other', (
     ('tfrecord', 'array_record'), ('folder', 'manifest')))
 def test_one_set_in_two_formats_gives_the_same_batches(sets, one, other):
-  """In TFDS's two formats, and as a folder and a manifest of the same files."""
+  """The formats are TFDS's two, and a folder and a manifest of the same files.
+  """
   a, b = reopened(sets[one]), reopened(sets[other])
   assert_equal(train(a, 8, 0, 10), train(b, 8, 0, 10))
   assert_equal(evaluate(a, 20), evaluate(b, 20))
@@ -320,7 +299,7 @@ def test_one_set_in_two_formats_gives_the_same_batches(sets, one, other):
 
 
 def test_evaluation_is_the_same_at_random_and_in_sequence(sets):
-  """In one process the rows come in the order of the files in either case."""
+  """The rows of one process come in the order of the files in either case."""
   one, other = (evaluate(reopened(sets[kind]), 20)
                 for kind in ('tfrecord', 'sequential'))
   for batches in one, other:
@@ -392,7 +371,8 @@ def test_step_one_million_in_sequence_reads_only_a_window(
 
 
 def test_fingerprints_differ_where_the_order_does(sets):
-  """Where batch size, seed, split, set, or the way of reading differ."""
+  """The order depends on batch size, seed, split, set and the way of reading.
+  """
   data = {kind: reopened(sets[kind]) for kind in KINDS}
   prints = {
       **{kind: d.fingerprint(8, 0) for kind, d in data.items()
@@ -421,7 +401,7 @@ def test_fingerprints_differ_where_the_order_does(sets):
 @EVERY_KIND
 @pytest.mark.parametrize('processes', (1, 2, 4))
 def test_evaluation_counts_every_example_once(sets, kind, processes):
-  """By one, two and four processes, at any batch size."""
+  """One, two and four processes count them so, at any batch size."""
   data = reopened(sets[kind])
   for size in (1, 7, len(data), len(data) + 5):
     found = counted(data, size, processes)

@@ -39,7 +39,7 @@ def test_slices_follow_the_syntax_of_tfds(spec, expected):
 
 
 def test_percentages_round_as_in_tfds():
-  """Also at sizes that percentages do not divide."""
+  """This includes sizes that percentages do not divide."""
   import tensorflow_datasets as tfds
   for size in (101, 1797, 1_281_167):
     stored = splits.whole({'train': size})

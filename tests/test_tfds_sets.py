@@ -49,7 +49,7 @@ def records(source, name):
 
 
 def test_records_are_those_that_tfds_reads(photos):
-  """In the order of its files, with their labels and exact bytes."""
+  """They have the order of its files, their labels and their exact bytes."""
   import tensorflow_datasets as tfds
   data_dir, files = photos
   builder = tfds.builder_from_directory(f'{data_dir}/photos/1.0.0')
@@ -92,7 +92,7 @@ def test_no_tfrecord_file_stays_open(photos):
 
 def test_a_record_with_a_label_outside_the_classes_is_named(
     photos, monkeypatch):
-  """When it is read, because TFDS has no index of labels."""
+  """It is found when it is read, because TFDS has no index of labels."""
   original = Parsing.__init__
   monkeypatch.setattr(Parsing, '__init__', lambda self, **k: original(
       self, **dict(k, num_classes=1)))
@@ -152,7 +152,7 @@ def test_a_missing_shard_is_named_when_the_set_is_opened(photos, tmp_path):
 @pytest.mark.parametrize('name', (
     'imagenet2012', 'imagenet21k', 'jft', 'no_such_set'))
 def test_the_error_for_a_missing_set_says_how_to_get_it(name, tmp_path):
-  """At once, without using the network."""
+  """The error is raised at once, without using the network."""
   began = time.monotonic()
   with pytest.raises(errors.UserError) as error:
     sources.open_source(name, data_dir=str(tmp_path))

@@ -40,7 +40,7 @@ def write_records(path, records):
 
 
 def test_records_are_read_and_written_as_tensorflow_does(tmp_path):
-  """Also a record without data."""
+  """One of the records has no data."""
   import tensorflow as tf
   records = [b'', b'a', bytes(range(256)) * 1000]
   ours, theirs = tmp_path / 'ours', tmp_path / 'theirs'
@@ -100,7 +100,7 @@ def index_of(tmp_path):
 
 
 def test_the_index_is_made_once_and_kept(copied, scans, tmp_path):
-  """In the user's cache. Opening the set again scans no file."""
+  """The user's cache keeps it, and opening the set again scans no file."""
   first = all_records(copied)
   assert sorted(scans) == [0, 1, 2]
   kept = index_of(tmp_path)

@@ -180,7 +180,7 @@ CUT = dict(
 
 @EVERY_TASK
 def test_splits_hold_the_examples_that_tfds_reads(data_dir, task):
-  """In the same order."""
+  """Their order is the same too."""
   import tensorflow_datasets as tfds
   source = sources.open_source(f'vtab:{task}', data_dir=data_dir)
   builder = tfds.builder_from_directory(source.directory)
@@ -287,7 +287,7 @@ def test_incomplete_sets_are_refused(monkeypatch, task, sizes, says):
 
 def test_a_record_with_a_label_outside_the_classes_is_named(
     data_dir, monkeypatch):
-  """Such as eleven objects in a set with CLEVR's name."""
+  """An example is a record with eleven objects in a set with CLEVR's name."""
   task = vtab.TASKS['clevr_count']
   monkeypatch.setitem(vtab.TASKS, 'clevr_count', dataclasses.replace(
       task, num_classes=4))

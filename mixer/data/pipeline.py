@@ -71,12 +71,7 @@ class Data:
     return len(self.split)
 
   def fingerprint(self, batch_size: int, seed: int) -> dict[str, Any]:
-    """Returns what a checkpoint keeps to refuse another order of the data.
-
-    Args:
-      batch_size: of the global batch.
-      seed: of the run.
-    """
+    """Returns what a checkpoint keeps to refuse another order of the data."""
     out = dict(source=self.source.fingerprint, split=self.split.spec,
                examples=len(self), batch_size=batch_size, seed=seed,
                order=order.VERSION)
@@ -87,12 +82,7 @@ class Data:
     return out
 
   def check(self, batch_size: int, slots: tuple[int, int]) -> None:
-    """Raises a UserError if the processes cannot share the batches.
-
-    Args:
-      batch_size: of the global batch.
-      slots: (first, last + 1) row of the global batch for this process.
-    """
+    """Raises a UserError if the processes cannot share the batches."""
     if self.source.shards and self.resident is None:
       from mixer.data import sequential_order
       readers = sequential_order.readers_for(batch_size, len(self))

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mixer.images import look_ups
 from mixer.images import warps
 
 OPS = (
@@ -118,10 +119,10 @@ def apply_op(images: jax.Array, ops: jax.Array, *, negate: jax.Array,
 
   # At most one primitive changes an image. So each may read `images` itself,
   # which lets XLA fuse all of them into one pass once the tables are there.
-  mapped = jax.lax.platform_dependent(
+  mapped = look_ups.look_up(
       _tables(images, ops, magnitude),
-      warps.warp(images, _moves(ops, negate), magnitude, _FILL),
-      tpu=_look_up_by_products, default=_look_up).astype(jnp.float32)
+      warps.warp(images, _moves(ops, negate), magnitude, _FILL)
+  ).astype(jnp.float32)
   other = jnp.where(drawn('Color'), _grey(images), mapped)
   other = jnp.where(drawn('Sharpness'), _smooth(images), other)
   blended = _blend(other, mapped, _enhancement(magnitude))  # Neutral if equal.
@@ -181,8 +182,7 @@ def _tables(images, ops, magnitude):
       [jnp.asarray(rows.get(name, v), jnp.uint8) for name in OPS])[ops]
 
   def of_channel(levels_BP):
-    counts_BK = jax.lax.platform_dependent(
-        levels_BP, tpu=_count_by_products, default=_count_by_adding)
+    counts_BK = look_ups.histogram(levels_BP)
     table_BK = jnp.where((ops == _INDEX['Equalize'])[:, None],
                          _equalize(counts_BK), fixed_BK)
     return jnp.where((ops == _INDEX['AutoContrast'])[:, None],
@@ -193,27 +193,6 @@ def _tables(images, ops, magnitude):
   # slower on a CPU).
   levels_CBP = jnp.moveaxis(images, 3, 0).reshape(channels, batch, -1)
   return jnp.moveaxis(jax.lax.map(of_channel, levels_CBP), 0, 1)
-
-
-# Histograms and look-ups have a form for CPUs and GPUs and another for TPUs,
-# for the reason given in `warps`.
-def _count_by_adding(levels_BP):
-  """Histogram: int32 [B, K]."""
-  counts = jnp.zeros(256, jnp.int32)
-  return jax.vmap(lambda levels: counts.at[levels].add(1))(levels_BP)
-
-
-def _count_by_products(levels_BP):
-  """Histogram, of at most 2^24 pixels: int32 [B, K]."""
-  counts_BIJ = jnp.einsum(
-      'bip,bjp->bij', *_split(levels_BP), preferred_element_type=jnp.float32)
-  return counts_BIJ.reshape(-1, 256).astype(jnp.int32)
-
-
-def _split(levels):
-  """One-hot high (I) and low (J) 4 bits of [B, ...]: bfloat16 [B, 16, ...]."""
-  return (jax.nn.one_hot(bits, 16, axis=1, dtype=jnp.bfloat16)
-          for bits in (levels >> 4, levels & 15))
 
 
 def _equalize(counts_BK):
@@ -237,25 +216,6 @@ def _autocontrast(counts_BK):
   stretched = jnp.clip(
       (levels * hi + levels * lo) - (lowest * hi + lowest * lo), 0, 255)
   return jnp.where(spread > 0, stretched, levels).astype(jnp.uint8)
-
-
-def _look_up(tables_BCK, images):
-  """tables[b, c, images[b, h, w, c]] for every pixel: uint8 [B, H, W, C]."""
-  batch, channels, levels = tables_BCK.shape
-  shelf = np.arange(channels, dtype=np.int32)[None, None, None, :] * levels
-  return warps.take(tables_BCK.reshape(batch, channels * levels),
-                    images + shelf)
-
-
-def _look_up_by_products(tables_BCK, images):
-  """_look_up: a product takes 16 entries by I, a sum takes one of them by J."""
-  tables_BCIJ = tables_BCK.reshape(*tables_BCK.shape[:2], 16, 16)
-  high_BIHWC, low_BJHWC = _split(images)
-  # Exact: bfloat16 holds every level, and all addends but one are zero.
-  entries_BJHWC = jnp.einsum(
-      'bcij,bihwc->bjhwc', tables_BCIJ.astype(jnp.bfloat16), high_BIHWC,
-      preferred_element_type=jnp.float32)
-  return jnp.sum(entries_BJHWC * low_BJHWC, axis=1).astype(jnp.uint8)
 
 
 def _grey(images):

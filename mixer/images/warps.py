@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mixer.images import look_ups
+
 # Move 0 leaves an image as it is, 1 to 5 are these, and 6 to 10 are these with
 # the opposite sign.
 MOVES = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
@@ -34,13 +36,6 @@ def warp(images: jax.Array, moves: jax.Array, magnitude: float, fill: int
   return jax.lax.platform_dependent(
       pixels_BPC, jnp.asarray(_places(magnitude, height, width)), moves,
       tpu=_move_all, default=_move_each).reshape(images.shape)
-
-
-def take(values: jax.Array, places: jax.Array) -> jax.Array:
-  """Returns values[b, places[b, ...]]; every place has to be in range."""
-  def one(v, p):
-    return v.at[p].get(mode='promise_in_bounds')
-  return jax.vmap(one)(values, places)
 
 
 def _places(magnitude, height, width):
@@ -71,13 +66,10 @@ def _places(magnitude, height, width):
   return np.where(inside, y * width + x, height * width).astype(np.int32)
 
 
-# On CPUs and GPUs each pixel cheaply reads at an address of its own. A TPU
-# would do so one pixel after the other; whole vectors are faster there, though
-# they take many times the arithmetic. Both give the same bits (XLA's estimates
-# are in BENCHMARKS.md).
+# The module `look_ups` says why there are two forms.
 def _move_each(pixels_BPC, places, moves_B):
   """Pixels of image b at places[moves_B[b]]: [B, P, C] of [B, P + 1, C]."""
-  return take(pixels_BPC, places[moves_B])
+  return look_ups.take(pixels_BPC, places[moves_B])
 
 
 def _move_all(pixels_BPC, places, moves_B):
