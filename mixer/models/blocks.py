@@ -80,6 +80,8 @@ def run(network: nn.Module, make: Callable[..., nn.Module], x: jax.Array,
     apply = lambda i, x: make(name=names[i])(
         x, drop.of_block(i) if train else masks.NONE, train=train)
     return _in_turn(apply, x, len(names))
+  # Blocks as functions of their parameters, because flax's own remat and scan
+  # would change the parameters' names and shapes.
   block = make(parent=None)
   once: Callable[..., Any] = lambda x, params, drop: block.apply(
       {'params': params}, x, drop, train=True)

@@ -81,6 +81,7 @@ def draw(make_rng: Callable[[str], jax.Array], rows_B: jax.Array, *,
   """
   keys = lambda name, rate: jax.vmap(jax.random.fold_in, (None, 0))(
       make_rng(name), jnp.arange(num_blocks)) if rate else None
+  # Python floats, rounded once to float32: runs that resume need the same bits.
   keep = [1 - i / max(num_blocks - 1, 1) * stochastic_depth
           for i in range(num_blocks)]
   return Masks(dropout=keys('dropout', dropout_rate),
@@ -102,4 +103,5 @@ def keep_mask(key: jax.Array, rows_B: jax.Array | np.ndarray,
 
 
 def _named(key: jax.Array, name: str) -> jax.Array:
+  # Python's hash() of a string differs between processes.
   return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -65,6 +65,7 @@ class MixerBlock(nn.Module):
       drop: the masks of this block.
       train: whether there is a backward pass, which the products suit then.
     """
+    # The first LayerNorm that is made is LayerNorm_0, the second LayerNorm_1.
     mix = token_mixing.TABLE[self.mixing].mix
     y_BSC = mix(self, nn.LayerNorm(dtype=self.dtype)(x_BSC), drop, train=train)
     u_BSC = x_BSC + drop.path(y_BSC, 'token_mixing')
@@ -181,6 +182,7 @@ class MlpMixer(interface.Model):
         names=[f'MixerBlock_{i}' for i in range(self.num_blocks)])
     out.update(outputs)
     x_BSC = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x_BSC)
+    # In bfloat16 the mean of many tokens, and the head, would lose accuracy.
     x_BC = out['pre_logits'] = jnp.mean(x_BSC, axis=1, dtype=jnp.float32)
     if not self.num_classes:
       return x_BC, out

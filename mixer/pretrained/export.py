@@ -66,6 +66,7 @@ def export(network: networks.Network, path: str, *, format: str,
       save(network, partial, options)
       difference = export_check.outputs(network, run(partial), path, options)
       card.update(program.interface(network, options))
+    # The card comes first: a file that has its name is complete.
     size = os.path.getsize(partial)
     files.write(path + '.json', json.dumps(card, indent=2) + '\n')
     os.replace(partial, path)

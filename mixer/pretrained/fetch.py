@@ -53,6 +53,7 @@ def local(url: str) -> str:
   folder, pin = os.path.dirname(path), path + '.sha256'
   pinned = files.read(pin)
   if not os.path.exists(path):
+    # Several processes may fetch the same file, each to a name of its own.
     part = f'{path}.{uuid.uuid4().hex}'
     log.info('fetching %s', url)
     try:
@@ -153,6 +154,7 @@ def _from_web(url: str, part: str) -> None:
     expected = response.headers.get('Content-Length')
     with open(part, 'wb') as out:
       shutil.copyfileobj(response, out, 2**20)
+  # urllib does not complain if a connection ends early.
   if expected is not None and os.path.getsize(part) != int(expected):
     raise OSError(f'only {os.path.getsize(part)} of {expected} bytes arrived')
 

@@ -225,6 +225,7 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
              source: str, from_size: grid.Size | None = None,
              approximate_gelu: bool = True) -> Network:
   """Returns a network whose parameters fit its card, or raises a UserError."""
+  # Shapes alone do not tell the form of GELU, so the layout of names does.
   inferred = card is None
   if card is None:
     model, size = infer(params, source, from_size)

@@ -89,6 +89,7 @@ def _with_patch(kernel_PPcC: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
   height, width = kernel_PPcC.shape[:2]
   if (height, width) == patch:
     return kernel_PPcC
+  # The pseudo-inverse gives the least squares, if the patch becomes smaller.
   y = np.linalg.pinv(grid.resampling(height, patch[0]).T)
   x = np.linalg.pinv(grid.resampling(width, patch[1]).T)
   return np.einsum('Yy,Xx,yxcC->YXcC', y, x, kernel_PPcC).astype(
