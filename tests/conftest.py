@@ -22,8 +22,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # In this order, before all others: a file is one process's, and a long one at
 # the end would leave the other processes idle.
-LONG = ('test_plan', 'test_several', 'test_resume', 'test_step',
-        'test_predict', 'test_transfer')
+LONG = ('test_plan', 'test_several', 'test_resume', 'test_step', 'test_docs',
+        'test_predict', 'test_left_out')
 
 
 def pytest_configure(config):
