@@ -62,10 +62,11 @@ def create(name: str, *, num_classes: int | None = 1000,
             if field.name not in ('parent', 'name')}
   settings = network.settings(str(name))
   for key, value in overrides.items():
+    if value is None:   # configs share their keys; a network may lack some
+      continue
     if key not in fields:
       raise errors.unknown('model', key, fields)
-    if value is not None:
-      settings[key] = value
+    settings[key] = value
   for key, value in settings.items():
     _check(key, value, fields[key], network.CHOICES)
   make: Callable[..., interface.Model] = network

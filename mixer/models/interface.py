@@ -22,7 +22,8 @@ class Model(nn.Module):
   and `rows` as in `models.mixer.MlpMixer`, and returns (logits, named
   intermediates).
   Its fields are the settings of `models.create`; `num_classes`, `in_channels`,
-  `patch_size`, `dtype` and `platform` are fields of every network. Among its
+  `patch_size`, `dtype`, `platform` and what configs/recipe.py sets to a value,
+  such as `dropout_rate` and `scan`, are fields of every network. Among its
   parameters, the patch projection is 'stem' and the classifier 'head'.
 
   Class attributes:
