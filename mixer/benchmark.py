@@ -124,11 +124,9 @@ def _check_flags(mode: str) -> None:
 def _input() -> dict[str, Any]:
   """Measures the pipelines of --config."""
   from mixer.analysis import input_speed
-  from mixer.evaluation import suite
-  from mixer.training import settings
+  from mixer.training import assembly
   config = _CONFIG.value
-  data, evals, _ = suite.open_splits(
-      config, settings.Settings(**config.run).image_size)
+  data, evals, _ = assembly.open_splits(config, assembly.check(config))
   if data.resident is not None:
     raise errors.UserError(
         f'data.name: {config.data.name} is in the memory of the device, so it '
@@ -207,7 +205,7 @@ def _tpu() -> dict[str, Any]:
   from mixer.training import sharding
   plan = sharding.plan(strategy=_SHARDING.value,
                        devices=compiled_step.tpu_devices(_TOPOLOGY.value))
-  name, model, batch_size, image_size = _network(plan.platform, 'bfloat16')
+  name, model, batch_size, image_size = _network(plan.platform)
   if _CONFIG.value is not None:
     if batch_size % plan.parts:
       raise errors.UserError(f'--config.run.batch_size: {batch_size} images do '
@@ -233,13 +231,12 @@ def _show_estimate(out: Mapping[str, Any]) -> None:
       f"{out['dtype']}, {out['devices']} x {out['device']}: XLA's estimate"))
 
 
-def _network(platform: str, precision: str | None = None
+def _network(platform: str
              ) -> 'tuple[str, interface.Model, int, int | tuple[int, int]]':
-  """Returns the name, network, batch size and image size that the flags ask.
+  """Returns the network that the flags ask for: name, model, batch, image size.
 
   Args:
     platform: the platform of the devices, as `sharding.Plan.platform`.
-    precision: the default of --precision; None for the platform's.
   """
   from mixer import models
   from mixer.analysis import data_sizes
@@ -251,7 +248,7 @@ def _network(platform: str, precision: str | None = None
     given = dict(_CONFIG.value.run)
   given.update(   # the length does not matter, but a run has one
       total_steps=1, total_epochs=None,
-      precision=_PRECISION.value or given.get('precision') or precision)
+      precision=_PRECISION.value or given.get('precision'))
   chosen = settings.Settings(**given)
   if _CONFIG.value is None:
     name = _MODEL.value
