@@ -63,12 +63,8 @@ def evaluate(config: ml_collections.ConfigDict, model: interface.Model,
     image_size: side in pixels, or (height, width).
     batch_size: images at a time; by default `run.batch_size`.
   """
-  evals, _ = suite.open_evaluations(
-      dict(data=config.data, evals=config.evals), image_size)
-  plan = sharding.plan()
-  compute = suite.make(plan, model, evals, {},
-                       batch_size=batch_size or config.run.batch_size)
-  return compute(plan.place(params))
+  return _scores(dict(data=config.data, evals=config.evals), model, params,
+                 image_size, batch_size or config.run.batch_size)
 
 
 def few_shot(config: ml_collections.ConfigDict, model: interface.Model,
@@ -87,12 +83,17 @@ def few_shot(config: ml_collections.ConfigDict, model: interface.Model,
     shots: numbers of labelled examples for each class.
     seeds: repetitions with other examples; the accuracies are their means.
   """
-  config = assembly.edited(config)
-  with config.unlocked():
-    config.evals = {}
-    config.fewshot = dict(few=dict(
-        train=train_split, test=test_split, crop='resize', shots=tuple(shots),
-        seeds=seeds))
-  scores = evaluate(config, model, params, image_size,
-                    batch_size=_FEWSHOT_BATCH)
+  few = dict(train=train_split, test=test_split, crop='resize',
+             shots=tuple(shots), seeds=seeds)
+  scores = _scores(dict(data=config.data, evals={}, fewshot=dict(few=few)),
+                   model, params, image_size, _FEWSHOT_BATCH)
   return {shot: scores[f'eval/few/accuracy_{shot}shot'] for shot in shots}
+
+
+def _scores(sections: Mapping[str, Any], model: interface.Model,
+            params: Mapping[str, Any], image_size: int | tuple[int, int],
+            batch_size: int) -> dict[str, float]:
+  evals, fewshots = suite.open_evaluations(sections, image_size)
+  plan = sharding.plan()
+  compute = suite.make(plan, model, evals, fewshots, batch_size=batch_size)
+  return compute(plan.place(params))
