@@ -28,7 +28,6 @@ from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import metrics_file
 from mixer.training import progress
-from mixer.training import resume
 from mixer.training import sharding
 from mixer.training import step
 from mixer.training import stop
@@ -107,8 +106,11 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     run = _assemble(config, settings, plan, splits, model, checkpoints, path)
     _check(run)
     fingerprint = splits.train.fingerprint(settings.batch_size, settings.seed)
-    state = resume.restored(path, checkpoints, run.sharded.state, run.card,
-                            fingerprint)
+    state = None
+    if checkpoints.steps():
+      from mixer.training import resume
+      state = resume.restored(path, checkpoints, run.sharded.state, run.card,
+                              fingerprint)
     workdir.write_json(os.path.join(path, workdir.CONFIG),
                        assembly.stored(config))
     if state is None or files.read(os.path.join(path, workdir.CARD)) is None:
@@ -183,6 +185,7 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
               checkpoints: checkpoint.Checkpoints, path: str) -> _Run:
   """Returns the run with its final model; compiles nothing yet."""
   if checkpoints.steps():
+    from mixer.training import resume   # a new run does not load it
     model, merge = resume.as_trained(model, path), None
   else:
     model, merge = assembly.load_start(config, settings, model)
@@ -262,6 +265,7 @@ def _train(run: _Run, state: step.State,
           writer=writer, progress=bar, guard=guard, total_steps=total,
           log_every=settings.log_every, eval_every=settings.eval_every,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
+          improves=checkpoints.improves,
           batch_size=size,
           flops=size * cost.training_flops(run.model, settings.image_size),
           devices=plan.mesh.size, spent=writer.spent,
