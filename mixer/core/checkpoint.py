@@ -68,9 +68,8 @@ class Checkpoints:
             preservation_policy=managers.AnyPreservationPolicy(keepers),
             best_fn=_metric(best) if best else None,
             cleanup_tmp_directories=False))
-    self._top = max((_metric(best)(self._manager.metrics(step))
-                     for step in self.steps()), default=-np.inf
-                    ) if best else -np.inf
+    self._top = max([-np.inf, *(_metric(best)(self._manager.metrics(step))
+                                for step in self.steps() if best)])
 
   def steps(self) -> list[int]:
     """Returns all saved steps, ascending."""

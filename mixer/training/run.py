@@ -185,7 +185,7 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
               checkpoints: checkpoint.Checkpoints, path: str) -> _Run:
   """Returns the run with its final model; compiles nothing yet."""
   if checkpoints.steps():
-    from mixer.training import resume   # a new run does not load it
+    from mixer.training import resume  # a new run does not load it
     model, merge = resume.as_trained(model, path), None
   else:
     model, merge = assembly.load_start(config, settings, model)
