@@ -21,6 +21,7 @@ from mixer.core import errors
 from mixer.evaluation import classification
 from mixer.evaluation import fewshot
 from mixer.training import assembly
+from mixer.training import losses
 from mixer.training import run
 
 
@@ -243,8 +244,8 @@ def outcome_of(labels, logits, **flags):
   batch.update({k: jnp.array(v) for k, v in flags.items()})
   made = classification.make_outcome(
       lambda params, batch, resident: jnp.array(logits, jnp.float32),
-      lambda batch, resident: jnp.array(labels, jnp.int32),
-      num_classes=len(logits[0]))
+      lambda batch, resident: (jnp.array(labels, jnp.int32), None),
+      num_classes=len(logits[0]), loss_of=losses.of_labels('softmax'))
   return lambda: classification.collect(
       'evals.x', lambda *_: jax.jit(made)({}, batch, None), {}, [None], None,
       expected=rows)

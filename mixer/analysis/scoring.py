@@ -12,6 +12,7 @@ from mixer.core import workdir
 from mixer.core.log import log
 from mixer.evaluation import confusion
 from mixer.evaluation import suite
+from mixer.training import losses
 from mixer.training import sharding
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ def evaluate(
       log.info('evals.%s is left out: %s', name, wrong)
       del evals[name]
   compute = suite.make(plan, network.model, evals, fewshots,
-                       batch_size=batch_size, loss=network.card['loss'])
+                       batch_size=batch_size, loss=network.card['loss'],
+                       loss_of=losses.of_labels(network.card['loss']))
   details: dict[str, dict[str, np.ndarray]] = {}
   scores = compute(plan.place(network.params), details)
   results = dict(
@@ -164,6 +166,7 @@ def evaluate(
       evals={name: dict(
           _scores_of(scores, name), split=split.split.spec,
           data=split.source.name, preprocessing=split.cut,
+          classes=network.model.num_classes,
           **_mistakes(details[name], _class_names(network, split), worst))
              for name, split in evals.items()},
       fewshot={name: {str(shot): scores[f'eval/{name}/accuracy_{shot}shot']

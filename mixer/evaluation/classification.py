@@ -12,7 +12,6 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from mixer.core import errors
 from mixer.core import trees
@@ -24,6 +23,8 @@ MOST = 5   # T: as many as top-5 accuracy needs
 Batch: TypeAlias = Mapping[str, Any]
 Resident: TypeAlias = Mapping[str, jax.Array] | None
 Predict: TypeAlias = Callable[[trees.Tree, Batch, Resident], jax.Array]
+# (logits [B, K], labels [B, L], weights [B, L] or None) -> float32 [B]
+LossOf: TypeAlias = Callable[..., jax.Array]
 Outcome: TypeAlias = Callable[[trees.Tree, Batch, Resident],
                               dict[str, jax.Array]]
 
@@ -40,14 +41,17 @@ def probabilities(logits: jax.Array, loss: str) -> jax.Array:
 
 
 def make_outcome(predict: Predict,
-                 labels_of: Callable[[Batch, Resident], jax.Array],
-                 num_classes: int, loss: str = 'softmax') -> Outcome:
+                 targets_of: Callable[[Batch, Resident], tuple[
+                     jax.Array, jax.Array | None]], num_classes: int,
+                 loss_of: LossOf, loss: str = 'softmax') -> Outcome:
   """Returns a function that compares predictions with labels.
 
   Args:
     predict: (params, batch, resident) -> logits [B, K].
-    labels_of: (batch, resident) -> int32 [B, L].
+    targets_of: (batch, resident) -> (labels int32 [B, L], their weights
+      float32 [B, L] or None).
     num_classes: K.
+    loss_of: the training loss, see `training.losses.of_labels`.
     loss: what the network was trained with, see `probabilities`.
 
   Returns:
@@ -55,20 +59,19 @@ def make_outcome(predict: Predict,
       'labels': int32 [B, L].
       'best': int32 [B, T], the most likely classes, best first.
       'probabilities': float32 [B, T], of the classes in 'best'.
-      'loss': float32 [B], the softmax cross-entropy of the first label.
+      'loss': float32 [B], the training loss.
       'mask', 'bad': bool [B], and 'position': int32 [B], as in the batch.
   """
   def outcome(params, batch, resident):
     logits = predict(params, batch, resident).astype(jnp.float32)
-    labels = labels_of(batch, resident)
+    labels, weights = targets_of(batch, resident)
     _, best = jax.lax.top_k(logits, min(MOST, num_classes))
     return dict(
         labels=labels, best=best, mask=batch['mask'], bad=batch['bad'],
         position=batch['position'],
         probabilities=jnp.take_along_axis(
             probabilities(logits, loss), best, axis=-1),
-        loss=optax.softmax_cross_entropy_with_integer_labels(
-            logits, jnp.maximum(labels[:, 0], 0)))
+        loss=loss_of(logits, labels, weights))
   return outcome
 
 

@@ -185,7 +185,8 @@ def metrics(evals: Mapping[str, pipeline.Data],
 
 def make(plan: Plan, model: 'interface.Model',
          evals: Mapping[str, pipeline.Data], fewshots: Mapping[str, FewShot], *,
-         batch_size: int, loss: str = 'softmax') -> Evaluate:
+         batch_size: int, loss_of: classification.LossOf,
+         loss: str = 'softmax') -> Evaluate:
   """Returns a function that computes all evaluations of a network.
 
   Args:
@@ -193,6 +194,7 @@ def make(plan: Plan, model: 'interface.Model',
     model: the network, without parameters.
     evals, fewshots: as `open_splits` returns them.
     batch_size: images in a batch, over all devices.
+    loss_of: the training loss, see `training.losses.of_labels`.
     loss: what the network was trained with, 'softmax' or 'sigmoid'.
 
   Returns:
@@ -200,14 +202,14 @@ def make(plan: Plan, model: 'interface.Model',
     outcome of every example is put into it: {name of the evaluation: arrays, as
     `classification.collect` returns them}.
   """
-  labels_of = lambda batch, stored: resident.fetch(batch, stored)[1]
+  targets_of = lambda batch, stored: resident.fetch(batch, stored)[1:]
   replicated = lambda f: jax.jit(f, out_shardings=plan.replicated)
   outcome = replicated(classification.make_outcome(
-      make_predict(model), labels_of, model.num_classes, loss))
+      make_predict(model), targets_of, model.num_classes, loss_of, loss))
   features = make_features(model)
   featured = replicated(lambda params, batch, stored: dict(
       features=features(params, batch, stored), mask=batch['mask'],
-      labels=labels_of(batch, stored)[:, 0], bad=batch['bad'],
+      labels=targets_of(batch, stored)[0][:, 0], bad=batch['bad'],
       position=batch['position']))
   splits = [*evals.values(), *(s for few in fewshots.values()
                                for s in (few.train, few.test))]
