@@ -33,6 +33,9 @@ _BEST = flags.DEFINE_bool('best', False, "Use a workdir's best checkpoint "
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config with the `evals` and `fewshot` to compute; by '
     "default the run's own.", lock_config=True)
+_DATA = flags.DEFINE_string(
+    'data', None, 'A data set to evaluate, all of it, in place of those of the '
+    'config: folder:PATH, manifest:PATH, arrays:PATH.npz or a TFDS name.')
 _BATCH = flags.DEFINE_integer('batch_size', 128, 'Images in a batch, over all '
                               'devices.', 1)
 _REAL = flags.DEFINE_string('real', None, 'The file real.json of '
@@ -72,9 +75,9 @@ def main(argv: list[str]) -> None:
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
   _check_overrides(network.image_size)
   config = (_CONFIG.value.to_dict() if _CONFIG.value
-            else scoring.config_of(network))
+            else scoring.config_of(network, _DATA.value))
   config = scoring.requested(config, network, real=_REAL.value, v2=_V2.value,
-                             fewshot=_FEWSHOT.value)
+                             fewshot=_FEWSHOT.value, data=_DATA.value)
   results, predictions = scoring.evaluate(
       network, config, batch_size=_BATCH.value, worst=_WORST.value)
   if not processes.first():
@@ -121,8 +124,8 @@ def _show(results: dict[str, Any]) -> None:
   percent = '{:.2%}'.format
   size = 'x'.join(map(str, results['image_size']))
   show(f'{results["model"]}, at {size}: {results["checkpoint"]}',
-       ('split', 'examples', 'top-1', 'top-5', 'loss', 'left out'),
-       [(name, f'{e["examples"]:,}', percent(e['accuracy']),
+       ('split', 'examples', 'classes', 'top-1', 'top-5', 'loss', 'left out'),
+       [(name, f'{e["examples"]:,}', f'{e["classes"]:,}', percent(e['accuracy']),
          # Of five classes or fewer, it is always 100%.
          percent(e['accuracy_top5']) if e['classes'] > 5 else '',
          f'{e["loss"]:.4f}',

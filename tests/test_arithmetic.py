@@ -180,7 +180,7 @@ def test_evaluation_loss_is_the_training_loss_of_all_labels(name):
   targets = np.array([[0.5, 0.0, 1.0], [0.0, 1.0, 0.0]])
   outcome = classification.make_outcome(
       lambda params, batch, resident: jnp.array(logits),
-      lambda batch, resident: (labels, weights), 3, losses.of_labels(name),
+      lambda batch, resident: (labels, weights), losses.of_labels(name),
       name)
   batch = dict(mask=jnp.ones(2, bool), bad=jnp.zeros(2, bool),
                position=jnp.arange(2))

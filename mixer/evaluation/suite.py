@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import re
 from typing import Any
 from typing import Protocol
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
+from mixer.core import errors
 from mixer.core.log import log
 from mixer.data import pipeline
 from mixer.data import resident
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
               'on_device')
 
+_SYNSET = re.compile(r'n\d{8} ')
 Evaluate: TypeAlias = Callable[..., dict[str, int | float]]
 _Size: TypeAlias = int | tuple[int, int]
 _Report: TypeAlias = Callable[[dict[str, str]], None]
@@ -174,6 +177,40 @@ def other_classes(source: 'Source', num_classes: int | None,
   return None
 
 
+def class_numbers(source: 'Source', num_classes: int | None,
+                  names: Sequence[str] | None,
+                  exactly: bool = False) -> np.ndarray | None:
+  """Returns the network's number of each class of a source, found by name.
+
+  Args:
+    source, num_classes, names, exactly: as for `other_classes`.
+
+  Returns:
+    int32 [classes of the source], or None if the numbers are the same.
+
+  Raises:
+    UserError: if the network lacks a class.
+  """
+  theirs = source.class_names
+  if not names or not theirs:
+    wrong = other_classes(source, num_classes, names, exactly)
+    if wrong:
+      raise errors.UserError(wrong)
+    return None
+  # Released weights name a synset with a word: 'n01440764 tench'.
+  ours = {name.partition(' ')[0]: i for i, name in enumerate(names)
+          if _SYNSET.match(name)}
+  ours |= {name: i for i, name in enumerate(names)}
+  lacking = [i for i, name in enumerate(theirs) if name not in ours]
+  if lacking:
+    raise errors.UserError(
+        f'class {lacking[0]} of {source.name} is {theirs[lacking[0]]!r}, and '
+        f'the network lacks {len(lacking)} of its {len(theirs)} classes')
+  numbers = np.array([ours[name] for name in theirs], np.int32)
+  return None if len(numbers) == len(names) and (
+      numbers == np.arange(len(names))).all() else numbers
+
+
 def metrics(evals: Mapping[str, pipeline.Data],
             fewshots: Mapping[str, FewShot]) -> list[str]:
   """Returns the names of all metrics of which higher values are better."""
@@ -186,7 +223,8 @@ def metrics(evals: Mapping[str, pipeline.Data],
 def make(plan: Plan, model: 'interface.Model',
          evals: Mapping[str, pipeline.Data], fewshots: Mapping[str, FewShot], *,
          batch_size: int, loss_of: classification.LossOf,
-         loss: str = 'softmax') -> Evaluate:
+         loss: str = 'softmax',
+         classes: Mapping[str, np.ndarray] | None = None) -> Evaluate:
   """Returns a function that computes all evaluations of a network.
 
   Args:
@@ -196,6 +234,9 @@ def make(plan: Plan, model: 'interface.Model',
     batch_size: images in a batch, over all devices.
     loss_of: the training loss, see `training.losses.of_labels`.
     loss: what the network was trained with, 'softmax' or 'sigmoid'.
+    classes: what `class_numbers` returns, by the name of the evaluation. If
+      these are some of the network's classes, 'NAME_subset' is evaluated too,
+      over their logits alone.
 
   Returns:
     (params, details=None) -> {metric: number}. If `details` is a dict, the
@@ -204,8 +245,10 @@ def make(plan: Plan, model: 'interface.Model',
   """
   targets_of = lambda batch, stored: resident.fetch(batch, stored)[1:]
   replicated = lambda f: jax.jit(f, out_shardings=plan.replicated)
-  outcome = replicated(classification.make_outcome(
-      make_predict(model), targets_of, model.num_classes, loss_of, loss))
+  made = lambda numbers: replicated(classification.make_outcome(
+      make_predict(model), targets_of, loss_of, loss, numbers))
+  common, mapped = made(None), {
+      name: made(numbers) for name, numbers in (classes or {}).items()}
   features = make_features(model)
   featured = replicated(lambda params, batch, stored: dict(
       features=features(params, batch, stored), mask=batch['mask'],
@@ -226,10 +269,14 @@ def make(plan: Plan, model: 'interface.Model',
   def evaluate(params, details=None):
     scores = {}
     for name, split in evals.items():
-      found = collect(f'evals.{name}', outcome, params, split)
-      scores.update(classification.score(name, found))
+      found = collect(f'evals.{name}', mapped.get(name, common), params, split)
+      part, parts = found.pop('subset', None), {name: found}
+      if part and split.source.num_classes < model.num_classes:
+        parts[f'{name}_subset'] = found | part
+      for kind, outcomes in parts.items():
+        scores.update(classification.score(kind, outcomes))
       if details is not None:
-        details[name] = found
+        details.update(parts)
     for name, few in fewshots.items():
       train, test = (collect(f'fewshot.{name}.{part}', featured, params, split)
                      for part, split in (('train', few.train),
