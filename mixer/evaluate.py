@@ -125,7 +125,8 @@ def _show(results: dict[str, Any]) -> None:
   size = 'x'.join(map(str, results['image_size']))
   show(f'{results["model"]}, at {size}: {results["checkpoint"]}',
        ('split', 'examples', 'classes', 'top-1', 'top-5', 'loss', 'left out'),
-       [(name, f'{e["examples"]:,}', f'{e["classes"]:,}', percent(e['accuracy']),
+       [(name, f'{e["examples"]:,}', f'{e["classes"]:,}',
+         percent(e['accuracy']),
          # Of five classes or fewer, it is always 100%.
          percent(e['accuracy_top5']) if e['classes'] > 5 else '',
          f'{e["loss"]:.4f}',

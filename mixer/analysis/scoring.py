@@ -11,6 +11,7 @@ from mixer.core import errors
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.data import sources
+from mixer.evaluation import class_names
 from mixer.evaluation import confusion
 from mixer.evaluation import suite
 from mixer.training import losses
@@ -198,7 +199,7 @@ def evaluate(
 
 def _classes(network: 'Network', evals: dict[str, 'pipeline.Data'],
              refuse: bool) -> dict[str, np.ndarray]:
-  """Returns `suite.class_numbers` of the evaluations that have any.
+  """Returns `class_names.numbers` of the evaluations that have any.
 
   An evaluation with classes that the network lacks is refused, or removed from
   `evals`.
@@ -206,7 +207,7 @@ def _classes(network: 'Network', evals: dict[str, 'pipeline.Data'],
   classes = {}
   for name, split in list(evals.items()):
     try:
-      numbers = suite.class_numbers(
+      numbers = class_names.numbers(
           split.source, network.model.num_classes, network.card['class_names'],
           exactly=not workdir.run_of(network.name))
       if numbers is not None:

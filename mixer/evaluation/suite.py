@@ -9,7 +9,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import re
 from typing import Any
 from typing import Protocol
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
-from mixer.core import errors
 from mixer.core.log import log
 from mixer.data import pipeline
 from mixer.data import resident
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 _INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
               'on_device')
 
-_SYNSET = re.compile(r'n\d{8} ')
 Evaluate: TypeAlias = Callable[..., dict[str, int | float]]
 _Size: TypeAlias = int | tuple[int, int]
 _Report: TypeAlias = Callable[[dict[str, str]], None]
@@ -177,40 +174,6 @@ def other_classes(source: 'Source', num_classes: int | None,
   return None
 
 
-def class_numbers(source: 'Source', num_classes: int | None,
-                  names: Sequence[str] | None,
-                  exactly: bool = False) -> np.ndarray | None:
-  """Returns the network's number of each class of a source, found by name.
-
-  Args:
-    source, num_classes, names, exactly: as for `other_classes`.
-
-  Returns:
-    int32 [classes of the source], or None if the numbers are the same.
-
-  Raises:
-    UserError: if the network lacks a class.
-  """
-  theirs = source.class_names
-  if not names or not theirs:
-    wrong = other_classes(source, num_classes, names, exactly)
-    if wrong:
-      raise errors.UserError(wrong)
-    return None
-  # Released weights name a synset with a word: 'n01440764 tench'.
-  ours = {name.partition(' ')[0]: i for i, name in enumerate(names)
-          if _SYNSET.match(name)}
-  ours |= {name: i for i, name in enumerate(names)}
-  lacking = [i for i, name in enumerate(theirs) if name not in ours]
-  if lacking:
-    raise errors.UserError(
-        f'class {lacking[0]} of {source.name} is {theirs[lacking[0]]!r}, and '
-        f'the network lacks {len(lacking)} of its {len(theirs)} classes')
-  numbers = np.array([ours[name] for name in theirs], np.int32)
-  return None if len(numbers) == len(names) and (
-      numbers == np.arange(len(names))).all() else numbers
-
-
 def metrics(evals: Mapping[str, pipeline.Data],
             fewshots: Mapping[str, FewShot]) -> list[str]:
   """Returns the names of all metrics of which higher values are better."""
@@ -234,9 +197,8 @@ def make(plan: Plan, model: 'interface.Model',
     batch_size: images in a batch, over all devices.
     loss_of: the training loss, see `training.losses.of_labels`.
     loss: what the network was trained with, 'softmax' or 'sigmoid'.
-    classes: what `class_numbers` returns, by the name of the evaluation. If
-      these are some of the network's classes, 'NAME_subset' is evaluated too,
-      over their logits alone.
+    classes: as `class_names.numbers` returns them, by evaluation. If these
+      are only some of the network's, 'NAME_subset' is over their logits alone.
 
   Returns:
     (params, details=None) -> {metric: number}. If `details` is a dict, the
