@@ -119,11 +119,7 @@ def open_splits(config: Mapping[str, Any], image_size: _Size,
 
 def open_evaluations(config: Mapping[str, Any], image_size: _Size,
                      report: _Report | None = None) -> _Opened:
-  """Opens all splits that a config names but the training split.
-
-  Returns:
-    ({name: evaluation split}, {name: FewShot}).
-  """
+  """Returns `open_splits` without the training split, which is not opened."""
   return _evaluations(*sections(config), image_size, report)
 
 
@@ -263,11 +259,9 @@ def make_predict(model: 'interface.Model') -> Callable[..., jax.Array]:
 
 
 def make_features(model: 'interface.Model') -> Callable[..., jax.Array]:
-  """Returns the network's features in evaluation mode.
+  """Returns the network's features in evaluation mode, as a function.
 
-  Returns:
-    (params, batch, stored=None) -> the inputs of the head, [B, C]; `stored` is
-    the split, if it lives on the device.
+  It is called like `make_predict`'s and returns the head's inputs, [B, C].
   """
   def features(params, batch, stored=None):
     images, *_ = resident.fetch(batch, stored)
