@@ -80,6 +80,11 @@ def _predictions(checkpoint: str, paths: Sequence[str]) -> tuple[
   if not model.num_classes:
     raise errors.UserError(f'--checkpoint: {network.name!r} has no head, so no '
                            'classes; fine-tune it first')
+  if model.in_channels not in (1, 3):
+    raise errors.UserError(
+        f'--checkpoint: {network.name!r} is for images of {model.in_channels} '
+        'channels, and image files are read with 1 or 3; evaluate it on arrays '
+        'with mixer.evaluate')
   params = jax.device_put(network.params)
 
   @jax.jit

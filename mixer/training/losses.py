@@ -45,6 +45,24 @@ def make(*, name: str = 'softmax', label_smoothing: float = 0.0) -> Loss:
   return loss
 
 
+def of_labels(name: str) -> Callable[..., jax.Array]:
+  """Returns the loss that evaluations report.
+
+  It is the training loss without label smoothing, so that runs with different
+  smoothing can be compared, and a network's card is enough to compute it.
+
+  Args:
+    name: as for `make`.
+
+  Returns:
+    (logits [B, K], labels int32 [B, L], weights float32 [B, L] or None)
+    -> float32 [B].
+  """
+  loss = make(name=name)
+  return lambda logits, labels, weights=None: loss(
+      logits, targets_of(labels, logits.shape[-1], weights))
+
+
 def targets_of(labels: jax.Array, num_classes: int,
                weights: jax.Array | None = None) -> jax.Array:
   """Returns labels as float32 targets [B, K].

@@ -26,6 +26,7 @@ from mixer.models import cost
 from mixer.models import interface
 from mixer.training import assembly
 from mixer.training import loop
+from mixer.training import losses
 from mixer.training import metrics_file
 from mixer.training import progress
 from mixer.training import sharding
@@ -244,7 +245,8 @@ def _train(run: _Run, state: step.State,
   first = int(state.step)
   stored = None if data.resident is None else plan.place(data.resident)
   ask = suite.make(plan, run.model, run.splits.evals, run.splits.fewshots,
-                   batch_size=size, loss=run.card['loss'])
+                   batch_size=size, loss=run.card['loss'],
+                   loss_of=losses.of_labels(run.card['loss']))
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
     checkpoints.save(done, state.params,
