@@ -1,42 +1,65 @@
 """Decodes image files of any common kind with Pillow: upright, opaque, 8 bits.
 
-EXIF rotation is applied, transparency is laid on white, 16-bit images keep
-their high byte, an animation gives its first frame, and CMYK and palettes
-become RGB. None of this needs TensorFlow.
+EXIF rotation is applied, transparency is laid on white, samples of more than 8
+bits are scaled to 8 (see `deep_samples`), an animation gives its first frame,
+and CMYK and palettes become RGB. None of this needs TensorFlow.
 """
 import io
 
 import numpy as np
+from PIL import features
 from PIL import Image
 from PIL import ImageOps
 
+from mixer.images import deep_samples
 from mixer.images import options
+from mixer.images.deep_samples import BadImage
+from mixer.images.deep_samples import one_line
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
+SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif',
+            '.tif', '.tiff', '.avif')
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 _ORIENTATION = 0x0112   # the EXIF tag
+# What a file that Pillow cannot read may be: the first bytes (of any of them),
+# at which offset, and the reason to give.
+_CONVERT = 'cannot be read here; convert it to JPEG or PNG'
+_OTHERS = (
+    (4, (b'ftypheic', b'ftypheix', b'ftyphevc', b'ftyphevx', b'ftypheim',
+         b'ftypheis', b'ftypmif1', b'ftypmsf1'),
+     f'an HEIC image, which {_CONVERT}'),
+    (4, (b'ftypavif', b'ftypavis'),
+     'an AVIF image, which this Pillow cannot read; install pillow>=11.3, or '
+     'convert it to JPEG or PNG'),
+    (0, (b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51'),
+     f'a JPEG 2000 image, which {_CONVERT}'),
+    (0, (b'\0\0\0\x0cJXL ', b'\xff\x0a'), f'a JPEG XL image, which {_CONVERT}'),
+    (0, (b'%PDF',), f'a PDF document, which {_CONVERT}'),
+    (0, (b'version https://git-lfs',),
+     'a pointer of Git LFS in place of the image; run git lfs pull'))
 
 
-class BadImage(Exception):
-  """An image that cannot be used; the message gives the reason in one line."""
-
-
-def is_plain(file: bytes, *, max_pixels: int = options.MAX_PIXELS) -> bool:
-  """Returns whether every decoder gives the same upright pixels of an image.
+def is_plain(file: bytes, *, max_pixels: int = options.MAX_PIXELS,
+             upright: bool = True) -> bool:
+  """Returns whether every decoder gives the same pixels of an image.
 
   Only the header is read.
 
   Args:
     file: the bytes of an image file.
     max_pixels: largest allowed height times width.
+    upright: as for `pixels`. If False, only samples of more than 8 bits make
+      an image not plain.
 
   Raises:
     BadImage: if the file is no image of a known format, or it is too large.
   """
   with _opened(file, max_pixels) as image:
+    if deep_samples.are_in(image, file):
+      return False
+    if not upright:
+      return True
     if image.format not in ('JPEG', 'MPO', 'PNG') or (
-        image.mode not in ('L', 'RGB')
-        or 'transparency' in image.info or _is_16_bit_png(file)):
+        image.mode not in ('L', 'RGB') or 'transparency' in image.info):
       return False
     try:
       return image.getexif().get(_ORIENTATION, 1) == 1
@@ -65,23 +88,28 @@ def pixels(file: bytes, *, channels: int = 3,
   with _opened(file, max_pixels) as opened:
     image: Image.Image = opened
     try:
+      if deep_samples.are_in(opened, file):
+        image = deep_samples.as_8_bits(opened, file)
       image.load()
+      if (opened.format == 'BMP' and image.mode == 'RGBA'
+          and not image.getchannel('A').getbbox()):
+        image = image.convert('RGB')   # an unused byte is not transparency
       image = ImageOps.exif_transpose(image) if upright else image
-      if image.mode.startswith('I'):   # 16 bits
-        image = Image.fromarray(
-            (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
       if upright and image.has_transparency_data:
         image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')
         image = Image.alpha_composite(white, image)
       image = image.convert('L' if channels == 1 else 'RGB')
+    except BadImage:
+      raise
     except Exception as e:   # Pillow's readers raise errors of many types
       raise BadImage(one_line(e)) from e
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
 def as_png(file: bytes, *, channels: int = 3,
-           max_pixels: int = options.MAX_PIXELS) -> bytes:
+           max_pixels: int = options.MAX_PIXELS,
+           upright: bool = True) -> bytes:
   """Decodes a whole image and encodes its `pixels` as uncompressed PNG.
 
   TensorFlow then reads the same pixels with any number of channels, which it
@@ -91,11 +119,13 @@ def as_png(file: bytes, *, channels: int = 3,
     file: the bytes of an image file.
     channels: number of channels of the result, 1 or 3.
     max_pixels: largest allowed height times width.
+    upright: as for `pixels`.
 
   Raises:
     BadImage: if any part of it cannot be decoded, or it is too large.
   """
-  return encode_png(pixels(file, channels=channels, max_pixels=max_pixels))
+  return encode_png(pixels(file, channels=channels, max_pixels=max_pixels,
+                           upright=upright))
 
 
 def encode_png(image: np.ndarray, compress_level: int = 0) -> bytes:
@@ -111,29 +141,31 @@ def encode_png(image: np.ndarray, compress_level: int = 0) -> bytes:
   return out.getvalue()
 
 
-def one_line(error: Exception) -> str:
-  """Returns the text of an exception in one line of at most 200 characters."""
-  return ' '.join(str(error).split())[:200] or type(error).__name__
-
-
 def _opened(file, max_pixels):
   if not file:
     raise BadImage('the file is empty')
   Image.MAX_IMAGE_PIXELS = None   # Pillow's own limit; ours is checked below
+  formats = _FORMATS + (('AVIF',) if features.check('avif') else ())
   try:
-    image = Image.open(io.BytesIO(file), formats=_FORMATS)
+    image = Image.open(io.BytesIO(file), formats=formats)
   except Exception as e:
-    raise BadImage('not an image' if isinstance(e, Image.UnidentifiedImageError)
-                   else one_line(e)) from e
+    raise BadImage(_not_an_image(file) if isinstance(
+        e, Image.UnidentifiedImageError) else one_line(e)) from e
   if image.width * image.height > max_pixels:
     raise BadImage(f'{image.width} x {image.height} pixels, more than '
                    f'{max_pixels:,}')
   return image
 
 
-def _is_16_bit_png(file):
-  """Whether a PNG has 16 bits a channel, which Pillow's mode does not tell."""
-  return file[:4] == b'\x89PNG' and file[24:25] == b'\x10'
+def _not_an_image(file):
+  """What a file is that Pillow does not know."""
+  for offset, starts, reason in _OTHERS:
+    if file.startswith(starts, offset):
+      return reason
+  head = file[:1000].lstrip().lower()
+  if head.startswith((b'<!doctype html', b'<html')):
+    return 'not an image but a web page; download it again'
+  return 'not an image'
 
 
 # One black pixel: the image of rows that do not count.
