@@ -1,6 +1,9 @@
 """Decoding of image files of every kind, sound and damaged, with Pillow."""
+import pathlib
 import resource
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -13,7 +16,9 @@ from PIL import Image
 import pytest
 
 from mixer.images import decode_pillow
+from mixer.images import options
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEIGHT, WIDTH = 23, 31   # odd, so that rows of a BMP are padded
 LOSSY, CMYK = 2.5, 6.0   # levels of 255 that a file may lose, on average
 UPRIGHT = {   # EXIF orientation -> how stored pixels become upright ones
@@ -554,6 +559,43 @@ def test_the_caller_sets_the_largest_number_of_pixels(kind):
     what(file, max_pixels=HEIGHT * WIDTH)
     reason = refused(what, file, max_pixels=HEIGHT * WIDTH - 1)
     assert '31 x 23' in reason and '712' in reason
+
+
+def test_large_images_take_turns_and_shrink():
+  """Six threads decode an image of 64 million pixels each, which together would
+  hold 2.7 GB; the process grows by less than 1 GiB."""
+  code = """if True:
+      import concurrent.futures, io, resource
+      import numpy as np
+      from PIL import Image
+      from mixer.images import decode_pillow
+      out = io.BytesIO()
+      Image.new('RGB', (8000, 8000), (9, 99, 200)).save(
+          out, 'PNG', compress_level=1)
+      peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+      before = peak()
+      with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        for image in pool.map(decode_pillow.pixels, [out.getvalue()] * 6):
+          assert image.shape == (4000, 4000, 3), image.shape
+          assert (image == (9, 99, 200)).all()
+      print(peak() - before)"""
+  run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True,
+                       capture_output=True, timeout=200)
+  assert run.returncode == 0, run.stderr
+  assert int(run.stdout) < 2**20   # KB
+
+
+@pytest.mark.parametrize('kind', (
+    'JPEG', 'PNG', 'PNG, palette', 'WebP, lossless', 'PNG, grey of 16 bits'))
+def test_a_large_image_is_averaged_over_squares(kind, monkeypatch):
+  """It is not plain, so that all readers see the same pixels."""
+  file, expected, *_ = KINDS[kind]
+  monkeypatch.setattr(options, 'LARGE', HEIGHT * WIDTH // 3)
+  out = decode_pillow.pixels(file)
+  assert out.shape == (12, 16, 3) and not decode_pillow.is_plain(file)
+  means = np.asarray(expected, float)[:22, :30].reshape(11, 2, 15, 2, 3).mean(
+      (1, 3))
+  assert distance(out[:11, :15], means)[0] < 3
 
 
 def test_the_limit_may_be_above_that_of_pillow():

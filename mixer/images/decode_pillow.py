@@ -4,7 +4,11 @@ EXIF rotation is applied, transparency is laid on white, samples of more than 8
 bits are scaled to 8 (see `deep_samples`), an animation gives its first frame,
 and CMYK and palettes become RGB. None of this needs TensorFlow.
 """
+from collections.abc import Iterator
+import contextlib
 import io
+import math
+import threading
 
 import numpy as np
 from PIL import features
@@ -20,6 +24,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif',
             '.tif', '.tiff', '.avif')
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 _ORIENTATION = 0x0112   # the EXIF tag
+_TURN = threading.Lock()   # held while a large image is in memory
 # What a file that Pillow cannot read may be: the first bytes (of any of them),
 # at which offset, and the reason to give.
 _CONVERT = 'cannot be read here; convert it to JPEG or PNG'
@@ -54,6 +59,8 @@ def is_plain(file: bytes, *, max_pixels: int = options.MAX_PIXELS,
     BadImage: if the file is no image of a known format, or it is too large.
   """
   with _opened(file, max_pixels) as image:
+    if _shrink(image) > 1:
+      return False
     if deep_samples.are_in(image, file):
       return False
     if not upright:
@@ -80,7 +87,8 @@ def pixels(file: bytes, *, channels: int = 3,
       Otherwise both are ignored.
 
   Returns:
-    uint8 [height, width, channels].
+    uint8 [height, width, channels]; an image of more than `options.LARGE`
+    pixels is averaged over squares of pixels until it has no more.
 
   Raises:
     BadImage: if any part of it cannot be decoded, or it is too large.
@@ -88,9 +96,19 @@ def pixels(file: bytes, *, channels: int = 3,
   with _opened(file, max_pixels) as opened:
     image: Image.Image = opened
     try:
+      times, whole = _shrink(opened), opened.size
+      if times > 1 and opened.format in ('JPEG', 'MPO'):
+        # Most of the decoding and of the memory is saved.
+        opened.draft(opened.mode, (whole[0] // times, whole[1] // times))
       if deep_samples.are_in(opened, file):
         image = deep_samples.as_8_bits(opened, file)
       image.load()
+      times = math.ceil(times / round(whole[0] / image.width))
+      if times > 1:
+        if image.mode in ('1', 'P', 'PA'):   # levels, not colours
+          image = image.convert('RGBA' if image.has_transparency_data
+                                else 'RGB')
+        image = image.reduce(times)
       if (opened.format == 'BMP' and image.mode == 'RGBA'
           and not image.getchannel('A').getbbox()):
         image = image.convert('RGB')   # an unused byte is not transparency
@@ -141,7 +159,31 @@ def encode_png(image: np.ndarray, compress_level: int = 0) -> bytes:
   return out.getvalue()
 
 
-def _opened(file, max_pixels):
+@contextlib.contextmanager
+def _opened(file: bytes, max_pixels: int) -> Iterator[Image.Image]:
+  """Opens an image; of large ones, one at a time."""
+  # Pillow allocates all of a WebP image when it opens it.
+  webp = file[:4] == b'RIFF' and (
+      1 + int.from_bytes(file[24:27], 'little')) * (
+          1 + int.from_bytes(file[27:30], 'little')) > options.LARGE
+  with contextlib.ExitStack() as stack:
+    if webp:
+      stack.enter_context(_TURN)
+    image = stack.enter_context(_open(file, max_pixels))
+    if not webp and _shrink(image) > 1:
+      stack.enter_context(_TURN)
+    if _shrink(image) > 1:
+      # malloc keeps freed blocks of up to 32 MiB, in each thread.
+      Image.core.set_block_size(2**26)
+    yield image
+
+
+def _shrink(image):
+  """The side of the squares of pixels that are averaged: 1 for most images."""
+  return math.ceil(math.sqrt(image.width * image.height / options.LARGE))
+
+
+def _open(file, max_pixels):
   if not file:
     raise BadImage('the file is empty')
   Image.MAX_IMAGE_PIXELS = None   # Pillow's own limit; ours is checked below
