@@ -576,7 +576,7 @@ def test_large_images_take_turns_and_shrink():
       before = peak()
       with concurrent.futures.ThreadPoolExecutor(6) as pool:
         for image in pool.map(decode_pillow.pixels, [out.getvalue()] * 6):
-          assert image.shape == (4000, 4000, 3), image.shape
+          assert image.shape == (2667, 2667, 3), image.shape
           assert (image == (9, 99, 200)).all()
       print(peak() - before)"""
   run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True,
@@ -590,7 +590,8 @@ def test_large_images_take_turns_and_shrink():
 def test_a_large_image_is_averaged_over_squares(kind, monkeypatch):
   """It is not plain, so that all readers see the same pixels."""
   file, expected, *_ = KINDS[kind]
-  monkeypatch.setattr(options, 'LARGE', HEIGHT * WIDTH // 3)
+  for name in ('LARGE', 'SHRUNK'):
+    monkeypatch.setattr(options, name, HEIGHT * WIDTH // 3)
   out = decode_pillow.pixels(file)
   assert out.shape == (12, 16, 3) and not decode_pillow.is_plain(file)
   means = np.asarray(expected, float)[:22, :30].reshape(11, 2, 15, 2, 3).mean(

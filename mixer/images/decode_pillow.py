@@ -88,7 +88,7 @@ def pixels(file: bytes, *, channels: int = 3,
 
   Returns:
     uint8 [height, width, channels]; an image of more than `options.LARGE`
-    pixels is averaged over squares of pixels until it has no more.
+    pixels is averaged over squares of pixels down to `options.SHRUNK`.
 
   Raises:
     BadImage: if any part of it cannot be decoded, or it is too large.
@@ -180,7 +180,9 @@ def _opened(file: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
 def _shrink(image):
   """The side of the squares of pixels that are averaged: 1 for most images."""
-  return math.ceil(math.sqrt(image.width * image.height / options.LARGE))
+  count = image.width * image.height
+  return (1 if count <= options.LARGE
+          else math.ceil(math.sqrt(count / options.SHRUNK)))
 
 
 def _open(file, max_pixels):
