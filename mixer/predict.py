@@ -40,6 +40,9 @@ _TOP = flags.DEFINE_integer('top_k', 5, 'Number of classes to print for each '
                             'image.', 1)
 _BATCH = flags.DEFINE_integer('batch_size', 32, 'Number of images to classify '
                               'at a time.', 1)
+_MAX_PIXELS = flags.DEFINE_integer(
+    'max_pixels', 2**27, 'Largest height times width of an image; a larger one '
+    'is named and skipped.', 1)
 
 Row = dict[str, Any]   # 'path', and 'classes' and 'probabilities' or 'error'
 
@@ -97,7 +100,8 @@ def _predictions(checkpoint: str, paths: Sequence[str]) -> tuple[
   return network, names, prediction.predict(
       paths, lambda images: probabilities(params, images),
       image_size=network.image_size, channels=model.in_channels,
-      batch_size=min(_BATCH.value, len(paths)), **card['preprocessing'])
+      batch_size=min(_BATCH.value, len(paths)),
+      max_pixels=_MAX_PIXELS.value, **card['preprocessing'])
 
 
 def _row(path: str, found: 'np.ndarray | decode_pillow.BadImage',

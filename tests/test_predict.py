@@ -278,6 +278,17 @@ def test_expand_searches_folders_and_keeps_files(tmp_path):
     prediction.expand([str(tmp_path / 'none')])
 
 
+def test_images_above_max_pixels_yield_an_error(trained):
+  root, _ = trained
+  file = str(root / 'validation' / 'china' / '3.jpg')
+  pixels = int(np.prod(decode_pillow.pixels(open(file, 'rb').read()).shape[:2]))
+  ask = lambda most: [found for _, found in prediction.predict(
+      [file], lambda images: np.zeros((len(images), 3)), image_size=(8, 8),
+      channels=3, crop='resize', interpolation='bilinear', max_pixels=most)]
+  assert isinstance(ask(pixels)[0], np.ndarray)
+  assert f'more than {pixels - 1:,}' in str(ask(pixels - 1)[0])
+
+
 @pytest.mark.parametrize('format', (
     pytest.param('onnx', marks=pytest.mark.slow), 'stablehlo'))
 def test_exported_programs_give_the_predictions_of_the_command(

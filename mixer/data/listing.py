@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import hashlib
 import os
+import time
 from typing import NoReturn
 from typing import TextIO
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.core.log import log
 from mixer.data import real_labels
 from mixer.data import source
 from mixer.data import splits
@@ -20,6 +22,7 @@ STORED = ('train', 'validation', 'test')   # the usual splits, in this order
 # Errors that may be gone tomorrow, so the file must not count as bad.
 _TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
               errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN)
+_PAUSES = (0.1, 0.5, 2.0, 5.0)   # seconds before each new try
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +154,17 @@ def wrong(path: str, line: int, what: str, value: object, expected: str
 
 def _read(path):
   """The bytes of a file, or a `BadImage` if they cannot be read."""
-  try:
-    with open(path, 'rb') as f:
-      return f.read()
-  except OSError as e:
-    if e.errno in _TEMPORARY:
-      raise errors.RunError(f'cannot read {path!r}: {e.strerror}; start the '
-                            'run again when it can be read')
-    return decode_pillow.BadImage(e.strerror)
+  for pause in (*_PAUSES, None):
+    try:
+      with open(path, 'rb') as f:
+        return f.read()
+    except OSError as e:
+      if e.errno not in _TEMPORARY:
+        return decode_pillow.BadImage(e.strerror)
+      if pause is None:
+        raise errors.RunError(f'cannot read {path!r}: {e.strerror}, also after '
+                              f'{len(_PAUSES)} more tries; start the run again '
+                              'when it can be read')
+      log.warning('cannot read %r: %s; trying again in %g s', path, e.strerror,
+                  pause)
+      time.sleep(pause)
