@@ -124,6 +124,28 @@ def test_the_best_on_held_out_images_is_trained_on_all(finished):
   assert config.schedule.learning_rate == 0.03   # the caller's is untouched
 
 
+@pytest.mark.parametrize('dev,retrain', (('test', False), ('test[:50%]', True)))
+def test_the_best_run_trains_once_if_all_images_were_trained_on(
+    tmp_path, monkeypatch, dev, retrain):
+  """That is how one's own images are swept: no training image is held out."""
+  config = small(tmp_path, **{'run.total_steps': 2, 'sweep.train': 'train',
+                              'sweep.dev': dev})
+  config.start.weights = None
+  config.sweep.learning_rates = (0.3,)
+  begun = record_runs(monkeypatch)
+  found = go(config, tmp_path / 'w')
+  assert begun == [f'{RATE}=0.3'] + ['final'] * retrain
+  assert found['retrain'] == retrain
+  if not retrain:
+    assert found['metric'] == 'eval/test/accuracy'
+    assert found['final'] == found['runs'][f'{RATE}=0.3']['scores']
+    kept = json.loads((tmp_path / 'w' / begun[0] / 'config.json').read_text())
+    assert kept['checkpoint']['keep'] == config.checkpoint.keep
+    assert list(kept['evals']) == ['test']
+  assert go(config, tmp_path / 'w') == found and len(begun) == 1 + retrain
+  sweep.show(found)
+
+
 @pytest.mark.slow   # whole runs
 def test_a_finished_sweep_gives_its_result_without_another_run(
     finished, monkeypatch):

@@ -3,7 +3,8 @@
 The paper chooses the learning rate of each fine-tuning in this way (appendix
 C). Each value trains on a part of the training images, and the rest judge it.
 The best value then trains on all of them, and only that run sees the test
-images.
+images. Where the values already train on all of them and the config's own
+evaluation judges, the best run is the result and is not trained again.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -59,7 +60,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
         'config: expected a section `sweep`, which says on which images to '
         'train and to choose; configs/finetune.py has one')
   found = sweep(config, path, **config.sweep, grid=parse_grid(grid, config))
-  log.info('sweep    the run to use is %s', os.path.join(path, 'final'))
+  log.info('sweep    the run to use is %s', os.path.join(
+      path, 'final' if found.get('retrain', True) else found['choice']))
   return found
 
 
@@ -71,7 +73,9 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
 
   The runs are in PATH/KEY=VALUE and PATH/final. PATH/sweep.json has
   their scores, and a run with a score is not started again. A run that diverges
-  cannot be chosen.
+  cannot be chosen. If `train` is the config's own training split and `dev` that
+  of its first evaluation, the chosen run is the final one, and there is no
+  PATH/final.
 
   Args:
     config: the config of a run. Its section `sweep` holds the arguments from
@@ -89,7 +93,9 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
     The content of sweep.json: 'metric', 'train' and 'dev'; 'tested', the splits
     of the final evaluation; 'runs', {name: {'values', 'learning_rate', and
     'scores' or 'failed'}}; 'choice', the name of the best run; 'tied', the
-    names of those that are as good; 'final', the scores of the final run.
+    names of those that are as good; 'retrain', whether the choice trains again;
+    'final', the scores of the final run. Without 'retrain', 'metric' is that of
+    the config's first evaluation.
 
   Raises:
     UserError: if a value is refused, or PATH holds another sweep.
@@ -104,9 +110,10 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
     file = os.path.join(path, 'sweep.json')
     text = files.read(file)
     found = json.loads(text or '{}') or dict(
-        metric=metric, train=train, dev=dev,
+        **_judged(config, metric, train, dev), train=train, dev=dev,
         tested=[e.split for e in config.evals.values()], runs={}, choice=None,
         tied=[], final=None)
+    retrain = found.get('retrain', True)   # older sweeps always do
 
     # The config is written with the first result, not before, so that a config
     # that is refused does not block the directory for the corrected one.
@@ -122,12 +129,16 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
     for number, (name, values) in enumerate(trials.items(), 1):
       if name not in found['runs']:
         log.info('\nsweep    run %d of %d: %s', number, len(trials), name)
-        trial = _trial(_with(config, values), train, dev)
+        trial = _with(config, values)
+        if retrain:
+          trial = _trial(trial, train, dev)
         note(runs=dict(found['runs'], **{name: dict(
             values=values, learning_rate=trial.schedule.learning_rate,
             **_outcome(trial, os.path.join(path, name)))}))
-    note(**choose(found['runs'], metric))
-    if found['final'] is None:
+    note(**choose(found['runs'], found['metric']))
+    if not retrain:
+      note(final=found['runs'][found['choice']]['scores'])
+    elif found['final'] is None:
       log.info('\nsweep    the final run: %s', found['choice'])
       final = _with(config, trials[found['choice']])
       note(final=runs.train(final, os.path.join(path, 'final')))
@@ -256,6 +267,17 @@ def _with(config: ml_collections.ConfigDict,
   out = assembly.edited(config)
   out.update_from_flattened_dict(values)
   return out
+
+
+def _judged(config: ml_collections.ConfigDict, metric: str, train: str,
+            dev: str) -> dict[str, Any]:
+  """Returns whether the choice has to train again, and the metric to choose by.
+  """
+  name, like = next(iter(config.evals.items()))
+  own = all(like.get(key) in (None, config.data[key]) for key in ('name', 'dir'))
+  if not own or (config.data.split, like.split) != (train, dev):
+    return dict(metric=metric, retrain=True)
+  return dict(metric=metric.replace('/dev/', f'/{name}/'), retrain=False)
 
 
 def _trial(config: ml_collections.ConfigDict, train: str,
