@@ -5,8 +5,8 @@ import errno
 import hashlib
 import os
 import time
+from typing import IO
 from typing import NoReturn
-from typing import TextIO
 
 import numpy as np
 
@@ -118,15 +118,15 @@ def local(path: str) -> str:
   return files.absolute(path)
 
 
-def open_text(path: str) -> TextIO:
+def open_text(path: str) -> IO[str]:
   """Opens a text file; bytes that are not UTF-8 are kept, as in file names.
 
   Raises:
     UserError: if it cannot be opened.
   """
   try:
-    return open(path, encoding='utf-8-sig', errors='surrogateescape',
-                newline='')
+    return files.open_regular(path, 'r', encoding='utf-8-sig',
+                              errors='surrogateescape', newline='')
   except OSError as e:
     cannot_read(e)
 
@@ -156,7 +156,7 @@ def _read(path):
   """The bytes of a file, or a `BadImage` if they cannot be read."""
   for pause in (*_PAUSES, None):
     try:
-      with open(path, 'rb') as f:
+      with files.open_regular(path) as f:
         return f.read()
     except OSError as e:
       if e.errno not in _TEMPORARY:
