@@ -1,4 +1,6 @@
 """The digits, and arrays in npz files."""
+import logging
+
 import numpy as np
 import pytest
 from sklearn import datasets
@@ -95,10 +97,22 @@ def test_fingerprint_follows_pixels_and_labels(tmp_path):
 @pytest.mark.parametrize('arrays,expected', (
     (dict(images=pixels(4).astype(np.float32), labels=np.zeros(4, int)),
      ('uint8', 'float32')),
-    (dict(images=pixels(4)[..., 0], labels=np.zeros(4, int)),
-     ('[N, H, W, C]', '[4, 4, 4]')),
-    (dict(images=pixels(4)), ('4 images', '0 labels')),
-    (dict(images=pixels(4), labels=np.zeros(3, int)), ('4 images', '3 labels')),
+    (dict(images=pixels(4)[..., 0, 0], labels=np.zeros(4, int)),
+     ('[N, H, W, C]', '[4, 4]')),
+    (dict(images=pixels(4)), ('4 images', 'shape None')),
+    (dict(images=pixels(4), labels=np.zeros(3, int)), ('4 images', '[3]')),
+    (dict(images=pixels(4), labels=np.int64(3)), ('4 images', '[]')),
+    (dict(images=pixels(4), labels=np.zeros((4, 2, 2), int)), ('[4, 2, 2]',)),
+    (dict(images=pixels(4), labels=np.full(4, 2**32 + 1)),
+     ('4294967297', '1,048,576')),
+    (dict(images=pixels(4), labels=np.full(4, 2**63, np.uint64)),
+     ('9223372036854775808',)),
+    (dict(images=pixels(4), labels=np.full((4, 2), -2)), ('-2', 'fewer')),
+    (dict(images=pixels(4), labels=np.eye(4, dtype=int),
+          class_names=np.array(['a', 'b', 'c'])), ('4 columns', '0 to 2')),
+    (dict(val_images=pixels(4), val_labels=np.zeros(4, int),
+          validation_images=pixels(4), validation_labels=np.zeros(4, int)),
+     ("'val', 'validation'", 'only one')),
     (dict(images=pixels(4), labels=np.array([0, 1, -1, 0])), ('-1', '0 to 1')),
     (dict(images=pixels(4), labels=np.array([0, 1, 2, 3]),
           class_names=np.array(['a', 'b', 'c'])), ('from 0 to 3', '0 to 2')),
@@ -109,7 +123,9 @@ def test_fingerprint_follows_pixels_and_labels(tmp_path):
      ('5, 5', '4, 4')),
     (dict(pictures=pixels(4)), ('pictures', "'images'")),
     (dict(images=pixels(4), labels=np.array([{}] * 4)), ('pickle',)),
-), ids=('float images', 'rank', 'no labels', 'few labels', 'negative label',
+), ids=('float images', 'rank', 'no labels', 'few labels', 'one label',
+        'rank of labels', 'beyond int32', 'beyond int64', 'below -1',
+        'columns and names', 'a split twice', 'negative label',
         'label beyond the names', 'float labels', 'empty', 'sizes differ',
         'names', 'pickled'))
 def test_wrong_arrays_are_refused_with_the_name_of_the_file(
@@ -119,6 +135,73 @@ def test_wrong_arrays_are_refused_with_the_name_of_the_file(
     sources.open_source(name)
   for part in (*expected, 'a.npz'):
     assert part in str(error.value)
+
+
+def test_medmnist_files_are_read_as_they_are(tmp_path):
+  """They have grey images without channels, labels [N, 1] and the split 'val',
+  which is the split 'validation'."""
+  arrays = {}
+  for seed, part in enumerate(('train', 'val', 'test')):
+    arrays[f'{part}_images'] = pixels(6, seed=seed)[..., 0]
+    arrays[f'{part}_labels'] = np.arange(6, dtype=np.uint8)[:, None] % 3
+  source = sources.open_source(
+      save_npz(tmp_path / 'a.npz', **arrays), wanted=('train', 'validation'))
+  assert set(source.stored) == {'train', 'validation', 'test'}
+  assert (source.num_classes, source.channels) == (3, 1)
+  images, targets = source.read(np.array(records('validation', source.stored)))
+  np.testing.assert_array_equal(images[..., 0], pixels(6, seed=1)[..., 0])
+  np.testing.assert_array_equal(targets['labels'][:, 0], np.arange(6) % 3)
+  assert targets['labels'].dtype == np.int32
+
+
+@pytest.mark.parametrize('dtype', (np.uint8, np.int64, bool))
+def test_labels_of_zeros_and_ones_mark_the_classes_of_an_image(
+    tmp_path, caplog, dtype):
+  """One-hot or several in a row; a row without a 1 has no label. They are not
+  the classes 0 and 1."""
+  caplog.set_level(logging.INFO, 'mixer')
+  marks = np.array([[0, 0, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0]], dtype)
+  source = sources.open_source(
+      save_npz(tmp_path / 'a.npz', images=pixels(3), labels=marks))
+  assert source.num_classes == 4
+  expected = [[2, -1], [0, 2], [-1, -1]]
+  records = np.arange(3)
+  np.testing.assert_array_equal(source.read(records)[1]['labels'], expected)
+  np.testing.assert_array_equal(source.targets(records)['labels'], expected)
+  line, = caplog.messages
+  assert '[N, 4]' in line and '0 to 2' in line
+  one_hot = sources.open_source(save_npz(
+      tmp_path / 'b.npz', images=pixels(3), labels=np.eye(3, dtype=dtype)))
+  np.testing.assert_array_equal(
+      one_hot.read(records)[1]['labels'], [[0], [1], [2]])
+
+
+def test_images_with_channels_first_are_transposed_and_the_log_says_so(
+    tmp_path, caplog):
+  images = pixels(5, side=8)
+  source = sources.open_source(save_npz(
+      tmp_path / 'a.npz', images=images.transpose(0, 3, 1, 2),
+      labels=np.arange(5)))
+  assert source.channels == 3
+  np.testing.assert_array_equal(source.read(np.arange(5))[0], images)
+  line, = caplog.messages
+  assert '[5, 3, 8, 8]' in line and '[N, C, H, W]' in line
+
+
+def test_dark_images_and_unused_arrays_get_a_line(tmp_path, caplog):
+  sources.open_source(save_npz(
+      tmp_path / 'a.npz', images=pixels(5) // 16, labels=np.arange(5),
+      weights=np.ones(5)))
+  dark, unused = sorted(caplog.messages, key=lambda line: 'weights' in line)
+  assert 'weights' in unused and 'ignored' in unused
+  assert '15 of 255' in dark
+
+
+def test_class_names_of_bytes_are_decoded(tmp_path):
+  source = sources.open_source(save_npz(
+      tmp_path / 'a.npz', images=pixels(2), labels=np.arange(2),
+      class_names=np.array([b'red', 'grün'.encode()])))
+  assert source.class_names == ('red', 'grün')
 
 
 @pytest.mark.parametrize('content', (

@@ -100,7 +100,7 @@ def open_files(name: str, listed: Listing, labels: str | None
       name=name, stored=splits.whole(listed.sizes), read=read,
       name_of=lambda record: listed.file(int(record)),
       num_classes=len(listed.class_names), class_names=listed.class_names,
-      decoded=False, channels=3, upright=True,
+      decoded=False, channels=3, upright=True, targets=targets,
       fingerprint=real_labels.fingerprint(listed.fingerprint, other))
 
 

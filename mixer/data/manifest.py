@@ -18,7 +18,6 @@ from mixer.core.log import log
 from mixer.data import listing
 from mixer.data import source
 
-_MAX_CLASSES = 2**20   # a larger number is some kind of id, not a class
 _COLUMNS = ('path', 'label', 'labels', 'weights', 'split')
 _NUMBER, _NEGATIVE = re.compile('[0-9]{1,18}'), re.compile('-[0-9]+')
 _SPLIT = re.compile(r'[^\[\]+]+')   # names that `splits.select` can parse
@@ -135,9 +134,9 @@ def classes(path: str, table: Iterable[Row | dict[str, Any]]
                              'different name for each class')
   elif all(map(_NUMBER.fullmatch, lines)):
     largest = max(lines, key=int)
-    if int(largest) >= _MAX_CLASSES:
+    if int(largest) >= source.MAX_CLASSES:
       raise listing.wrong(path, lines[largest], 'label', largest,
-                          f'a class number below {_MAX_CLASSES}, or a file '
+                          f'a class number below {source.MAX_CLASSES}, or a file '
                           'classes.txt in the same folder')
     names = list(map(str, range(int(largest) + 1)))
   else:

@@ -13,6 +13,7 @@ if typing.TYPE_CHECKING:
   from mixer.images import decode_pillow
 
 MAX_LABELS = 32   # of one example
+MAX_CLASSES = 2**20   # a larger number is some kind of id, not a class
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class Source:
       published ImageNet figures ignore both.
     shards: the files of a set that is read in sequence, else None.
     directory: of the version of a TFDS set, else None.
+    targets: record numbers -> the targets alone, as `read` gives them; None if
+      they can only be read together with the images.
   """
   name: str
   stored: splits.Stored
@@ -54,3 +57,4 @@ class Source:
   upright: bool = False
   shards: Shards | None = None
   directory: str | None = None
+  targets: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
