@@ -19,6 +19,7 @@ from mixer.core import files
 from mixer.core import peak
 from mixer.core import workdir
 from mixer.core.log import log
+from mixer.data import class_counts
 from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.models import catalog
@@ -178,6 +179,7 @@ def _make_model(config: ml_collections.ConfigDict, settings: Settings,
         split.source, model.num_classes, source.class_names)
     if wrong:
       raise errors.UserError(f'evals.{name}: {wrong}')
+  class_counts.check(splits.train, splits.evals)
   return model
 
 
