@@ -29,6 +29,9 @@ Flat = dict[str, np.ndarray]   # arrays by name
 # Where a training checkpoint of big_vision keeps its parameters.
 _INSIDE = ('params/', 'opt/target/')
 
+# An npz may unpack to so many bytes, or to so many times its length.
+_SMALL, _PACKED = 64 * 2**20, 100
+
 _NORM = (('scale', 'weight'), ('bias', 'bias'))
 _DENSE = (('kernel', 'weight', (1, 0)), ('bias', 'bias', None))
 # timm's Mixer: (published name, timm's name, the order of our axes in timm's);
@@ -228,6 +231,13 @@ def _from_before_linen(tree: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _npz(path: str) -> Flat:
+  if zipfile.is_zipfile(path):   # its directory tells the sizes unpacked
+    with zipfile.ZipFile(path) as f:
+      total = sum(entry.file_size for entry in f.infolist())
+    if total > max(_SMALL, _PACKED * os.path.getsize(path)):
+      raise errors.UserError(
+          f'{path!r} would unpack to {total / 2**30:.1f} GiB, more than '
+          f'{_PACKED} times its length; weights never shrink as much')
   with np.load(path, allow_pickle=False) as f:
     inside = next((p for p in _INSIDE
                    if any(name.startswith(p) for name in f.files)), '')
