@@ -82,6 +82,10 @@ def read(path: str) -> tuple[dict[str, Any], str]:
   if not os.path.isfile(path):
     raise errors.UserError(f'{path!r}: no such file')
   try:
+    other = stand_in(path)
+    if other:
+      raise errors.UserError(f'{path!r} is {other}, not a file of weights; '
+                             'fetch the file itself')
     flat = flat_of(path)
   except errors.UserError:
     raise
@@ -98,6 +102,17 @@ def read(path: str) -> tuple[dict[str, Any], str]:
   if 'stem.proj.weight' in flat:
     return from_timm(flat, path), 'timm'
   return _official(flat, path), 'official'
+
+
+def stand_in(path: str) -> str | None:
+  """Returns what a file is that was saved in place of weights, by its first
+  bytes: 'a web page' or 'a Git LFS pointer'; None for any other file."""
+  with open(path, 'rb') as f:
+    begin = f.read(256).removeprefix(b'\xef\xbb\xbf').lstrip()
+  if begin.startswith(b'<'):
+    return 'a web page'
+  return ('a Git LFS pointer'
+          if begin.startswith(b'version https://git-lfs') else None)
 
 
 def save(path: str, params: Mapping[str, Any],
