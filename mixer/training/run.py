@@ -191,7 +191,9 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
     from mixer.training import resume  # a new run does not load it
     model, merge = resume.as_trained(model, path), None
   else:
-    model, merge = assembly.load_start(config, settings, model)
+    source = splits.train.source
+    model, merge = assembly.load_start(
+        config, settings, model, source.class_names, source.name)
   total = settings.steps(len(splits.train))
   optimizer, step_fn = assembly.make_step(config, settings, model, total)
   sharded = step.shard(
