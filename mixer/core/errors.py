@@ -26,6 +26,10 @@ class Stopped(Exception):
   """The run got a signal, saved a checkpoint and stopped: exit code 42."""
 
 
+class Killed(Exception):
+  """The run got SIGTERM and had nothing to save: exit code 143."""
+
+
 def unknown(what: str, value: object, choices: Collection[object]) -> UserError:
   """Returns an error for a value that is not one of `choices`.
 
