@@ -19,7 +19,7 @@ class Diverged(RunError):
 
 
 class PeerLost(RunError):
-  """Another process of the run died or never joined: exit code 134."""
+  """Another process of the run, or a device, is gone: exit code 134."""
 
 
 class Stopped(Exception):
