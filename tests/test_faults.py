@@ -43,7 +43,7 @@ def test_a_reader_that_leaves_changes_neither_work_nor_exit_code(
     '  import jax; jax.devices()',
     # As when a command wraps whatever reading a checkpoint raises.
     '  import jax\n  try: jax.devices()\n'
-    '  except Exception as e: raise errors.UserError("cannot be read:") from e'])
+    '  except Exception as e: raise errors.UserError("cannot read:") from e'])
 def test_a_missing_device_is_one_line(code):
   process = command(code, env=dict(os.environ, JAX_PLATFORMS='cuda'))
   _, said = process.communicate(timeout=100)
