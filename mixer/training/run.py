@@ -124,11 +124,13 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         trained=assembly.trained(config, run.sharded.state.params),
         total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
-    if state is None:
-      state = _initial(run)
-    else:
-      log.info('resuming at step %s', f'{int(state.step):,}')
-    return _train(run, state, fingerprint)
+    with stop.Guard() as guard:   # before anything compiles
+      if state is None:
+        state = _initial(run)
+      else:
+        log.info('resuming at step %s', f'{int(state.step):,}')
+      guard.check()
+      return _train(run, state, fingerprint, guard)
 
 
 def keep_compiled(path: str) -> None:
@@ -241,8 +243,8 @@ def _initial(run: _Run) -> step.State:
       run.merge(state.params), run.sharded.shardings.params))
 
 
-def _train(run: _Run, state: step.State,
-           fingerprint: Mapping[str, Any]) -> dict[str, float]:
+def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
+           guard: stop.Guard) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
   settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
   data, size, total = run.splits.train, settings.batch_size, run.total_steps
@@ -264,7 +266,7 @@ def _train(run: _Run, state: step.State,
   writer = metrics_file.Writer(run.path, resumed_at=first)
   bar = progress.Progress(first, total)
   try:
-    with stop.Guard() as guard, bar:
+    with bar:
       job = loop.Job(
           step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
           resident=stored, evaluate=lambda state: ask(state.params), save=save,
@@ -284,7 +286,7 @@ def _train(run: _Run, state: step.State,
         bar.say(f'already finished at step {total:,}; evaluated again: '
                 f'{loop.accuracies(scores)}')
         return scores
-      finally:   # inside the guard, so that no signal cuts the last save short
+      finally:   # the guard lets no signal cut the last save short
         batches.close()
         checkpoints.wait()
   finally:
