@@ -253,8 +253,8 @@ def _torch(path: str) -> Flat:
                 state, dict) else [type(state).__name__]
   if others:
     raise errors.UserError(
-        f'{path!r} holds {", ".join(map(str, others[:4]))}; expected tensors by '
-        "name, or a dict of them under 'state_dict' or 'model'")
+        f'{path!r} holds {", ".join(map(str, others[:4]))}; expected tensors '
+        "by name, or a dict of them under 'state_dict' or 'model'")
   return {name: value.float().numpy() for name, value in state.items()}
 
 
