@@ -48,7 +48,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     raise errors.UserError(
         'config: expected a section `sweep`, which says on which images to '
         'train and to choose; configs/finetune.py has one')
-  found = sweep(config, path, **config.sweep, grid=sweep_grid.parse(grid, config))
+  found = sweep(config, path, **config.sweep,
+                grid=sweep_grid.parse(grid, config))
   log.info('sweep    the run to use is %s', os.path.join(
       path, 'final' if found.get('retrain', True) else found['choice']))
   return found
