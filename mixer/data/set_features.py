@@ -17,8 +17,8 @@ def check(name: str, where: str) -> None:
   Raises:
     UserError: if a class is not one of TFDS's.
   """
-  from tensorflow_datasets.core import read_only_builder
-  found = read_only_builder._find_builder_dir(name, data_dir=where)
+  import tensorflow_datasets as tfds
+  found = tfds.core.read_only_builder._find_builder_dir(name, data_dir=where)
   if found is None:
     return
   for file, key in (('features.json', None), ('dataset_info.json', 'features')):
