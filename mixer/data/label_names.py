@@ -50,8 +50,11 @@ def check(path: str, lines: Mapping[str, int]) -> None:
   for one, other in _same(lines, lambda x: unicodedata.normalize('NFC', x)):
     raise wrong(other, f'{one!r} as in line {lines[one]}, which is the same '
                 'text in another Unicode form')
-  say = lambda found, what, *more: found and log.warning(
-      '%r, line %d: ' + what, path, lines[found[0]], found[0], *more)
+  def say(found, what, *more):
+    if found:
+      log.warning('%r, line %d: ' + what, path, lines[found[0]], found[0],
+                  *more)
+
   say(missing, '%r is read as the name of a class; leave the field empty for '
       'an image without labels')
   say([x for x in lines if _FRACTION.fullmatch(x)],

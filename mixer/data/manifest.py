@@ -120,7 +120,7 @@ def rows(path: str) -> Iterator[Row]:
       yield row
   if mended:
     log.info("%r: %d paths have blanks around them, or '\\' for '/'; the files "
-             'without are read', path, mended)
+             'without them are read', path, mended)
   if ignored:
     log.info('%r: the columns %s are ignored (known: %s)', path,
              list(ignored)[:10], ', '.join(_COLUMNS))
@@ -164,8 +164,8 @@ def classes(path: str, table: Iterable[Row | dict[str, Any]]
     largest = max(lines, key=int)
     if int(largest) >= source.MAX_CLASSES:
       raise listing.wrong(path, lines[largest], 'label', largest,
-                          f'a class number below {source.MAX_CLASSES}, or a file '
-                          'classes.txt in the same folder')
+                          f'a class number below {source.MAX_CLASSES}, or a '
+                          'file classes.txt in the same folder')
     names = list(map(str, range(int(largest) + 1)))
     label_names.say_unused(path, set(map(int, lines)))
   else:
@@ -197,15 +197,16 @@ def _check_repeated(path, table):
             f'{first["labels"]} as in line {first["line"]}, which has the same '
             "path; several labels of an image are one row, separated by ';' in "
             'CSV')
-  for what, found in (
-      ('in several splits', [r for r in again if r[0]['split'] != r[-1]['split']
-                             ]),
+  for what, several in (
+      ('in several splits', [
+          r for r in again if r[0]['split'] != r[-1]['split']]),
       ('several times in a split', [
           r for r in again if len({x['split'] for x in r}) < len(r)])):
-    if found:
+    if several:
+      first, last = several[0][0], several[0][-1]
       log.warning('%r: %d images are listed %s, such as %r in lines %d and %d',
-                  path, len(found), what, found[0][0]['path'],
-                  found[0][0]['line'], found[0][-1]['line'])
+                  path, len(several), what, first['path'], first['line'],
+                  last['line'])
 
 
 def _file(folder, path):
