@@ -33,6 +33,9 @@ _BEST = flags.DEFINE_bool('best', False, "Use a workdir's best checkpoint "
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config with the `evals` and `fewshot` to compute; by '
     "default the run's own.", lock_config=True)
+_DATA = flags.DEFINE_string(
+    'data', None, 'A data set to evaluate, all of it, in place of those of the '
+    'config: folder:PATH, manifest:PATH, arrays:PATH.npz or a TFDS name.')
 _BATCH = flags.DEFINE_integer('batch_size', 128, 'Images in a batch, over all '
                               'devices.', 1)
 _REAL = flags.DEFINE_string('real', None, 'The file real.json of '
@@ -70,10 +73,11 @@ def main(argv: list[str]) -> None:
   from mixer import pretrained
   from mixer.analysis import scoring
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
+  _check_overrides(network.image_size)
   config = (_CONFIG.value.to_dict() if _CONFIG.value
-            else scoring.config_of(network))
+            else scoring.config_of(network, _DATA.value))
   config = scoring.requested(config, network, real=_REAL.value, v2=_V2.value,
-                             fewshot=_FEWSHOT.value)
+                             fewshot=_FEWSHOT.value, data=_DATA.value)
   results, predictions = scoring.evaluate(
       network, config, batch_size=_BATCH.value, worst=_WORST.value)
   if not processes.first():
@@ -87,6 +91,29 @@ def main(argv: list[str]) -> None:
       f.writelines(json.dumps(row) + '\n' for row in predictions)
 
 
+def _check_overrides(image_size: tuple[int, int]) -> None:
+  """Raises a UserError for an override that would not change the evaluation.
+
+  Args:
+    image_size: (height, width) of the network.
+  """
+  if not _CONFIG.value:
+    return
+  given = config_flags.get_override_values(flags.FLAGS['config'])
+  size = dict(zip(('run.image_size', 'run.image_width'), image_size))
+  for key, value in given.items():
+    if key in size and value != size[key]:
+      raise errors.UserError(
+          f'--config.{key}: got {value}, and this network is for images of '
+          f'{image_size[0]}x{image_size[1]}; fine-tune it for another size by '
+          'mixer.main with --config.start.weights and '
+          '--config.run.image_size')
+    if key not in size and not key.startswith(('data.', 'evals.', 'fewshot.')):
+      raise errors.UserError(
+          f'--config.{key}: an evaluation reads only the sections data, evals '
+          'and fewshot; leave it out, or give --batch_size for batches')
+
+
 def _show(results: dict[str, Any]) -> None:
   """Prints the results as tables."""
   def show(title: str, columns: tuple[str, ...],
@@ -95,10 +122,14 @@ def _show(results: dict[str, Any]) -> None:
       tables.show(tables.make(rows, columns, title=title))
 
   percent = '{:.2%}'.format
-  show(f'{results["model"]}, {results["checkpoint"]}',
-       ('split', 'examples', 'top-1', 'top-5', 'loss', 'left out'),
-       [(name, f'{e["examples"]:,}', percent(e['accuracy']),
-         percent(e['accuracy_top5']), f'{e["loss"]:.4f}',
+  size = 'x'.join(map(str, results['image_size']))
+  show(f'{results["model"]}, at {size}: {results["checkpoint"]}',
+       ('split', 'examples', 'classes', 'top-1', 'top-5', 'loss', 'left out'),
+       [(name, f'{e["examples"]:,}', f'{e["classes"]:,}',
+         percent(e['accuracy']),
+         # Of five classes or fewer, it is always 100%.
+         percent(e['accuracy_top5']) if e['classes'] > 5 else '',
+         f'{e["loss"]:.4f}',
          e['bad'] + e.get('unlabelled', 0))
         for name, e in results['evals'].items()])
   shots = list(dict.fromkeys(s for e in results['fewshot'].values() for s in e))

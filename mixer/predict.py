@@ -40,6 +40,9 @@ _TOP = flags.DEFINE_integer('top_k', 5, 'Number of classes to print for each '
                             'image.', 1)
 _BATCH = flags.DEFINE_integer('batch_size', 32, 'Number of images to classify '
                               'at a time.', 1)
+_MAX_PIXELS = flags.DEFINE_integer(
+    'max_pixels', 2**27, 'Largest height times width of an image; a larger one '
+    'is named and skipped.', 1)
 
 Row = dict[str, Any]   # 'path', and 'classes' and 'probabilities' or 'error'
 
@@ -80,6 +83,11 @@ def _predictions(checkpoint: str, paths: Sequence[str]) -> tuple[
   if not model.num_classes:
     raise errors.UserError(f'--checkpoint: {network.name!r} has no head, so no '
                            'classes; fine-tune it first')
+  if model.in_channels not in (1, 3):
+    raise errors.UserError(
+        f'--checkpoint: {network.name!r} is for images of {model.in_channels} '
+        'channels, and image files are read with 1 or 3; evaluate it on arrays '
+        'with mixer.evaluate')
   params = jax.device_put(network.params)
 
   @jax.jit
@@ -92,7 +100,8 @@ def _predictions(checkpoint: str, paths: Sequence[str]) -> tuple[
   return network, names, prediction.predict(
       paths, lambda images: probabilities(params, images),
       image_size=network.image_size, channels=model.in_channels,
-      batch_size=min(_BATCH.value, len(paths)), **card['preprocessing'])
+      batch_size=min(_BATCH.value, len(paths)),
+      max_pixels=_MAX_PIXELS.value, **card['preprocessing'])
 
 
 def _row(path: str, found: 'np.ndarray | decode_pillow.BadImage',

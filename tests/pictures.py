@@ -114,7 +114,7 @@ def broken_files(rng: np.random.Generator) -> dict[str, bytes | None]:
       'no end.jpg': encode(photo())[:-2],
       'Empty.JPG': b'',
       'text.jpg': b'<html><title>404</title></html>\n',
-      'a tiff.png': encode(photo(), 'TIFF'),
+      'a jpeg 2000.png': encode(photo(), 'JPEG2000'),
       'bomb.png': bomb(),
       'nowhere.jpeg': None,
       'half.png': part(encode(photo(), 'PNG'), .5),

@@ -171,18 +171,26 @@ def test_layer_norms_of_a_block_have_epsilon_1e_6(mixing):
 # Evaluation.
 
 
-def test_evaluation_loss_uses_the_first_of_several_labels():
-  """The softmax cross-entropy against the first label."""
+@pytest.mark.parametrize('name', ('softmax', 'sigmoid'))
+def test_evaluation_loss_is_the_training_loss_of_all_labels(name):
+  """With the weights of the labels, and without label smoothing."""
   logits = np.array([[1.0, 2.0, 0.5], [0.1, 0.2, 3.0]])
   labels = jnp.array([[2, 0], [1, -1]], jnp.int32)
+  weights = jnp.array([[1.0, 0.5], [1.0, 0.0]])
+  targets = np.array([[0.5, 0.0, 1.0], [0.0, 1.0, 0.0]])
   outcome = classification.make_outcome(
       lambda params, batch, resident: jnp.array(logits),
-      lambda batch, resident: labels, 3)
+      lambda batch, resident: (labels, weights), losses.of_labels(name),
+      name)
   batch = dict(mask=jnp.ones(2, bool), bad=jnp.zeros(2, bool),
                position=jnp.arange(2))
   found = {k: np.asarray(v) for k, v in outcome({}, batch, None).items()}
-  log_sum = np.log(np.exp(logits).sum(axis=1))
-  by_hand = log_sum - logits[[0, 1], [2, 1]]
-  np.testing.assert_allclose(found['loss'], by_hand, rtol=1e-6)
+  if name == 'softmax':
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    by_hand = -(targets * log_p).sum(axis=1)
+  else:
+    p = 1 / (1 + np.exp(-logits))
+    by_hand = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).sum(axis=1)
+  np.testing.assert_allclose(found['loss'], by_hand, rtol=1e-5)
   scores = classification.score('x', found)
-  assert scores['eval/x/loss'] == pytest.approx(by_hand.mean(), rel=1e-6)
+  assert scores['eval/x/loss'] == pytest.approx(by_hand.mean(), rel=1e-5)

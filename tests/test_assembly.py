@@ -1,11 +1,13 @@
 """A config becomes objects; what no function reads is an error."""
 import dataclasses
 import inspect
+import random
 
 import pytest
 
 from configs import digits
 from configs import mixer_b16
+from configs import recipe
 from mixer.core import errors
 from mixer.training import assembly
 from mixer.training import start
@@ -36,10 +38,66 @@ def test_check_names_a_section_or_key_that_is_wrong(change, words):
     assert word in str(e.value)
 
 
+@pytest.mark.parametrize('value', (float('nan'), float('inf'), -1.0))
+@pytest.mark.parametrize('key', (
+    'augment.mixup', 'augment.rotate', 'augment.shift', 'augment.erase',
+    'augment.randaugment_magnitude', 'optimizer.weight_decay',
+    'optimizer.clip_norm', 'optimizer.momentum', 'optimizer.b2',
+    'schedule.learning_rate', 'schedule.end_fraction', 'loss.label_smoothing',
+    'model.dropout_rate', 'model.stochastic_depth', 'data.max_bad_fraction',
+    'run.total_epochs'))
+def test_a_number_that_cannot_be_right_is_refused_before_data_are_opened(
+    key, value):
+  config, (section, name) = digits.get_config(), key.split('.')
+  with config.unlocked(), config.ignore_type():
+    config[section][name] = value
+  if key == 'run.total_epochs':
+    config.run.total_steps = None
+  with pytest.raises(errors.UserError, match=name):
+    assembly.check(config)
+
+
+# Values that people, scripts and bugs write.
+ODD = (None, True, -1, 0, 1, 3, 2**31, 10**30, float('nan'), float('inf'),
+       -float('inf'), -0.5, 0.5, 1.0, 1e-300, 1e308, '', ' ', 'nan', '(', '[',
+       '.*', 'train[:', 'ü', 'a' * 999, (), (0, 0), (8, 8), (-1, 2, 3), [None])
+
+
+@pytest.mark.parametrize('count', (
+    300, pytest.param(2000, marks=pytest.mark.slow)))
+def test_odd_values_of_any_key_are_accepted_or_refused_but_never_a_traceback(
+    count):
+  """Keys of the recipe with values of any type, from one to three at a time.
+
+  For 2,000 configs: pytest tests/test_assembly.py -k odd_values -m slow
+  """
+  draw = random.Random(0)
+  keys = [(section, key) for section, found in recipe.base().items()
+          for key in found]
+  refused = 0
+  for _ in range(count):
+    config, given = digits.get_config(), {}
+    for section, key in draw.sample(keys, draw.randint(1, 3)):
+      value = given[section, key] = draw.choice(ODD)
+      with config.unlocked(), config.ignore_type():
+        config[section][key] = value
+    try:
+      settings = assembly.check(config)
+      model = assembly.make_model(config, settings, Source(channels=1))
+      assembly.make_step(config, settings, model, settings.steps(1000))
+    except errors.UserError as e:
+      refused += 1
+      assert str(e) and 'Traceback' not in str(e)
+    except Exception as e:
+      raise AssertionError(given) from e
+  assert 0 < refused < count
+
+
 def test_keys_of_start_are_the_arguments_of_the_function_that_loads():
   """`assembly` lists them, so that it need not import that module."""
   known = set(inspect.signature(start.start).parameters)
-  assert known == {*assembly._START, 'model', 'image_size', 'widen'}
+  assert known == {*assembly._START, 'model', 'image_size', 'widen',
+                   'class_names', 'data'}
 
 
 def test_edited_changes_a_copy():

@@ -73,6 +73,19 @@ def test_the_latest_and_the_best_checkpoint_are_kept(tmp_path):
   assert sorted(n for n in os.listdir(tmp_path) if n.isdigit()) == ['2', '4']
 
 
+def test_a_new_best_is_higher_than_all_before_also_after_a_restart(tmp_path):
+  save(tmp_path, [1, 2], {1: 0.9, 2: 0.2}, best='acc')
+  checkpoints = checkpoint.Checkpoints(tmp_path, best='acc', keep=1)
+  assert not checkpoints.improves({'acc': 0.9}) and not checkpoints.improves({})
+  assert checkpoints.improves({'acc': 0.91})
+  checkpoints.save(3, *state(3), {'data': {}}, {'acc': 0.95})
+  assert not checkpoints.improves({'acc': 0.91})
+  checkpoints.wait()
+  checkpoints.close()
+  assert [n for n in os.listdir(tmp_path) if n.isdigit()] == ['3']
+  assert not checkpoint.Checkpoints(tmp_path / 'other').improves({'acc': 1.0})
+
+
 def test_after_a_flipped_bit_the_checkpoint_before_is_restored(
     tmp_path, caplog):
   save(tmp_path, [3, 7])

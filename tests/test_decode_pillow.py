@@ -1,6 +1,9 @@
 """Decoding of image files of every kind, sound and damaged, with Pillow."""
+import pathlib
 import resource
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -13,7 +16,9 @@ from PIL import Image
 import pytest
 
 from mixer.images import decode_pillow
+from mixer.images import options
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEIGHT, WIDTH = 23, 31   # odd, so that rows of a BMP are padded
 LOSSY, CMYK = 2.5, 6.0   # levels of 255 that a file may lose, on average
 UPRIGHT = {   # EXIF orientation -> how stored pixels become upright ones
@@ -107,6 +112,18 @@ def _gif_with_one_color_clear():
           np.where(clear[..., None], 255, COLORS))
 
 
+def _bmp_without_alpha():
+  clear = np.dstack([PHOTO, np.zeros_like(ALPHA)])
+  file = bytearray(encode(clear, 'BMP'))
+  # Pillow writes no mask of alpha, and so reads none. Other tools write one.
+  header = struct.pack('<IiiHHIIIIII', 108, WIDTH, HEIGHT, 1, 32, 3, 0, 0, 0, 0,
+                       0) + struct.pack('<4I', 0xff0000, 0xff00, 0xff,
+                                        0xff000000) + bytes(52)
+  pixels = file[54:]
+  return (b'BM' + struct.pack('<IHHI', 122 + len(pixels), 0, 0, 122) + header
+          + pixels)
+
+
 def _kinds():
   """{kind: (file, the pixels as seen, allowed mean difference, is it plain)}.
   """
@@ -170,6 +187,18 @@ def _kinds():
           encode(RGBA, 'WEBP', lossless=True, exact=True), seen, 1, False),
       'WebP, animated': (
           encode(PHOTO, 'WEBP', lossless=True, **animated), PHOTO, 0, False),
+      'TIFF': (encode(PHOTO, 'TIFF'), PHOTO, 0, False),
+      'TIFF, LZW': (encode(PHOTO, 'TIFF', compression='tiff_lzw'), PHOTO, 0,
+                    False),
+      'TIFF, with alpha': (encode(RGBA, 'TIFF'), seen, 1, False),
+      'TIFF, grey of 16 bits': (
+          encode(GREY_16, 'TIFF'), three(high(GREY_16)), 0, False),
+      'TIFF, floats': (encode(GREY / np.float32(255), 'TIFF'), three(GREY), 0,
+                       False),
+      'TIFF, turned': (encode(PHOTO, 'TIFF', tiffinfo={274: 6}), turned, 0,
+                       False),
+      'AVIF': (encode(PHOTO, 'AVIF', quality=95), PHOTO, 2 * LOSSY, False),
+      'BMP, alpha all zero': (_bmp_without_alpha(), PHOTO, 0, False),
       'WebP, turned': (encode(PHOTO, 'WEBP', lossless=True, exif=exif(6)),
                       turned, 0, False),
   }
@@ -243,6 +272,54 @@ def test_one_channel_is_the_luminance_of_three(kind):
   assert out.dtype == np.uint8 and out.shape[2] == 1
   weights = np.array([.299, .587, .114])   # ITU-R 601, as Pillow's
   assert distance(out[..., 0], decode_pillow.pixels(file) @ weights)[1] <= 1
+
+
+def sbit(*bits):
+  return png_chunk(b'sBIT', bytes(bits))
+
+
+@pytest.mark.parametrize('name,file,expected', (
+    ('12 bits in a grey PNG', encode(GREY_16 >> 4, 'PNG'), GREY_16 >> 8),
+    ('12 bits in a grey TIFF', encode(GREY_16 >> 4, 'TIFF'), GREY_16 >> 8),
+    ('12 bits in a PNG in colour',
+     png((RGB_16 >> 4).astype('>u2'), depth=16), RGB_16 >> 8),
+    ('8 bits in a PNG in colour',
+     png(PHOTO.astype('>u2'), depth=16), PHOTO),
+    ('14 bits in a PNG with alpha',
+     png(np.dstack([RGB_16 >> 2, GREY_16 | 65535]).astype('>u2'), depth=16,
+         color=6), RGB_16 >> 8),
+    ('10 bits in a grey PNG with alpha',
+     png(np.dstack([GREY_16 >> 6, GREY_16 | 65535]).astype('>u2'), depth=16,
+         color=4), GREY_16 >> 8),
+    ('a dark PNG that says 12 bits',
+     png((GREY_16 >> 8).astype('>u2'), sbit(12), depth=16, color=0),
+     GREY_16 >> 12),
+    ('a PNG that says 12 bits, scaled to 16',
+     png(GREY_16.astype('>u2'), sbit(12), depth=16, color=0), GREY_16 >> 8),
+    ('a dark TIFF that says 12 bits',
+     encode(GREY_16 >> 8, 'TIFF', tiffinfo={281: 4095}), GREY_16 >> 12),
+    ('32 bits in a TIFF',
+     encode(Image.fromarray(GREY_16.astype(np.int32)), 'TIFF'), GREY_16 >> 8),
+))
+@pytest.mark.parametrize('upright', (True, False))
+def test_samples_of_more_than_8_bits_are_scaled_by_their_range(
+    name, file, expected, upright):
+  """Also for data sets that ignore EXIF. No 12 bits are read as 0 to 15."""
+  del name
+  expected = three(expected) if expected.ndim == 2 else expected
+  np.testing.assert_array_equal(
+      decode_pillow.pixels(file, upright=upright), expected)
+  assert not decode_pillow.is_plain(file, upright=upright)
+
+
+@pytest.mark.parametrize('samples,reason', (
+    (GREY.astype(np.int32) - 5, 'samples from -5'),
+    (GREY.astype(np.float32) * 9, 'expected floats from 0 to 1'),
+    (np.full((3, 3), np.nan, np.float32), 'expected floats from 0 to 1')))
+def test_samples_without_a_known_scale_are_refused(samples, reason):
+  samples = samples - samples.min() - 5 if samples.dtype == np.int32 else samples
+  assert reason in refused(
+      decode_pillow.pixels, encode(Image.fromarray(samples), 'TIFF'))
 
 
 @pytest.mark.parametrize('orientation', UPRIGHT)
@@ -422,10 +499,14 @@ def test_a_jpeg_without_its_end_marker_is_refused(kind):
 
 @pytest.mark.parametrize('name,file,reason', (
     ('empty', b'', 'empty'),
-    ('text', b'<html><title>404</title>\n</html>\n', 'not an image'),
+    ('web page', b'<html><title>404</title>\n</html>\n', 'but a web page'),
+    ('text', b'404\n', 'not an image'),
+    ('pointer', b'version https://git-lfs.github.com/spec/v1\n', 'git lfs pull'),
+    ('HEIC', b'\0\0\0\x18ftypheic' + bytes(99), 'an HEIC image, which'),
+    ('JPEG 2000', encode(PHOTO, 'JPEG2000'), 'a JPEG 2000 image, which'),
+    ('JPEG XL', b'\xff\x0a' + bytes(99), 'a JPEG XL image, which'),
     ('zip', b'PK\x05\x06' + bytes(18), 'not an image'),
     ('zeros', bytes(4096), 'not an image'),
-    ('TIFF', encode(PHOTO, 'TIFF'), 'not an image'),
     ('PPM', encode(PHOTO, 'PPM'), 'not an image'),
     ('ICO', encode(PHOTO, 'ICO'), 'not an image'),
     ('JPEG marker', b'\xff\xd8\xff', 'not an image'),
@@ -478,6 +559,44 @@ def test_the_caller_sets_the_largest_number_of_pixels(kind):
     what(file, max_pixels=HEIGHT * WIDTH)
     reason = refused(what, file, max_pixels=HEIGHT * WIDTH - 1)
     assert '31 x 23' in reason and '712' in reason
+
+
+def test_large_images_take_turns_and_shrink():
+  """Six threads decode an image of 64 million pixels each, which together would
+  hold 2.7 GB; the process grows by less than 1 GiB."""
+  code = """if True:
+      import concurrent.futures, io, resource
+      import numpy as np
+      from PIL import Image
+      from mixer.images import decode_pillow
+      out = io.BytesIO()
+      Image.new('RGB', (8000, 8000), (9, 99, 200)).save(
+          out, 'PNG', compress_level=1)
+      peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+      before = peak()
+      with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        for image in pool.map(decode_pillow.pixels, [out.getvalue()] * 6):
+          assert image.shape == (2667, 2667, 3), image.shape
+          assert (image == (9, 99, 200)).all()
+      print(peak() - before)"""
+  run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True,
+                       capture_output=True, timeout=200)
+  assert run.returncode == 0, run.stderr
+  assert int(run.stdout) < 2**20   # KB
+
+
+@pytest.mark.parametrize('kind', (
+    'JPEG', 'PNG', 'PNG, palette', 'WebP, lossless', 'PNG, grey of 16 bits'))
+def test_a_large_image_is_averaged_over_squares(kind, monkeypatch):
+  """It is not plain, so that all readers see the same pixels."""
+  file, expected, *_ = KINDS[kind]
+  for name in ('LARGE', 'SHRUNK'):
+    monkeypatch.setattr(options, name, HEIGHT * WIDTH // 3)
+  out = decode_pillow.pixels(file)
+  assert out.shape == (12, 16, 3) and not decode_pillow.is_plain(file)
+  means = np.asarray(expected, float)[:22, :30].reshape(11, 2, 15, 2, 3).mean(
+      (1, 3))
+  assert distance(out[:11, :15], means)[0] < 3
 
 
 def test_the_limit_may_be_above_that_of_pillow():

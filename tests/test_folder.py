@@ -379,3 +379,30 @@ def test_fingerprint_follows_names_sizes_and_classes(tmp_path):
   assert len({first, sized, added, renamed, moved, fingerprint(root)}) == 6
   os.rename(root / 'Val', root / 'val')
   assert fingerprint(root) == moved
+
+
+def test_prediction_lists_a_folder_as_training_does(
+    tmp_path, monkeypatch, project_log):
+  """Linked folders are followed; hidden files, other files, FIFOs and links to
+  parents are no images."""
+  root = make(tmp_path / 'd', ('cat/b.jpg', 'cat/x/a.PNG', 'cat/._b.jpg',
+                               '.ipynb_checkpoints/b.jpg', 'cat/note.txt',
+                               'cat/__MACOSX/b.jpg'))
+  make(tmp_path, ('store/c.jpg',))
+  os.symlink(tmp_path / 'store', os.path.join(root, 'dog'))
+  os.symlink('..', os.path.join(root, 'cat/loop'))
+  os.mkfifo(os.path.join(root, 'cat/f.jpg'))
+  expected = ['cat/b.jpg', 'cat/x/a.PNG', 'dog/c.jpg']
+  assert sorted(folder.load(root).paths) == expected
+  project_log.clear()
+  assert folder.images(root) == [f'{root}/{name}' for name in expected]
+  line, = project_log.messages
+  assert "1 '.txt'" in line and "1 '.jpg'" in line
+  monkeypatch.chdir(tmp_path)
+  assert folder.images('d') == [f'd/{name}' for name in expected]
+  assert folder.images('d/cat') == ['d/cat/b.jpg', 'd/cat/x/a.PNG']
+  monkeypatch.chdir(root)
+  assert folder.images('.') == [f'./{name}' for name in expected]
+  assert folder.images(str(tmp_path / 'store')) == [f'{tmp_path}/store/c.jpg']
+  os.mkdir('empty')
+  assert folder.images('empty') == []

@@ -90,6 +90,20 @@ def test_a_checkpoint_has_the_scores_of_its_own_step_or_none():
   assert len(best.scored) == 6 and len(set(scores)) == len(scores) == 4
 
 
+def test_every_new_best_is_saved_at_the_step_of_its_evaluation():
+  """Evaluations at 2, 4, 6, 8 and 10; only the first two are new bests."""
+  values = iter((0.5, 0.7, 0.6, 0.7, 0.1))
+  top = [0.0]
+
+  def improves(scores):
+    value, better = next(values), False
+    better, top[0] = value > top[0], max(value, top[0])
+    return better
+
+  seen = run(eval_every=2, save_every=100, improves=improves)
+  assert [step for step, _ in seen.saved] == [2, 4, 10]
+
+
 @pytest.mark.parametrize('stop_at', [4, 6, 7])
 def test_a_signal_makes_it_save_at_once_without_an_evaluation(stop_at):
   seen = run(stop_at=stop_at, save_scored=True)

@@ -185,6 +185,10 @@ def test_wrong_flags_end_in_one_line(trained, tmp_path):
   params = jax.jit(model.init)(
       jax.random.key(0), np.zeros((1, 32, 32, 3)))['params']
   formats.save(str(other), params)
+  four = tmp_path / 'four.npz'
+  params = jax.jit(model.clone(in_channels=4).init)(
+      jax.random.key(0), np.zeros((1, 32, 32, 4)))['params']
+  formats.save(str(four), params)
   for name, arguments, said in (
       ('predict', (f'--checkpoint={workdir}',), 'image files'),
       ('predict', (f'--checkpoint={tmp_path / "gone"}', root), 'gone'),
@@ -193,9 +197,15 @@ def test_wrong_flags_end_in_one_line(trained, tmp_path):
        'No such file'),
       ('evaluate', (f'--checkpoint={other}', '--config=configs/cifar10.py',
                     f'--config.data.name=folder:{root}',
-                    '--config.evals.test.split=validation'), '3 classes')):
+                    '--config.evals.test.split=validation'), '3 classes'),
+      ('evaluate', (f'--checkpoint={workdir}', '--config=configs/cifar10.py',
+                    '--config.run.image_size=96'), '64x64'),
+      ('evaluate', (f'--checkpoint={workdir}', '--config=configs/cifar10.py',
+                    '--config.run.batch_size=8'), 'run.batch_size'),
+      ('predict', (f'--checkpoint={four}', root), '4 channels')):
     out = command(name, *arguments, code=2)
-    assert len(out.stderr.splitlines()) == 1 and said in out.stderr
+    last = out.stderr.splitlines()[-1]
+    assert last.startswith('error: ') and said in last
 
 
 @pytest.mark.slow   # whole runs
@@ -266,6 +276,17 @@ def test_expand_searches_folders_and_keeps_files(tmp_path):
   with pytest.raises(errors.UserError, match='no images'):
     os.makedirs(tmp_path / 'none')
     prediction.expand([str(tmp_path / 'none')])
+
+
+def test_images_above_max_pixels_yield_an_error(trained):
+  root, _ = trained
+  file = str(root / 'validation' / 'china' / '3.jpg')
+  pixels = int(np.prod(decode_pillow.pixels(open(file, 'rb').read()).shape[:2]))
+  ask = lambda most: [found for _, found in prediction.predict(
+      [file], lambda images: np.zeros((len(images), 3)), image_size=(8, 8),
+      channels=3, crop='resize', interpolation='bilinear', max_pixels=most)]
+  assert isinstance(ask(pixels)[0], np.ndarray)
+  assert f'more than {pixels - 1:,}' in str(ask(pixels - 1)[0])
 
 
 @pytest.mark.parametrize('format', (

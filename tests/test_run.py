@@ -7,6 +7,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from configs import digits
@@ -15,6 +16,9 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import trees
 from mixer.core import workdir
+from mixer.data import pipeline
+from mixer.training import assembly
+from mixer.training import resume
 from mixer.training import run
 from mixer.training import step
 
@@ -26,6 +30,18 @@ def tiny(**model):
   c.checkpoint.every = 2
   c.run.update(batch_size=16, total_steps=4, log_every=1)
   return c
+
+
+def test_the_softmax_loss_refuses_images_without_a_label(tmp_path):
+  images, labels = np.full((40, 8, 8), 99, np.uint8), np.eye(40, 3, dtype=int)
+  np.savez(tmp_path / 'a.npz', train_images=images, train_labels=labels,
+           test_images=images, test_labels=labels)
+  config = tiny()
+  config.run.batch_size = 8 * jax.device_count()
+  config.data.name = f'arrays:{tmp_path}/a.npz'
+  with pytest.raises(errors.UserError, match='37 of 40 .* no label'):
+    run.train(config, str(tmp_path / 'run'))
+  assert workdir.CONFIG not in os.listdir(tmp_path / 'run')
 
 
 @pytest.mark.slow   # two runs that compile
@@ -42,24 +58,24 @@ def test_a_plain_run_can_be_resumed_with_scan_and_remat(tmp_path):
                                err_msg=name)
 
 
-def test_a_run_on_other_data_or_in_another_order_is_not_resumed():
+def test_a_run_on_other_data_or_in_another_order_is_not_resumed(
+    tmp_path):
   """Each of the two fingerprints may have a key that the other lacks."""
   number = jax.ShapeDtypeStruct((), jnp.int32)
   shapes = step.State(step=number, params={}, opt_state={}, bad=number)
-  stored = types.SimpleNamespace(
-      sharded=types.SimpleNamespace(state=shapes),
-      checkpoints=types.SimpleNamespace(restore=lambda *a: (
-          {}, dict(step=jnp.array(3)), dict(data=dict(source='a', readers=4)))))
+  saved = types.SimpleNamespace(steps=lambda: [3], restore=lambda *a: (
+      {}, dict(step=jnp.array(3)), dict(data=dict(source='a', readers=4))))
   for now, message in ((dict(source='a'), 'readers was 4, is None'),
                        (dict(source='b', readers=4), 'source was a, is b')):
     with pytest.raises(errors.UserError, match=message):
-      run._restored(stored, now)
+      resume.restored(str(tmp_path), saved, shapes, {}, now)
 
 
 REFUSED = {
     'metric': (lambda c: c.checkpoint.update(best='eval/tset/accuracy'),
                'checkpoint.best'),
     'classes': (lambda c: c.model.update(num_classes=9), 'model.num_classes'),
+    'channels': (lambda c: c.model.update(in_channels=3), 'model.in_channels'),
     'pattern': (lambda c: c.optimizer.update(frozen='stem'),
                 'optimizer.frozen'),
     'image size': (lambda c: c.run.update(image_size=9), '9x9'),
@@ -87,9 +103,84 @@ def test_a_refused_config_does_not_claim_the_workdir(mistake, tmp_path):
 def test_the_resumed_model_has_the_settings_that_it_took_from_weights(tmp_path):
   """The card tells them, when the weights are gone."""
   model = models.create('Mixer-S/16')
-  assert run._as_trained(model, str(tmp_path)) == model
+  assert resume.as_trained(model, str(tmp_path)) == model
   (tmp_path / 'model.json').write_text(json.dumps(dict(model=dict(
       name='Mixer-S/16', tokens_mlp_dim=24, approximate_gelu=False,
       num_classes=7))))
-  assert run._as_trained(model, str(tmp_path)) == models.create(
+  assert resume.as_trained(model, str(tmp_path)) == models.create(
       'Mixer-S/16', tokens_mlp_dim=24, approximate_gelu=False)
+
+
+def photos(path, classes):
+  """Makes a folder of photos of one colour for each class."""
+  for i, name in enumerate(classes):
+    for split, count in (('train', 16), ('test', 8)):
+      (path / split / name).mkdir(parents=True)
+      for j in range(count):
+        Image.new('RGB', (8, 8), (60 * i, 10 * j, 0)).save(
+            path / split / name / f'{j}.png')
+  return path
+
+
+def contents(path):
+  """Returns {name: bytes} of the files of a run that a refusal must not change.
+  """
+  return {name: (path / name).read_bytes() for name in (
+      workdir.CONFIG, workdir.CARD, workdir.METRICS, workdir.PARAMETERS)}
+
+
+def test_a_finished_run_on_changed_classes_is_refused_and_stays_as_it_was(
+    tmp_path):
+  """The error names the class that is renamed, new or gone."""
+  data = photos(tmp_path / 'data', ('cat', 'dog'))
+  path, config = tmp_path / 'run', tiny()
+  config.data.update(name=f'folder:{data}', on_device=True, crop='resize')
+  config.run.update(total_steps=1, batch_size=8)
+  run.train(config, str(path))
+  before = contents(path)
+
+  def rename(old, new):
+    for split in ('train', 'test'):
+      (data / split / old).rename(data / split / new)
+    pipeline._open.cache_clear()   # as in another process
+
+  rename('cat', 'zebra')   # sorts behind 'dog', which takes its place
+  with pytest.raises(errors.UserError, match="'cat' is gone and 'zebra' is new"):
+    run.train(config, str(path))
+  assert contents(path) == before
+  rename('zebra', 'cat')
+  for split in ('train', 'test'):
+    shutil.copytree(data / split / 'dog', data / split / 'bird')
+  pipeline._open.cache_clear()
+  with pytest.raises(errors.UserError, match="new classes: 'bird'"):
+    run.train(config, str(path))
+  assert contents(path) == before
+  for split in ('train', 'test'):
+    shutil.rmtree(data / split / 'bird')
+  pipeline._open.cache_clear()
+  run.train(config, str(path))
+  assert contents(path) == before
+
+
+def test_a_run_that_saved_nothing_gives_its_workdir_to_a_corrected_config(
+    tmp_path):
+  """It failed late, such as by a lack of memory, and there is no state to lose.
+  """
+  workdir.agree(str(tmp_path), assembly.stored(tiny()))
+  config = tiny()
+  config.run.update(total_steps=1, seed=3)
+  run.train(config, str(tmp_path))
+  assert workdir.config_of(tmp_path)['run']['seed'] == 3
+  config.run.seed = 4
+  with pytest.raises(errors.UserError, match='run.seed was 3, is 4'):
+    run.train(config, str(tmp_path))
+
+
+@pytest.mark.parametrize('name, words', (
+    ('a[1]', r'\[ and \]'), ('a\\b', 'in its path'), ('http://x/y', 'gs://')))
+def test_a_workdir_that_cannot_hold_checkpoints_is_refused(
+    name, words, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.UserError, match=words):
+    run.train(tiny(), name)
+  assert not os.listdir(tmp_path)

@@ -21,6 +21,7 @@ from mixer.core import errors
 from mixer.evaluation import classification
 from mixer.evaluation import fewshot
 from mixer.training import assembly
+from mixer.training import losses
 from mixer.training import run
 
 
@@ -182,6 +183,37 @@ def test_a_split_with_other_classes_is_for_few_shot_evaluation_only(
   assert result['fewshot'] == {'all': {'1': 1.0}}
 
 
+def test_a_data_set_is_scored_whole_and_its_classes_are_found_by_name(
+    trained, tmp_path):
+  """Two of the network's classes, in another order: over all logits, and over
+  those of the two."""
+  network = pretrained.open_network(trained[0])
+  images, labels, _ = digits_arrays()
+  chosen = np.isin(labels, (7, 2))
+  pixels = np.round(images[chosen] * 127.5 + 127.5).astype(np.uint8)
+  np.savez(tmp_path / 'x.npz', images=pixels, class_names=['7', '2'],
+           labels=(labels[chosen] == 2).astype(np.int32))
+  config = scoring.requested(scoring.config_of(network), network,
+                             data=f'arrays:{tmp_path / "x.npz"}')
+  result, rows = scoring.evaluate(network, config, batch_size=64)
+  assert set(result['evals']) == {'all', 'all_subset'}
+  logits = outputs(trained[0])[0][chosen]
+  found = result['evals']
+  assert found['all']['examples'] == chosen.sum() == len(list(rows)) / 2
+  assert (found['all']['classes'], found['all_subset']['classes']) == (10, 2)
+  assert found['all']['accuracy'] == pytest.approx(
+      np.mean(logits.argmax(1) == labels[chosen]), abs=0.004)
+  assert found['all_subset']['accuracy'] == pytest.approx(np.mean(
+      np.array([7, 2])[logits[:, [7, 2]].argmax(1)] == labels[chosen]),
+                                                          abs=0.004)
+  np.savez(tmp_path / 'y.npz', images=pixels, class_names=['7', 'x'],
+           labels=(labels[chosen] == 2).astype(np.int32))
+  config = scoring.requested({'data': {}, 'evals': {}}, network,
+                             data=f'arrays:{tmp_path / "y.npz"}')
+  with pytest.raises(errors.UserError, match="class 1 .* is 'x'.* lacks 1 of"):
+    scoring.evaluate(network, config, batch_size=64)
+
+
 def folder(root, classes, each=20):
   for name in classes:
     (root / name).mkdir(parents=True)
@@ -243,8 +275,8 @@ def outcome_of(labels, logits, **flags):
   batch.update({k: jnp.array(v) for k, v in flags.items()})
   made = classification.make_outcome(
       lambda params, batch, resident: jnp.array(logits, jnp.float32),
-      lambda batch, resident: jnp.array(labels, jnp.int32),
-      num_classes=len(logits[0]))
+      lambda batch, resident: (jnp.array(labels, jnp.int32), None),
+      loss_of=losses.of_labels('softmax'))
   return lambda: classification.collect(
       'evals.x', lambda *_: jax.jit(made)({}, batch, None), {}, [None], None,
       expected=rows)

@@ -15,6 +15,7 @@ from configs import finetune
 from mixer import models
 from mixer.core import errors
 from mixer.experiments import sweep
+from mixer.experiments import sweep_grid
 from mixer.pretrained import formats
 from mixer.training import metrics_file
 from mixer.training import run
@@ -124,6 +125,28 @@ def test_the_best_on_held_out_images_is_trained_on_all(finished):
   assert config.schedule.learning_rate == 0.03   # the caller's is untouched
 
 
+@pytest.mark.parametrize('dev,retrain', (('test', False), ('test[:50%]', True)))
+def test_the_best_run_trains_once_if_all_images_were_trained_on(
+    tmp_path, monkeypatch, dev, retrain):
+  """That is how one's own images are swept: no training image is held out."""
+  config = small(tmp_path, **{'run.total_steps': 2, 'sweep.train': 'train',
+                              'sweep.dev': dev})
+  config.start.weights = None
+  config.sweep.learning_rates = (0.3,)
+  begun = record_runs(monkeypatch)
+  found = go(config, tmp_path / 'w')
+  assert begun == [f'{RATE}=0.3'] + ['final'] * retrain
+  assert found['retrain'] == retrain
+  if not retrain:
+    assert found['metric'] == 'eval/test/accuracy'
+    assert found['final'] == found['runs'][f'{RATE}=0.3']['scores']
+    kept = json.loads((tmp_path / 'w' / begun[0] / 'config.json').read_text())
+    assert kept['checkpoint']['keep'] == config.checkpoint.keep
+    assert list(kept['evals']) == ['test']
+  assert go(config, tmp_path / 'w') == found and len(begun) == 1 + retrain
+  sweep.show(found)
+
+
 @pytest.mark.slow   # whole runs
 def test_a_finished_sweep_gives_its_result_without_another_run(
     finished, monkeypatch):
@@ -230,7 +253,7 @@ def test_the_table_says_what_became_of_each_run(capsys):
 
 def test_several_keys_give_all_combinations(tmp_path):
   config = small(tmp_path)
-  grid = sweep.parse_grid(
+  grid = sweep_grid.parse(
       [f'{RATE}=1,0.5', 'augment.flip=true,False', 'model.patch_size=4'],
       config)
   assert grid == {RATE: [1.0, 0.5], 'augment.flip': [True, False],
@@ -258,7 +281,7 @@ def test_several_keys_give_all_combinations(tmp_path):
 ))
 def test_a_bad_grid_is_refused(text, words, tmp_path):
   with pytest.raises(errors.UserError, match=words):
-    sweep.parse_grid([text], finetune.get_config('b16,cifar10'))
+    sweep_grid.parse([text], finetune.get_config('b16,cifar10'))
 
 
 def test_a_value_out_of_range_is_refused_before_the_first_run(

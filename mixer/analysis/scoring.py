@@ -10,8 +10,11 @@ import numpy as np
 from mixer.core import errors
 from mixer.core import workdir
 from mixer.core.log import log
+from mixer.data import sources
+from mixer.evaluation import class_names
 from mixer.evaluation import confusion
 from mixer.evaluation import suite
+from mixer.training import losses
 from mixer.training import sharding
 
 if TYPE_CHECKING:
@@ -21,14 +24,21 @@ if TYPE_CHECKING:
 _IMAGENET, _V2 = 'imagenet2012', 'imagenet_v2/matched-frequency'
 
 
-def config_of(network: 'Network') -> dict[str, Any]:
+def config_of(network: 'Network',
+              data: str | None = None) -> dict[str, Any]:
   """Returns the config of the run that a network comes from.
 
+  Args:
+    network: the network to evaluate.
+    data: the data set that replaces those of the config, if there is one.
+
   Raises:
-    UserError: if it comes from none.
+    UserError: if there is neither a run nor `data`.
   """
   run = workdir.run_of(network.name)
   config = run and workdir.config_of(run)
+  if not config and data:
+    return dict(data={}, evals={})
   if not config:
     raise errors.UserError(
         f'--config is required: {network.name!r} is not from a run, so its '
@@ -39,7 +49,8 @@ def config_of(network: 'Network') -> dict[str, Any]:
 
 def requested(config: Mapping[str, Any], network: 'Network', *,
               real: str | None = None, v2: bool = False,
-              fewshot: str | None = None) -> dict[str, Any]:
+              fewshot: str | None = None,
+              data: str | None = None) -> dict[str, Any]:
   """Returns a config's evaluations with those that the flags add.
 
   Released weights use the preprocessing they were trained with; your own runs
@@ -51,6 +62,8 @@ def requested(config: Mapping[str, Any], network: 'Network', *,
     real: a file of ReaL labels. Every evaluation on ImageNet's validation set
       is added once more with them.
     v2: whether to add ImageNet-V2, preprocessed like ImageNet's validation set.
+    data: a data set to evaluate in place of the config's: each split that it
+      stores, whole, or 'all' if it is only one.
     fewshot: a split; few-shot evaluations that pick examples from it are added
       for every evaluation.
 
@@ -60,14 +73,16 @@ def requested(config: Mapping[str, Any], network: 'Network', *,
   Raises:
     UserError: if a section is missing, or there is no evaluation for `real`.
   """
+  if data:
+    config = _whole(data, config['data'], network)
   if not config.get('data') or 'evals' not in config:
     raise errors.UserError('--config: expected the sections data and evals; '
                            'start from recipe.base()')
-  data, evals = config['data'], dict(config['evals'])
+  common, evals = config['data'], dict(config['evals'])
   few = dict(config.get('fewshot') or {})
-  validation = _imagenet_validation(data, evals)
+  validation = _imagenet_validation(common, evals)
   if real and not validation:
-    has = [f'{name}: {section.get("name") or data["name"]} '
+    has = [f'{name}: {section.get("name") or common["name"]} '
            f'{section.get("split")}' for name, section in evals.items()]
     raise errors.UserError(
         f'--real: ReaL labels are for the split validation of {_IMAGENET}, or '
@@ -90,7 +105,19 @@ def requested(config: Mapping[str, Any], network: 'Network', *,
     log.info('images are preprocessed as this network was trained: %s, %s',
              own['crop'], own['interpolation'])
     evals = {name: dict(section, **own) for name, section in evals.items()}
-  return dict(data=data, evals=evals, fewshot=few)
+  return dict(data=common, evals=evals, fewshot=few)
+
+
+def _whole(data: str, like: Mapping[str, Any],
+           network: 'Network') -> dict[str, Any]:
+  """Returns a config that evaluates all that a data set stores."""
+  common = {key: like[key] for key in ('dir', 'access', 'window', 'max_pixels')
+            if like.get(key) is not None}
+  stored = sources.open_source(data, data_dir=common.get('dir'),
+                               access=common.get('access')).stored
+  return dict(data=dict(common, name=data), evals={
+      split if len(stored) > 1 else 'all': dict(
+          network.card['preprocessing'], split=split) for split in stored})
 
 
 def _imagenet_validation(data: Mapping[str, Any],
@@ -144,32 +171,55 @@ def evaluate(
   if not evals and not fewshots:
     raise errors.UserError('--config: has no evaluations; add one to its '
                            'section `evals`')
-  for name, split in list(evals.items()):
-    wrong = suite.other_classes(
-        split.source, network.model.num_classes, network.card['class_names'],
-        exactly=not workdir.run_of(network.name))
-    if wrong and not fewshots:
-      raise errors.UserError(f'evals.{name}: {wrong}; fine-tune the network on '
-                             'these classes, or evaluate it with --fewshot')
-    if wrong:
-      log.info('evals.%s is left out: %s', name, wrong)
-      del evals[name]
+  classes = _classes(network, evals, refuse=not fewshots)
   compute = suite.make(plan, network.model, evals, fewshots,
-                       batch_size=batch_size, loss=network.card['loss'])
+                       batch_size=batch_size, loss=network.card['loss'],
+                       loss_of=losses.of_labels(network.card['loss']),
+                       classes=classes)
   details: dict[str, dict[str, np.ndarray]] = {}
   scores = compute(plan.place(network.params), details)
+  of = {}   # (split, class names) by the name of what was scored
+  for name in details:
+    base = name if name in evals else name.removesuffix('_subset')
+    of[name] = evals[base], _class_names(
+        network, evals[base], by_network=name == base and base in classes)
   results = dict(
       checkpoint=network.name, model=network.title,
       image_size=list(network.image_size),
       evals={name: dict(
           _scores_of(scores, name), split=split.split.spec,
           data=split.source.name, preprocessing=split.cut,
-          **_mistakes(details[name], _class_names(network, split), worst))
-             for name, split in evals.items()},
+          classes=len(names), **_mistakes(details[name], names, worst))
+             for name, (split, names) in of.items()},
       fewshot={name: {str(shot): scores[f'eval/{name}/accuracy_{shot}shot']
                       for shot in few.settings['shots']}
                for name, few in fewshots.items()})
-  return results, _predictions(network, evals, details)
+  return results, _predictions(of, details)
+
+
+def _classes(network: 'Network', evals: dict[str, 'pipeline.Data'],
+             refuse: bool) -> dict[str, np.ndarray]:
+  """Returns `class_names.numbers` of the evaluations that have any.
+
+  An evaluation with classes that the network lacks is refused, or removed from
+  `evals`.
+  """
+  classes = {}
+  for name, split in list(evals.items()):
+    try:
+      numbers = class_names.numbers(
+          split.source, network.model.num_classes, network.card['class_names'],
+          exactly=not workdir.run_of(network.name))
+      if numbers is not None:
+        classes[name] = numbers
+    except errors.UserError as e:
+      if refuse:
+        raise errors.UserError(
+            f'evals.{name}: {e}; fine-tune the network on these classes, or '
+            'evaluate it with --fewshot') from e
+      log.info('evals.%s is left out: %s', name, e)
+      del evals[name]
+  return classes
 
 
 def _scores_of(scores: Mapping[str, float], name: str) -> dict[str, float]:
@@ -179,12 +229,16 @@ def _scores_of(scores: Mapping[str, float], name: str) -> dict[str, float]:
           if k.startswith(prefix) and not k.endswith('shot')}
 
 
-def _class_names(network: 'Network', split: 'pipeline.Data') -> list[str]:
-  """Returns a name for each class of the network.
+def _class_names(network: 'Network', split: 'pipeline.Data',
+                 by_network: bool) -> list[str]:
+  """Returns a name for each class that is scored.
 
-  The network may have more classes than the source; these are numbers.
+  The network may have more classes than names; these are numbers.
   """
-  names = list(split.source.class_names or network.card['class_names'] or ())
+  ours, theirs = network.card['class_names'], split.source.class_names
+  names = list(ours if by_network else theirs or ours or ())
+  if ours and theirs and not by_network and len(theirs) < len(ours):
+    return names   # the logits of the subset alone
   return names + [str(i) for i in range(len(names), network.model.num_classes)]
 
 
@@ -199,13 +253,12 @@ def _mistakes(found: Mapping[str, np.ndarray], names: list[str],
 
 
 def _predictions(
-    network: 'Network', evals: Mapping[str, 'pipeline.Data'],
+    of: Mapping[str, tuple['pipeline.Data', list[str]]],
     details: Mapping[str, Mapping[str, np.ndarray]]
 ) -> Iterator[dict[str, Any]]:
-  for name, split in evals.items():
+  for name, (split, names) in of.items():
     found, source = details[name], split.source
-    names = _class_names(network, split)
-    named = lambda classes: [names[i] for i in classes.tolist()]
+    named = lambda classes, names=names: [names[i] for i in classes.tolist()]
     records = split.split.records(np.arange(len(split)))
     for row, record in enumerate(records.tolist()):
       labels = found['labels'][row]

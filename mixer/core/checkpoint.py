@@ -41,7 +41,8 @@ class Checkpoints:
       every: steps between checkpoints; the last step is always saved.
       keep: how many of the latest checkpoints to keep.
       best: a metric, such as 'eval/test/accuracy'. It is evaluated before each
-        checkpoint, and the checkpoint with its highest value is kept as well.
+        checkpoint, every new highest value is saved at once, and the checkpoint
+        with the highest value is kept besides the latest ones.
 
     Raises:
       UserError: if a value is out of range.
@@ -55,8 +56,10 @@ class Checkpoints:
       keepers.append(managers.BestN(
           get_metric_fn=_metric(best), n=1, reverse=False))
     root = epath.Path(files.absolute(self.directory))
-    if processes.first():
-      _remove_partial(root)
+    # Orbax could remove the partial checkpoints of a killed process, but in a
+    # thread that nothing waits for.
+    for partial in ocp.utils.tmp_checkpoints(root) if processes.first() else ():
+      partial.get().rmtree()
     processes.meet('partial checkpoints are gone')
     self._manager = ocp.CheckpointManager(
         root, item_names=_ITEMS,
@@ -65,10 +68,16 @@ class Checkpoints:
             preservation_policy=managers.AnyPreservationPolicy(keepers),
             best_fn=_metric(best) if best else None,
             cleanup_tmp_directories=False))
+    self._top = max([-np.inf, *(_metric(best)(self._manager.metrics(step))
+                                for step in self.steps() if best)])
 
   def steps(self) -> list[int]:
     """Returns all saved steps, ascending."""
     return sorted(self._manager.all_steps())
+
+  def improves(self, metrics: Mapping[str, float]) -> bool:
+    """Returns whether `best` is higher than in every checkpoint so far."""
+    return self.best is not None and _metric(self.best)(metrics) > self._top
 
   def save(self, step: int, params: trees.Tree, rest: trees.Tree,
            meta: Mapping[str, Any],
@@ -89,6 +98,8 @@ class Checkpoints:
       self._manager.check_for_errors()
       if step in self._manager.all_steps():
         return
+      if self.best:
+        self._top = max(self._top, _metric(self.best)(metrics))
       meta = dict(meta, step=step, digest=_digest(params, rest))
       self._manager.save(
           step, force=True, metrics=metrics or {}, args=ocp.args.Composite(
@@ -275,15 +286,6 @@ def _quiet() -> Iterator[None]:
     yield
   finally:
     logger.setLevel(before)
-
-
-def _remove_partial(root: epath.Path) -> None:
-  """Removes checkpoints that a killed process had only begun to write.
-
-  Orbax could do it, but in a thread that nothing waits for.
-  """
-  for partial in ocp.utils.tmp_checkpoints(root):
-    partial.get().rmtree()
 
 
 def _digest(params: trees.Tree, rest: trees.Tree) -> list[list[int]]:

@@ -1,5 +1,9 @@
 """Files that may be local or in a bucket ('gs://...')."""
+import errno
 import os
+import stat
+from typing import Any
+from typing import IO
 from typing import TypeAlias
 
 from etils import epath
@@ -29,10 +33,44 @@ def write(path: Path, text: str) -> None:
   os.replace(partial, path)
 
 
+def open_regular(path: Path, mode: str = 'rb', **options: Any) -> IO[Any]:
+  """Opens a local file of the user's for reading, and never waits.
+
+  Opening or reading a FIFO or a device may wait for ever.
+
+  Args:
+    path: of the file.
+    mode: 'rb' or 'r'.
+    **options: as `open` takes them.
+
+  Raises:
+    OSError: as `open` does, and if the file is not a regular one.
+  """
+  return open(path, mode, opener=descriptor, **options)
+
+
+def descriptor(path: Path, flags: int = os.O_RDONLY) -> int:
+  """Opens a local file as `os.open`, but as `open_regular` never waits."""
+  # Without O_NONBLOCK, opening a FIFO waits for its writer.
+  file = os.open(path, flags | os.O_NONBLOCK)
+  kind = os.fstat(file).st_mode
+  if stat.S_ISREG(kind) or stat.S_ISDIR(kind):   # `open` refuses a folder
+    return file
+  os.close(file)
+  raise OSError(errno.EINVAL, f'a {"FIFO" if stat.S_ISFIFO(kind) else "device"}'
+                ', not a regular file', path)
+
+
 def read(path: Path) -> str | None:
   """Returns the text of a file, or None if it does not exist."""
-  file = epath.Path(path)
-  return file.read_text() if file.exists() else None
+  if is_remote(path):
+    file = epath.Path(path)
+    return file.read_text() if file.exists() else None
+  try:
+    with open_regular(path, 'r') as f:
+      return f.read()
+  except (FileNotFoundError, NotADirectoryError):
+    return None
 
 
 def cache() -> str:

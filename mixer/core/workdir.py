@@ -34,6 +34,7 @@ LOCK = '.lock'
 _MAY_CHANGE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
                'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
                'run.micro_batches', 'run.heartbeat_timeout_seconds')
+_BUCKETS = ('gs://', 's3://', 'az://')   # what epath can write to
 # How long a network file system may take to show one host's file to another.
 _VISIBLE_SECONDS = 10
 
@@ -55,6 +56,28 @@ def config_of(path: files.Path) -> dict[str, Any] | None:
   return None if text is None else json.loads(text)
 
 
+def check_path(path: files.Path) -> None:
+  """Raises a UserError if checkpoints under a path could not be read again.
+
+  Orbax takes some characters of a path for a pattern of file names, so it
+  saves there but finds nothing.
+
+  Args:
+    path: a workdir.
+  """
+  text = files.absolute(path)
+  wrong = [c for c in '[]\\' if c in text]
+  if wrong:
+    raise errors.UserError(
+        f'--workdir: {text!r} has {" and ".join(wrong)} in its path, and '
+        'checkpoints there could not be read again; choose a path without '
+        '[, ] and \\')
+  if files.is_remote(path) and not text.startswith(_BUCKETS):
+    raise errors.UserError(
+        f'--workdir: {text!r}: expected a local folder, or an address that '
+        f'begins with {" or ".join(_BUCKETS)}')
+
+
 @contextlib.contextmanager
 def claimed(path: files.Path) -> Iterator[None]:
   """Makes a workdir and locks it, so that no second run writes to it.
@@ -63,8 +86,10 @@ def claimed(path: files.Path) -> Iterator[None]:
   directory is only made.
 
   Raises:
-    UserError: if the directory is not writable, or another run holds it.
+    UserError: if the path cannot be a workdir, the directory is not writable,
+      or another run holds it.
   """
+  check_path(path)
   if not processes.first():
     yield
     return
@@ -118,7 +143,21 @@ def meet(path: files.Path) -> None:
 
 
 def agree(path: files.Path, config: Mapping[str, Any]) -> None:
-  """Writes a new run's config, or checks that a resumed run's is the same.
+  """Writes a config, unless `check_config` refuses it.
+
+  Args:
+    path: the workdir.
+    config: nested dict, fit for JSON.
+
+  Raises:
+    UserError: as `check_config` raises it.
+  """
+  check_config(path, config)
+  write_json(os.path.join(path, CONFIG), config)
+
+
+def check_config(path: files.Path, config: Mapping[str, Any]) -> None:
+  """Checks that a workdir holds no config, or the same; writes nothing.
 
   Args:
     path: the workdir.
@@ -140,7 +179,6 @@ def agree(path: files.Path, config: Mapping[str, Any]) -> None:
           f'--workdir: {str(path)!r} holds a run of another config: '
           f'{"; ".join(differ)}. Give the same config to resume it, or '
           'another --workdir')
-  write_json(os.path.join(path, CONFIG), new)
 
 
 class BadImages:

@@ -46,6 +46,7 @@ class CheckedReader:
                report: Callable[[dict[str, str]], None] | None = None):
     self.source, self.split, self.key = source, split, key
     self._most, self._max_pixels, self._report = most, max_pixels, report
+    # Stored pieces are in order, so their last positions have the last records.
     last = max(int(p.records(np.array(p.stop - p.start - 1)))
                for p in source.stored.values())
     self._state = np.zeros(last + 1, np.uint8)
@@ -144,14 +145,15 @@ class CheckedReader:
         state = self._state[record] = self._look(file)
       if state == _ODD:
         return decode_pillow.as_png(file, channels=self.source.channels,
-                                    max_pixels=self._max_pixels)
+                                    max_pixels=self._max_pixels,
+                                    upright=self.source.upright)
       return file
     except decode_pillow.BadImage as e:
       self._note(record, str(e))
 
   def _look(self, file):
-    plain = decode_pillow.is_plain(file, max_pixels=self._max_pixels)
-    if self.source.upright and not plain:
+    if not decode_pillow.is_plain(file, max_pixels=self._max_pixels,
+                                  upright=self.source.upright):
       return _ODD   # `_admit` decodes it in full, now and every time
     from mixer.images import decode_tf
     decode_tf.check(file)

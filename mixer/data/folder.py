@@ -2,6 +2,7 @@
 import collections
 import os
 import pathlib
+import stat
 
 import numpy as np
 
@@ -54,14 +55,41 @@ def load(path: str) -> listing.Listing:
     ignored.update(map(_suffix, loose))
     found += sorted(records)
     sizes[split] = len(records)
-  if ignored:
-    kinds = ', '.join(f'{n} {kind!r}' for kind, n in ignored.most_common(10))
-    log.info('%r: %d files are ignored because they are no images or are in no '
-             'class folder: %s', root, ignored.total(), kinds)
+  _log_ignored(root, ignored)
   labels, paths, bytes_of = zip(*found)
   return listing.make(
       root, list(paths), np.array(labels, np.int32)[:, None], None,
       tuple(classes), sizes, np.array(bytes_of))
+
+
+def images(path: str) -> list[str]:
+  """Returns the images in a folder and below it, as training finds them.
+
+  Hidden files and folders are skipped, links are followed, and other files are
+  counted in the log.
+
+  Args:
+    path: of the folder; may begin with '~'.
+
+  Returns:
+    Sorted paths that begin with `path`; none if there are no images.
+
+  Raises:
+    UserError: if it is in a bucket, or a folder cannot be read.
+  """
+  root = listing.local(path)
+  ignored: collections.Counter[str] = collections.Counter()
+  found = [os.path.join(os.path.expanduser(path), name)
+           for name, _ in _images(root, root, ignored)]
+  _log_ignored(root, ignored)
+  return sorted(found)
+
+
+def _log_ignored(root, ignored):
+  if ignored:
+    kinds = ', '.join(f'{n} {kind!r}' for kind, n in ignored.most_common(10))
+    log.info('%r: %d files are ignored because they are no images or are in no '
+             'class folder: %s', root, ignored.total(), kinds)
 
 
 def _split_folders(root, ignored):
@@ -128,7 +156,9 @@ def _images(root, inside, ignored):
   # A link is not followed if it leads to a folder that the walk has visited or
   # to a parent of one.
   above = pathlib.PurePath(os.path.realpath(os.path.dirname(inside)))
-  seen = {os.path.realpath(root), *map(str, (above, *above.parents))}
+  seen = set(map(str, (above, *above.parents)))
+  if inside != root:
+    seen.add(os.path.realpath(root))
   found: list[tuple[str, int]] = []
   if os.path.realpath(inside) in seen:
     return found
@@ -142,10 +172,12 @@ def _images(root, inside, ignored):
     seen.update(fresh)
     prefix = os.path.relpath(at, root)
     for name in filter(_visible, names):
-      if _suffix(name) in decode_pillow.SUFFIXES:
-        found.append((f'{prefix}/{name}', _size(f'{at}/{name}')))
-      else:
+      size = (_size(f'{at}/{name}')
+              if _suffix(name) in decode_pillow.SUFFIXES else None)
+      if size is None:
         ignored[_suffix(name)] += 1
+      else:
+        found.append((f'{prefix}/{name}'.removeprefix('./'), size))
   return found
 
 
@@ -160,10 +192,12 @@ def _visible(name):
 
 
 def _size(path):
+  """The size of a file; None if it is a FIFO, a socket or a device."""
   try:
-    return os.stat(path).st_size
+    found = os.stat(path)
   except OSError:   # a broken link, which becomes a bad image when it is read
     return -1
+  return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _suffix(path):

@@ -4,13 +4,15 @@ import dataclasses
 import errno
 import hashlib
 import os
+import time
+from typing import IO
 from typing import NoReturn
-from typing import TextIO
 
 import numpy as np
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.core.log import log
 from mixer.data import real_labels
 from mixer.data import source
 from mixer.data import splits
@@ -20,6 +22,7 @@ STORED = ('train', 'validation', 'test')   # the usual splits, in this order
 # Errors that may be gone tomorrow, so the file must not count as bad.
 _TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
               errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN)
+_PAUSES = (0.1, 0.5, 2.0, 5.0)   # seconds before each new try
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +97,8 @@ def open_files(name: str, listed: Listing, labels: str | None
     return [_read(listed.file(int(r))) for r in records], targets(records)
 
   return source.Source(
-      name=name, stored=splits.whole(listed.sizes), read=read,
-      name_of=lambda record: listed.file(int(record)),
+      name=name, stored=splits.whole(listed.sizes, mix=True),
+      read=read, name_of=lambda record: listed.file(int(record)),
       num_classes=len(listed.class_names), class_names=listed.class_names,
       decoded=False, channels=3, upright=True, targets=targets,
       fingerprint=real_labels.fingerprint(listed.fingerprint, other))
@@ -115,15 +118,15 @@ def local(path: str) -> str:
   return files.absolute(path)
 
 
-def open_text(path: str) -> TextIO:
+def open_text(path: str) -> IO[str]:
   """Opens a text file; bytes that are not UTF-8 are kept, as in file names.
 
   Raises:
     UserError: if it cannot be opened.
   """
   try:
-    return open(path, encoding='utf-8-sig', errors='surrogateescape',
-                newline='')
+    return files.open_regular(path, 'r', encoding='utf-8-sig',
+                              errors='surrogateescape', newline='')
   except OSError as e:
     cannot_read(e)
 
@@ -151,11 +154,17 @@ def wrong(path: str, line: int, what: str, value: object, expected: str
 
 def _read(path):
   """The bytes of a file, or a `BadImage` if they cannot be read."""
-  try:
-    with open(path, 'rb') as f:
-      return f.read()
-  except OSError as e:
-    if e.errno in _TEMPORARY:
-      raise errors.RunError(f'cannot read {path!r}: {e.strerror}; start the '
-                            'run again when it can be read')
-    return decode_pillow.BadImage(e.strerror)
+  for pause in (*_PAUSES, None):
+    try:
+      with files.open_regular(path) as f:
+        return f.read()
+    except OSError as e:
+      if e.errno not in _TEMPORARY:
+        return decode_pillow.BadImage(e.strerror)
+      if pause is None:
+        raise errors.RunError(f'cannot read {path!r}: {e.strerror}, also after '
+                              f'{len(_PAUSES)} more tries; start the run again '
+                              'when it can be read')
+      log.warning('cannot read %r: %s; trying again in %g s', path, e.strerror,
+                  pause)
+      time.sleep(pause)

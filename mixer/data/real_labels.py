@@ -16,6 +16,7 @@ from etils import epath
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import files
 from mixer.data import source
 
 _NUMBER = re.compile(r'ILSVRC2012_val_0*(\d+)(\.\w+)?')
@@ -72,7 +73,7 @@ def load(path: str, num_classes: int) -> Labels:
       has a label outside the classes.
   """
   try:
-    content = epath.Path(os.path.expanduser(path)).read_bytes()
+    content = _content(os.path.expanduser(path))
     lists = json.loads(content)
   except (OSError, ValueError) as e:
     raise errors.UserError(
@@ -91,6 +92,14 @@ def load(path: str, num_classes: int) -> Labels:
           f'data set has the classes 0 to {num_classes - 1}')
   return Labels(path, lists, max(1, *map(len, lists)),
                 hashlib.sha256(content).hexdigest())
+
+
+def _content(path):
+  """The bytes of a file that is local or in a bucket."""
+  if files.is_remote(path):
+    return epath.Path(path).read_bytes()
+  with files.open_regular(path) as f:
+    return f.read()
 
 
 def fingerprint(own: str, labels: Labels | None) -> str:

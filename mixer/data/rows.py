@@ -85,10 +85,11 @@ def evaluation(reader: bad_images.CheckedReader, *, batch_size: int,
     position = np.arange(lo, hi) + number * batch_size + slots[0]
     inside = position < len(reader)
     files, targets = reader.read(position[inside])
-    labels, missing = targets['labels'], int(np.sum(~inside))
-    labels = np.concatenate(
-        [labels, np.zeros((missing, *labels.shape[1:]), labels.dtype)])
-    return evaluated(inside, position, files + [None] * missing, labels)
+    missing = int(np.sum(~inside))
+    targets = {name: np.concatenate(
+        [x, np.zeros((missing, *x.shape[1:]), x.dtype)])
+               for name, x in targets.items()}
+    return evaluated(inside, position, files + [None] * missing, targets)
 
   return Rows(load, evaluation_like(reader),
               count=-(-len(reader) // batch_size))
@@ -102,24 +103,25 @@ def ids(epoch: np.ndarray, record: np.ndarray, bad: np.ndarray
 
 
 def evaluated(inside: np.ndarray, position: np.ndarray,
-              files: list[bytes | None], labels: np.ndarray
+              files: list[bytes | None], targets: dict[str, np.ndarray]
               ) -> tuple[list[bytes], np.ndarray, dict[str, np.ndarray]]:
   """Returns what `Rows.load` returns in evaluation.
 
   The other arrays are 'mask' (whether a row counts), 'bad' (whether it would
-  count if its image could be decoded), 'position' and 'labels'.
+  count if its image could be decoded), 'position', 'labels' and perhaps
+  'weights'.
 
   Args:
     inside: bool [n], whether a row holds an example at all.
     position: int [n].
     files: encoded images, None for one that is bad or missing.
-    labels: int32 [n, L].
+    targets: 'labels', int32 [n, L], and perhaps 'weights', float32 [n, L].
   """
   bad = np.array([file is None for file in files], bool) & inside
   images = [decode_pillow.BLANK if file is None else file for file in files]
   return images, np.zeros((len(files), 2), np.int32), dict(
       mask=inside & ~bad, bad=bad, position=position.astype(np.int32),
-      labels=labels)
+      **targets)
 
 
 def training_like(reader: bad_images.CheckedReader) -> dict[str, np.ndarray]:
@@ -132,4 +134,4 @@ def evaluation_like(reader: bad_images.CheckedReader) -> dict[str, np.ndarray]:
   """Returns `Rows.like` of evaluation."""
   none = np.zeros(0, np.int64)
   return evaluated(np.zeros(0, bool), none, [],
-                   reader.source.read(none)[1]['labels'])[2]
+                   reader.source.read(none)[1])[2]

@@ -86,7 +86,7 @@ def evaluation(reader: bad_images.CheckedReader, *, batch_size: int,
     taken = list(itertools.islice(stream, hi - lo))
     inside = np.arange(lo, hi) < lo + len(taken)
     files, targets = _columns(taken + [blank] * (hi - lo - len(taken)))
-    return rows.evaluated(inside, position, files, targets['labels'])
+    return rows.evaluated(inside, position, files, targets)
 
   return rows.Rows(load, rows.evaluation_like(reader), count=-(-part // share))
 

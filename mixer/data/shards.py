@@ -15,6 +15,7 @@ import typing
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import files
 from mixer.images import decode_pillow
 
 if typing.TYPE_CHECKING:
@@ -91,7 +92,12 @@ class ArrayRecords:
     make = array_record_module.ArrayRecordReader
 
     def open_one(shard):
-      reader = make(shards.paths[shard])
+      path = shards.paths[shard]
+      try:
+        os.close(files.descriptor(path))   # a FIFO would be waited for
+      except OSError as e:
+        raise errors.UserError(f'cannot read {path!r}: {e.strerror}') from None
+      reader = make(path)
       # A missing or truncated file opens without an error and has 0 records.
       shards.check_length(shard, reader.num_records())
       return reader

@@ -12,7 +12,7 @@ import hashlib
 import os
 import struct
 import time
-from typing import BinaryIO
+from typing import IO
 import uuid
 
 from etils import epath
@@ -53,7 +53,7 @@ class Writer:
     self._file.close()
 
 
-def read(file: BinaryIO) -> tuple[bytes, bytes] | None:
+def read(file: IO[bytes]) -> tuple[bytes, bytes] | None:
   """Reads the next record.
 
   Returns:
@@ -83,7 +83,7 @@ def read_all(path: str) -> Iterator[bytes]:
     ValueError: at the first damaged record.
   """
   size = os.path.getsize(path)
-  with open(path, 'rb', buffering=1 << 20) as f:
+  with files.open_regular(path, buffering=1 << 20) as f:
     while f.tell() < size:
       record = read(f)
       if record is None or checksum(record[0]) != record[1]:
@@ -138,7 +138,7 @@ class SequentialReader:
     self._shards = shards
     self._name = name
     # (shard, number of its next record): a file that is open at that record.
-    self._open: dict[tuple[int, int], BinaryIO] = {}
+    self._open: dict[tuple[int, int], IO[bytes]] = {}
 
   def __call__(self, records: np.ndarray
                ) -> list[bytes | decode_pillow.BadImage]:
@@ -255,13 +255,15 @@ def _stat(path):
 
 def _open(path):
   try:
-    return os.open(path, os.O_RDONLY)
+    return files.descriptor(path)
   except OSError as e:
     raise errors.UserError(f'cannot read {path!r}: {e.strerror}') from None
 
 
 def _open_anywhere(path):
   try:
-    return epath.Path(path).open('rb')
+    if files.is_remote(path):
+      return epath.Path(path).open('rb')
+    return files.open_regular(path)
   except OSError as e:
     raise errors.RunError(f'cannot read {path!r}: {e.strerror or e}') from None

@@ -12,7 +12,6 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from mixer.core import errors
 from mixer.core import trees
@@ -24,6 +23,8 @@ MOST = 5   # T: as many as top-5 accuracy needs
 Batch: TypeAlias = Mapping[str, Any]
 Resident: TypeAlias = Mapping[str, jax.Array] | None
 Predict: TypeAlias = Callable[[trees.Tree, Batch, Resident], jax.Array]
+# (logits [B, K], labels [B, L], weights [B, L] or None) -> float32 [B]
+LossOf: TypeAlias = Callable[..., jax.Array]
 Outcome: TypeAlias = Callable[[trees.Tree, Batch, Resident],
                               dict[str, jax.Array]]
 
@@ -40,35 +41,47 @@ def probabilities(logits: jax.Array, loss: str) -> jax.Array:
 
 
 def make_outcome(predict: Predict,
-                 labels_of: Callable[[Batch, Resident], jax.Array],
-                 num_classes: int, loss: str = 'softmax') -> Outcome:
+                 targets_of: Callable[[Batch, Resident], tuple[
+                     jax.Array, jax.Array | None]],
+                 loss_of: LossOf, loss: str = 'softmax',
+                 classes: np.ndarray | None = None) -> Outcome:
   """Returns a function that compares predictions with labels.
 
   Args:
     predict: (params, batch, resident) -> logits [B, K].
-    labels_of: (batch, resident) -> int32 [B, L].
-    num_classes: K.
+    targets_of: (batch, resident) -> (labels int32 [B, L], their weights
+      float32 [B, L] or None).
+    loss_of: the training loss, see `training.losses.of_labels`.
     loss: what the network was trained with, see `probabilities`.
+    classes: int [k], the network's number of each class that the labels are
+      of; None if the numbers are the same.
 
   Returns:
     (params, batch, resident) -> dict. Jit it with a replicated result.
       'labels': int32 [B, L].
       'best': int32 [B, T], the most likely classes, best first.
       'probabilities': float32 [B, T], of the classes in 'best'.
-      'loss': float32 [B], the softmax cross-entropy of the first label.
+      'loss': float32 [B], the training loss.
       'mask', 'bad': bool [B], and 'position': int32 [B], as in the batch.
+      'subset', with `classes`: the first four over the logits of these classes
+      alone, in the numbering of the labels.
   """
+  def compare(logits, labels, weights):
+    _, best = jax.lax.top_k(logits, min(MOST, logits.shape[-1]))
+    return dict(
+        labels=labels, best=best, probabilities=jnp.take_along_axis(
+            probabilities(logits, loss), best, axis=-1),
+        loss=loss_of(logits, labels, weights))
+
   def outcome(params, batch, resident):
     logits = predict(params, batch, resident).astype(jnp.float32)
-    labels = labels_of(batch, resident)
-    _, best = jax.lax.top_k(logits, min(MOST, num_classes))
-    return dict(
-        labels=labels, best=best, mask=batch['mask'], bad=batch['bad'],
-        position=batch['position'],
-        probabilities=jnp.take_along_axis(
-            probabilities(logits, loss), best, axis=-1),
-        loss=optax.softmax_cross_entropy_with_integer_labels(
-            logits, jnp.maximum(labels[:, 0], 0)))
+    labels, weights = targets_of(batch, resident)
+    kept = {key: batch[key] for key in ('mask', 'bad', 'position')}
+    if classes is None:
+      return compare(logits, labels, weights) | kept
+    own = jnp.where(labels < 0, -1, jnp.asarray(classes, jnp.int32)[labels])
+    return compare(logits, own, weights) | kept | dict(
+        subset=compare(logits[:, classes], labels, weights))
   return outcome
 
 
@@ -102,7 +115,7 @@ def collect(key: str, outcome: Outcome, params: trees.Tree,
     jax.block_until_ready(parts[-3:][0])
   whole = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
   real = whole['mask'] | whole['bad']   # the other rows only fill a batch
-  found = {name: x[real] for name, x in whole.items()}
+  found = jax.tree.map(lambda x: x[real], whole)
   count = int(found['mask'].sum())
   if len(found['mask']) != expected or not count:
     raise errors.RunError(
@@ -110,7 +123,7 @@ def collect(key: str, outcome: Outcome, params: trees.Tree,
         f'{int(found["bad"].sum())} that cannot be decoded')
   # With several processes, a global batch is not a run of the split's order.
   order = np.argsort(found['position'])
-  return {name: x[order] for name, x in found.items()}
+  return jax.tree.map(lambda x: x[order], found)
 
 
 def score(name: str,

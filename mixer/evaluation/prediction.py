@@ -16,6 +16,7 @@ import numpy as np
 from mixer.core import errors
 from mixer.images import decode_pillow
 from mixer.images import eval_crops
+from mixer.images import options
 
 
 def expand(paths: Iterable[str]) -> list[str]:
@@ -46,7 +47,8 @@ def expand(paths: Iterable[str]) -> list[str]:
 def predict(paths: Iterable[str],
             probabilities: Callable[[np.ndarray], jax.Array], *,
             image_size: tuple[int, int], channels: int, crop: str,
-            interpolation: str, batch_size: int = 32) -> Iterator[
+            interpolation: str, batch_size: int = 32,
+            max_pixels: int = options.MAX_PIXELS) -> Iterator[
                 tuple[str, np.ndarray | decode_pillow.BadImage]]:
   """Yields (path, class probabilities float32 [K]) in the order of the paths.
 
@@ -61,11 +63,14 @@ def predict(paths: Iterable[str],
     channels: 1 or 3.
     crop, interpolation: as `eval_crops.view` takes them.
     batch_size: images at a time.
+    max_pixels: largest height times width of an image; a larger one yields an
+      error.
   """
   def load(path):
     try:
       with open(path, 'rb') as f:
-        pixels = decode_pillow.pixels(f.read(), channels=channels)
+        pixels = decode_pillow.pixels(f.read(), channels=channels,
+                                      max_pixels=max_pixels)
       return eval_crops.view(pixels, size=image_size, crop=crop,
                              interpolation=interpolation)
     except OSError as e:

@@ -119,11 +119,7 @@ def open_splits(config: Mapping[str, Any], image_size: _Size,
 
 def open_evaluations(config: Mapping[str, Any], image_size: _Size,
                      report: _Report | None = None) -> _Opened:
-  """Opens all splits that a config names but the training split.
-
-  Returns:
-    ({name: evaluation split}, {name: FewShot}).
-  """
+  """Returns `open_splits` without the training split, which is not opened."""
   return _evaluations(*sections(config), image_size, report)
 
 
@@ -185,7 +181,9 @@ def metrics(evals: Mapping[str, pipeline.Data],
 
 def make(plan: Plan, model: 'interface.Model',
          evals: Mapping[str, pipeline.Data], fewshots: Mapping[str, FewShot], *,
-         batch_size: int, loss: str = 'softmax') -> Evaluate:
+         batch_size: int, loss_of: classification.LossOf,
+         loss: str = 'softmax',
+         classes: Mapping[str, np.ndarray] | None = None) -> Evaluate:
   """Returns a function that computes all evaluations of a network.
 
   Args:
@@ -193,21 +191,26 @@ def make(plan: Plan, model: 'interface.Model',
     model: the network, without parameters.
     evals, fewshots: as `open_splits` returns them.
     batch_size: images in a batch, over all devices.
+    loss_of: the training loss, see `training.losses.of_labels`.
     loss: what the network was trained with, 'softmax' or 'sigmoid'.
+    classes: as `class_names.numbers` returns them, by evaluation. If these
+      are only some of the network's, 'NAME_subset' is over their logits alone.
 
   Returns:
     (params, details=None) -> {metric: number}. If `details` is a dict, the
     outcome of every example is put into it: {name of the evaluation: arrays, as
     `classification.collect` returns them}.
   """
-  labels_of = lambda batch, stored: resident.fetch(batch, stored)[1]
+  targets_of = lambda batch, stored: resident.fetch(batch, stored)[1:]
   replicated = lambda f: jax.jit(f, out_shardings=plan.replicated)
-  outcome = replicated(classification.make_outcome(
-      make_predict(model), labels_of, model.num_classes, loss))
+  made = lambda numbers: replicated(classification.make_outcome(
+      make_predict(model), targets_of, loss_of, loss, numbers))
+  common, mapped = made(None), {
+      name: made(numbers) for name, numbers in (classes or {}).items()}
   features = make_features(model)
   featured = replicated(lambda params, batch, stored: dict(
       features=features(params, batch, stored), mask=batch['mask'],
-      labels=labels_of(batch, stored)[:, 0], bad=batch['bad'],
+      labels=targets_of(batch, stored)[0][:, 0], bad=batch['bad'],
       position=batch['position']))
   splits = [*evals.values(), *(s for few in fewshots.values()
                                for s in (few.train, few.test))]
@@ -224,10 +227,14 @@ def make(plan: Plan, model: 'interface.Model',
   def evaluate(params, details=None):
     scores = {}
     for name, split in evals.items():
-      found = collect(f'evals.{name}', outcome, params, split)
-      scores.update(classification.score(name, found))
+      found = collect(f'evals.{name}', mapped.get(name, common), params, split)
+      part, parts = found.pop('subset', None), {name: found}
+      if part and split.source.num_classes < model.num_classes:
+        parts[f'{name}_subset'] = found | part
+      for kind, outcomes in parts.items():
+        scores.update(classification.score(kind, outcomes))
       if details is not None:
-        details[name] = found
+        details.update(parts)
     for name, few in fewshots.items():
       train, test = (collect(f'fewshot.{name}.{part}', featured, params, split)
                      for part, split in (('train', few.train),
@@ -252,11 +259,9 @@ def make_predict(model: 'interface.Model') -> Callable[..., jax.Array]:
 
 
 def make_features(model: 'interface.Model') -> Callable[..., jax.Array]:
-  """Returns the network's features in evaluation mode.
+  """Returns the network's features in evaluation mode, as a function.
 
-  Returns:
-    (params, batch, stored=None) -> the inputs of the head, [B, C]; `stored` is
-    the split, if it lives on the device.
+  It is called like `make_predict`'s and returns the head's inputs, [B, C].
   """
   def features(params, batch, stored=None):
     images, *_ = resident.fetch(batch, stored)

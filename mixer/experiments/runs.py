@@ -14,6 +14,7 @@ from mixer.core import errors
 from mixer.evaluation import suite
 from mixer.models import interface
 from mixer.training import assembly
+from mixer.training import losses
 from mixer.training import run
 from mixer.training import sharding
 
@@ -95,5 +96,6 @@ def _scores(sections: Mapping[str, Any], model: interface.Model,
             batch_size: int) -> dict[str, float]:
   evals, fewshots = suite.open_evaluations(sections, image_size)
   plan = sharding.plan()
-  compute = suite.make(plan, model, evals, fewshots, batch_size=batch_size)
+  compute = suite.make(plan, model, evals, fewshots, batch_size=batch_size,
+                       loss_of=losses.of_labels('softmax'))
   return compute(plan.place(params))

@@ -3,9 +3,9 @@
 The paper chooses the learning rate of each fine-tuning in this way (appendix
 C). Each value trains on a part of the training images, and the rest judge it.
 The best value then trains on all of them, and only that run sees the test
-images.
+images. Where the values already train on all of them and the config's own
+evaluation judges, the best run is the result and is not trained again.
 """
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
@@ -23,23 +23,13 @@ from mixer.core import tables
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.experiments import runs
+from mixer.experiments import sweep_grid
 from mixer.training import assembly
 
-RATE = 'schedule.learning_rate'
 _METRICS = ('eval/dev/accuracy', 'eval/dev/accuracy_top5')
-# Sections that a sweep sets itself.
-_FIXED = ('sweep', 'evals', 'fewshot', 'checkpoint')
-_BOOLEANS = {'true': True, 'false': False}
-# How the text of a value is read, by the type of its key.
-_PARSERS: dict[type, Callable[[str], Any]] = {
-    bool: lambda text: _BOOLEANS[text.lower()], int: int, float: float,
-    str: str}
 # Enough for a check of the other settings; the real data may be elsewhere.
 _ANY_DATA = data_sizes.Size(examples=None, num_classes=1, channels=3,
                             missing=None)
-
-# {key of the config: values to try}
-Grid = dict[str, list[Any]]
 
 
 def run(config: ml_collections.ConfigDict, path: str, *,
@@ -58,20 +48,24 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     raise errors.UserError(
         'config: expected a section `sweep`, which says on which images to '
         'train and to choose; configs/finetune.py has one')
-  found = sweep(config, path, **config.sweep, grid=parse_grid(grid, config))
-  log.info('sweep    the run to use is %s', os.path.join(path, 'final'))
+  found = sweep(config, path, **config.sweep,
+                grid=sweep_grid.parse(grid, config))
+  log.info('sweep    the run to use is %s', os.path.join(
+      path, 'final' if found.get('retrain', True) else found['choice']))
   return found
 
 
 def sweep(config: ml_collections.ConfigDict, path: str, *,
           learning_rates: Sequence[float], train: str, dev: str,
-          metric: str = 'eval/dev/accuracy', grid: Grid | None = None
+          metric: str = 'eval/dev/accuracy', grid: sweep_grid.Grid | None = None
           ) -> dict[str, Any]:
   """Trains once for each value, chooses the best, and trains it on all images.
 
   The runs are in PATH/KEY=VALUE and PATH/final. PATH/sweep.json has
   their scores, and a run with a score is not started again. A run that diverges
-  cannot be chosen.
+  cannot be chosen. If `train` is the config's own training split and `dev` that
+  of its first evaluation, the chosen run is the final one, and there is no
+  PATH/final.
 
   Args:
     config: the config of a run. Its section `sweep` holds the arguments from
@@ -89,7 +83,9 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
     The content of sweep.json: 'metric', 'train' and 'dev'; 'tested', the splits
     of the final evaluation; 'runs', {name: {'values', 'learning_rate', and
     'scores' or 'failed'}}; 'choice', the name of the best run; 'tied', the
-    names of those that are as good; 'final', the scores of the final run.
+    names of those that are as good; 'retrain', whether the choice trains again;
+    'final', the scores of the final run. Without 'retrain', 'metric' is that of
+    the config's first evaluation.
 
   Raises:
     UserError: if a value is refused, or PATH holds another sweep.
@@ -98,15 +94,16 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
   if metric not in _METRICS:
     raise errors.unknown('sweep.metric', metric, _METRICS)
   runs.check_evaluated(config)
-  grid = grid or {RATE: [float(rate) for rate in learning_rates]}
+  grid = grid or {sweep_grid.RATE: [float(rate) for rate in learning_rates]}
   trials = _trials(config, grid)
   with workdir.claimed(path):
     file = os.path.join(path, 'sweep.json')
     text = files.read(file)
     found = json.loads(text or '{}') or dict(
-        metric=metric, train=train, dev=dev,
+        **_judged(config, metric, train, dev), train=train, dev=dev,
         tested=[e.split for e in config.evals.values()], runs={}, choice=None,
         tied=[], final=None)
+    retrain = found.get('retrain', True)   # older sweeps always do
 
     # The config is written with the first result, not before, so that a config
     # that is refused does not block the directory for the corrected one.
@@ -122,49 +119,20 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
     for number, (name, values) in enumerate(trials.items(), 1):
       if name not in found['runs']:
         log.info('\nsweep    run %d of %d: %s', number, len(trials), name)
-        trial = _trial(_with(config, values), train, dev)
+        trial = _with(config, values)
+        if retrain:
+          trial = _trial(trial, train, dev)
         note(runs=dict(found['runs'], **{name: dict(
             values=values, learning_rate=trial.schedule.learning_rate,
             **_outcome(trial, os.path.join(path, name)))}))
-    note(**choose(found['runs'], metric))
-    if found['final'] is None:
+    note(**choose(found['runs'], found['metric']))
+    if not retrain:
+      note(final=found['runs'][found['choice']]['scores'])
+    elif found['final'] is None:
       log.info('\nsweep    the final run: %s', found['choice'])
       final = _with(config, trials[found['choice']])
       note(final=runs.train(final, os.path.join(path, 'final')))
   return found
-
-
-def parse_grid(texts: Sequence[str],
-               config: ml_collections.ConfigDict) -> Grid:
-  """Returns {key: values} of 'KEY=V1,V2,...' texts.
-
-  Args:
-    texts: one for each key.
-    config: gives the type of each key's values.
-
-  Raises:
-    UserError: if the config has no such key, a sweep cannot vary it, or a value
-      has the wrong type.
-  """
-  grid: Grid = {}
-  for text in texts:
-    key, _, values = text.partition('=')
-    *parents, leaf = key.split('.')
-    if not parents or not values or key in grid:
-      raise errors.UserError(
-          f'--grid: expected KEY=V1,V2,... with a key of the config, once for '
-          f'each key, such as {RATE}=0.01,0.03, got {text!r}')
-    section = config
-    for i, part in enumerate(parents):
-      section = _at(section, parents[:i], part)
-    _at(section, parents, leaf)
-    if parents[0] in _FIXED or key == 'data.split':
-      raise errors.UserError(f'--grid: {key} cannot vary, because a sweep sets '
-                             'splits, evaluations and checkpoints itself')
-    grid[key] = list(dict.fromkeys(
-        _value(key, value, section.get_type(leaf))
-        for value in values.split(',')))
-  return grid
 
 
 def choose(found: Mapping[str, Any], metric: str) -> dict[str, Any]:
@@ -182,7 +150,8 @@ def choose(found: Mapping[str, Any], metric: str) -> dict[str, Any]:
   if not scores:
     raise errors.RunError(
         f'all {len(found)} runs of the sweep diverged; try lower learning '
-        f'rates in another --workdir, such as --grid={RATE}=0.0003,0.001')
+        'rates in another --workdir, such as '
+        f'--grid={sweep_grid.RATE}=0.0003,0.001')
   best = max(scores.values())
   tied = sorted((name for name in scores if scores[name] == best),
                 key=lambda name: found[name]['learning_rate'])
@@ -217,18 +186,8 @@ def _status(found: Mapping[str, Any], name: str) -> str:
   return 'as good' if name in found['tied'] else ''
 
 
-def _at(section: Any, parents: Sequence[str], key: str) -> Any:
-  """Returns section[key], where `parents` are the keys of `section`."""
-  if not hasattr(section, 'keys'):
-    raise errors.UserError(f'--grid: {".".join(parents)} is a setting, so it '
-                           f'has no {key!r} below it')
-  if key not in section:
-    raise errors.unknown(': '.join(['--grid', *parents]), key, list(section))
-  return section[key]
-
-
 def _trials(config: ml_collections.ConfigDict,
-            grid: Grid) -> dict[str, dict[str, Any]]:
+            grid: sweep_grid.Grid) -> dict[str, dict[str, Any]]:
   """Returns {name of a run: {key: value}} of all combinations.
 
   Each config is checked as far as that is possible without the data, so that
@@ -258,6 +217,18 @@ def _with(config: ml_collections.ConfigDict,
   return out
 
 
+def _judged(config: ml_collections.ConfigDict, metric: str, train: str,
+            dev: str) -> dict[str, Any]:
+  """Returns whether the choice has to train again, and the metric to choose by.
+  """
+  name, like = next(iter(config.evals.items()))
+  own = all(like.get(key) in (None, config.data[key])
+            for key in ('name', 'dir'))
+  if not own or (config.data.split, like.split) != (train, dev):
+    return dict(metric=metric, retrain=True)
+  return dict(metric=metric.replace('/dev/', f'/{name}/'), retrain=False)
+
+
 def _trial(config: ml_collections.ConfigDict, train: str,
            dev: str) -> ml_collections.ConfigDict:
   """Makes the config, in place, that of a run to choose by."""
@@ -278,14 +249,3 @@ def _outcome(config: ml_collections.ConfigDict,
   except errors.Diverged as e:
     log.info('sweep    %s', e)
     return dict(failed=str(e))
-
-
-def _value(key: str, text: str, kind: type) -> Any:
-  """Returns a text as a value of the type `kind`."""
-  try:
-    if text and kind in _PARSERS:
-      return _PARSERS[kind](text)
-  except (KeyError, ValueError):
-    pass
-  raise errors.UserError(f'--grid: {key}: expected {kind.__name__}, got '
-                         f'{text!r}')

@@ -1,42 +1,72 @@
 """Decodes image files of any common kind with Pillow: upright, opaque, 8 bits.
 
-EXIF rotation is applied, transparency is laid on white, 16-bit images keep
-their high byte, an animation gives its first frame, and CMYK and palettes
-become RGB. None of this needs TensorFlow.
+EXIF rotation is applied, transparency is laid on white, samples of more than 8
+bits are scaled to 8 (see `deep_samples`), an animation gives its first frame,
+and CMYK and palettes become RGB. None of this needs TensorFlow.
 """
+from collections.abc import Iterator
+import contextlib
 import io
+import math
+import threading
 
 import numpy as np
+from PIL import features
 from PIL import Image
 from PIL import ImageOps
 
+from mixer.images import deep_samples
 from mixer.images import options
+from mixer.images.deep_samples import BadImage
+from mixer.images.deep_samples import one_line
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
+SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif',
+            '.tif', '.tiff', '.avif')
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 _ORIENTATION = 0x0112   # the EXIF tag
+_TURN = threading.Lock()   # held while a large image is in memory
+# What a file that Pillow cannot read may be: the first bytes (of any of them),
+# at which offset, and the reason to give.
+_CONVERT = 'cannot be read here; convert it to JPEG or PNG'
+_OTHERS = (
+    (4, (b'ftypheic', b'ftypheix', b'ftyphevc', b'ftyphevx', b'ftypheim',
+         b'ftypheis', b'ftypmif1', b'ftypmsf1'),
+     f'an HEIC image, which {_CONVERT}'),
+    (4, (b'ftypavif', b'ftypavis'),
+     'an AVIF image, which this Pillow cannot read; install pillow>=11.3, or '
+     'convert it to JPEG or PNG'),
+    (0, (b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51'),
+     f'a JPEG 2000 image, which {_CONVERT}'),
+    (0, (b'\0\0\0\x0cJXL ', b'\xff\x0a'), f'a JPEG XL image, which {_CONVERT}'),
+    (0, (b'%PDF',), f'a PDF document, which {_CONVERT}'),
+    (0, (b'version https://git-lfs',),
+     'a pointer of Git LFS in place of the image; run git lfs pull'))
 
 
-class BadImage(Exception):
-  """An image that cannot be used; the message gives the reason in one line."""
-
-
-def is_plain(file: bytes, *, max_pixels: int = options.MAX_PIXELS) -> bool:
-  """Returns whether every decoder gives the same upright pixels of an image.
+def is_plain(file: bytes, *, max_pixels: int = options.MAX_PIXELS,
+             upright: bool = True) -> bool:
+  """Returns whether every decoder gives the same pixels of an image.
 
   Only the header is read.
 
   Args:
     file: the bytes of an image file.
     max_pixels: largest allowed height times width.
+    upright: as for `pixels`. If False, only samples of more than 8 bits make
+      an image not plain.
 
   Raises:
     BadImage: if the file is no image of a known format, or it is too large.
   """
   with _opened(file, max_pixels) as image:
+    if _shrink(image) > 1:
+      return False
+    if deep_samples.are_in(image, file):
+      return False
+    if not upright:
+      return True
     if image.format not in ('JPEG', 'MPO', 'PNG') or (
-        image.mode not in ('L', 'RGB')
-        or 'transparency' in image.info or _is_16_bit_png(file)):
+        image.mode not in ('L', 'RGB') or 'transparency' in image.info):
       return False
     try:
       return image.getexif().get(_ORIENTATION, 1) == 1
@@ -57,7 +87,8 @@ def pixels(file: bytes, *, channels: int = 3,
       Otherwise both are ignored.
 
   Returns:
-    uint8 [height, width, channels].
+    uint8 [height, width, channels]; an image of more than `options.LARGE`
+    pixels is averaged over squares of pixels down to `options.SHRUNK`.
 
   Raises:
     BadImage: if any part of it cannot be decoded, or it is too large.
@@ -65,23 +96,38 @@ def pixels(file: bytes, *, channels: int = 3,
   with _opened(file, max_pixels) as opened:
     image: Image.Image = opened
     try:
+      times, whole = _shrink(opened), opened.size
+      if times > 1 and opened.format in ('JPEG', 'MPO'):
+        # Most of the decoding and of the memory is saved.
+        opened.draft(opened.mode, (whole[0] // times, whole[1] // times))
+      if deep_samples.are_in(opened, file):
+        image = deep_samples.as_8_bits(opened, file)
       image.load()
+      times = math.ceil(times / round(whole[0] / image.width))
+      if times > 1:
+        if image.mode in ('1', 'P', 'PA'):   # levels, not colours
+          image = image.convert('RGBA' if image.has_transparency_data
+                                else 'RGB')
+        image = image.reduce(times)
+      if (opened.format == 'BMP' and image.mode == 'RGBA'
+          and not image.getchannel('A').getbbox()):
+        image = image.convert('RGB')   # an unused byte is not transparency
       image = ImageOps.exif_transpose(image) if upright else image
-      if image.mode.startswith('I'):   # 16 bits
-        image = Image.fromarray(
-            (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
       if upright and image.has_transparency_data:
         image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')
         image = Image.alpha_composite(white, image)
       image = image.convert('L' if channels == 1 else 'RGB')
+    except BadImage:
+      raise
     except Exception as e:   # Pillow's readers raise errors of many types
       raise BadImage(one_line(e)) from e
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
 def as_png(file: bytes, *, channels: int = 3,
-           max_pixels: int = options.MAX_PIXELS) -> bytes:
+           max_pixels: int = options.MAX_PIXELS,
+           upright: bool = True) -> bytes:
   """Decodes a whole image and encodes its `pixels` as uncompressed PNG.
 
   TensorFlow then reads the same pixels with any number of channels, which it
@@ -91,11 +137,13 @@ def as_png(file: bytes, *, channels: int = 3,
     file: the bytes of an image file.
     channels: number of channels of the result, 1 or 3.
     max_pixels: largest allowed height times width.
+    upright: as for `pixels`.
 
   Raises:
     BadImage: if any part of it cannot be decoded, or it is too large.
   """
-  return encode_png(pixels(file, channels=channels, max_pixels=max_pixels))
+  return encode_png(pixels(file, channels=channels, max_pixels=max_pixels,
+                           upright=upright))
 
 
 def encode_png(image: np.ndarray, compress_level: int = 0) -> bytes:
@@ -111,29 +159,57 @@ def encode_png(image: np.ndarray, compress_level: int = 0) -> bytes:
   return out.getvalue()
 
 
-def one_line(error: Exception) -> str:
-  """Returns the text of an exception in one line of at most 200 characters."""
-  return ' '.join(str(error).split())[:200] or type(error).__name__
+@contextlib.contextmanager
+def _opened(file: bytes, max_pixels: int) -> Iterator[Image.Image]:
+  """Opens an image; of large ones, one at a time."""
+  # Pillow allocates all of a WebP image when it opens it.
+  webp = file[:4] == b'RIFF' and (
+      1 + int.from_bytes(file[24:27], 'little')) * (
+          1 + int.from_bytes(file[27:30], 'little')) > options.LARGE
+  with contextlib.ExitStack() as stack:
+    if webp:
+      stack.enter_context(_TURN)
+    image = stack.enter_context(_open(file, max_pixels))
+    if not webp and _shrink(image) > 1:
+      stack.enter_context(_TURN)
+    if _shrink(image) > 1:
+      # malloc keeps freed blocks of up to 32 MiB, in each thread.
+      Image.core.set_block_size(2**26)
+    yield image
 
 
-def _opened(file, max_pixels):
+def _shrink(image):
+  """The side of the squares of pixels that are averaged: 1 for most images."""
+  count = image.width * image.height
+  return (1 if count <= options.LARGE
+          else math.ceil(math.sqrt(count / options.SHRUNK)))
+
+
+def _open(file, max_pixels):
   if not file:
     raise BadImage('the file is empty')
   Image.MAX_IMAGE_PIXELS = None   # Pillow's own limit; ours is checked below
+  formats = _FORMATS + (('AVIF',) if features.check('avif') else ())
   try:
-    image = Image.open(io.BytesIO(file), formats=_FORMATS)
+    image = Image.open(io.BytesIO(file), formats=formats)
   except Exception as e:
-    raise BadImage('not an image' if isinstance(e, Image.UnidentifiedImageError)
-                   else one_line(e)) from e
+    raise BadImage(_not_an_image(file) if isinstance(
+        e, Image.UnidentifiedImageError) else one_line(e)) from e
   if image.width * image.height > max_pixels:
     raise BadImage(f'{image.width} x {image.height} pixels, more than '
                    f'{max_pixels:,}')
   return image
 
 
-def _is_16_bit_png(file):
-  """Whether a PNG has 16 bits a channel, which Pillow's mode does not tell."""
-  return file[:4] == b'\x89PNG' and file[24:25] == b'\x10'
+def _not_an_image(file):
+  """What a file is that Pillow does not know."""
+  for offset, starts, reason in _OTHERS:
+    if file.startswith(starts, offset):
+      return reason
+  head = file[:1000].lstrip().lower()
+  if head.startswith((b'<!doctype html', b'<html')):
+    return 'not an image but a web page; download it again'
+  return 'not an image'
 
 
 # One black pixel: the image of rows that do not count.

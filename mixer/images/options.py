@@ -11,5 +11,8 @@ CROPS = dict(inception='bilinear', bit='bilinear', resmall='area',
 EVALUATION_CROPS = ('resmall', 'resize_crop', 'resize')
 INTERPOLATIONS = ('bilinear', 'bilinear_antialias', 'bicubic', 'area')
 MAX_PIXELS = 2**27   # a larger image is taken for a decompression bomb
+# A larger image is decoded while no other large one is, and is averaged over
+# squares of pixels until it has at most so many.
+LARGE, SHRUNK = 2**25, 2**23
 # 'resmall' first cuts an image to this ratio of its longer to its shorter side.
 MAX_ASPECT = 16

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import files
 from mixer.data import folder
 from mixer.data import manifest
 from mixer.images import decode_pillow
@@ -75,7 +76,7 @@ class Entry:
       BadImage: if the file cannot be read.
     """
     try:
-      with open(self.path, 'rb') as f:
+      with files.open_regular(self.path) as f:
         if self.span is None:
           return f.read()
         f.seek(self.span[0])

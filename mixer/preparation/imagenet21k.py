@@ -17,6 +17,7 @@ import tarfile
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import files
 
 _RELEASES = ('winter21_whole', 'fall11_whole')   # folders of the downloads
 _ONLY_IN_HEADS = ('n03931044', 'n09859684')
@@ -74,7 +75,8 @@ def tar_members(path: str) -> Iterator[tuple[str, int, int]]:
     RunError: if the tar is damaged.
   """
   try:
-    with tarfile.open(path, 'r:') as tar:
+    with files.open_regular(path) as f, tarfile.open(fileobj=f,
+                                                     mode='r:') as tar:
       for member in tar:
         if member.isreg() and not member.issparse():
           name = posixpath.normpath(f'/{member.name}').lstrip('/')

@@ -48,6 +48,9 @@ _READERS: Mapping[str, Callable[..., Any]] = dict(
 # The arguments of `start.start` from the section `start`. That module loads the
 # code that reads weights, so it is imported only if there are weights to load.
 _START = ('weights', 'best', 'dont_load', 'method')
+# Every number of a config lies between 0 and the largest int32, except for
+# these, which may be negative. The functions check narrower ranges.
+_LARGEST, _SIGNED = 2**31 - 1, ('model.head_bias',)
 _SECTIONS = ('model', *_READERS, 'start', 'evals', 'fewshot')
 
 
@@ -84,7 +87,16 @@ def check(config: ml_collections.ConfigDict) -> Settings:
     _check_keys(name, config[name], known[name])
   for name, section in config.evals.items():
     _check_keys(f'evals.{name}', section, known['data'])
-  return Settings(**config.run)
+  for name in _SECTIONS:
+    _check_numbers(name, config[name].to_dict())
+  # These compute nothing, so they check their sections before data are opened.
+  _checked('model', models.create, **dict(config.model))
+  _checked('augment', augment.make, **config.augment)
+  _checked('loss', losses.make, **config.loss)
+  _checked('schedule', schedules.make, total_steps=_LARGEST, **config.schedule)
+  _checked('optimizer', optimizers.make, schedule=lambda step: 0.0,
+           **config.optimizer)
+  return _checked('run', Settings, **config.run)
 
 
 def make_plan(config: ml_collections.ConfigDict,
@@ -153,8 +165,14 @@ def open_checkpoints(config: ml_collections.ConfigDict,
 
 
 def load_start(config: ml_collections.ConfigDict, settings: Settings,
-               model: interface.Model) -> tuple[interface.Model, Merge | None]:
+               model: interface.Model, class_names: Sequence[str] | None,
+               data: str | None) -> tuple[interface.Model, Merge | None]:
   """Loads the weights that a config starts from, if it names any.
+
+  Args:
+    config, settings, model: of the run.
+    class_names, data: its classes and its training set, as `start.start` takes
+      them.
 
   Returns:
     (the model with the settings that the weights need, a function that puts
@@ -170,7 +188,7 @@ def load_start(config: ml_collections.ConfigDict, settings: Settings,
   model, given = start.start(
       model, image_size=image_shape(model, settings)[:2],
       widen=all(config.model.get(key) is None for key in model.TIED_TO_SIZE),
-      **config.start)
+      class_names=class_names, data=data, **config.start)
   return model, functools.partial(
       start.merge, given, source=config.start.weights,
       dont_load=config.start.dont_load)
@@ -245,6 +263,31 @@ def edited(config: ml_collections.ConfigDict,
     for key, value in settings.items():
       copy[name][key] = value
   return copy
+
+
+def _check_numbers(name: str, value: Any) -> None:
+  """Raises a UserError if a number in a section can be no setting at all."""
+  if isinstance(value, Mapping):
+    for key, inner in value.items():
+      _check_numbers(f'{name}.{key}', inner)
+  elif isinstance(value, (list, tuple)):
+    for inner in value:
+      _check_numbers(name, inner)
+  elif isinstance(value, (int, float)):
+    low = -_LARGEST if name in _SIGNED else 0
+    if not low <= value <= _LARGEST:   # NaN is in no range
+      raise errors.UserError(
+          f'{name}: expected a number from {low} to {_LARGEST}, got {value}')
+
+
+def _checked(section: str, make: Callable[..., Any], **settings: Any) -> Any:
+  """Returns what `make` makes of a section; a wrong type is a UserError."""
+  try:
+    return make(**settings)
+  except (TypeError, AttributeError, OverflowError) as e:
+    raise errors.UserError(
+        f'config.{section}: a value has a type that was not expected ({e}); '
+        'see configs/recipe.py for the usual ones') from e
 
 
 def _check_keys(name: str, section: Mapping[str, Any],

@@ -50,6 +50,7 @@ class Job:
     eval_every: period of evaluations, in steps.
     save_every: period of checkpoints, in steps.
     save_scored: whether to evaluate before every checkpoint.
+    improves: whether metrics of an evaluation are a new best, which is saved.
     batch_size: images of one step.
     flops: FLOPs of one step, by formula.
     peak_flops: FLOPs per second of all devices together, for the utilisation.
@@ -72,6 +73,7 @@ class Job:
   batch_size: int
   flops: float
   peak_flops: float
+  improves: Callable[[Mapping[str, float]], bool] = lambda scores: False
   devices: int = 1
   spent: float = 0.0
 
@@ -119,6 +121,7 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
         scores = dict(job.evaluate(state))
         job.writer.write(step, scores)
         job.progress.say(f'evaluated at step {step:,}: {accuracies(scores)}')
+        saving = saving or job.improves(scores)
       if saving or stopping:
         # A resumed run keeps the metrics up to its checkpoint, so the line of
         # this step must be on disk before the checkpoint is.

@@ -78,6 +78,24 @@ def check_labels(name: str, labels: np.ndarray, source: str) -> None:
         f'{several} of {len(labels)}' if several else 'some', source)
 
 
+def of_labels(name: str) -> Callable[..., jax.Array]:
+  """Returns the loss that evaluations report.
+
+  It is the training loss without label smoothing, so that runs with different
+  smoothing can be compared, and a network's card is enough to compute it.
+
+  Args:
+    name: as for `make`.
+
+  Returns:
+    (logits [B, K], labels int32 [B, L], weights float32 [B, L] or None)
+    -> float32 [B].
+  """
+  loss = make(name=name)
+  return lambda logits, labels, weights=None: loss(
+      logits, targets_of(labels, logits.shape[-1], weights))
+
+
 def targets_of(labels: jax.Array, num_classes: int,
                weights: jax.Array | None = None) -> jax.Array:
   """Returns labels as float32 targets [B, K].

@@ -6,12 +6,12 @@ which order things happen.
 from collections.abc import Mapping
 import contextlib
 import dataclasses
-import json
 import os
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from mixer.core import checkpoint
 from mixer.core import errors
@@ -19,6 +19,7 @@ from mixer.core import files
 from mixer.core import peak
 from mixer.core import workdir
 from mixer.core.log import log
+from mixer.data import class_counts
 from mixer.data import pipeline
 from mixer.data import resident
 from mixer.evaluation import suite
@@ -96,16 +97,27 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdir.claimed(path))
     workdir.meet(path)
-    splits = _open_splits(config, settings, plan, path)
-    model = _make_model(config, settings, plan, splits)
     checkpoints = stack.enter_context(contextlib.closing(
         assembly.open_checkpoints(config, path)))
+    # Whatever can refuse the config or the data comes before the first file is
+    # written: a refused command leaves a run as it was, and does not claim an
+    # empty workdir. A run that saved nothing has nothing to protect.
+    if checkpoints.steps():
+      workdir.check_config(path, assembly.stored(config))
+    splits = _open_splits(config, settings, plan, path)
+    model = _make_model(config, settings, plan, splits)
     run = _assemble(config, settings, plan, splits, model, checkpoints, path)
     _check(run)
-    # A config that is refused must not claim the workdir, so that the corrected
-    # one can have it. So this comes after every other check of the config.
-    workdir.agree(path, assembly.stored(config))
-    workdir.write_json(os.path.join(path, workdir.CARD), run.card)
+    fingerprint = splits.train.fingerprint(settings.batch_size, settings.seed)
+    state = None
+    if checkpoints.steps():
+      from mixer.training import resume
+      state = resume.restored(path, checkpoints, run.sharded.state, run.card,
+                              fingerprint)
+    workdir.write_json(os.path.join(path, workdir.CONFIG),
+                       assembly.stored(config))
+    if state is None or files.read(os.path.join(path, workdir.CARD)) is None:
+      workdir.write_json(os.path.join(path, workdir.CARD), run.card)
     summary.introduce(
         path=path, title=catalog.title(run.card['model']), settings=settings,
         plan=plan, data=splits.train, evals=splits.evals, model=run.model,
@@ -113,11 +125,13 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         trained=assembly.trained(config, run.sharded.state.params),
         total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
-    fingerprint = splits.train.fingerprint(settings.batch_size, settings.seed)
-    state = _restored(run, fingerprint)
-    if state is None:
-      state = _initial(run)
-    return _train(run, state, fingerprint)
+    with stop.Guard() as guard:   # before anything compiles
+      if state is None:
+        state = _initial(run)
+      else:
+        log.info('resuming at step %s', f'{int(state.step):,}')
+      guard.check()
+      return _train(run, state, fingerprint, guard)
 
 
 def keep_compiled(path: str) -> None:
@@ -156,11 +170,22 @@ def _make_model(config: ml_collections.ConfigDict, settings: Settings,
         f'model.num_classes: {model.num_classes}, but {source.name} has '
         f'{source.num_classes} classes; set it to at least that, or leave it '
         'unset')
+  few = {f'fewshot.{name}.{part}': getattr(one, part)
+         for name, one in splits.fewshots.items() for part in ('train', 'test')}
+  evals = {f'evals.{name}': split for name, split in splits.evals.items()}
+  for key, split in {'data': splits.train, **evals, **few}.items():
+    if split.source.channels != model.in_channels:
+      raise errors.UserError(
+          f'{key}: the images of {split.source.name} have '
+          f'{split.source.channels} channels, and the network takes '
+          f'{model.in_channels} (model.in_channels); leave model.in_channels '
+          'unset, or choose data with as many channels')
   for name, split in splits.evals.items():
     wrong = suite.other_classes(
         split.source, model.num_classes, source.class_names)
     if wrong:
       raise errors.UserError(f'evals.{name}: {wrong}')
+  class_counts.check(splits.train, splits.evals)
   return model
 
 
@@ -169,9 +194,12 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
               checkpoints: checkpoint.Checkpoints, path: str) -> _Run:
   """Returns the run with its final model; compiles nothing yet."""
   if checkpoints.steps():
-    model, merge = _as_trained(model, path), None
+    from mixer.training import resume  # a new run does not load it
+    model, merge = resume.as_trained(model, path), None
   else:
-    model, merge = assembly.load_start(config, settings, model)
+    source = splits.train.source
+    model, merge = assembly.load_start(
+        config, settings, model, source.class_names, source.name)
   total = settings.steps(len(splits.train))
   optimizer, step_fn = assembly.make_step(config, settings, model, total)
   sharded = step.shard(
@@ -182,55 +210,32 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
               checkpoints)
 
 
-def _as_trained(model: interface.Model, path: str) -> interface.Model:
-  """Returns the model with the settings that it took over from weights.
-
-  A resumed run does not need those weights, which may be gone, but the model
-  must be the same.
-  """
-  text = files.read(os.path.join(path, workdir.CARD)) or '{}'
-  kept = json.loads(text).get('model', {})
-  return model.clone(**{
-      key: kept[key] for key in (*model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
-      if key in kept})
-
-
 def _check(run: _Run) -> None:
-  """Raises a UserError if a metric is unknown or the weights do not fit."""
+  """Raises a UserError if a metric is unknown or the weights do not fit, and
+  whatever the trace of a step raises."""
   best = run.checkpoints.best
   known = suite.metrics(run.splits.evals, run.splits.fewshots)
   if best is not None and best not in known:
     raise errors.unknown('checkpoint.best', best, known)
   if run.merge:
     run.merge(run.sharded.state.params)
+  # Tracing finds what no check above has found; the first step uses it again.
+  jax.eval_shape(run.sharded.step, run.sharded.state,
+                 *_batch_shapes(run.splits.train, run.settings.batch_size))
 
 
-def _restored(run: _Run, fingerprint: Mapping[str, Any]) -> step.State | None:
-  """Returns the newest saved state, or None if nothing was saved.
-
-  Args:
-    run: whose checkpoints are read.
-    fingerprint: of the data and their order, which must be the saved one.
-  """
-  shapes = run.sharded.state
-  found = run.checkpoints.restore(
-      shapes.params, dict(step=shapes.step, opt_state=shapes.opt_state,
-                          bad=shapes.bad))
-  if found is None:
-    return None
-  params, rest, meta = found
-  differ = [f'{key} was {meta["data"].get(key)}, is {fingerprint.get(key)}'
-            for key in dict.fromkeys((*meta['data'], *fingerprint))
-            if meta['data'].get(key) != fingerprint.get(key)]
-  if differ:
-    raise errors.UserError(
-        'data: the run in the workdir was trained on other data, or in another '
-        f'order: {"; ".join(differ)}; resume it with the same data, or choose '
-        'another --workdir')
-  done = int(rest['step'])
-  run.checkpoints.set_aside_after(done)
-  log.info('resuming at step %s', f'{done:,}')
-  return step.State(params=params, **rest)
+def _batch_shapes(data: pipeline.Data, size: int) -> tuple[Any, Any]:
+  """Returns the shapes of a training batch, and of what the devices store."""
+  struct = lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+  number = np.zeros(0, np.int32)
+  batch = dict(epoch=number, record=number, bad=np.zeros(0, bool))
+  if data.resident is not None:
+    return (jax.tree.map(struct, dict(batch, position=number)),
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+                         data.resident))
+  images = np.zeros((0, *data.image_size, data.source.channels), np.uint8)
+  _, targets = data.source.read(np.zeros(0, np.int64))
+  return jax.tree.map(struct, dict(batch, image=images, **targets)), None
 
 
 def _initial(run: _Run) -> step.State:
@@ -242,15 +247,16 @@ def _initial(run: _Run) -> step.State:
       run.merge(state.params), run.sharded.shardings.params))
 
 
-def _train(run: _Run, state: step.State,
-           fingerprint: Mapping[str, Any]) -> dict[str, float]:
+def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
+           guard: stop.Guard) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
   settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
   data, size, total = run.splits.train, settings.batch_size, run.total_steps
   first = int(state.step)
   stored = None if data.resident is None else plan.place(data.resident)
   ask = suite.make(plan, run.model, run.splits.evals, run.splits.fewshots,
-                   batch_size=size, loss=run.card['loss'])
+                   batch_size=size, loss=run.card['loss'],
+                   loss_of=losses.of_labels(run.card['loss']))
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
     checkpoints.save(done, state.params,
@@ -264,13 +270,14 @@ def _train(run: _Run, state: step.State,
   writer = metrics_file.Writer(run.path, resumed_at=first)
   bar = progress.Progress(first, total)
   try:
-    with stop.Guard() as guard, bar:
+    with bar:
       job = loop.Job(
           step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
           resident=stored, evaluate=lambda state: ask(state.params), save=save,
           writer=writer, progress=bar, guard=guard, total_steps=total,
           log_every=settings.log_every, eval_every=settings.eval_every,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
+          improves=checkpoints.improves,
           batch_size=size,
           flops=size * cost.training_flops(run.model, settings.image_size),
           devices=plan.mesh.size, spent=writer.spent,
@@ -283,7 +290,7 @@ def _train(run: _Run, state: step.State,
         bar.say(f'already finished at step {total:,}; evaluated again: '
                 f'{loop.accuracies(scores)}')
         return scores
-      finally:   # inside the guard, so that no signal cuts the last save short
+      finally:   # the guard lets no signal cut the last save short
         batches.close()
         checkpoints.wait()
   finally:

@@ -93,9 +93,9 @@ def make_train_step(
     step(state, batch, stored=None) -> (state, metrics). `batch` is a training
     batch as `data.pipeline` describes it, and `stored` the split that it
     indexes if that lives on the device. Metrics are scalars: 'loss' and
-    'accuracy' of the augmented batch (of the examples that have a label), 'gradient_norm' of the trained parameters
-    before clipping, 'learning_rate', and 'bad', the state's count after this
-    step.
+    'accuracy' of the augmented batch (of the examples that have a label),
+    'gradient_norm' of the trained parameters before clipping, 'learning_rate',
+    and 'bad', the state's count after this step.
   """
   def gradient(params, images, targets, rows, rngs):
     def objective(params):

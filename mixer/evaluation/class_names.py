@@ -1,0 +1,48 @@
+"""Finds the classes of a data set among those of a network, by name."""
+from collections.abc import Sequence
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mixer.core import errors
+from mixer.evaluation import suite
+
+if TYPE_CHECKING:
+  from mixer.data.source import Source
+
+_SYNSET = re.compile(r'n\d{8} ')
+
+
+def numbers(source: 'Source', num_classes: int | None,
+            names: Sequence[str] | None,
+            exactly: bool = False) -> np.ndarray | None:
+  """Returns the network's number of each class of a source, found by name.
+
+  Args:
+    source, num_classes, names, exactly: as for `suite.other_classes`.
+
+  Returns:
+    int32 [classes of the source], or None if the numbers are the same.
+
+  Raises:
+    UserError: if the network lacks a class.
+  """
+  theirs = source.class_names
+  if not names or not theirs:
+    wrong = suite.other_classes(source, num_classes, names, exactly)
+    if wrong:
+      raise errors.UserError(wrong)
+    return None
+  # Released weights name a synset with a word: 'n01440764 tench'.
+  ours = {name.partition(' ')[0]: i for i, name in enumerate(names)
+          if _SYNSET.match(name)}
+  ours |= {name: i for i, name in enumerate(names)}
+  lacking = [i for i, name in enumerate(theirs) if name not in ours]
+  if lacking:
+    raise errors.UserError(
+        f'class {lacking[0]} of {source.name} is {theirs[lacking[0]]!r}, and '
+        f'the network lacks {len(lacking)} of its {len(theirs)} classes')
+  found = np.array([ours[name] for name in theirs], np.int32)
+  return None if len(found) == len(names) and (
+      found == np.arange(len(names))).all() else found

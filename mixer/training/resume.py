@@ -1,0 +1,100 @@
+"""Restores the state of an earlier run, if the new one may go on from it."""
+from collections.abc import Mapping
+from collections.abc import Sequence
+import json
+import os
+from typing import Any
+
+from mixer.core import checkpoint
+from mixer.core import errors
+from mixer.core import files
+from mixer.core import workdir
+from mixer.models import interface
+from mixer.training import step
+
+_SHOWN = 5   # classes that an error names
+
+
+def as_trained(model: interface.Model, path: str) -> interface.Model:
+  """Returns the model with the settings that it took over from weights.
+
+  A resumed run does not need those weights, which may be gone, but the model
+  must be the same.
+
+  Args:
+    model: as the config describes it.
+    path: the workdir.
+  """
+  kept = _card(path).get('model', {})
+  return model.clone(**{
+      key: kept[key] for key in (*model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
+      if key in kept})
+
+
+def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
+             card: Mapping[str, Any], fingerprint: Mapping[str, Any]
+             ) -> step.State | None:
+  """Returns the newest saved state, or None if nothing was saved.
+
+  Args:
+    path: the workdir.
+    checkpoints: of the workdir.
+    shapes: State of jax.ShapeDtypeStruct, with shardings.
+    card: of the network, see `core.cards`. Its classes must be the saved ones.
+    fingerprint: of the data and their order, which must be the saved one.
+
+  Raises:
+    UserError: if the data differ from those of the saved run.
+    RunError: if there are checkpoints and none can be read.
+  """
+  # The classes come first: with another number of them, no checkpoint fits.
+  _check_classes(_card(path), card)
+  found = checkpoints.restore(
+      shapes.params, dict(step=shapes.step, opt_state=shapes.opt_state,
+                          bad=shapes.bad))
+  if found is None:
+    return None
+  params, rest, meta = found
+  differ = [f'{key} was {meta["data"].get(key)}, is {fingerprint.get(key)}'
+            for key in dict.fromkeys((*meta['data'], *fingerprint))
+            if meta['data'].get(key) != fingerprint.get(key)]
+  if differ:
+    raise errors.UserError(
+        'data: the run in the workdir was trained on other data, or in another '
+        f'order: {"; ".join(differ)}; resume it with the same data, or choose '
+        'another --workdir')
+  checkpoints.set_aside_after(int(rest['step']))
+  return step.State(params=params, **rest)
+
+
+def _card(path: str) -> dict[str, Any]:
+  return json.loads(files.read(os.path.join(path, workdir.CARD)) or '{}')
+
+
+def _check_classes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+  """Raises a UserError if two cards are of networks with other classes."""
+  was, now = (card.get('class_names') or () for card in (old, new))
+  counts = [card.get('model', {}).get('num_classes') for card in (old, new)]
+  if not old or (list(was) == list(now) and counts[0] == counts[1]):
+    return
+  gone = [name for name in was if name not in set(now)]
+  come = [name for name in now if name not in set(was)]
+  if gone and len(gone) == len(come):
+    what = 'renamed: ' + _listed(f'{a!r} is gone and {b!r} is new'
+                                 for a, b in zip(gone, come))
+  elif gone or come:
+    what = '; '.join(f'{word}: {_listed(map(repr, names))}' for word, names in (
+        ('classes that are gone', gone), ('new classes', come)) if names)
+  elif list(was) != list(now):
+    what = 'the same classes in another order'
+  else:
+    what = f'{counts[0]} classes were trained, and there are {counts[1]}'
+  raise errors.UserError(
+      f'data: the run in the workdir was trained on other classes ({what}); '
+      'resume it with the classes that it had, or choose another --workdir')
+
+
+def _listed(names: Any) -> str:
+  texts: Sequence[str] = list(names)
+  more = len(texts) - _SHOWN
+  return ', '.join(texts[:_SHOWN]) + (f' and {more} more' if more > 0 else '')

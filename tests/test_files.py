@@ -1,0 +1,50 @@
+"""Files of the user's: only regular ones are opened."""
+import os
+
+import pytest
+
+from mixer.core import errors
+from mixer.core import files
+from mixer.data import listing
+from mixer.data import manifest
+from mixer.data import real_labels
+from mixer.data import tfrecord
+from mixer.images import decode_pillow
+from mixer.preparation import image_lists
+
+
+@pytest.mark.parametrize('kind', ('FIFO', 'device'))
+def test_no_reader_waits_for_a_fifo_or_a_device(tmp_path, kind):
+  """/dev/zero would give bytes without end."""
+  def place(name):
+    path = str(tmp_path / name)
+    os.mkfifo(path) if kind == 'FIFO' else os.symlink('/dev/zero', path)
+    return path
+  with pytest.raises(OSError, match=f'a {kind}, not a regular file'):
+    files.open_regular(place('x'))
+  with pytest.raises(OSError, match='not a regular file'):
+    files.read(place('config.json'))
+  image = listing._read(place('x.jpg'))
+  assert isinstance(image, decode_pillow.BadImage) and kind in str(image)
+  with pytest.raises(decode_pillow.BadImage, match=kind):
+    image_lists.Entry('a', 'train', (0,), None, place('y.jpg')).read()
+  with pytest.raises(errors.UserError, match=f"x.csv'.*{kind}"):
+    manifest.load(place('x.csv'))
+  with pytest.raises(errors.UserError, match=f"real.json'.*{kind}"):
+    real_labels.load(place('real.json'), 10)
+  with pytest.raises(OSError, match=kind):
+    next(tfrecord.read_all(place('x.tfrecord')))
+
+
+def test_regular_files_are_read_and_missing_ones_reported(tmp_path):
+  path = tmp_path / 'x'
+  path.write_bytes(b'1\r\n')
+  with files.open_regular(str(path)) as f:
+    assert f.read() == b'1\r\n'
+  assert files.read(path) == '1\n'
+  assert files.read(tmp_path / 'gone') is None
+  assert files.read(path / 'below') is None
+  with pytest.raises(FileNotFoundError):
+    files.open_regular(str(tmp_path / 'gone'))
+  with pytest.raises(IsADirectoryError):
+    files.open_regular(str(tmp_path))
