@@ -67,7 +67,7 @@ class Checkpoints:
             best_fn=_metric(best) if best else None,
             cleanup_tmp_directories=False))
     scores = map(self._manager.metrics, self.steps() if best else ())
-    self._top = max(map(_metric(best), scores), default=-np.inf)
+    self._top = max(map(_metric(best or ''), scores), default=-np.inf)
 
   def steps(self) -> list[int]:
     """Returns all saved steps, ascending."""
