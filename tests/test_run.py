@@ -93,6 +93,7 @@ def test_a_refused_config_does_not_claim_the_workdir(mistake, tmp_path):
   config = tiny()
   config.run.batch_size = 8 * jax.device_count()
   change(config)
+  (tmp_path / 'run').mkdir()
   with pytest.raises(errors.UserError, match=words):
     run.train(config, str(tmp_path / 'run'))
   assert not {workdir.CONFIG, workdir.CARD, workdir.METRICS} & set(

@@ -18,7 +18,9 @@ def check(name: str, where: str) -> None:
     UserError: if a class is not one of TFDS's.
   """
   import tensorflow_datasets as tfds
-  found = tfds.core.read_only_builder._find_builder_dir(name, data_dir=where)
+  # TFDS's search adds to the context of an error, so it needs one.
+  with tfds.core.utils.error_utils.reraise_with_context(Exception):
+    found = tfds.core.read_only_builder._find_builder_dir(name, data_dir=where)
   if found is None:
     return
   for file, key in (('features.json', None), ('dataset_info.json', 'features')):
