@@ -1,4 +1,4 @@
-"""What a device or a closed pipe does to a command: one line, or nothing."""
+"""Commands end in one line if a device fails, and outlive a closed pipe."""
 import os
 import subprocess
 import sys

@@ -486,7 +486,7 @@ def test_timm_and_this_project_read_each_others_weights(tmp_path):
 
 
 def test_prefixes_of_wrappers_are_no_part_of_a_name(tmp_path):
-  """Of torch.compile, DataParallel and Lightning, in any order."""
+  """Prefixes of torch.compile, DataParallel and Lightning, in any order."""
   _, flat, _ = golden()
   path = str(tmp_path / 'w.safetensors')
   formats.save(path, trees.unflatten(flat), 'timm')

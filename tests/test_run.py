@@ -185,3 +185,23 @@ def test_a_workdir_that_cannot_hold_checkpoints_is_refused(
   with pytest.raises(errors.UserError, match=words):
     run.train(tiny(), name)
   assert not os.listdir(tmp_path)
+
+
+def test_the_check_before_a_run_is_the_only_trace_of_the_step(
+    tmp_path, monkeypatch):
+  """The first step uses it, so that large networks start no later."""
+  traces = []
+  make = step.make_train_step
+
+  def counted(*args, **kwargs):
+    traced = make(*args, **kwargs)
+    def function(*batch):
+      traces.append(1)
+      return traced(*batch)
+    return function
+
+  monkeypatch.setattr(step, 'make_train_step', counted)
+  config = tiny()
+  config.run.batch_size = 8 * jax.device_count()
+  run.train(config, str(tmp_path / 'run'))
+  assert len(traces) == 1

@@ -128,7 +128,7 @@ def test_the_best_on_held_out_images_is_trained_on_all(finished):
 @pytest.mark.parametrize('dev,retrain', (('test', False), ('test[:50%]', True)))
 def test_the_best_run_trains_once_if_all_images_were_trained_on(
     tmp_path, monkeypatch, dev, retrain):
-  """That is how one's own images are swept: no training image is held out."""
+  """A sweep on a user's own images holds out no training image."""
   config = small(tmp_path, **{'run.total_steps': 2, 'sweep.train': 'train',
                               'sweep.dev': dev})
   config.start.weights = None

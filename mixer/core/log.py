@@ -46,7 +46,7 @@ class _Lasting(io.FileIO):
   and its exit code.
   """
 
-  def write(self, data: Any) -> int | None:   # type: ignore[override]
+  def write(self, data: Any, /) -> int:
     try:
       return super().write(data)
     except BrokenPipeError:

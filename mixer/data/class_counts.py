@@ -10,19 +10,27 @@ from mixer.data import pipeline
 _SHOWN = 5   # names of classes in a message
 
 
+def labels(data: pipeline.Data) -> np.ndarray:
+  """Returns the labels of a split, int32 [N, L], padded by -1.
+
+  They are [0, L] if labels can only be read together with the images.
+  """
+  if data.resident is not None:
+    return data.resident['labels']
+  source, none = data.source, np.zeros(0, np.int64)
+  if source.targets is None:
+    return source.read(none)[1]['labels']
+  return source.targets(data.split.records(np.arange(len(data))))['labels']
+
+
 def of(data: pipeline.Data) -> np.ndarray | None:
   """Returns the number of examples of each class, int64 [num_classes].
 
   Returns None if labels can only be read together with the images.
   """
-  source = data.source
-  if data.resident is not None:
-    labels = data.resident['labels']
-  elif source.targets is not None:
-    labels = source.targets(data.split.records(np.arange(len(data))))['labels']
-  else:
-    return None
-  return np.bincount(labels[labels >= 0], minlength=source.num_classes)
+  found = labels(data)
+  return np.bincount(found[found >= 0], minlength=data.source.num_classes
+                     ) if len(found) else None
 
 
 def check(train: pipeline.Data, evals: Mapping[str, pipeline.Data]) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from mixer.core import errors
 from mixer.core.log import log
 from mixer.data import listing
+from mixer.data import splits
 from mixer.images import decode_pillow
 
-_ALIASES = {'val': 'validation', 'valid': 'validation'}
 _SKIPPED = ('__MACOSX', '@eaDir')   # left by macOS's zip and by Synology
 # Tiny-ImageNet lists its validation images in a file: name, class, box.
 _ANNOTATIONS = 'val_annotations.txt'
@@ -95,16 +95,16 @@ def _log_ignored(root, ignored):
 def _split_folders(root, ignored):
   """{split: its folder}, in the order of the records."""
   names, loose = _scan(root)
-  splits = [_ALIASES.get(name.lower(), name.lower()) for name in names]
-  tops = {s: os.path.join(root, names[splits.index(s)])
-          for s in listing.STORED if s in splits}
+  found = [splits.ALIASES.get(name.lower(), name.lower()) for name in names]
+  tops = {s: os.path.join(root, names[found.index(s)])
+          for s in listing.STORED if s in found}
   if not tops:
     return {'train': root}   # its subfolders are the classes
-  if 'train' not in tops or any(splits.count(s) > 1 for s in tops):
-    given = [n for n, split in zip(names, splits) if split in tops]
+  if 'train' not in tops or any(found.count(s) > 1 for s in tops):
+    given = [n for n, split in zip(names, found) if split in tops]
     raise errors.UserError(f"data.name: {root!r} has {given}: 'train' is "
                            f'missing, or a split has two folders; {_LAYOUT}')
-  others = [n for n, split in zip(names, splits) if split not in tops]
+  others = [n for n, split in zip(names, found) if split not in tops]
   if others:
     log.info('%r: these folders are no splits and are ignored: %s', root,
              others[:10])

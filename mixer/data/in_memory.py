@@ -10,7 +10,6 @@ from mixer.core.log import log
 from mixer.data import source
 from mixer.data import splits
 
-_ALIASES = {'val': 'validation', 'valid': 'validation'}
 _DARK = 32   # no image of a data set is brighter: its values are not 0 to 255
 
 
@@ -63,7 +62,8 @@ def arrays(path: str) -> source.Source:
     if len(shapes) > 1:
       raise errors.UserError(f'{path}: the {kind} of all splits must have the '
                              f'same shape, got {sorted(shapes)}')
-  sizes = {_ALIASES.get(p, p): len(labels) for p, (_, labels) in pairs.items()}
+  sizes = {splits.ALIASES.get(part, part): len(labels)
+           for part, (_, labels) in pairs.items()}
   if len(sizes) < len(pairs):
     raise errors.UserError(f"{path}: has the splits {parts}; 'val' is "
                            "'validation' too, so expected only one of them")

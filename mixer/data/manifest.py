@@ -19,10 +19,10 @@ from mixer.core.log import log
 from mixer.data import label_names
 from mixer.data import listing
 from mixer.data import source
+from mixer.data import splits
 
 _COLUMNS = ('path', 'label', 'labels', 'weights', 'split')
 _NEGATIVE = re.compile('-[0-9]+')
-_ALIASES = {'val': 'validation', 'valid': 'validation'}
 _SPLIT = re.compile(r'[^\[\]+]+')   # names that `splits.select` can parse
 # Characters that no file name has: '\0' and surrogates, except for those that
 # stand for undecodable bytes.
@@ -89,7 +89,7 @@ def load(path: str) -> listing.Listing:
 
 def split_name(split: str) -> str:
   """Returns the name under which the rows of a split are found."""
-  return _ALIASES.get(split.lower(), split)
+  return splits.ALIASES.get(split.lower(), split)
 
 
 def rows(path: str) -> Iterator[Row]:

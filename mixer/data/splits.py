@@ -20,6 +20,7 @@ _MIXED = order.key(4)   # of the permutation that slices follow
 _PART = re.compile(r'(?P<name>[^\[\]+]+)'
                    r'(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?')
 HELD_OUT_EVERY = 10
+ALIASES = {'val': 'validation', 'valid': 'validation'}   # in lower case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Split:
 
   @property
   def mixed(self) -> bool:
-    """Whether a piece is a slice that follows the fixed permutation."""
+    """Whether the split has a slice in the order of the fixed permutation."""
     return any(p.mixed for p in self.pieces)
 
   def __len__(self) -> int:

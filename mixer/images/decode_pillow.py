@@ -202,7 +202,7 @@ def _open(file, max_pixels):
 
 
 def _not_an_image(file):
-  """What a file is that Pillow does not know."""
+  """The reason why Pillow cannot read a file, from its first bytes."""
   for offset, starts, reason in _OTHERS:
     if file.startswith(starts, offset):
       return reason

@@ -21,7 +21,6 @@ from mixer.core import workdir
 from mixer.core.log import log
 from mixer.data import class_counts
 from mixer.data import pipeline
-from mixer.data import resident
 from mixer.evaluation import suite
 from mixer.models import catalog
 from mixer.models import cost
@@ -151,9 +150,8 @@ def _open_splits(config: ml_collections.ConfigDict, settings: Settings,
   train, evals, fewshots = assembly.open_splits(
       config, settings, workdir.BadImages(path))
   train.check(settings.batch_size, plan.slots(settings.batch_size))
-  losses.check_labels(
-      config.loss.name, resident.known_labels(train.source, train.split),
-      train.source.name)
+  losses.check_labels(config.loss.name, class_counts.labels(train),
+                      train.source.name)
   few = [split for one in fewshots.values() for split in (one.train, one.test)]
   for split in (train, *evals.values(), *few):
     split.preflight()
@@ -221,18 +219,21 @@ def _check(run: _Run) -> None:
     run.merge(run.sharded.state.params)
   # Tracing finds what no check above has found; the first step uses it again.
   jax.eval_shape(run.sharded.step, run.sharded.state,
-                 *_batch_shapes(run.splits.train, run.settings.batch_size))
+                 *_batch_shapes(run.splits.train, run.settings.batch_size,
+                                run.plan))
 
 
-def _batch_shapes(data: pipeline.Data, size: int) -> tuple[Any, Any]:
+def _batch_shapes(data: pipeline.Data, size: int,
+                  plan: sharding.Plan) -> tuple[Any, Any]:
   """Returns the shapes of a training batch, and of what the devices store."""
-  struct = lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+  struct = lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype,
+                                          sharding=plan.batch)
   number = np.zeros(0, np.int32)
   batch = dict(epoch=number, record=number, bad=np.zeros(0, bool))
   if data.resident is not None:
     return (jax.tree.map(struct, dict(batch, position=number)),
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-                         data.resident))
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=plan.replicated), data.resident))
   images = np.zeros((0, *data.image_size, data.source.channels), np.uint8)
   _, targets = data.source.read(np.zeros(0, np.int64))
   return jax.tree.map(struct, dict(batch, image=images, **targets)), None
