@@ -169,7 +169,7 @@ def test_a_run_that_diverges_ends_with_one_line(tmp_path):
   out = main(*TINY, f'--workdir={tmp_path}/run', '--config.run.log_every=1',
              '--config.run.total_steps=40', '--config.optimizer.clip_norm=0',
              f'--config.data.name=arrays:{tmp_path}/a.npz',
-             '--config.schedule.learning_rate=1e38', devices=1)
+             '--config.schedule.learning_rate=2e9', devices=1)
   assert out.returncode == 1, out.stderr
   lines = [line for line in out.stderr.splitlines()
            if line.startswith('error: ')]

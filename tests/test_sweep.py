@@ -199,14 +199,14 @@ def test_a_run_that_diverges_is_not_chosen(tmp_path, monkeypatch):
   """It is recorded and not started again; the sweep continues."""
   config = small(tmp_path, **{'optimizer.clip_norm': 0.0,
                               'run.total_steps': 6})
-  config.sweep.learning_rates = (1e38, 0.01)
+  config.sweep.learning_rates = (2e9, 0.01)
   found = go(config, tmp_path / 'w')
   bad, good = found['runs'].values()
   assert 'diverged' in bad['failed'] and 'scores' not in bad
   assert found['choice'] == f'{RATE}=0.01' and good['scores']
   begun = record_runs(monkeypatch)
   assert go(config, tmp_path / 'w') == found and not begun
-  config.sweep.learning_rates = (1e38,)
+  config.sweep.learning_rates = (2e9,)
   with pytest.raises(errors.RunError, match='all 1 runs.*lower'):
     go(config, tmp_path / 'v')
 
