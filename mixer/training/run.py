@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from mixer.core import checkpoint
 from mixer.core import errors
@@ -19,8 +18,6 @@ from mixer.core import files
 from mixer.core import peak
 from mixer.core import workdir
 from mixer.core.log import log
-from mixer.data import class_counts
-from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.models import catalog
 from mixer.models import cost
@@ -29,20 +26,13 @@ from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import losses
 from mixer.training import metrics_file
+from mixer.training import opening
 from mixer.training import progress
 from mixer.training import sharding
 from mixer.training import step
 from mixer.training import stop
 from mixer.training import summary
 from mixer.training.settings import Settings
-
-
-@dataclasses.dataclass(frozen=True)
-class _Splits:
-  """The opened splits of a run: the training split, and those evaluated."""
-  train: pipeline.Data
-  evals: Mapping[str, pipeline.Data]
-  fewshots: Mapping[str, suite.FewShot]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +55,7 @@ class _Run:
   path: str
   settings: Settings
   plan: sharding.Plan
-  splits: _Splits
+  splits: opening.Splits
   model: interface.Model
   card: Mapping[str, Any]
   sharded: step.ShardedStep
@@ -103,8 +93,8 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     # empty workdir. A run that saved nothing has nothing to protect.
     if checkpoints.steps():
       workdir.check_config(path, assembly.stored(config))
-    splits = _open_splits(config, settings, plan, path)
-    model = _make_model(config, settings, plan, splits)
+    splits = opening.open_splits(config, settings, plan, path)
+    model = opening.make_model(config, settings, plan, splits)
     run = _assemble(config, settings, plan, splits, model, checkpoints, path)
     _check(run)
     fingerprint = splits.train.fingerprint(settings.batch_size, settings.seed)
@@ -144,52 +134,10 @@ def keep_compiled(path: str) -> None:
         files.absolute(path), workdir.COMPILED))
 
 
-def _open_splits(config: ml_collections.ConfigDict, settings: Settings,
-                 plan: sharding.Plan, path: str) -> _Splits:
-  """Opens all splits, and decodes the first images of each as a check."""
-  train, evals, fewshots = assembly.open_splits(
-      config, settings, workdir.BadImages(path))
-  train.check(settings.batch_size, plan.slots(settings.batch_size))
-  losses.check_labels(config.loss.name, class_counts.labels(train),
-                      train.source.name)
-  few = [split for one in fewshots.values() for split in (one.train, one.test)]
-  for split in (train, *evals.values(), *few):
-    split.preflight()
-  return _Splits(train, evals, fewshots)
-
-
-def _make_model(config: ml_collections.ConfigDict, settings: Settings,
-                plan: sharding.Plan, splits: _Splits) -> interface.Model:
-  """Returns the model, whose classes must be those of all splits."""
-  source = splits.train.source
-  model = assembly.make_model(config, settings, source, plan.platform)
-  if model.num_classes < source.num_classes:
-    raise errors.UserError(
-        f'model.num_classes: {model.num_classes}, but {source.name} has '
-        f'{source.num_classes} classes; set it to at least that, or leave it '
-        'unset')
-  few = {f'fewshot.{name}.{part}': getattr(one, part)
-         for name, one in splits.fewshots.items() for part in ('train', 'test')}
-  evals = {f'evals.{name}': split for name, split in splits.evals.items()}
-  for key, split in {'data': splits.train, **evals, **few}.items():
-    if split.source.channels != model.in_channels:
-      raise errors.UserError(
-          f'{key}: the images of {split.source.name} have '
-          f'{split.source.channels} channels, and the network takes '
-          f'{model.in_channels} (model.in_channels); leave model.in_channels '
-          'unset, or choose data with as many channels')
-  for name, split in splits.evals.items():
-    wrong = suite.other_classes(
-        split.source, model.num_classes, source.class_names)
-    if wrong:
-      raise errors.UserError(f'evals.{name}: {wrong}')
-  class_counts.check(splits.train, splits.evals)
-  return model
-
-
 def _assemble(config: ml_collections.ConfigDict, settings: Settings,
-              plan: sharding.Plan, splits: _Splits, model: interface.Model,
-              checkpoints: checkpoint.Checkpoints, path: str) -> _Run:
+              plan: sharding.Plan, splits: opening.Splits,
+              model: interface.Model, checkpoints: checkpoint.Checkpoints,
+              path: str) -> _Run:
   """Returns the run with its final model; compiles nothing yet."""
   if checkpoints.steps():
     from mixer.training import resume  # a new run does not load it
@@ -218,25 +166,9 @@ def _check(run: _Run) -> None:
   if run.merge:
     run.merge(run.sharded.state.params)
   # Tracing finds what no check above has found; the first step uses it again.
-  jax.eval_shape(run.sharded.step, run.sharded.state,
-                 *_batch_shapes(run.splits.train, run.settings.batch_size,
-                                run.plan))
-
-
-def _batch_shapes(data: pipeline.Data, size: int,
-                  plan: sharding.Plan) -> tuple[Any, Any]:
-  """Returns the shapes of a training batch, and of what the devices store."""
-  struct = lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype,
-                                          sharding=plan.batch)
-  number = np.zeros(0, np.int32)
-  batch = dict(epoch=number, record=number, bad=np.zeros(0, bool))
-  if data.resident is not None:
-    return (jax.tree.map(struct, dict(batch, position=number)),
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=plan.replicated), data.resident))
-  images = np.zeros((0, *data.image_size, data.source.channels), np.uint8)
-  _, targets = data.source.read(np.zeros(0, np.int64))
-  return jax.tree.map(struct, dict(batch, image=images, **targets)), None
+  batch, stored = opening.batch_shapes(
+      run.splits.train, run.settings.batch_size, run.plan)
+  jax.eval_shape(run.sharded.step, run.sharded.state, batch, stored)
 
 
 def _initial(run: _Run) -> step.State:

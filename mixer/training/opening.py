@@ -1,0 +1,119 @@
+"""Opens a run's data and network, and refuses those that do not fit together.
+
+All of it comes before a run writes its first file.
+"""
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from mixer.core import errors
+from mixer.core import workdir
+from mixer.data import class_counts
+from mixer.data import pipeline
+from mixer.evaluation import suite
+from mixer.models import interface
+from mixer.training import assembly
+from mixer.training import losses
+from mixer.training import sharding
+from mixer.training.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+  """The opened splits of a run: the training split, and those evaluated."""
+  train: pipeline.Data
+  evals: Mapping[str, pipeline.Data]
+  fewshots: Mapping[str, suite.FewShot]
+
+
+def open_splits(config: ml_collections.ConfigDict, settings: Settings,
+                 plan: sharding.Plan, path: str) -> Splits:
+  """Opens all splits, and decodes the first images of each as a check.
+
+  Args:
+    config: of the run.
+    settings: of the config's `run` section.
+    plan: how batches lie on the devices.
+    path: the workdir, which keeps the list of images that cannot be decoded.
+
+  Raises:
+    UserError: if a split cannot be opened or read, is too small, or has labels
+      that the loss cannot use.
+  """
+  train, evals, fewshots = assembly.open_splits(
+      config, settings, workdir.BadImages(path))
+  train.check(settings.batch_size, plan.slots(settings.batch_size))
+  losses.check_labels(config.loss.name, class_counts.labels(train),
+                      train.source.name)
+  few = [split for one in fewshots.values() for split in (one.train, one.test)]
+  for split in (train, *evals.values(), *few):
+    split.preflight()
+  return Splits(train, evals, fewshots)
+
+
+def make_model(config: ml_collections.ConfigDict, settings: Settings,
+                plan: sharding.Plan, splits: Splits) -> interface.Model:
+  """Returns the model, whose classes must be those of all splits.
+
+  Args:
+    config: of the run.
+    settings: of the config's `run` section.
+    plan: its platform decides the form of the products.
+    splits: as `open_splits` opens them.
+
+  Raises:
+    UserError: if a split has other classes or channels than the network.
+  """
+  source = splits.train.source
+  model = assembly.make_model(config, settings, source, plan.platform)
+  if model.num_classes < source.num_classes:
+    raise errors.UserError(
+        f'model.num_classes: {model.num_classes}, but {source.name} has '
+        f'{source.num_classes} classes; set it to at least that, or leave it '
+        'unset')
+  few = {f'fewshot.{name}.{part}': getattr(one, part)
+         for name, one in splits.fewshots.items() for part in ('train', 'test')}
+  evals = {f'evals.{name}': split for name, split in splits.evals.items()}
+  for key, split in {'data': splits.train, **evals, **few}.items():
+    if split.source.channels != model.in_channels:
+      raise errors.UserError(
+          f'{key}: the images of {split.source.name} have '
+          f'{split.source.channels} channels, and the network takes '
+          f'{model.in_channels} (model.in_channels); leave model.in_channels '
+          'unset, or choose data with as many channels')
+  for name, split in splits.evals.items():
+    wrong = suite.other_classes(
+        split.source, model.num_classes, source.class_names)
+    if wrong:
+      raise errors.UserError(f'evals.{name}: {wrong}')
+  class_counts.check(splits.train, splits.evals)
+  return model
+
+
+def batch_shapes(data: pipeline.Data, size: int,
+                  plan: sharding.Plan) -> tuple[Any, Any]:
+  """Returns the shapes of a training batch, and of what the devices store.
+
+  Args:
+    data: the training split.
+    size: B, of the global batch.
+    plan: how batches lie on the devices.
+
+  Returns:
+    (batch, the stored split or None), trees of jax.ShapeDtypeStruct.
+  """
+  struct = lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype,
+                                          sharding=plan.batch)
+  number = np.zeros(0, np.int32)
+  batch = dict(epoch=number, record=number, bad=np.zeros(0, bool))
+  if data.resident is not None:
+    return (jax.tree.map(struct, dict(batch, position=number)),
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=plan.replicated), data.resident))
+  images = np.zeros((0, *data.image_size, data.source.channels), np.uint8)
+  _, targets = data.source.read(np.zeros(0, np.int64))
+  return jax.tree.map(struct, dict(batch, image=images, **targets)), None
