@@ -6,7 +6,6 @@ The best value then trains on all of them, and only that run sees the test
 images. Where the values already train on all of them and the config's own
 evaluation judges, the best run is the result and is not trained again.
 """
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
@@ -23,24 +22,14 @@ from mixer.core import files
 from mixer.core import tables
 from mixer.core import workdir
 from mixer.core.log import log
+from mixer.experiments import grids
 from mixer.experiments import runs
 from mixer.training import assembly
 
-RATE = 'schedule.learning_rate'
 _METRICS = ('eval/dev/accuracy', 'eval/dev/accuracy_top5')
-# Sections that a sweep sets itself.
-_FIXED = ('sweep', 'evals', 'fewshot', 'checkpoint')
-_BOOLEANS = {'true': True, 'false': False}
-# How the text of a value is read, by the type of its key.
-_PARSERS: dict[type, Callable[[str], Any]] = {
-    bool: lambda text: _BOOLEANS[text.lower()], int: int, float: float,
-    str: str}
 # Enough for a check of the other settings; the real data may be elsewhere.
 _ANY_DATA = data_sizes.Size(examples=None, num_classes=1, channels=3,
                             missing=None)
-
-# {key of the config: values to try}
-Grid = dict[str, list[Any]]
 
 
 def run(config: ml_collections.ConfigDict, path: str, *,
@@ -59,7 +48,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     raise errors.UserError(
         'config: expected a section `sweep`, which says on which images to '
         'train and to choose; configs/finetune.py has one')
-  found = sweep(config, path, **config.sweep, grid=parse_grid(grid, config))
+  found = sweep(config, path, **config.sweep, grid=grids.parse(grid, config))
   log.info('sweep    the run to use is %s', os.path.join(
       path, 'final' if found.get('retrain', True) else found['choice']))
   return found
@@ -67,7 +56,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
 
 def sweep(config: ml_collections.ConfigDict, path: str, *,
           learning_rates: Sequence[float], train: str, dev: str,
-          metric: str = 'eval/dev/accuracy', grid: Grid | None = None
+          metric: str = 'eval/dev/accuracy', grid: grids.Grid | None = None
           ) -> dict[str, Any]:
   """Trains once for each value, chooses the best, and trains it on all images.
 
@@ -104,7 +93,7 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
   if metric not in _METRICS:
     raise errors.unknown('sweep.metric', metric, _METRICS)
   runs.check_evaluated(config)
-  grid = grid or {RATE: [float(rate) for rate in learning_rates]}
+  grid = grid or {grids.RATE: [float(rate) for rate in learning_rates]}
   trials = _trials(config, grid)
   with workdir.claimed(path):
     file = os.path.join(path, 'sweep.json')
@@ -145,39 +134,6 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
   return found
 
 
-def parse_grid(texts: Sequence[str],
-               config: ml_collections.ConfigDict) -> Grid:
-  """Returns {key: values} of 'KEY=V1,V2,...' texts.
-
-  Args:
-    texts: one for each key.
-    config: gives the type of each key's values.
-
-  Raises:
-    UserError: if the config has no such key, a sweep cannot vary it, or a value
-      has the wrong type.
-  """
-  grid: Grid = {}
-  for text in texts:
-    key, _, values = text.partition('=')
-    *parents, leaf = key.split('.')
-    if not parents or not values or key in grid:
-      raise errors.UserError(
-          f'--grid: expected KEY=V1,V2,... with a key of the config, once for '
-          f'each key, such as {RATE}=0.01,0.03, got {text!r}')
-    section = config
-    for i, part in enumerate(parents):
-      section = _at(section, parents[:i], part)
-    _at(section, parents, leaf)
-    if parents[0] in _FIXED or key == 'data.split':
-      raise errors.UserError(f'--grid: {key} cannot vary, because a sweep sets '
-                             'splits, evaluations and checkpoints itself')
-    grid[key] = list(dict.fromkeys(
-        _value(key, value, section.get_type(leaf))
-        for value in values.split(',')))
-  return grid
-
-
 def choose(found: Mapping[str, Any], metric: str) -> dict[str, Any]:
   """Returns the best run as 'choice', and those that are as good as 'tied'.
 
@@ -193,7 +149,7 @@ def choose(found: Mapping[str, Any], metric: str) -> dict[str, Any]:
   if not scores:
     raise errors.RunError(
         f'all {len(found)} runs of the sweep diverged; try lower learning '
-        f'rates in another --workdir, such as --grid={RATE}=0.0003,0.001')
+        f'rates in another --workdir, such as --grid={grids.RATE}=0.0003,0.001')
   best = max(scores.values())
   tied = sorted((name for name in scores if scores[name] == best),
                 key=lambda name: found[name]['learning_rate'])
@@ -228,18 +184,8 @@ def _status(found: Mapping[str, Any], name: str) -> str:
   return 'as good' if name in found['tied'] else ''
 
 
-def _at(section: Any, parents: Sequence[str], key: str) -> Any:
-  """Returns section[key], where `parents` are the keys of `section`."""
-  if not hasattr(section, 'keys'):
-    raise errors.UserError(f'--grid: {".".join(parents)} is a setting, so it '
-                           f'has no {key!r} below it')
-  if key not in section:
-    raise errors.unknown(': '.join(['--grid', *parents]), key, list(section))
-  return section[key]
-
-
 def _trials(config: ml_collections.ConfigDict,
-            grid: Grid) -> dict[str, dict[str, Any]]:
+            grid: grids.Grid) -> dict[str, dict[str, Any]]:
   """Returns {name of a run: {key: value}} of all combinations.
 
   Each config is checked as far as that is possible without the data, so that
@@ -300,14 +246,3 @@ def _outcome(config: ml_collections.ConfigDict,
   except errors.Diverged as e:
     log.info('sweep    %s', e)
     return dict(failed=str(e))
-
-
-def _value(key: str, text: str, kind: type) -> Any:
-  """Returns a text as a value of the type `kind`."""
-  try:
-    if text and kind in _PARSERS:
-      return _PARSERS[kind](text)
-  except (KeyError, ValueError):
-    pass
-  raise errors.UserError(f'--grid: {key}: expected {kind.__name__}, got '
-                         f'{text!r}')

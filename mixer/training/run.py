@@ -17,6 +17,7 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import peak
+from mixer.core import trees
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.data import pipeline
@@ -57,6 +58,7 @@ class _Run:
     card: the network's card, see `core.cards`.
     sharded: the training step, jitted for the plan.
     total_steps: length of the run.
+    image_flops: FLOPs of one image in training.
     merge: puts loaded weights in the place of initial parameters; None if there
       are none, or if the run is resumed.
     checkpoints: of the workdir.
@@ -69,6 +71,7 @@ class _Run:
   card: Mapping[str, Any]
   sharded: step.ShardedStep
   total_steps: int
+  image_flops: int
   merge: assembly.Merge | None
   checkpoints: checkpoint.Checkpoints
 
@@ -121,6 +124,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         plan=plan, data=splits.train, evals=splits.evals, model=run.model,
         state=run.sharded.state,
         trained=assembly.trained(config, run.sharded.state.params),
+        image_flops=run.image_flops,
         total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
     if state is None:
@@ -196,8 +200,11 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
   card = assembly.make_card(config, model, splits.train, splits.evals)
-  return _Run(path, settings, plan, splits, model, card, sharded, total, merge,
-              checkpoints)
+  flops = cost.training_flops(
+      model, settings.image_size, config.optimizer.frozen,
+      trees.flatten(sharded.state.params))
+  return _Run(path, settings, plan, splits, model, card, sharded, total, flops,
+              merge, checkpoints)
 
 
 def _check(run: _Run) -> None:
@@ -269,7 +276,7 @@ def _train(run: _Run, state: step.State,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
           improves=checkpoints.improves,
           batch_size=size,
-          flops=size * cost.training_flops(run.model, settings.image_size),
+          flops=size * run.image_flops,
           devices=plan.mesh.size, spent=writer.spent,
           peak_flops=jax.process_count() * peak.flops_per_second(
               settings.dtype_on(plan.platform)))
