@@ -7,8 +7,9 @@
 To resume a run that was stopped or killed, start the same command again.
 
 Exit codes: 0 the run is complete; 1 it failed, and would fail again; 2 wrong
-usage or config; 42 it was asked to stop and has saved, start it again; 134
-another process of the run is gone, start all of them again.
+usage or config; 42 it was asked to stop and has saved, start it again; 130 or
+143 a signal stopped it with nothing to save; 134 another process of the run is
+gone, start all of them again.
 
 To use several hosts, start the command on each. Under Slurm, Open MPI 4, GKE
 jobs and on TPU slices the processes find each other; elsewhere give each of

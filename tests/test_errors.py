@@ -59,7 +59,7 @@ MISTAKES = {
     'no image size': (
         (DIGITS, '--config.run.image_size=0'), ('run.image_size', '0')),
     'negative seed': (
-        (*TINY, '--config.run.seed=-1'), ('run.seed', '-1', '0 <= seed')),
+        (*TINY, '--config.run.seed=-1'), ('run.seed', '-1', 'from 0 to')),
     'missing data set': (
         ('--config=configs/mixer_b16.py', '--config.data.dir={dir}/none'),
         ('data.name', 'imagenet2012', '{dir}/none', '--config.data.dir')),

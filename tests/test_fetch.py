@@ -214,3 +214,34 @@ def test_a_network_is_opened_by_its_address(server, tmp_path):
   server.files['/page.npz'] = b'<html>sign in</html>'
   with pytest.raises(errors.UserError, match='page.npz'):
     pretrained.open_network(f'{server.address}/page.npz')
+
+
+@pytest.mark.parametrize('body, what', (
+    (b'\n<!DOCTYPE html><html>sign in</html>', 'a web page'),
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n',
+     'a Git LFS pointer')))
+def test_a_page_in_place_of_weights_is_named_and_not_kept(
+    server, tmp_path, body, what):
+  server.files['/w.pth'] = body
+  url = f'{server.address}/w.pth'
+  with pytest.raises(errors.UserError, match=what) as e:
+    fetch.local(url)
+  assert url in str(e.value) and str(tmp_path / 'cache') in str(e.value)
+  assert not cached(tmp_path)
+  (tmp_path / 'w.pth').write_bytes(body)
+  with pytest.raises(errors.UserError, match=f'w.pth.* is {what}'):
+    formats.read(str(tmp_path / 'w.pth'))
+
+
+def test_a_page_that_was_cached_is_fetched_again(server):
+  server.files['/w.npz'] = DATA
+  url = f'{server.address}/w.npz'
+  path = fetch.local(url)
+  with open(path, 'wb') as f:
+    f.write(b'<html>')
+  with open(path + '.sha256', 'w') as f:
+    f.write(hashlib.sha256(b'<html>').hexdigest())
+  with open(fetch.local(url), 'rb') as f:
+    assert f.read() == DATA
+  with open(path + '.sha256') as f:
+    assert f.read().strip() == DIGEST

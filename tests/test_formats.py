@@ -483,3 +483,37 @@ def test_timm_and_this_project_read_each_others_weights(tmp_path):
     np.testing.assert_allclose(
         logits(network.model.clone(approximate_gelu=False), network.params,
                images), out['theirs'], atol=5e-3 if 'half' in name else 1e-5)
+
+
+def test_prefixes_of_wrappers_are_no_part_of_a_name(tmp_path):
+  """Of torch.compile, DataParallel and Lightning, in any order."""
+  _, flat, _ = golden()
+  path = str(tmp_path / 'w.safetensors')
+  formats.save(path, trees.unflatten(flat), 'timm')
+  theirs = safetensors.load_file(path)
+  safetensors.save_file({f'model._orig_mod.module.{name}': value
+                         for name, value in theirs.items()}, path)
+  read, layout = formats.read(path)
+  assert layout == 'timm'
+  for name, value in trees.flatten(read).items():
+    np.testing.assert_array_equal(value, flat[name])
+  safetensors.save_file(theirs | {
+      'module.head.bias': theirs['head.bias']}, path)
+  with pytest.raises(errors.UserError, match="two arrays for 'head.bias'"):
+    formats.read(path)
+
+
+def test_torch_files_are_unwrapped_whatever_holds_their_tensors(tmp_path):
+  torch = pytest.importorskip('torch')
+  _, flat, _ = golden()
+  state = {name: torch.from_numpy(value.copy())
+           for name, value in formats.to_timm(trees.unflatten(flat)).items()}
+  path = str(tmp_path / 'w.pth.tar')
+  for holds in (state, dict(state_dict=state), dict(model=state, epoch=3),
+                dict(model={f'_orig_mod.{k}': v for k, v in state.items()})):
+    torch.save(holds, path)
+    for name, value in trees.flatten(formats.load(path)).items():
+      np.testing.assert_array_equal(value, flat[name])
+  torch.save(dict(net=state, epoch=3), path)
+  with pytest.raises(errors.UserError, match="holds net, epoch; expected"):
+    formats.load(path)

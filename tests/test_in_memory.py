@@ -64,10 +64,10 @@ def test_an_npz_may_hold_several_splits(tmp_path):
       test_labels=np.full((4, 2), 1), class_names=np.array(['a', 'b', 'c']))
   source = sources.open_source(name)
   assert source.class_names == ('a', 'b', 'c') and source.num_classes == 3
-  images, targets = source.read(np.array(records('test[1:]', source.stored)))
-  np.testing.assert_array_equal(images, pixels(4, seed=1)[1:])
-  np.testing.assert_array_equal(targets['labels'], np.full((3, 2), 1))
-  _, targets = source.read(np.array(records('train[:2]', source.stored)))
+  images, targets = source.read(np.array(records('test', source.stored)))
+  np.testing.assert_array_equal(images, pixels(4, seed=1))
+  np.testing.assert_array_equal(targets['labels'], np.full((4, 2), 1))
+  _, targets = source.read(np.array(records('train', source.stored)[:2]))
   np.testing.assert_array_equal(targets['labels'], [[0, 2], [1, -1]])
 
 

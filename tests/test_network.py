@@ -1,6 +1,9 @@
 """Networks by their weights: what differs is named, in few words."""
+import json
+
 import numpy as np
 import pytest
+import small_networks
 
 from mixer import pretrained
 from mixer.core import errors
@@ -64,3 +67,51 @@ def test_names_of_which_one_is_a_folder_and_an_array_are_refused(tmp_path):
   np.savez(tmp_path / 'w.npz', **{'stem': np.zeros(3), 'stem/bias': np.ones(3)})
   with pytest.raises(errors.UserError, match='beginning of another: stem, stem'):
     pretrained.open_network(tmp_path / 'w.npz')
+
+
+def refused(tmp_path, change, **card):
+  """The error of a file of weights after a change, and with a changed card."""
+  made = small_networks.make()
+  flat = trees.flatten(made.params)
+  change(flat)
+  path = tmp_path / 'w.npz'
+  np.savez_compressed(path, **flat)
+  if card:
+    (tmp_path / 'w.npz.json').write_text(json.dumps(dict(made.card, **card)))
+  with pytest.raises(errors.UserError) as e:
+    pretrained.open_network(path)
+  return str(e.value)
+
+
+@pytest.mark.parametrize('value', (np.nan, np.inf))
+def test_weights_that_are_not_finite_are_an_error_that_names_the_tensor(
+    tmp_path, value):
+  def change(flat):
+    flat['MixerBlock_1/LayerNorm_0/bias'][3] = value
+  assert "'MixerBlock_1/LayerNorm_0/bias' has values that are NaN" in refused(
+      tmp_path, change)
+
+
+@pytest.mark.parametrize('number', ('999999999', '9' * 5000, '40'))
+def test_a_block_number_beyond_the_tensors_is_refused(tmp_path, number):
+  def change(flat):
+    flat[f'MixerBlock_{number}/LayerNorm_0/bias'] = np.zeros(16, 'f4')
+  assert 'a larger number than there are tensors' in refused(tmp_path, change)
+
+
+def test_a_card_with_sizes_that_cannot_be_is_refused(tmp_path):
+  keep = lambda flat: None
+  assert 'image_size is [1000000000, 32]' in refused(
+      tmp_path, keep, image_size=[10**9, 32])
+  model = dict(small_networks.make().card['model'], num_blocks=10**8)
+  assert 'num_blocks is 100000000' in refused(tmp_path, keep, model=model)
+  (tmp_path / 'w.npz.json').write_text('[' * 100_000)
+  with pytest.raises(errors.UserError, match="not a network's card"):
+    pretrained.open_network(tmp_path / 'w.npz')
+
+
+def test_an_archive_that_unpacks_to_far_more_than_its_length_is_refused(
+    tmp_path):
+  def change(flat):
+    flat['head/kernel'] = np.zeros((16, 2**21), 'f4')
+  assert 'would unpack to 0.1 GiB' in refused(tmp_path, change)

@@ -442,9 +442,12 @@ def test_slices_are_parts_of_the_whole(sets, kind):
   assert first + second == both == everything
   by_epoch = records_by_epoch(
       loaded(reopened(sets[kind], split='train[10:30]'), 4, 0, 10))
-  assert len(by_epoch) == 2
-  for records in by_epoch.values():
-    assert sorted(records) == list(range(10, 30))
+  first, second = (sorted(records) for records in by_epoch.values())
+  assert first == second and len(set(first)) == 20
+  # TFDS mixes the examples when it prepares a set; other sources may lie class
+  # by class, so slices of them are spread over the whole split.
+  mixed = kind in ('folder', 'manifest', 'arrays')
+  assert (first == list(range(10, 30))) != mixed
 
 
 @EVERY_SOURCE

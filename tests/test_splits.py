@@ -118,3 +118,26 @@ def test_nothing_is_held_out_if_all_splits_exist_or_the_choice_is_unclear(
     stored, wanted):
   stored = splits.whole(stored)
   assert splits.carve(stored, wanted, 'mine') == stored
+
+
+def test_slices_of_a_set_that_is_not_mixed_follow_one_permutation():
+  """Slices of 1,000 examples that lie class by class have all classes."""
+  stored = splits.whole({'test': 7, 'train': 1000}, mix=True)
+  records = lambda spec: (lambda s: s.records(np.arange(len(s))))(
+      splits.select(stored, spec, 'data.split'))
+  rest, held = records('train[:90%]'), records('train[90%:]')
+  assert sorted([*rest, *held]) == list(range(7, 1007))
+  for part in (rest, held):
+    assert len(np.unique((part - 7) // 100)) == 10   # of 10 classes
+  np.testing.assert_array_equal(rest[:3], [280, 909, 815])
+  # A whole split keeps its order, so that runs on it can be resumed.
+  np.testing.assert_array_equal(records('train'), np.arange(7, 1007))
+  np.testing.assert_array_equal(records('train[:100%]'), np.arange(7, 1007))
+  assert splits.select(stored, 'train[1:]', 'data.split').mixed
+  assert not splits.select(stored, 'train', 'data.split').mixed
+  # Slices of a split whose tenth is held out leave the held-out examples out.
+  carved = splits.carve(stored={'train': stored['train']},
+                        wanted=('train[:50%]', 'test'), source='some')
+  half = splits.select(carved, 'train[:50%]', 'data.split')
+  found = half.records(np.arange(len(half)))
+  assert len(set(found)) == 450 and not any((found - 7) % 10 == 0)

@@ -1,4 +1,6 @@
 """Starting from weights: what is loaded, resized, and initialised afresh."""
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ from small_weights import release
 from small_weights import TINY
 
 from mixer import models
+from mixer.core import cards
 from mixer.core import errors
 from mixer.core import trees
+from mixer.models import catalog
 from mixer.pretrained import formats
 from mixer.training import start
 
@@ -105,3 +109,46 @@ def test_the_log_says_how_weights_were_resized(tmp_path, caplog):
                               'initialised afresh: nothing')
   assert logged((16, 16), patch_size=8) == (
       '8x8, resized to 16x16, patch_size 8; initialised afresh: nothing')
+
+
+def head_of(tmp_path, caplog, theirs, ours, num_classes=None):
+  """(head of a start from weights with class names, its log); the columns of
+  the weights are 1, 2, ..., and those initialised afresh are -1."""
+  model, params = release(tmp_path / 'w.npz', classes=len(theirs or ours))
+  params['head'] = dict(
+      kernel=np.ones((16, 1), 'f4') * np.arange(1, 1 + len(theirs or ours)),
+      bias=np.arange(1, 1 + len(theirs or ours), dtype='f4'))
+  formats.save(str(tmp_path / 'w.npz'), params)
+  (tmp_path / 'w.npz.json').write_text(json.dumps(cards.make(
+      catalog.describe(model), image_size=(8, 8), class_names=theirs,
+      data='pets', crop='resmall', interpolation='bilinear')))
+  mine = models.create('Mixer-S/4', num_classes=num_classes or len(ours),
+                       **TINY)
+  with caplog.at_level('INFO', 'mixer'):
+    tuned, given = start.start(
+        mine, image_size=(8, 8), weights=str(tmp_path / 'w.npz'),
+        class_names=ours, data='photos')
+  blank = jax.tree.map(lambda x: x * 0 - 1, initial(tuned))
+  start.merge(given, jax.eval_shape(lambda: blank), 'w.npz')
+  head = start.merge(given, blank, 'w.npz')['head']
+  np.testing.assert_array_equal(head['kernel'][3], head['bias'])
+  return list(head['bias']), caplog.text
+
+
+@pytest.mark.parametrize('theirs, ours, bias, words', (
+    (['cat', 'dog', 'owl'], ['cat', 'dog', 'owl'], [1, 2, 3],
+     'keeping the head: the same 3'),
+    (['cat', 'dog', 'owl'], ['owl', 'bee', 'cat'], [3, -1, 1],
+     'mapping the head: 2 of 3'),
+    (['cat', 'dog', 'owl'], ['owl', 'cat'], [3, 1], 'mapping the head: 2 of 2'),
+    (['cat', 'dog', 'owl'], ['bee', 'ant', 'fly'], [-1, -1, -1],
+     'resetting the head: 0 of 3'),
+    (['n01440764 tench', 'n01443537 goldfish'], ['n01443537', 'n01440764'],
+     [2, 1], 'mapping the head: 2 of 2'),
+    (None, ['cat', 'dog'], [1, 2], "dont_load='head/.*'"),
+))
+def test_a_loaded_head_follows_the_names_of_the_classes(
+    tmp_path, caplog, theirs, ours, bias, words):
+  head, said = head_of(tmp_path, caplog, theirs, ours)
+  assert head == bias
+  assert words in said

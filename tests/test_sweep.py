@@ -14,8 +14,8 @@ from sklearn import datasets
 from configs import finetune
 from mixer import models
 from mixer.core import errors
-from mixer.experiments import grids
 from mixer.experiments import sweep
+from mixer.experiments import sweep_grid
 from mixer.pretrained import formats
 from mixer.training import metrics_file
 from mixer.training import run
@@ -253,7 +253,7 @@ def test_the_table_says_what_became_of_each_run(capsys):
 
 def test_several_keys_give_all_combinations(tmp_path):
   config = small(tmp_path)
-  grid = grids.parse(
+  grid = sweep_grid.parse(
       [f'{RATE}=1,0.5', 'augment.flip=true,False', 'model.patch_size=4'],
       config)
   assert grid == {RATE: [1.0, 0.5], 'augment.flip': [True, False],
@@ -281,7 +281,7 @@ def test_several_keys_give_all_combinations(tmp_path):
 ))
 def test_a_bad_grid_is_refused(text, words, tmp_path):
   with pytest.raises(errors.UserError, match=words):
-    grids.parse([text], finetune.get_config('b16,cifar10'))
+    sweep_grid.parse([text], finetune.get_config('b16,cifar10'))
 
 
 def test_a_value_out_of_range_is_refused_before_the_first_run(

@@ -1,4 +1,5 @@
 """Sets that TFDS prepared: their records, labels, fingerprints and errors."""
+import json
 import os
 import re
 import shutil
@@ -170,3 +171,33 @@ def test_a_set_without_images_is_refused(photos):
                     dict(train=[(0, dict(text='a'))]), shards=1)
   with pytest.raises(errors.UserError, match=r"words.*\['text'\].*'image'"):
     sources.open_source('words', data_dir=data_dir)
+
+
+@pytest.mark.parametrize('place', ('new', 'old', 'nested', 'info'))
+def test_a_set_cannot_run_code_that_lies_beside_it(
+    photos, tmp_path, monkeypatch, place):
+  """TFDS would import the module that a set names as that of a feature."""
+  data_dir, shard = copy_of(photos, tmp_path)
+  ran = tmp_path / 'ran'
+  (tmp_path / f'beside_{place}.py').write_text(f'open({str(ran)!r}, "w")')
+  monkeypatch.syspath_prepend(str(tmp_path))
+  named = f'beside_{place}.Feature'
+  path = shard.parent / (
+      'dataset_info.json' if place == 'info' else 'features.json')
+  content = json.loads(path.read_text())
+  if place == 'info':
+    content['features'] = {'pythonClassName': named, 'text': {}}
+  elif place == 'old':
+    content = {'type': named, 'content': {}}
+  else:
+    inner = {'type': named, 'content': {}}
+    content['featuresDict']['features']['label'] = (
+        {'pythonClassName': named, 'text': {}} if place == 'new' else
+        {'pythonClassName':
+         'tensorflow_datasets.core.features.features_dict.FeaturesDict',
+         'jsonFeature': {'json': json.dumps({'a': inner})}})
+  path.write_text(json.dumps(content))
+  with pytest.raises(errors.UserError) as error:
+    sources.open_source('photos', data_dir=data_dir)
+  assert not ran.exists()
+  assert named in str(error.value) and path.name in str(error.value)

@@ -20,6 +20,7 @@ from typing import Any
 from mixer.core import errors
 
 _KEYS = ('model', 'image_size', 'class_names', 'data', 'loss', 'preprocessing')
+_LARGEST_SIDE = 16_384   # pixels
 
 
 def make(model: Mapping[str, Any], *, image_size: Sequence[int],
@@ -56,7 +57,7 @@ def parse(text: str, file: str, *, crops: Sequence[str],
   try:
     card = json.loads(text)
     missing = [key for key in _KEYS if key not in card]
-  except (ValueError, TypeError) as e:
+  except (ValueError, TypeError, RecursionError) as e:
     raise errors.UserError(f"{file!r} is not a network's card: {e}") from e
   if missing:
     raise errors.UserError(f'{file!r} lacks {", ".join(missing)}; training and '
@@ -71,7 +72,8 @@ def parse(text: str, file: str, *, crops: Sequence[str],
        and isinstance(classes, int) and len(names) <= classes
        and all(isinstance(name, str) for name in names)),
       ('image_size', isinstance(size, list) and len(size) == 2
-       and all(isinstance(side, int) and side > 0 for side in size)),
+       and all(isinstance(side, int) and 0 < side <= _LARGEST_SIDE
+               for side in size)),
       ('loss', card['loss'] in ('softmax', 'sigmoid')),
       ('preprocessing', isinstance(like, dict)
        and like.keys() == {'crop', 'interpolation'}

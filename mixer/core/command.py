@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 failed, and would fail again if restarted; 2 bad usage or
 config; 42 stopped by a signal and saved, start it again; 130 stopped by Ctrl-C
-with nothing to save; 134 another process of the run is gone, start all again.
+with nothing to save; 134 another process of the run is gone or a device failed,
+start all again; 143 stopped by SIGTERM with nothing to save.
 """
 from collections.abc import Callable
 import os
@@ -25,7 +26,7 @@ from mixer.core import processes
 if TYPE_CHECKING:
   import ml_collections
 
-FAILED, USAGE, RESTART, INTERRUPTED, LOST = 1, 2, 42, 130, 134
+FAILED, USAGE, RESTART, INTERRUPTED, LOST, KILLED = 1, 2, 42, 130, 134, 143
 # On an error, process 0 waits this long before exiting: its exit kills the
 # other processes, and they may need to print the same error first.
 _FOR_OTHERS_SECONDS = 3
@@ -53,27 +54,36 @@ def run(main: Callable[[list[str]], None], positional: int | None = 0,
   def guarded(argv: list[str]) -> None:
     try:
       main(argv)
-    except errors.UserError as e:
-      _die(e, USAGE)
-    except errors.PeerLost as e:
-      _die(e, LOST)
-    except errors.RunError as e:
-      _die(e, FAILED)
-    except errors.Stopped as e:
-      processes.leave()
-      _die(e, RESTART, label='stopped')
-    except KeyboardInterrupt:   # not in a training run, which catches SIGINT
+    except KeyboardInterrupt:   # not in training steps, which note it
       _die('by Ctrl-C', INTERRUPTED, label='stopped')
     except Exception as e:
-      if processes.lost(e):
-        _die('another process of this run is gone; start all of them again '
-             f'({str(e).splitlines()[0][:200]})', LOST)
-      if not processes.several():
-        raise
-      traceback.print_exc()
-      _die(f'{type(e).__name__}, see above', FAILED)
+      _fail(e)
 
   app.run(guarded, flags_parser=lambda argv: _parse(argv, positional))
+
+
+def _fail(error: Exception) -> None:
+  """Ends the command with the line and the exit code of an error.
+
+  Raises:
+    Exception: the error itself if nobody expected it, and Python can end.
+  """
+  if 'jax' in sys.modules:
+    from mixer.core import faults  # loaded only now: few commands fail
+    error = faults.explain(error, flags)
+  if isinstance(error, errors.Stopped):
+    processes.leave()
+    _die(error, RESTART, label='stopped')
+  if isinstance(error, errors.Killed):
+    _die(error, KILLED, label='stopped')
+  for kind, code in ((errors.UserError, USAGE), (errors.PeerLost, LOST),
+                     (errors.RunError, FAILED)):
+    if isinstance(error, kind):
+      _die(error, code)
+  if not _abrupt():
+    raise error
+  traceback.print_exception(error)
+  _die(f'{type(error).__name__}, see above', FAILED)
 
 
 def join(**settings: Any) -> None:
@@ -200,9 +210,17 @@ def _die(message: object, code: int, label: str = 'error') -> NoReturn:
   print(f'{label}: {text}', file=sys.stderr, flush=True)
   if code in (FAILED, USAGE) and processes.several() and processes.first():
     time.sleep(_FOR_OTHERS_SECONDS)
-  if 'tensorflow' in sys.modules or processes.several():
-    # A normal exit can hang or abort. The error keeps the input pipeline alive,
-    # and TensorFlow's threads may still be decoding for it. And JAX would wait
-    # for the other processes, which may be waiting for this one.
+  if _abrupt():
     os._exit(code)
   sys.exit(code)
+
+
+def _abrupt() -> bool:
+  """Returns whether a failed command must end without Python's own shutdown.
+
+  That can hang, or crash and so change the exit code. The error keeps the
+  input pipeline alive, and TensorFlow's threads may still be decoding for it.
+  JAX's threads may still be computing, and JAX would wait for the other
+  processes, which may be waiting for this one.
+  """
+  return 'tensorflow' in sys.modules or 'jax' in sys.modules

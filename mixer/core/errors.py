@@ -19,11 +19,15 @@ class Diverged(RunError):
 
 
 class PeerLost(RunError):
-  """Another process of the run died or never joined: exit code 134."""
+  """Another process of the run, or a device, is gone: exit code 134."""
 
 
 class Stopped(Exception):
   """The run got a signal, saved a checkpoint and stopped: exit code 42."""
+
+
+class Killed(Exception):
+  """The run got SIGTERM and had nothing to save: exit code 143."""
 
 
 def unknown(what: str, value: object, choices: Collection[object]) -> UserError:

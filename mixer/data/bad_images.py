@@ -46,6 +46,7 @@ class CheckedReader:
                report: Callable[[dict[str, str]], None] | None = None):
     self.source, self.split, self.key = source, split, key
     self._most, self._max_pixels, self._report = most, max_pixels, report
+    # Stored pieces are in order, so their last positions have the last records.
     last = max(int(p.records(np.array(p.stop - p.start - 1)))
                for p in source.stored.values())
     self._state = np.zeros(last + 1, np.uint8)

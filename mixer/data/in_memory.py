@@ -70,7 +70,7 @@ def arrays(path: str) -> source.Source:
   images, labels = (np.concatenate(both) for both in zip(*pairs.values()))
   return _make(name, images, labels,
                None if class_names is None else tuple(map(_text, class_names)),
-               splits.whole(sizes))
+               splits.whole(sizes, mix=True))
 
 
 def _load(path):

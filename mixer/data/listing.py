@@ -97,8 +97,8 @@ def open_files(name: str, listed: Listing, labels: str | None
     return [_read(listed.file(int(r))) for r in records], targets(records)
 
   return source.Source(
-      name=name, stored=splits.whole(listed.sizes), read=read,
-      name_of=lambda record: listed.file(int(record)),
+      name=name, stored=splits.whole(listed.sizes, mix=True),
+      read=read, name_of=lambda record: listed.file(int(record)),
       num_classes=len(listed.class_names), class_names=listed.class_names,
       decoded=False, channels=3, upright=True, targets=targets,
       fingerprint=real_labels.fingerprint(listed.fingerprint, other))

@@ -136,8 +136,8 @@ def classes(path: str, table: Iterable[Row | dict[str, Any]]
     largest = max(lines, key=int)
     if int(largest) >= source.MAX_CLASSES:
       raise listing.wrong(path, lines[largest], 'label', largest,
-                          f'a class number below {source.MAX_CLASSES}, or a file '
-                          'classes.txt in the same folder')
+                          f'a class number below {source.MAX_CLASSES}, or a '
+                          'file classes.txt in the same folder')
     names = list(map(str, range(int(largest) + 1)))
   else:
     names = sorted(lines)

@@ -75,6 +75,8 @@ class Data:
     out = dict(source=self.source.fingerprint, split=self.split.spec,
                examples=len(self), batch_size=batch_size, seed=seed,
                order=order.VERSION)
+    if self.split.mixed:
+      out.update(slices='permuted')
     if self.source.shards:
       from mixer.data import sequential_order
       out.update(readers=sequential_order.readers_for(batch_size, len(self)),

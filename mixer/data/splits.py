@@ -1,7 +1,9 @@
 """Which examples a split names: 'train', 'train[:99%]', 'train+test[1000:]'.
 
 The syntax is TFDS's and works for every source. As in TFDS, percentages round
-to the nearest example.
+to the nearest example. TFDS mixes the examples of a split when it prepares
+them, so that every slice has all classes. Folders, manifests and arrays often
+lie class by class, so slices of them follow a fixed permutation.
 """
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -12,7 +14,9 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core.log import log
+from mixer.data import order
 
+_MIXED = order.key(4)   # of the permutation that slices follow
 _PART = re.compile(r'(?P<name>[^\[\]+]+)'
                    r'(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?')
 HELD_OUT_EVERY = 10
@@ -29,16 +33,23 @@ class Piece:
     every: 0, or the period at which examples are held out.
     held: whether the piece consists of the held-out examples; otherwise it
       consists of all the others.
+    mix: whether slices of the piece follow the fixed permutation.
+    mixed: 0, or the number of positions of the piece that this one is a slice
+      of; `start` and `stop` then count in the permuted positions.
   """
   first: int
   start: int
   stop: int
   every: int = 0
   held: bool = False
+  mix: bool = False
+  mixed: int = 0
 
   def records(self, position: np.ndarray) -> np.ndarray:
     """Returns the record numbers of positions in [0, stop - start)."""
     p = position + self.start
+    if self.mixed:
+      p = order.permute(p, self.mixed, _MIXED)
     if self.every and self.held:
       p = p * self.every
     elif self.every:
@@ -62,6 +73,11 @@ class Split:
     """The number of examples, so that a Split can stand for a Piece."""
     return len(self)
 
+  @property
+  def mixed(self) -> bool:
+    """Whether a piece is a slice that follows the fixed permutation."""
+    return any(p.mixed for p in self.pieces)
+
   def __len__(self) -> int:
     return sum(p.stop - p.start for p in self.pieces)
 
@@ -81,15 +97,16 @@ class Split:
 Stored = Mapping[str, Piece | Split]   # the splits of a source, by name
 
 
-def whole(sizes: Mapping[str, int]) -> dict[str, Piece]:
+def whole(sizes: Mapping[str, int], mix: bool = False) -> dict[str, Piece]:
   """Returns {name: Piece} of stored splits that follow one another.
 
   Args:
     sizes: {name: number of examples}, in the order of the records.
+    mix: whether slices of a split follow the fixed permutation.
   """
   out, first = {}, 0
   for name, count in sizes.items():
-    out[name] = Piece(first, 0, count)
+    out[name] = Piece(first, 0, count, mix=mix)
     first += count
   return out
 
@@ -101,8 +118,8 @@ def hold_out(piece: Piece, every: int) -> tuple[Piece, Piece]:
   """
   count = piece.stop - piece.start
   held = -(-count // every)
-  return (Piece(piece.first, 0, count - held, every, False),
-          Piece(piece.first, 0, held, every, True))
+  return (dataclasses.replace(piece, stop=count - held, every=every),
+          dataclasses.replace(piece, stop=held, every=every, held=True))
 
 
 def carve(stored: Stored, wanted: Iterable[str], source: str) -> Stored:
@@ -168,8 +185,11 @@ def select(stored: Stored, spec: str, key: str) -> Split:
 def _cut(stored, start, stop):
   """The pieces of the positions [start, stop) of a Piece or a Split."""
   if isinstance(stored, Piece):
+    count = stored.stop - stored.start
+    part = stored.mix and stop - start < count
     return [dataclasses.replace(
-        stored, start=stored.start + start, stop=stored.start + stop)]
+        stored, start=stored.start + start, stop=stored.start + stop,
+        mixed=stored.mixed or (count if part else 0))]
   out, before = [], 0
   for piece in stored.pieces:
     count = piece.stop - piece.start

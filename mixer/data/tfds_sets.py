@@ -14,6 +14,7 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.data import set_features
 from mixer.data import shards
 from mixer.data import source
 from mixer.data import splits
@@ -190,8 +191,11 @@ def info_of(name: str, where: str) -> tfds.core.DatasetInfo:
   """
   import tensorflow_datasets as tfds
   try:
+    set_features.check(name, where)
     builder = tfds.core.read_only_builder.builder_from_files(
         name, data_dir=where)
+  except errors.UserError:
+    raise
   except Exception as e:
     how = _HOW_TO_PREPARE.get(re.split('[/:]', name)[0], _DEFAULT)
     how = how.replace('NAME', name).replace('DIR', where)

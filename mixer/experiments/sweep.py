@@ -22,8 +22,8 @@ from mixer.core import files
 from mixer.core import tables
 from mixer.core import workdir
 from mixer.core.log import log
-from mixer.experiments import grids
 from mixer.experiments import runs
+from mixer.experiments import sweep_grid
 from mixer.training import assembly
 
 _METRICS = ('eval/dev/accuracy', 'eval/dev/accuracy_top5')
@@ -48,7 +48,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     raise errors.UserError(
         'config: expected a section `sweep`, which says on which images to '
         'train and to choose; configs/finetune.py has one')
-  found = sweep(config, path, **config.sweep, grid=grids.parse(grid, config))
+  found = sweep(config, path, **config.sweep,
+                grid=sweep_grid.parse(grid, config))
   log.info('sweep    the run to use is %s', os.path.join(
       path, 'final' if found.get('retrain', True) else found['choice']))
   return found
@@ -56,7 +57,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
 
 def sweep(config: ml_collections.ConfigDict, path: str, *,
           learning_rates: Sequence[float], train: str, dev: str,
-          metric: str = 'eval/dev/accuracy', grid: grids.Grid | None = None
+          metric: str = 'eval/dev/accuracy', grid: sweep_grid.Grid | None = None
           ) -> dict[str, Any]:
   """Trains once for each value, chooses the best, and trains it on all images.
 
@@ -93,7 +94,7 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
   if metric not in _METRICS:
     raise errors.unknown('sweep.metric', metric, _METRICS)
   runs.check_evaluated(config)
-  grid = grid or {grids.RATE: [float(rate) for rate in learning_rates]}
+  grid = grid or {sweep_grid.RATE: [float(rate) for rate in learning_rates]}
   trials = _trials(config, grid)
   with workdir.claimed(path):
     file = os.path.join(path, 'sweep.json')
@@ -149,7 +150,8 @@ def choose(found: Mapping[str, Any], metric: str) -> dict[str, Any]:
   if not scores:
     raise errors.RunError(
         f'all {len(found)} runs of the sweep diverged; try lower learning '
-        f'rates in another --workdir, such as --grid={grids.RATE}=0.0003,0.001')
+        'rates in another --workdir, such as '
+        f'--grid={sweep_grid.RATE}=0.0003,0.001')
   best = max(scores.values())
   tied = sorted((name for name in scores if scores[name] == best),
                 key=lambda name: found[name]['learning_rate'])
@@ -185,7 +187,7 @@ def _status(found: Mapping[str, Any], name: str) -> str:
 
 
 def _trials(config: ml_collections.ConfigDict,
-            grid: grids.Grid) -> dict[str, dict[str, Any]]:
+            grid: sweep_grid.Grid) -> dict[str, dict[str, Any]]:
   """Returns {name of a run: {key: value}} of all combinations.
 
   Each config is checked as far as that is possible without the data, so that
@@ -220,7 +222,8 @@ def _judged(config: ml_collections.ConfigDict, metric: str, train: str,
   """Returns whether the choice has to train again, and the metric to choose by.
   """
   name, like = next(iter(config.evals.items()))
-  own = all(like.get(key) in (None, config.data[key]) for key in ('name', 'dir'))
+  own = all(like.get(key) in (None, config.data[key])
+            for key in ('name', 'dir'))
   if not own or (config.data.split, like.split) != (train, dev):
     return dict(metric=metric, retrain=True)
   return dict(metric=metric.replace('/dev/', f'/{name}/'), retrain=False)

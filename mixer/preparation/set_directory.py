@@ -13,6 +13,7 @@ from typing import Any
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.data import set_features
 from mixer.preparation import shard_files
 
 # A file in each set that mixer.prepare made: its source, settings and counts.
@@ -53,8 +54,11 @@ def open_stored(name: str, data_dir: str | None, flag: str = '--data_dir'
                          os.path.join('~', 'tensorflow_datasets'), flag)
   import tensorflow_datasets as tfds
   try:
+    set_features.check(name, directory)
     info = tfds.core.read_only_builder.builder_from_files(
         name, data_dir=directory).info
+  except errors.UserError:
+    raise
   except Exception as e:   # TFDS raises many kinds for what is not there
     raise errors.UserError(
         f'no prepared TFDS set {name!r} in {directory!r}; set {flag} to the '

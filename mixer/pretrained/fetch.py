@@ -19,6 +19,7 @@ from etils import epath
 from mixer.core import errors
 from mixer.core import files
 from mixer.core.log import log
+from mixer.pretrained import formats
 
 _TIMEOUT = 60   # seconds without a byte
 _BUCKETS = 'https://storage.googleapis.com/'
@@ -45,12 +46,17 @@ def local(url: str) -> str:
       file 'model.safetensors'.
 
   Raises:
-    UserError: if the file cannot be fetched, or its checksum is wrong.
+    UserError: if the file cannot be fetched, is a web page or a Git LFS
+      pointer, or its checksum is wrong.
   """
   url = _of_file(url)
   named = _checksum_in_name(url)
   path = _place(url)
   folder, pin = os.path.dirname(path), path + '.sha256'
+  if os.path.exists(path) and formats.stand_in(path):
+    for old in (path, pin):   # kept before files were looked at
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(old)
   pinned = files.read(pin)
   if not os.path.exists(path):
     # Several processes may fetch the same file, each to a name of its own.
@@ -59,6 +65,11 @@ def local(url: str) -> str:
     try:
       os.makedirs(folder, exist_ok=True)
       _fetch(url, part)
+      other = formats.stand_in(part)
+      if other:
+        raise errors.UserError(
+            f'{url!r} answers with {other}, not a file of weights; nothing is '
+            f'kept as {path!r}. Give the address of the file itself')
       _check(part, url, named, pinned)
       os.replace(part, path)
     except OSError as e:

@@ -23,11 +23,17 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core import trees
+from mixer.pretrained import before_linen
 
-SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt', '.bin')
+SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt', '.bin', '.pth.tar')
 Flat = dict[str, np.ndarray]   # arrays by name
 # Where a training checkpoint of big_vision keeps its parameters.
 _INSIDE = ('params/', 'opt/target/')
+# What wrappers of PyTorch's models put before the names.
+_WRAPPED = re.compile(r'((_orig_mod|module|model)\.)+')
+
+# An npz may unpack to so many bytes, or to so many times its length.
+_SMALL, _PACKED = 64 * 2**20, 100
 
 _NORM = (('scale', 'weight'), ('bias', 'bias'))
 _DENSE = (('kernel', 'weight', (1, 0)), ('bias', 'bias', None))
@@ -71,15 +77,20 @@ def read(path: str) -> tuple[dict[str, Any], str]:
       without a library that is missing, or it holds something else than
       floating-point arrays.
   """
-  suffix = os.path.splitext(path)[1]
-  if suffix not in SUFFIXES:
+  suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True)
+                 if path.endswith(s)), '')
+  if not suffix:
     raise errors.UserError(f'{path!r}: expected a file of weights that ends in '
                            f'{", ".join(SUFFIXES)}')
   flat_of = {'.npz': _npz, '.safetensors': _safetensors}.get(suffix, _torch)
   if not os.path.isfile(path):
     raise errors.UserError(f'{path!r}: no such file')
   try:
-    flat = flat_of(path)
+    other = stand_in(path)
+    if other:
+      raise errors.UserError(f'{path!r} is {other}, not a file of weights; '
+                             'fetch the file itself')
+    flat = _unwrapped(flat_of(path), path)
   except errors.UserError:
     raise
   except Exception as e:   # the readers of three formats raise all kinds
@@ -95,6 +106,17 @@ def read(path: str) -> tuple[dict[str, Any], str]:
   if 'stem.proj.weight' in flat:
     return from_timm(flat, path), 'timm'
   return _official(flat, path), 'official'
+
+
+def stand_in(path: str) -> str | None:
+  """Returns what a file is that was saved in place of weights, by its first
+  bytes: 'a web page' or 'a Git LFS pointer'; None for any other file."""
+  with open(path, 'rb') as f:
+    begin = f.read(256).removeprefix(b'\xef\xbb\xbf').lstrip()
+  if begin.startswith(b'<'):
+    return 'a web page'
+  return ('a Git LFS pointer'
+          if begin.startswith(b'version https://git-lfs') else None)
 
 
 def save(path: str, params: Mapping[str, Any],
@@ -199,35 +221,17 @@ def _official(flat: Flat, path: str) -> dict[str, Any]:
     raise errors.UserError(
         f'{path!r} holds no parameters of a network: a name of an array is the '
         f'beginning of another: {", ".join(sorted(flat)[:4])}') from e
-  return _from_before_linen(tree, path) if 'Mixer' in tree else tree
-
-
-def _from_before_linen(tree: dict[str, Any], path: str) -> dict[str, Any]:
-  """Translates the first layout, where modules were numbered across classes."""
-  from flax.training import checkpoints  # loads TensorFlow, if it is there
-  tree = checkpoints.convert_pre_linen(tree)
-  squeezed = lambda x: x.squeeze()
-  dense = lambda d: {
-      f'Dense_{i}': dict(kernel=squeezed(d[f'kernel{i + 1}']),
-                         bias=squeezed(d[f'bias{i + 1}'])) for i in (0, 1)}
-  try:
-    blocks = dict(tree['Mixer'])
-    out = {k: v for k, v in tree.items() if k not in ('Mixer', 'embedding')}
-    out.update(stem=tree['embedding'],
-               pre_head_layer_norm=blocks.pop('encoder_norm'))
-    for name, block in blocks.items():
-      block = dict(block)
-      for kind in ('token_mixing', 'channel_mixing'):
-        block[kind] = dense(block.pop(f'{kind}_phase_0'))
-      out[name.replace('encoderblock_', 'MixerBlock_')] = block
-  except (KeyError, TypeError, AttributeError) as e:
-    raise errors.UserError(
-        f"{path!r} begins like the official code's first layout and lacks "
-        f'{e}') from e
-  return out
+  return before_linen.translate(tree, path) if 'Mixer' in tree else tree
 
 
 def _npz(path: str) -> Flat:
+  if zipfile.is_zipfile(path):   # its directory tells the sizes unpacked
+    with zipfile.ZipFile(path) as f:
+      total = sum(entry.file_size for entry in f.infolist())
+    if total > max(_SMALL, _PACKED * os.path.getsize(path)):
+      raise errors.UserError(
+          f'{path!r} would unpack to {total / 2**30:.1f} GiB, more than '
+          f'{_PACKED} times its length; weights never shrink as much')
   with np.load(path, allow_pickle=False) as f:
     inside = next((p for p in _INSIDE
                    if any(name.startswith(p) for name in f.files)), '')
@@ -241,9 +245,30 @@ def _safetensors(path: str) -> Flat:
 def _torch(path: str) -> Flat:
   torch = _library('torch', path)
   state = torch.load(path, map_location='cpu', weights_only=True)
-  state = state.get('state_dict', state)
-  return {name.removeprefix('module.'): value.float().numpy()
-          for name, value in state.items()}
+  for key in ('state_dict', 'model'):
+    if isinstance(state, dict) and isinstance(state.get(key), dict):
+      state = state[key]
+  others = [name for name, value in state.items()
+            if not isinstance(value, torch.Tensor)] if isinstance(
+                state, dict) else [type(state).__name__]
+  if others:
+    raise errors.UserError(
+        f'{path!r} holds {", ".join(map(str, others[:4]))}; expected tensors '
+        "by name, or a dict of them under 'state_dict' or 'model'")
+  return {name: value.float().numpy() for name, value in state.items()}
+
+
+def _unwrapped(flat: Flat, path: str) -> Flat:
+  """Returns arrays by their names without the prefixes of wrappers."""
+  out: Flat = {}
+  for name, value in flat.items():
+    match = _WRAPPED.match(name)
+    bare = name[match.end():] if match else name
+    if bare in out:
+      raise errors.UserError(f'{path!r} holds two arrays for {bare!r}, with '
+                             'different prefixes; expected one')
+    out[bare] = value
+  return out
 
 
 def _library(name: str, path: str) -> types.ModuleType:

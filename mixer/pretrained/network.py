@@ -13,12 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mixer import models
 from mixer.core import cards
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
+from mixer.core import trees
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.images import options
@@ -228,6 +230,18 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
   """Returns a network whose parameters fit its card, or raises a UserError."""
   # Shapes alone do not tell the form of GELU, so the layout of names does.
   inferred = card is None
+  flat = trees.flatten(params)
+  for name, value in flat.items():
+    if not np.isfinite(value).all():
+      raise errors.UserError(
+          f'{source!r}: {name!r} has values that are NaN or infinite; expected '
+          'finite weights, so take an earlier checkpoint or another file')
+  # A model of that many blocks would keep `init` busy for minutes.
+  if any(len(digits) > 6 or int(digits) >= len(flat) for name in flat
+         for digits in re.findall(r'\d+', name.partition('/')[0])):
+    raise errors.UserError(
+        f'{source!r}: a name has a larger number than there are tensors '
+        f'({len(flat)}); expected blocks numbered from 0 on')
   if card is None:
     model, size = infer(params, source, from_size)
     if 'approximate_gelu' in model.TAKEN_FROM_WEIGHTS:
@@ -238,7 +252,13 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
       model = models.create(**card['model'])
     except (errors.UserError, TypeError) as e:
       raise errors.UserError(f'{source!r}: its card: {e}') from e
-  images = jnp.zeros((1, *card['image_size'], model.in_channels))
+  blocks = getattr(model, 'num_blocks', 0)
+  if blocks > len(flat):
+    raise errors.UserError(
+        f'{source!r}: its card: model.num_blocks is {blocks}, and the weights '
+        f'are {len(flat)} tensors; every block has some of its own')
+  images = jax.ShapeDtypeStruct(
+      (1, *card['image_size'], model.in_channels), jnp.float32)
   wanted = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   wrong = misfits(params, wanted)
   if wrong:

@@ -165,8 +165,14 @@ def open_checkpoints(config: ml_collections.ConfigDict,
 
 
 def load_start(config: ml_collections.ConfigDict, settings: Settings,
-               model: interface.Model) -> tuple[interface.Model, Merge | None]:
+               model: interface.Model, class_names: Sequence[str] | None,
+               data: str | None) -> tuple[interface.Model, Merge | None]:
   """Loads the weights that a config starts from, if it names any.
+
+  Args:
+    config, settings, model: of the run.
+    class_names, data: its classes and its training set, as `start.start` takes
+      them.
 
   Returns:
     (the model with the settings that the weights need, a function that puts
@@ -182,7 +188,7 @@ def load_start(config: ml_collections.ConfigDict, settings: Settings,
   model, given = start.start(
       model, image_size=image_shape(model, settings)[:2],
       widen=all(config.model.get(key) is None for key in model.TIED_TO_SIZE),
-      **config.start)
+      class_names=class_names, data=data, **config.start)
   return model, functools.partial(
       start.merge, given, source=config.start.weights,
       dont_load=config.start.dont_load)

@@ -20,6 +20,7 @@ from mixer.core import peak
 from mixer.core import trees
 from mixer.core import workdir
 from mixer.core.log import log
+from mixer.data import class_counts
 from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.models import catalog
@@ -127,11 +128,13 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         image_flops=run.image_flops,
         total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
-    if state is None:
-      state = _initial(run)
-    else:
-      log.info('resuming at step %s', f'{int(state.step):,}')
-    return _train(run, state, fingerprint)
+    with stop.Guard() as guard:   # before anything compiles
+      if state is None:
+        state = _initial(run)
+      else:
+        log.info('resuming at step %s', f'{int(state.step):,}')
+      guard.check()
+      return _train(run, state, fingerprint, guard)
 
 
 def keep_compiled(path: str) -> None:
@@ -182,6 +185,7 @@ def _make_model(config: ml_collections.ConfigDict, settings: Settings,
         split.source, model.num_classes, source.class_names)
     if wrong:
       raise errors.UserError(f'evals.{name}: {wrong}')
+  class_counts.check(splits.train, splits.evals)
   return model
 
 
@@ -193,7 +197,9 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
     from mixer.training import resume  # a new run does not load it
     model, merge = resume.as_trained(model, path), None
   else:
-    model, merge = assembly.load_start(config, settings, model)
+    source = splits.train.source
+    model, merge = assembly.load_start(
+        config, settings, model, source.class_names, source.name)
   total = settings.steps(len(splits.train))
   optimizer, step_fn = assembly.make_step(config, settings, model, total)
   sharded = step.shard(
@@ -244,8 +250,8 @@ def _initial(run: _Run) -> step.State:
       run.merge(state.params), run.sharded.shardings.params))
 
 
-def _train(run: _Run, state: step.State,
-           fingerprint: Mapping[str, Any]) -> dict[str, float]:
+def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
+           guard: stop.Guard) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
   settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
   data, size, total = run.splits.train, settings.batch_size, run.total_steps
@@ -267,7 +273,7 @@ def _train(run: _Run, state: step.State,
   writer = metrics_file.Writer(run.path, resumed_at=first)
   bar = progress.Progress(first, total)
   try:
-    with stop.Guard() as guard, bar:
+    with bar:
       job = loop.Job(
           step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
           resident=stored, evaluate=lambda state: ask(state.params), save=save,
@@ -287,7 +293,7 @@ def _train(run: _Run, state: step.State,
         bar.say(f'already finished at step {total:,}; evaluated again: '
                 f'{loop.accuracies(scores)}')
         return scores
-      finally:   # inside the guard, so that no signal cuts the last save short
+      finally:   # the guard lets no signal cut the last save short
         batches.close()
         checkpoints.wait()
   finally:

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 import re
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from mixer.core import errors
 from mixer.core import trees
 from mixer.core.log import log
@@ -12,14 +16,19 @@ from mixer.models import interface
 from mixer.pretrained import network
 from mixer.pretrained.resize import resize
 
+_SYNSET = re.compile(r'n\d{8}( |$)')
+
 
 def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
           widen: bool = True, best: bool = False, dont_load: str | None = None,
-          method: str | None = None) -> tuple[interface.Model, dict[str, Any]]:
+          method: str | None = None,
+          class_names: Sequence[str] | None = None, data: str | None = None
+          ) -> tuple[interface.Model, dict[str, Any]]:
   """Loads weights for a run's model; a config's `start` section.
 
   Weights that were made for another image size, patch size or number of
-  channels are resized.
+  channels are resized. The outputs of a head that is loaded follow the names of
+  the run's classes, if both sides name theirs.
 
   Args:
     model: of the run, as `models.create` makes it.
@@ -34,10 +43,13 @@ def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
       initialised afresh, such as 'head/.*'; None for none.
     method: 'block' or 'resample', as in `pretrained.resize`; None to choose by
       the sizes.
+    class_names: of the run, in the order of the labels, or None.
+    data: name of the run's training set, or None.
 
   Returns:
     (model, params): the model with the settings that the weights need, and a
-    nested dict of arrays without those that `dont_load` matches.
+    nested dict of arrays without those that `dont_load` matches. Masked arrays
+    leave out the outputs of the head for classes that the weights lack.
 
   Raises:
     UserError: if the weights cannot be found or read, or cannot be resized, or
@@ -82,6 +94,8 @@ def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
            source.name, source.title, _size(source.image_size),
            _changes(source, resized, image_size),
            ', '.join(sorted(flat.keys() - kept)) or 'nothing')
+  if 'head/kernel' in kept and 'head/bias' in kept and model.num_classes:
+    _fit_head(kept, source.card, model.num_classes, class_names, data)
   return model, trees.unflatten(kept)
 
 
@@ -101,13 +115,62 @@ def merge(given: Mapping[str, Any], initial: Mapping[str, Any], source: str,
   flat = trees.flatten(initial)
   afresh = {name: value for name, value in flat.items()
             if dont_load and re.fullmatch(dont_load, name)}
-  merged = trees.unflatten(dict(afresh, **trees.flatten(given)))
+  merged = trees.unflatten(dict(afresh, **{
+      name: _filled(value, flat.get(name))
+      for name, value in trees.flatten(given).items()}))
   wrong = network.misfits(merged, initial)
   if wrong:
     raise errors.UserError(
         f'start.weights: {source!r} does not fit the model: '
         f'{"; ".join(wrong)}{_remedy(wrong, merged, initial)}')
   return merged
+
+
+def _fit_head(kept: dict[str, Any], card: Mapping[str, Any], num_classes: int,
+              class_names: Sequence[str] | None, data: str | None) -> None:
+  """Reorders a loaded head by the names of classes, in place, and says so."""
+  theirs, ours = card['class_names'], class_names
+  if not theirs or not ours:
+    if card['data'] != data and kept['head/bias'].shape == (num_classes,):
+      log.warning(
+          'start    keeping the head of weights for %s, whose classes may not '
+          'be those of %s; to train a new head, add '
+          "--config.start.dont_load='head/.*'", card['data'] or 'unknown data',
+          data or 'this run')
+    return
+  theirs, ours = _keys(theirs), _keys(ours)
+  if theirs == ours and kept['head/bias'].shape == (num_classes,):
+    log.info('start    keeping the head: the same %d classes', len(ours))
+    return
+  # A name that two classes share tells neither.
+  number = {name: i for i, name in enumerate(theirs) if theirs.count(name) == 1}
+  to = [i for i, name in enumerate(ours)
+        if name in number and ours.count(name) == 1]
+  origin = [number[ours[i]] for i in to]
+  for name in ('head/kernel', 'head/bias'):
+    value = np.asarray(kept[name])
+    kept[name] = np.ma.masked_all(
+        (*value.shape[:-1], num_classes), value.dtype)
+    kept[name][..., to] = value[..., origin]
+  log.info('start    %s the head: %d of %d classes have a name among the '
+           'classes of the weights%s', 'mapping' if to else 'resetting',
+           len(to), len(ours), '; the others are initialised afresh'
+           if 0 < len(to) < num_classes else '')
+
+
+def _keys(names: Sequence[str]) -> list[str]:
+  """Returns names; of a synset and a word for it, the synset alone."""
+  return [name.split()[0] if _SYNSET.match(name) else name for name in names]
+
+
+def _filled(value: Any, initial: Any) -> Any:
+  """Returns a loaded array, with initial values where it is masked."""
+  if not isinstance(value, np.ma.MaskedArray):
+    return value
+  mask, value = np.ma.getmaskarray(value), value.filled(0)
+  if not isinstance(initial, jax.Array) or initial.shape != value.shape:
+    return value   # only its shape is checked
+  return jnp.where(mask, initial, value)
 
 
 def _compiled(dont_load: str | None) -> re.Pattern[str]:

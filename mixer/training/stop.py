@@ -3,15 +3,22 @@
 A second signal kills the process at once. With several processes only a second
 Ctrl-C does: there SIGTERM belongs to JAX, which takes any number of them as one
 request.
+
+Python runs a signal's handler only between two of its own instructions, and a
+compilation may take minutes without one. So a thread waits for the signals: it
+says at once that a signal has come, and a second one kills even a compilation.
 """
 import os
 import signal
+import sys
+import threading
 import time
-from types import FrameType
 from types import TracebackType
 from typing import Any
 
 import jax
+
+from mixer.core import errors
 
 # A launcher's process group often gets the system's signal and the launcher's
 # copy of it. Signals that arrive within this many seconds count as one.
@@ -33,10 +40,17 @@ class Guard:
     self._before: dict[signal.Signals, Any] = {}
 
   def __enter__(self) -> 'Guard':
+    self._read, self._write = os.pipe()
+    os.set_blocking(self._write, False)
+    self._woken = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+    self._thread = threading.Thread(target=self._listen, daemon=True)
+    self._thread.start()
     numbers = (signal.SIGINT,) if self._several else (
         signal.SIGINT, signal.SIGTERM)
     for number in numbers:
-      self._before[number] = signal.signal(number, self._ask)
+      # What the thread does suffices, but Python writes only signals that have
+      # a handler to the pipe.
+      self._before[number] = signal.signal(number, lambda number, frame: None)
     return self
 
   def __exit__(self, kind: type[BaseException] | None,
@@ -44,6 +58,10 @@ class Guard:
                traceback: TracebackType | None) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
+    signal.set_wakeup_fd(self._woken)
+    os.close(self._write)   # ends the thread
+    self._thread.join()
+    os.close(self._read)
 
   def asked(self, step: int) -> str | None:
     """Returns the name of the signal that asks to stop now, or None.
@@ -60,14 +78,35 @@ class Guard:
       return self._asked or 'SIGTERM'
     return None
 
-  def _ask(self, number: int, frame: FrameType | None) -> None:
-    del frame
+  def check(self) -> None:
+    """Raises what ends a run that has nothing to save yet, after a signal.
+
+    With several processes it does nothing: they agree only after a step.
+
+    Raises:
+      KeyboardInterrupt: after Ctrl-C.
+      Killed: after SIGTERM.
+    """
+    if self._several or not self._asked:
+      return
+    if self._asked == 'SIGINT':
+      raise KeyboardInterrupt
+    raise errors.Killed(f'{self._asked} before the first step')
+
+  def _listen(self) -> None:
+    """Handles the signals that Python writes to the pipe, until it closes."""
+    while received := os.read(self._read, 1):
+      self._ask(received[0])
+
+  def _ask(self, number: int) -> None:
     now = time.monotonic()
     if self._asked and now - self._when < _AT_ONCE_SECONDS:
       return
     if self._asked:
-      signal.signal(number, signal.SIG_DFL)
-      os.kill(os.getpid(), number)
+      os._exit(128 + number)   # as a shell reports a process that it killed
     self._asked, self._when = signal.Signals(number).name, now
+    # Not the log, which would write into the bar of a terminal.
+    print(f'{self._asked} came: the run stops once the current step is done '
+          '(the first one compiles)', file=sys.stderr, flush=True)
     if self._several:
       os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Grids of a sweep: the values that it tries, read from the command line."""
+"""Reads --grid of a sweep: the keys of a config to vary, and their values."""
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +15,12 @@ _BOOLEANS = {'true': True, 'false': False}
 _PARSERS: dict[type, Callable[[str], Any]] = {
     bool: lambda text: _BOOLEANS[text.lower()], int: int, float: float,
     str: str}
-
 # {key of the config: values to try}
 Grid = dict[str, list[Any]]
 
 
-def parse(texts: Sequence[str], config: ml_collections.ConfigDict) -> Grid:
+def parse(texts: Sequence[str],
+          config: ml_collections.ConfigDict) -> Grid:
   """Returns {key: values} of 'KEY=V1,V2,...' texts.
 
   Args:

@@ -1,0 +1,93 @@
+"""Says in one line what failed when JAX or a device raises an error."""
+from collections.abc import Iterator
+import os
+import re
+import traceback
+from typing import Any
+
+from mixer.core import errors
+from mixer.core import processes
+
+# Words of XLA's errors that mean that a device is broken or gone.
+_BROKEN = re.compile(
+    'DATA_LOSS|halted unexpectedly|uncorrectable|device is lost|'
+    'CUDA_ERROR_(ECC|NVLINK|ILLEGAL_ADDRESS|ILLEGAL_INSTRUCTION|LAUNCH|'
+    'HARDWARE|MISALIGNED|DEVICE_UNAVAILABLE|CONTAINED|UNKNOWN)|'
+    'hipError(ECC|Illegal|Launch|Unknown)')
+
+
+def explain(error: Exception, flags: Any) -> Exception:
+  """Returns an error of one line for what a device causes, or `error` itself.
+
+  Args:
+    error: what a command raised.
+    flags: absl's flags, parsed; they tell the batch size.
+
+  Returns:
+    A PeerLost if another process or a device is gone, which a restart may mend;
+    a RunError if the memory of the devices is used up; a UserError if JAX finds
+    no devices.
+  """
+  import jax
+  if processes.lost(error):
+    return errors.PeerLost('another process of this run is gone; start all of '
+                           f'them again ({_first_line(error)})')
+  chain = list(_chain(error))
+  for one in chain:
+    if not isinstance(one, jax.errors.JaxRuntimeError):
+      continue
+    text = str(one)
+    if 'RESOURCE_EXHAUSTED' in text:
+      return errors.RunError(_out_of_memory(one, flags))
+    if _BROKEN.search(text):
+      return errors.PeerLost(
+          f'a device failed ({_first_line(one)}); start the same command again '
+          'to resume, and if it fails again, leave the device out')
+  for one in chain:
+    if not isinstance(one, errors.UserError) and any(
+        frame.f_globals.get('__name__') == 'jax._src.xla_bridge'
+        for frame, _ in traceback.walk_tb(one.__traceback__)):
+      return errors.UserError(_no_devices(one))
+  return error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+  """Yields an error and what caused it."""
+  seen: list[BaseException] = []
+  one: BaseException | None = error
+  while one is not None and one not in seen:
+    seen.append(one)
+    yield one
+    one = one.__cause__ or one.__context__
+
+
+def _out_of_memory(error: BaseException, flags: Any) -> str:
+  """Returns what to lower, with its value."""
+  known = flags.FLAGS if flags.FLAGS.is_parsed() else {}
+  why = f'the memory of a device is used up ({_first_line(error)}); '
+  if 'config' in known and known['config'].value:
+    run = known['config'].value.get('run') or {}
+    return why + (
+        f'lower run.batch_size (now {run.get("batch_size")}), raise '
+        f'run.micro_batches (now {run.get("micro_batches", 1)}), or set '
+        'model.remat; python -m mixer.plan with the same --config tells what '
+        'a device needs')
+  if 'batch_size' in known:
+    return why + f'lower --batch_size (now {known["batch_size"].value})'
+  return why + 'use fewer images at a time, or a device with more memory'
+
+
+def _no_devices(error: BaseException) -> str:
+  """Returns what JAX was told to use, and why it cannot."""
+  wanted = os.environ.get('JAX_PLATFORMS')
+  why = _first_line(error) or 'there is none'
+  if wanted:
+    return (f'JAX_PLATFORMS={wanted}: JAX cannot use such a device: {why}; '
+            'unset JAX_PLATFORMS to use the devices that are there, or '
+            'install the JAX for this kind of device')
+  return (f'JAX cannot use a device: {why}; check the driver and the '
+          'installed JAX, or set JAX_PLATFORMS=cpu')
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).strip().splitlines() or [''])[0][:200]
