@@ -69,7 +69,8 @@ SECTIONS = {
     'optimizer': (optimizers.make, {'schedule'}),
     'sharding': (sharding.plan, {'devices'}),
     'checkpoint': (checkpoint.Checkpoints, {'directory'}),
-    'start': (start.start, {'model', 'image_size', 'widen'}),
+    'start': (start.start, {
+        'model', 'image_size', 'widen', 'class_names', 'data'}),
     'run': (Settings, set()),
 }
 # An evaluation has no random crop, hence no min_area; it counts bad images and

@@ -49,3 +49,21 @@ def test_an_error_names_the_setting_and_its_value(settings, words):
     losses.make(**settings)
   for word in words:
     assert word in str(e.value)
+
+
+def test_the_softmax_loss_needs_a_label_for_each_image(caplog):
+  """The sigmoid loss learns from an image without labels that it shows no
+  class; several labels with the softmax loss get a line."""
+  none = np.array([[0, -1], [-1, -1], [2, -1]])
+  with pytest.raises(errors.UserError) as e:
+    losses.check_labels('softmax', none, 'manifest:m.csv')
+  for word in ('loss.name', '1 of 3', 'm.csv', 'image 1', 'sigmoid'):
+    assert word in str(e.value)
+  losses.check_labels('sigmoid', none, 'manifest:m.csv')
+  losses.check_labels('softmax', np.array([[0], [1]]), 'digits')
+  losses.check_labels('softmax', np.array([[0, -1], [1, -1]]), 'a')
+  assert caplog.messages == []
+  losses.check_labels('softmax', np.array([[0, 1], [1, -1]]), 'a')
+  losses.check_labels('softmax', np.zeros((0, 32), int), 'b')
+  first, second = caplog.messages
+  assert '1 of 2' in first and 'sigmoid' in first and 'some' in second

@@ -166,7 +166,7 @@ def test_the_suffix_may_be_upper_case_and_a_byte_order_mark_is_skipped(
 @pytest.mark.parametrize('text', (
     'id,path,label,note\n1,a.jpg,0,x\n2,b.jpg,0,\n',
     [dict(path='a.jpg', label=0, id=1), dict(path='b.jpg', label=0, note=1),
-     dict(path='b.jpg', label=0, note=1, id=1)]))
+     dict(path='c.jpg', label=0, note=1, id=1)]))
 def test_unknown_columns_are_ignored_in_one_log_line(
     tmp_path, project_log, text):
   assert len(manifest.load(write_manifest(tmp_path, text)).paths) >= 2
@@ -188,11 +188,11 @@ CSV_MISTAKES = {
     'short row': ('path,label\na.jpg,0\nb.jpg\n', ('line 3', "['b.jpg']")),
     'long row': ('path,label\na,b.jpg,0\n', ('line 2', "['a', 'b.jpg', '0']")),
     'open quote': ('path,label\n"a.jpg,0\nb.jpg,1\n', ('line 3', 'CSV')),
-    'no label': ('path,label\na.jpg,0\nb.jpg, \n',
-                 ('line 3', 'number of labels 0', '1 to 32')),
+    'no label at all': ('path,label\na.jpg,\nb.jpg, \n',
+                        ('no image has a label',)),
     'an empty label': ('path,label\na.jpg,0;\n', ('line 2', "label ''")),
     'many labels': (f'path,labels\na.jpg,{";".join(MANY)}\n',
-                    ('line 2', 'number of labels 33', '1 to 32')),
+                    ('line 2', 'number of labels 33', 'most 32')),
     'negative label': ('path,label\na.jpg,-1\n', ('line 2', "'-1'", 'from 0')),
     'label twice': ('path,label\na.jpg,x;y; x\n', ('line 2', "'x'", 'once')),
     'number twice': ('path,label\na.jpg,01;1\n', ('line 2', "'01'", 'once')),
@@ -215,6 +215,20 @@ CSV_MISTAKES = {
                      ('line 2', "'train[:9]'")),
     'blank split': ('path,label,split\na.jpg,x, \n', ('line 2', "split ' '")),
     'cell over two lines': ('path,label\n"a\nb",x\nc,-1\n', ('line 4',)),
+    'a printed list': ('path,label\na,cat\nb,"[\'cat\', \'dog\']"\n',
+                       ('line 3', 'cat', 'separated by')),
+    'a printed array': ('path,label\na,[0 2]\n', ('line 2', "'[0 2]'")),
+    'whole number with a fraction': (
+        'path,label\na,0\nb,1.0\n', ('line 3', "'1.0'", "such as '1'")),
+    'nan among numbers': (
+        'path,label\na,0\nb,nan\n', ('line 3', "'nan'", 'empty field')),
+    'two Unicode forms': ('path,label\na,caf\u00e9\nb,cafe\u0301\n',
+                          ('line 3', 'line 2', 'Unicode')),
+    'two labels in two rows': (
+        'path,label\na.jpg,cat\nb.jpg,cat\n./a.jpg,dog\n',
+        ('line 4', "['dog']", "['cat'] as in line 2", 'one row')),
+    'a split by two names': (
+        'path,label,split\na,x,val\nb,x,validation\n', ("'val'", 'only one')),
     'huge cell': (f'path,label\n{"a" * 200_000},x\n', ('line 2', 'limit')),
 }
 
@@ -238,10 +252,7 @@ JSON_MISTAKES = {
     'path is no text': ('{"path": 3, "label": 0}', ('line 1', 'path 3')),
     'half a character': (
         r'{"path": "\ud800.jpg", "label": 0}', ('line 1', r"'\ud800.jpg'")),
-    'no label': ('{"path": "a"}', ('line 1', 'number of labels 0')),
-    'null label': ('{"path": "a", "label": null}', ('number of labels 0',)),
-    'blank label': ('{"path": "a", "label": " "}', ('number of labels 0',)),
-    'no labels': ('{"path": "a", "labels": []}', ('number of labels 0',)),
+    'no label': ('{"path": "a"}', ('line 1', "'label' or 'labels'")),
     'many labels': (json.dumps(dict(path='a', labels=MANY)),
                     ('number of labels 33',)),
     'both': ('{"path": "a", "label": 0, "labels": [1]}',
@@ -341,3 +352,78 @@ def test_a_row_may_have_the_largest_number_of_labels(tmp_path):
   assert out.labels.shape == (2, MAX_LABELS)
   np.testing.assert_array_equal(out.labels[0], np.arange(MAX_LABELS))
   assert out.labels[1].tolist() == [5] + [-1] * (MAX_LABELS - 1)
+
+
+@pytest.mark.parametrize('kind', ('csv', 'jsonl'))
+def test_an_image_may_have_no_label(tmp_path, kind):
+  """It is an example of no class, which the sigmoid loss can learn from."""
+  path = write_manifest(
+      tmp_path, 'path,labels\na.jpg,cat;dog\nb.jpg,\n' if kind == 'csv' else
+      [dict(path='a.jpg', labels=['cat', 'dog']), dict(path='b.jpg', labels=[])
+       ])
+  out = manifest.load(path)
+  np.testing.assert_array_equal(out.labels, [[0, 1], [-1, -1]])
+  assert out.class_names == ('cat', 'dog')
+
+
+DOUBTS = {
+    'missing value': ('a,cat\nb,nan\nc,dog\n', ('line 3', "'nan'", 'empty')),
+    'number': ('a,0.7\nb,0.2\n', ('line 2', "'0.7'", 'a number')),
+    'case': ('a,Cat\nb,cat\n', ('line 3', "'cat'", "'Cat'")),
+    'underscore': ('a,hot dog\nb,hot_dog\n', ("'hot_dog'", "'hot dog'")),
+    'bar': ('a,x|y\n', ('line 2', "'x|y'", "';'")),
+    'comma': ('a,"x, y"\nb,"y, z"\nc,"x, z"\n', ("'x, y'", '2 more')),
+    'blank': ('a,5 0\nb,5\nc,0\n', ("'5 0'", "';'")),
+    'gaps': ('a,1\nb,4\n', ('3 of the classes 0 to 4', 'classes.txt')),
+    'repeated': ('a,x\nb,y\n./a,x\n', (
+        '1 images', 'several times', "'a'", 'lines 2 and 4')),
+}
+
+
+@pytest.mark.parametrize('rows,expected', DOUBTS.values(), ids=DOUBTS)
+def test_a_doubtful_manifest_is_read_with_one_line(
+    tmp_path, caplog, rows, expected):
+  manifest.load(write_manifest(tmp_path, 'path,label\n' + rows))
+  line, = caplog.messages
+  for part in expected:
+    assert part in line
+
+
+@pytest.mark.parametrize('rows,classes', (
+    ('a,red car\nb,blue car\nc,red bus\n', None),
+    ('a,"maillot"\nb,"maillot, tank suit"\n', None),
+    ('a,0\nb,1\n', None), ('a,x|y\nb,Cat\nc,cat\nd,nan\n',
+                           'x|y\nCat\ncat\nnan\n')))
+def test_a_usual_manifest_gets_no_line(tmp_path, caplog, rows, classes):
+  """Nor does one whose classes are listed in classes.txt."""
+  manifest.load(write_manifest(tmp_path, 'path,label\n' + rows,
+                               classes=classes))
+  assert caplog.messages == []
+
+
+def test_an_image_in_two_splits_gets_a_line(tmp_path, caplog):
+  manifest.load(write_manifest(
+      tmp_path, 'path,label,split\na,x,train\nb,x,train\na,x,test\n'))
+  line, = caplog.messages
+  assert "'a' in lines 2 and 4" in line and 'several splits' in line
+
+
+@pytest.mark.parametrize('name', ('val', 'valid', 'VAL', 'validation'))
+def test_val_is_the_split_validation(tmp_path, name):
+  out = manifest.load(write_manifest(
+      tmp_path, f'path,label,split\na,x,train\nb,x,{name}\n'))
+  assert out.sizes == {'train': 1, 'validation': 1}
+
+
+def test_blanks_and_backslashes_in_paths_are_read_if_such_a_file_exists(
+    tmp_path, project_log):
+  """A file that exists as written is that file."""
+  (tmp_path / 'in').mkdir()
+  for file in ('in/a.jpg', 'b.jpg', ' c.jpg', 'c.jpg'):
+    (tmp_path / file).write_bytes(b'')
+  out = manifest.load(write_manifest(
+      tmp_path, 'path,label\nin\\a.jpg,0\n b.jpg ,0\n c.jpg,0\nno\\d.jpg,0\n'
+  ))
+  assert out.paths == ['in/a.jpg', 'b.jpg', ' c.jpg', 'no\\d.jpg']
+  line, = project_log.messages
+  assert '2 paths' in line

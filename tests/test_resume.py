@@ -206,7 +206,7 @@ def test_a_finished_run_that_is_started_again_is_evaluated(undisturbed):
 
 @pytest.mark.slow   # whole runs
 def test_a_diverged_run_exits_with_1_and_names_the_metric(tmp_path):
-  process = start(tmp_path, 1, '--config.schedule.learning_rate=1e30',
+  process = start(tmp_path, 1, '--config.schedule.learning_rate=2e9',
                   '--config.optimizer.clip_norm=0.0')
   out, _ = process.communicate(timeout=120)
   assert process.returncode == 1, out

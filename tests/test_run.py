@@ -32,6 +32,18 @@ def tiny(**model):
   return c
 
 
+def test_the_softmax_loss_refuses_images_without_a_label(tmp_path):
+  images, labels = np.full((40, 8, 8), 99, np.uint8), np.eye(40, 3, dtype=int)
+  np.savez(tmp_path / 'a.npz', train_images=images, train_labels=labels,
+           test_images=images, test_labels=labels)
+  config = tiny()
+  config.run.batch_size = 8 * jax.device_count()
+  config.data.name = f'arrays:{tmp_path}/a.npz'
+  with pytest.raises(errors.UserError, match='37 of 40 .* no label'):
+    run.train(config, str(tmp_path / 'run'))
+  assert workdir.CONFIG not in os.listdir(tmp_path / 'run')
+
+
 @pytest.mark.slow   # two runs that compile
 def test_a_plain_run_can_be_resumed_with_scan_and_remat(tmp_path):
   """Its checkpoint fits, and the run ends with the same parameters."""
@@ -81,6 +93,7 @@ def test_a_refused_config_does_not_claim_the_workdir(mistake, tmp_path):
   config = tiny()
   config.run.batch_size = 8 * jax.device_count()
   change(config)
+  (tmp_path / 'run').mkdir()
   with pytest.raises(errors.UserError, match=words):
     run.train(config, str(tmp_path / 'run'))
   assert not {workdir.CONFIG, workdir.CARD, workdir.METRICS} & set(

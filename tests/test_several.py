@@ -531,7 +531,7 @@ def test_if_a_run_diverges_all_processes_fail(tmp_path, cache):
   """The first to end must not look like a lost peer to the others: then the
   launcher would start all of them again."""
   with Run(tmp_path / 'run', 2, cache=cache, flags=(
-      '--config.schedule.learning_rate=1e30',
+      '--config.schedule.learning_rate=2e9',
       '--config.optimizer.clip_norm=0.0')) as run:
     assert run.codes() == [1, 1], run.everything()
   for i in range(2):

@@ -40,9 +40,8 @@ class Checkpoints:
       directory: is made if it does not exist.
       every: steps between checkpoints; the last step is always saved.
       keep: how many of the latest checkpoints to keep.
-      best: a metric, such as 'eval/test/accuracy'. It is evaluated before each
-        checkpoint, every new highest value is saved at once, and the checkpoint
-        with the highest value is kept besides the latest ones.
+      best: a metric, such as 'eval/test/accuracy', evaluated before each
+        checkpoint. Each new highest value is saved at once and kept as well.
 
     Raises:
       UserError: if a value is out of range.
@@ -56,8 +55,7 @@ class Checkpoints:
       keepers.append(managers.BestN(
           get_metric_fn=_metric(best), n=1, reverse=False))
     root = epath.Path(files.absolute(self.directory))
-    # Orbax could remove the partial checkpoints of a killed process, but in a
-    # thread that nothing waits for.
+    # Orbax would remove partial checkpoints in a thread that nothing waits for.
     for partial in ocp.utils.tmp_checkpoints(root) if processes.first() else ():
       partial.get().rmtree()
     processes.meet('partial checkpoints are gone')
@@ -68,8 +66,8 @@ class Checkpoints:
             preservation_policy=managers.AnyPreservationPolicy(keepers),
             best_fn=_metric(best) if best else None,
             cleanup_tmp_directories=False))
-    self._top = max([-np.inf, *(_metric(best)(self._manager.metrics(step))
-                                for step in self.steps() if best)])
+    scores = map(self._manager.metrics, self.steps() if best else ())
+    self._top = max(map(_metric(best or ''), scores), default=-np.inf)
 
   def steps(self) -> list[int]:
     """Returns all saved steps, ascending."""
@@ -143,12 +141,12 @@ class Checkpoints:
         if found[2]['digest'] == _digest(*found[:2]):
           return found
         damage = 'its checksum does not match: a bit has changed on disk'
-      log.warning('checkpoint %s/%d cannot be used (%s); trying the one before '
-                  'it', self.directory, step, _one_line(damage))
+      log.warning('checkpoint %s/%d cannot be used (%s); trying an earlier one',
+                  self.directory, step, _one_line(damage))
     if steps:
       raise errors.RunError(f'none of the checkpoints {steps} in '
                             f'{self.directory!r} can be read; the last error: '
-                            f'{_one_line(damage)}')
+                            + _one_line(damage))
     return None
 
   def set_aside_after(self, step: int) -> None:
@@ -167,8 +165,10 @@ class Checkpoints:
     self._manager.reload()
 
   def close(self) -> None:
-    """Waits for checkpoints that are being written, and stops their threads."""
+    """Waits for checkpoints being written, and removes an empty directory."""
     self._manager.close()
+    with contextlib.suppress(OSError):   # it is not empty, or in a bucket
+      os.rmdir(files.absolute(self.directory))
 
   def _restore(self, step: int, params: trees.Tree,
                rest: trees.Tree) -> _State:

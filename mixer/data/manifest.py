@@ -5,6 +5,7 @@ import collections
 from collections.abc import Iterable
 from collections.abc import Iterator
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -15,11 +16,13 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core.log import log
+from mixer.data import label_names
 from mixer.data import listing
 from mixer.data import source
 
 _COLUMNS = ('path', 'label', 'labels', 'weights', 'split')
-_NUMBER, _NEGATIVE = re.compile('[0-9]{1,18}'), re.compile('-[0-9]+')
+_NEGATIVE = re.compile('-[0-9]+')
+_ALIASES = {'val': 'validation', 'valid': 'validation'}
 _SPLIT = re.compile(r'[^\[\]+]+')   # names that `splits.select` can parse
 # Characters that no file name has: '\0' and surrogates, except for those that
 # stand for undecodable bytes.
@@ -30,8 +33,9 @@ class Row(typing.TypedDict):
   """A row of a manifest.
 
   Attributes:
-    path: as written.
-    labels: names or numbers of classes, as written.
+    path: as written; or, if no such file exists but one without the blanks
+      around it, or with '/' for backslashes, that file's.
+    labels: names or numbers of classes, as written; there may be none.
     weights: one for each label, or None.
     split: 'train' unless the row gives another.
     line: the number of its line, from 1.
@@ -61,7 +65,8 @@ def load(path: str) -> listing.Listing:
   sizes = {s: counts[s] for s in (*listing.STORED, *counts) if s in counts}
   table.sort(key=lambda row: list(sizes).index(row['split']))
   class_names, numbers = classes(path, table)
-  shape = len(table), max(len(row['labels']) for row in table)
+  _check_repeated(path, table)
+  shape = len(table), max(1, *(len(row['labels']) for row in table))
   labels, weights = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
   for record, row in enumerate(table):
     of_row = [numbers[str(label)] for label in row['labels']]
@@ -71,9 +76,20 @@ def load(path: str) -> listing.Listing:
     labels[record, :len(of_row)] = of_row
     weights[record, :len(of_row)] = row['weights'] or 1
   weighted = any(row['weights'] is not None for row in table)
-  return listing.make(
+  listed = listing.make(
       os.path.dirname(path), [row['path'] for row in table], labels,
       weights if weighted else None, class_names, sizes)
+  names = [split_name(split) for split in sizes]
+  if len(set(names)) < len(names):
+    raise errors.UserError(
+        f"{path!r} has the splits {list(sizes)}; 'val' and 'valid' are names "
+        "of 'validation', so expected only one of them")
+  return dataclasses.replace(listed, sizes=dict(zip(names, sizes.values())))
+
+
+def split_name(split: str) -> str:
+  """Returns the name under which the rows of a split are found."""
+  return _ALIASES.get(split.lower(), split)
 
 
 def rows(path: str) -> Iterator[Row]:
@@ -81,7 +97,7 @@ def rows(path: str) -> Iterator[Row]:
 
   A CSV file has a header, and ';' between several labels or weights. A JSONL
   file has an object on each line, with scalars or lists. Both have 'path' and
-  'labels' or 'label'; 'weights' and 'split' are optional.
+  'labels' or 'label', which may be empty; 'weights' and 'split' are optional.
 
   Raises:
     UserError: at the first row that is wrong, with its line.
@@ -93,10 +109,18 @@ def rows(path: str) -> Iterator[Row]:
     raise errors.UserError(f'data.name: {path!r} is not a manifest; expected '
                            'the suffix .csv or .jsonl')
   ignored: dict[str, None] = {}
+  mended = 0
   with listing.open_text(path) as f:
     for line, cells in read(path, f):
       ignored.update((k, None) for k in cells if k not in _COLUMNS)
-      yield _row(path, line, cells)
+      row = _row(path, line, cells)
+      found = _file(os.path.dirname(path), row['path'])
+      mended += found != row['path']
+      row['path'] = found
+      yield row
+  if mended:
+    log.info("%r: %d paths have blanks around them, or '\\' for '/'; the files "
+             'without them are read', path, mended)
   if ignored:
     log.info('%r: the columns %s are ignored (known: %s)', path,
              list(ignored)[:10], ', '.join(_COLUMNS))
@@ -118,7 +142,8 @@ def classes(path: str, table: Iterable[Row | dict[str, Any]]
     (class names, {label as text: number of its class}).
 
   Raises:
-    UserError: if classes.txt repeats a name, or a label is no class.
+    UserError: if classes.txt repeats a name, a label is no class, or no row
+      has a label.
   """
   lines: dict[str, int] = {}   # the first line that has each label
   for row in table:
@@ -132,23 +157,65 @@ def classes(path: str, table: Iterable[Row | dict[str, Any]]
       raise errors.UserError(f'{beside!r}: {len(names)} names, of which '
                              f'{len(set(names))} are different; expected a '
                              'different name for each class')
-  elif all(map(_NUMBER.fullmatch, lines)):
+  elif not lines:
+    raise errors.UserError(f'{path!r}: no image has a label; expected the '
+                           "names or numbers of classes in 'labels'")
+  elif all(map(label_names.NUMBER.fullmatch, lines)):
     largest = max(lines, key=int)
     if int(largest) >= source.MAX_CLASSES:
       raise listing.wrong(path, lines[largest], 'label', largest,
                           f'a class number below {source.MAX_CLASSES}, or a '
                           'file classes.txt in the same folder')
     names = list(map(str, range(int(largest) + 1)))
+    label_names.say_unused(path, set(map(int, lines)))
   else:
+    label_names.check(path, lines)
     names = sorted(lines)
   numbers = dict(zip(names, range(len(names))))
   for label, line in lines.items():
     if label not in numbers:
-      if not _NUMBER.fullmatch(label) or int(label) >= len(names):
+      if not label_names.NUMBER.fullmatch(label) or int(label) >= len(names):
         raise listing.wrong(path, line, 'label', label, f'a name in {beside!r} '
                             f'or a number below {len(names)}')
       numbers[label] = int(label)
   return tuple(names), numbers
+
+
+def _check_repeated(path, table):
+  """Refuses or points out files that have several rows."""
+  rows_of: dict[str, list[Row]] = {}
+  for row in table:
+    rows_of.setdefault(os.path.normpath(row['path']), []).append(row)
+  again = [found for found in rows_of.values() if len(found) > 1]
+  for found in again:
+    by_split: dict[str, Row] = {}
+    for row in found:
+      first = by_split.setdefault(row['split'], row)
+      if set(map(str, first['labels'])) != set(map(str, row['labels'])):
+        raise listing.wrong(
+            path, row['line'], 'labels', row['labels'], 'the labels '
+            f'{first["labels"]} as in line {first["line"]}, which has the same '
+            "path; several labels of an image are one row, separated by ';' in "
+            'CSV')
+  for what, several in (
+      ('in several splits', [
+          r for r in again if r[0]['split'] != r[-1]['split']]),
+      ('several times in a split', [
+          r for r in again if len({x['split'] for x in r}) < len(r)])):
+    if several:
+      first, last = several[0][0], several[0][-1]
+      log.warning('%r: %d images are listed %s, such as %r in lines %d and %d',
+                  path, len(several), what, first['path'], first['line'],
+                  last['line'])
+
+
+def _file(folder, path):
+  """The path of a file that exists, or `path` if none of its spellings does."""
+  if path == path.strip() and '\\' not in path:
+    return path
+  spellings = (path, path.strip(), path.strip().replace('\\', '/'))
+  return next((spelling for spelling in spellings
+               if os.path.exists(os.path.join(folder, spelling))), path)
 
 
 def _csv_rows(path, f):
@@ -197,10 +264,12 @@ def _row(path, line, cells):
     raise wrong('split', split, "a name such as 'train'")
   if 'label' in cells and 'labels' in cells:
     raise wrong('label', cells['label'], "either 'label' or 'labels'")
-  labels = _several(cells.get('labels', cells.get('label')))
-  if not labels or len(labels) > source.MAX_LABELS:
-    raise wrong('number of labels', len(labels or ()),
-                f'1 to {source.MAX_LABELS}')
+  if not {'label', 'labels'} & set(cells):
+    raise wrong('row', cells, "'label' or 'labels', which may be empty")
+  labels = _several(cells.get('labels', cells.get('label'))) or []
+  if len(labels) > source.MAX_LABELS:
+    raise wrong('number of labels', len(labels),
+                f'at most {source.MAX_LABELS}')
   for label in labels:
     if (type(label) not in (int, str) or not str(label)   # bool is an int
         or _NEGATIVE.fullmatch(str(label))):

@@ -48,6 +48,16 @@ def fetch(batch: Mapping[str, jax.Array],
   return batch['image'], batch['labels'], batch.get('weights')
 
 
+def known_labels(source: Source, split: splits.Split) -> np.ndarray:
+  """Returns the labels of a split: int32 [N, L], padded by -1.
+
+  They are [0, L] if only reading every image would give them.
+  """
+  if source.targets is None:
+    return source.read(np.zeros(0, np.int64))[1]['labels']
+  return source.targets(split.records(np.arange(len(split))))['labels']
+
+
 def load_arrays(source: Source, split: splits.Split, *, key: str,
                 image_size: tuple[int, int], cut: dict[str, Any]
                 ) -> tuple[Resident, dict[str, Any]]:

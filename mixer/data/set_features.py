@@ -17,8 +17,10 @@ def check(name: str, where: str) -> None:
   Raises:
     UserError: if a class is not one of TFDS's.
   """
-  from tensorflow_datasets.core import read_only_builder
-  found = read_only_builder._find_builder_dir(name, data_dir=where)
+  import tensorflow_datasets as tfds
+  # TFDS's search adds to the context of an error, so it needs one.
+  with tfds.core.utils.error_utils.reraise_with_context(Exception):
+    found = tfds.core.read_only_builder._find_builder_dir(name, data_dir=where)
   if found is None:
     return
   for file, key in (('features.json', None), ('dataset_info.json', 'features')):

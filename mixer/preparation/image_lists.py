@@ -159,7 +159,7 @@ def _manifest(path: str) -> ImageList:
   multi_label = weighted = False
   draw = random.Random(0)
   for n, row in enumerate(manifest.rows(path)):
-    split = row['split']
+    split = manifest.split_name(row['split'])
     sizes[split] = sizes.get(split, 0) + 1
     for label in row['labels']:
       line_of.setdefault(str(label), row['line'])
@@ -199,7 +199,7 @@ def _manifest_entries(path: str, *, numbers: Mapping[str, int], weighted: bool
           f'{path!r}, line {row["line"]}: the labels {row["labels"]!r} name a '
           'class twice; expected each class once')
     weights = tuple(row['weights'] or (1.,) * len(labels)) if weighted else None
-    yield Entry(row['path'], row['split'], labels, weights,
+    yield Entry(row['path'], manifest.split_name(row['split']), labels, weights,
                 os.path.join(root, row['path']))
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mixer.core import errors
+from mixer.core.log import log
 
 # (logits [B, K], targets [B, K]) -> float32 [B]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -43,6 +45,37 @@ def make(*, name: str = 'softmax', label_smoothing: float = 0.0) -> Loss:
     return _LOSSES[name](logits, targets)
 
   return loss
+
+
+def check_labels(name: str, labels: np.ndarray, source: str) -> None:
+  """Checks that a loss can learn from the labels of the training split.
+
+  Several labels with the softmax loss get a line in the log.
+
+  Args:
+    name: of the loss.
+    labels: int32 [N, L], padded by -1; [0, L] if they are not known yet.
+    source: name of the data set, for messages.
+
+  Raises:
+    UserError: if an example has no label, and the loss is the softmax's.
+  """
+  if name != 'softmax':
+    return
+  count = np.sum(labels >= 0, axis=1)
+  none = np.flatnonzero(count == 0)
+  if none.size:
+    raise errors.UserError(
+        f'loss.name: {none.size} of {len(labels)} training images of {source} '
+        f'have no label, such as image {none[0]} of the split; the softmax '
+        'loss needs one for each: set --config.loss.name=sigmoid to learn from '
+        'them as examples of no class, or remove them')
+  several = int(np.sum(count > 1))
+  if several or not len(labels) and labels.shape[1] > 1:
+    log.warning(
+        'loss.name: %s training images of %s have several labels, and the '
+        'softmax loss is for one; consider --config.loss.name=sigmoid',
+        f'{several} of {len(labels)}' if several else 'some', source)
 
 
 def of_labels(name: str) -> Callable[..., jax.Array]:

@@ -22,6 +22,7 @@ from mixer.core import workdir
 from mixer.core.log import log
 from mixer.data import class_counts
 from mixer.data import pipeline
+from mixer.data import resident
 from mixer.evaluation import suite
 from mixer.models import catalog
 from mixer.models import cost
@@ -154,6 +155,9 @@ def _open_splits(config: ml_collections.ConfigDict, settings: Settings,
   train, evals, fewshots = assembly.open_splits(
       config, settings, workdir.BadImages(path))
   train.check(settings.batch_size, plan.slots(settings.batch_size))
+  losses.check_labels(
+      config.loss.name, resident.known_labels(train.source, train.split),
+      train.source.name)
   few = [split for one in fewshots.values() for split in (one.train, one.test)]
   for split in (train, *evals.values(), *few):
     split.preflight()

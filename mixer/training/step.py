@@ -93,9 +93,9 @@ def make_train_step(
     step(state, batch, stored=None) -> (state, metrics). `batch` is a training
     batch as `data.pipeline` describes it, and `stored` the split that it
     indexes if that lives on the device. Metrics are scalars: 'loss' and
-    'accuracy' of the augmented batch, 'gradient_norm' of the trained parameters
-    before clipping, 'learning_rate', and 'bad', the state's count after this
-    step.
+    'accuracy' of the augmented batch (of the examples that have a label),
+    'gradient_norm' of the trained parameters before clipping, 'learning_rate',
+    and 'bad', the state's count after this step.
   """
   def gradient(params, images, targets, rows, rngs):
     def objective(params):
@@ -107,7 +107,10 @@ def make_train_step(
           {'params': params}, images, train=True, rows=rows, rngs=rngs)
       return jnp.mean(loss(logits, targets)), logits
     (value, logits), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    return grads, dict(loss=value, accuracy=jnp.mean(right(logits, targets)))
+    labelled = jnp.any(targets > 0, axis=-1)
+    accuracy = (jnp.sum(right(logits, targets) * labelled)
+                / jnp.maximum(jnp.sum(labelled), 1))
+    return grads, dict(loss=value, accuracy=accuracy)
 
   def accumulated(params, images, targets, rows, rngs):
     # A part takes every n-th row, so that no row has to move to another device.
