@@ -56,10 +56,9 @@ def test_frozen_layers_have_no_backward_products(frozen, backward):
   model = models.create('Mixer-S/4', num_classes=5, hidden_dim=16, num_blocks=2,
                         tokens_mlp_dim=6, channels_mlp_dim=32)
   images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-  names = trees.flatten(
-      jax.eval_shape(model.init, jax.random.key(0), images)['params'])
+  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   assert model.multiply_adds(8) == STEM + 4 * (TOKENS + CHANNELS) + HEAD
-  assert cost.training_flops(model, 8, frozen, names) == (
+  assert cost.training_flops(model, 8, frozen, params) == (
       cost.forward_flops(model, 8) + 2 * backward)
-  assert cost.training_flops(model, 8, None, names) == (
+  assert cost.training_flops(model, 8, None, params) == (
       3 * cost.forward_flops(model, 8))

@@ -78,9 +78,8 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
       resident=data.examples if on_device else None)
   preflight += _weights(config.start.weights) + _workdir(workdir)
   images = total * settings.batch_size
-  flops = cost.training_flops(
-      model, settings.image_size, config.optimizer.frozen,
-      trees.flatten(program.state.params))
+  flops = cost.training_flops(model, settings.image_size,
+                              config.optimizer.frozen, program.state.params)
   return dict(
       model=dict(
           name=config.model.name, parameters=trees.count(program.state.params),

@@ -2,12 +2,13 @@
 
 The formulas are each network's own, see `interface.Model`.
 """
-from collections.abc import Iterable
 import re
 
 import flax.linen as nn
 
+from mixer.core import trees
 from mixer.models import grid
+from mixer.models import interface
 
 # Pre-training in TPUv3 core-days (table 3 of the Mixer paper). L/16 on JFT was
 # trained for 14 epochs. The figures for both ImageNets are extrapolations, the
@@ -41,7 +42,8 @@ def forward_flops(model: nn.Module, image_size: grid.Size) -> int:
 
 
 def training_flops(model: nn.Module, image_size: grid.Size,
-                   frozen: str | None = None, names: Iterable[str] = ()) -> int:
+                   frozen: str | None = None,
+                   params: interface.Params | None = None) -> int:
   """Returns the FLOPs of one image in training.
 
   They are three times those of a forward pass, since a backward pass has two
@@ -54,12 +56,13 @@ def training_flops(model: nn.Module, image_size: grid.Size,
     model: the network.
     image_size: side in pixels, or (height, width).
     frozen: regular expression for the whole names of frozen parameters.
-    names: of all parameters; needed with `frozen` only.
+    params: of the network, or their shapes; needed with `frozen` only.
   """
   forward = forward_flops(model, image_size)
   if not frozen:
     return 3 * forward
-  still = {name: re.fullmatch(frozen, name) is not None for name in names}
+  still = {name: re.fullmatch(frozen, name) is not None
+           for name in trees.flatten(params or {})}
   backward, above = 0.0, False   # above: a trained parameter is below
   for layer, count in model.layers(image_size):
     within = sorted({name.rpartition('/')[0] for name in still

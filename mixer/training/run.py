@@ -17,7 +17,6 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import peak
-from mixer.core import trees
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.data import class_counts
@@ -126,8 +125,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         plan=plan, data=splits.train, evals=splits.evals, model=run.model,
         state=run.sharded.state,
         trained=assembly.trained(config, run.sharded.state.params),
-        image_flops=run.image_flops,
-        total_steps=run.total_steps,
+        image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
     with stop.Guard() as guard:   # before anything compiles
       if state is None:
@@ -210,9 +208,8 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
   card = assembly.make_card(config, model, splits.train, splits.evals)
-  flops = cost.training_flops(
-      model, settings.image_size, config.optimizer.frozen,
-      trees.flatten(sharded.state.params))
+  flops = cost.training_flops(model, settings.image_size,
+                              config.optimizer.frozen, sharded.state.params)
   return _Run(path, settings, plan, splits, model, card, sharded, total, flops,
               merge, checkpoints)
 
@@ -284,10 +281,9 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
           writer=writer, progress=bar, guard=guard, total_steps=total,
           log_every=settings.log_every, eval_every=settings.eval_every,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
-          improves=checkpoints.improves,
-          batch_size=size,
-          flops=size * run.image_flops,
-          devices=plan.mesh.size, spent=writer.spent,
+          improves=checkpoints.improves, batch_size=size,
+          flops=size * run.image_flops, devices=plan.mesh.size,
+          spent=writer.spent,
           peak_flops=jax.process_count() * peak.flops_per_second(
               settings.dtype_on(plan.platform)))
       try:
