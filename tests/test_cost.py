@@ -29,3 +29,36 @@ def test_flops_agree_with_xla(name, size):
   stem = 2 * (size // patch)**2 * 3 * patch**2 * model.hidden_dim
   ours = 4 * (cost.training_flops(model, size) - stem)
   assert 1 <= lowered.cost_analysis()['flops'] / ours < 1.06
+
+
+# Multiply-adds of each product of the network below, with S = 4 tokens.
+STEM, TOKENS, CHANNELS, HEAD = 4 * 48 * 16, 16 * 4 * 6, 4 * 16 * 32, 16 * 5
+
+
+@pytest.mark.parametrize('frozen,backward', (
+    # The gradient of the head's kernel, and that of its input for LayerNorm.
+    ('(stem|MixerBlock_.*)/.*', 2 * HEAD),
+    # Only the head is trained, so no input needs a gradient.
+    ('(?!head).*', HEAD),
+    # The last block: its first product needs the gradient of its input,
+    # because a LayerNorm stands before it.
+    ('(stem|MixerBlock_0)/.*', 2 * HEAD + 4 * (TOKENS + CHANNELS)),
+    # As above, but without that LayerNorm.
+    ('((stem|MixerBlock_0)|MixerBlock_1/LayerNorm_0)/.*',
+     2 * HEAD + 4 * CHANNELS + 3 * TOKENS),
+    # The input gradients of every block, but the weights' of none.
+    ('MixerBlock_.*', STEM + 2 * HEAD + 4 * (TOKENS + CHANNELS)),
+    # All but biases of the stem: still no input gradient below.
+    ('stem/kernel', 2 * HEAD + 8 * (TOKENS + CHANNELS)),
+))
+def test_frozen_layers_have_no_backward_products(frozen, backward):
+  """Counted by hand."""
+  model = models.create('Mixer-S/4', num_classes=5, hidden_dim=16, num_blocks=2,
+                        tokens_mlp_dim=6, channels_mlp_dim=32)
+  images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  assert model.multiply_adds(8) == STEM + 4 * (TOKENS + CHANNELS) + HEAD
+  assert cost.training_flops(model, 8, frozen, params) == (
+      cost.forward_flops(model, 8) + 2 * backward)
+  assert cost.training_flops(model, 8, None, params) == (
+      3 * cost.forward_flops(model, 8))

@@ -129,6 +129,15 @@ def test_xla_estimates_the_time_of_a_tpu_only(compiled):
   assert [asked.plan.mesh.size for asked in compiled] == [4, 1]
 
 
+@pytest.mark.parametrize('accelerator,precision', (
+    (None, 'bfloat16'), ('T4', 'float32')))
+def test_the_run_has_the_precision_whose_peak_is_assumed(
+    accelerator, precision, compiled):
+  found = planning.plan(small(), accelerator=accelerator)
+  assert found['run']['precision'] == precision
+  assert found['time']['peak_precision'] == precision
+
+
 def test_missing_data_is_a_row_of_the_report(tmp_path, compiled):
   (tmp_path / 'file').touch()
   config = small()

@@ -31,7 +31,7 @@ def introduced(tmp_path, caplog, **optimizer):
       settings=settings, plan=plan, data=data, evals=evals, model=model,
       state=sharded.state,
       trained=assembly.trained(config, sharded.state.params),
-      total_steps=1200, paper_core_days=80)
+      image_flops=10**9, total_steps=1200, paper_core_days=80)
   return sharded.state.params, caplog.messages
 
 

@@ -62,7 +62,7 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
                            f'{utilisation}')
   settings = dataclasses.replace(
       settings, image_width=None, image_size=pair(settings.image_size),
-      precision=settings.precision or 'bfloat16')
+      precision=settings.precision or device.precision)
   layout = assembly.make_plan(config, chosen)
   settings.check_devices(layout.parts)
   data, preflight = _look(config)
@@ -78,7 +78,8 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
       resident=data.examples if on_device else None)
   preflight += _weights(config.start.weights) + _workdir(workdir)
   images = total * settings.batch_size
-  flops = cost.training_flops(model, settings.image_size)
+  flops = cost.training_flops(model, settings.image_size,
+                              config.optimizer.frozen, program.state.params)
   return dict(
       model=dict(
           name=config.model.name, parameters=trees.count(program.state.params),

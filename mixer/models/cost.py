@@ -2,9 +2,13 @@
 
 The formulas are each network's own, see `interface.Model`.
 """
+import re
+
 import flax.linen as nn
 
+from mixer.core import trees
 from mixer.models import grid
+from mixer.models import interface
 
 # Pre-training in TPUv3 core-days (table 3 of the Mixer paper). L/16 on JFT was
 # trained for 14 epochs. The figures for both ImageNets are extrapolations, the
@@ -37,10 +41,39 @@ def forward_flops(model: nn.Module, image_size: grid.Size) -> int:
   return 2 * model.multiply_adds(image_size)
 
 
-def training_flops(model: nn.Module, image_size: grid.Size) -> int:
-  """Returns the FLOPs of one image in training: three times those of a forward
-  pass, since a backward pass costs two of them."""
-  return 3 * forward_flops(model, image_size)
+def training_flops(model: nn.Module, image_size: grid.Size,
+                   frozen: str | None = None,
+                   params: interface.Params | None = None) -> int:
+  """Returns the FLOPs of one image in training.
+
+  They are three times those of a forward pass, since a backward pass has two
+  products for each of the forward pass: the gradients of the weights and of the
+  input. With frozen parameters, only the gradients that training needs count:
+  those of trained kernels, and those of inputs that lie above a trained
+  parameter.
+
+  Args:
+    model: the network.
+    image_size: side in pixels, or (height, width).
+    frozen: regular expression for the whole names of frozen parameters.
+    params: of the network, or their shapes; needed with `frozen` only.
+  """
+  forward = forward_flops(model, image_size)
+  if not frozen:
+    return 3 * forward
+  still = {name: re.fullmatch(frozen, name) is not None
+           for name in trees.flatten(params or {})}
+  backward, above = 0.0, False   # above: a trained parameter is below
+  for layer, count in model.layers(image_size):
+    within = sorted({name.rpartition('/')[0] for name in still
+                     if name.startswith(f'{layer}/')})
+    for module in within:
+      mine = {name: kept for name, kept in still.items()
+              if name.rpartition('/')[0] == module}
+      trains = not mine.get(f'{module}/kernel', True)
+      backward += 2 * count / len(within) * (above + trains)
+      above = above or not all(mine.values())
+  return forward + round(backward)
 
 
 def paper_core_days(name: str, data: str) -> int | None:

@@ -112,6 +112,16 @@ class Model(nn.Module):
   def multiply_adds(self, image_size: grid.Size) -> int:
     """Returns the multiply-adds of one image's forward pass, in matrix products
     only."""
+    return sum(count for _, count in self.layers(image_size))
+
+  @nn.nowrap
+  def layers(self, image_size: grid.Size) -> list[tuple[str, int]]:
+    """Returns (name among the parameters, multiply-adds) of each layer, from
+    the images to the logits.
+
+    The products of a layer are those of its kernels, in the order of their
+    names, and have equally many multiply-adds.
+    """
     raise NotImplementedError
 
   @nn.nowrap

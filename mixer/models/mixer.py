@@ -249,14 +249,17 @@ class MlpMixer(interface.Model):
     return (self._inputs() + 1) * c + self.num_blocks * block + 2 * c + head
 
   @nn.nowrap
-  def multiply_adds(self, image_size: grid.Size) -> int:
-    """Returns S P^2 c C + L (mixing + 2 S C D_C) + C K."""
+  def layers(self, image_size: grid.Size) -> list[tuple[str, int]]:
+    """Returns the terms of S P^2 c C + L (mixing + 2 S C D_C) + C K."""
     s, c = grid.tokens(image_size, self.patch_size), self.hidden_dim
     mixing = token_mixing.TABLE[self.token_mixing].multiply_adds(
         s, c, self.tokens_mlp_dim)
-    block = mixing + 2 * s * c * self.channels_mlp_dim
-    head = c * (self.num_classes or 0)
-    return s * self._inputs() * c + self.num_blocks * block + head
+    block = (('LayerNorm_0', 0), ('token_mixing', mixing), ('LayerNorm_1', 0),
+             ('channel_mixing', 2 * s * c * self.channels_mlp_dim))
+    return [('stem', s * self._inputs() * c),
+            *((f'MixerBlock_{i}/{name}', count)
+              for i in range(self.num_blocks) for name, count in block),
+            ('pre_head_layer_norm', 0), ('head', c * (self.num_classes or 0))]
 
   def _inputs(self):
     height, width = grid.pair(self.patch_size)

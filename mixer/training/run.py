@@ -48,6 +48,7 @@ class _Run:
     card: the network's card, see `core.cards`.
     sharded: the training step, jitted for the plan.
     total_steps: length of the run.
+    image_flops: FLOPs of one image in training.
     merge: puts loaded weights in the place of initial parameters; None if there
       are none, or if the run is resumed.
     checkpoints: of the workdir.
@@ -60,6 +61,7 @@ class _Run:
   card: Mapping[str, Any]
   sharded: step.ShardedStep
   total_steps: int
+  image_flops: int
   merge: assembly.Merge | None
   checkpoints: checkpoint.Checkpoints
 
@@ -112,7 +114,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         plan=plan, data=splits.train, evals=splits.evals, model=run.model,
         state=run.sharded.state,
         trained=assembly.trained(config, run.sharded.state.params),
-        total_steps=run.total_steps,
+        image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
     with stop.Guard() as guard:   # before anything compiles
       if state is None:
@@ -152,8 +154,10 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
   card = assembly.make_card(config, model, splits.train, splits.evals)
-  return _Run(path, settings, plan, splits, model, card, sharded, total, merge,
-              checkpoints)
+  flops = cost.training_flops(model, settings.image_size,
+                              config.optimizer.frozen, sharded.state.params)
+  return _Run(path, settings, plan, splits, model, card, sharded, total, flops,
+              merge, checkpoints)
 
 
 def _check(run: _Run) -> None:
@@ -210,10 +214,9 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
           writer=writer, progress=bar, guard=guard, total_steps=total,
           log_every=settings.log_every, eval_every=settings.eval_every,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
-          improves=checkpoints.improves,
-          batch_size=size,
-          flops=size * cost.training_flops(run.model, settings.image_size),
-          devices=plan.mesh.size, spent=writer.spent,
+          improves=checkpoints.improves, batch_size=size,
+          flops=size * run.image_flops, devices=plan.mesh.size,
+          spent=writer.spent,
           peak_flops=jax.process_count() * peak.flops_per_second(
               settings.dtype_on(plan.platform)))
       try:

@@ -26,7 +26,8 @@ _STATE = dict(replicate='every device holds the whole state',
 def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
               data: pipeline.Data, evals: Mapping[str, pipeline.Data],
               model: interface.Model, state: step.State, trained: int,
-              total_steps: int, paper_core_days: int | None) -> None:
+              image_flops: int, total_steps: int,
+              paper_core_days: int | None) -> None:
   """Logs what is about to run, and writes the table of all parameters.
 
   Args:
@@ -39,6 +40,7 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
     model: the network.
     state: shapes of the training state.
     trained: how many of the parameters are not frozen.
+    image_flops: FLOPs of one image in training.
     total_steps: length of the run.
     paper_core_days: TPUv3 core-days of the same run in the paper, or None.
   """
@@ -65,10 +67,9 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
           for tree in (state.params, state.opt_state)]
   say('memory   parameters %s MiB, optimizer state %s MiB on each device',
       *(f'{number / 2**20:,.1f}' for number in held))
-  image = cost.training_flops(model, settings.image_size)
   say('cost     %s', '; '.join(_cost(
-      image, total_steps * settings.batch_size * image, plan.platform,
-      device.device_kind, paper_core_days)))
+      image_flops, total_steps * settings.batch_size * image_flops,
+      plan.platform, device.device_kind, paper_core_days)))
   say('workdir  %s', path)
   if processes.several():
     for number, host, devices in processes.table():
