@@ -28,11 +28,14 @@ class MlpBlock(nn.Module):
     approximate_gelu: the tanh form, as in the official code; False is the exact
       erf form, as in PyTorch ports. They differ by at most 4.8e-4.
     dtype: of the computation.
+    kernel_init, bias_init: initial values; flax's own by default.
   """
   mlp_dim: int
   dropout_rate: float = 0.0
   approximate_gelu: bool = True
   dtype: Any = jnp.float32
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, x: jax.Array, drop: masks.Masks, *,
@@ -44,7 +47,9 @@ class MlpBlock(nn.Module):
       drop: the masks of this block.
       dot: flax's `dot_general` for both layers.
     """
-    dense = lambda width: nn.Dense(width, dtype=self.dtype, dot_general=dot)
+    dense = lambda width: nn.Dense(
+        width, dtype=self.dtype, dot_general=dot, kernel_init=self.kernel_init,
+        bias_init=self.bias_init)
     h = dense(self.mlp_dim)(x)
     h = nn.gelu(h, approximate=self.approximate_gelu)
     h = drop.units(h, f'{self.name}/hidden', self.dropout_rate)

@@ -22,6 +22,8 @@ if typing.TYPE_CHECKING:
 # imported when its network is asked for.
 _NETWORKS = {
     'Mixer': ('mixer.models.mixer', 'MlpMixer'),
+    'ViT': ('mixer.models.vit', 'VisionTransformer'),
+    'BiT': ('mixer.models.bit', 'ResNet'),
 }
 _FRACTIONS = ('dropout_rate', 'stochastic_depth')
 _SIZES = (int, int | None, grid.Size)
@@ -38,7 +40,8 @@ def create(name: str, *, num_classes: int | None = 1000,
 
   Args:
     name: 'Mixer-' and a scale of table 1 of the paper (S, B, L, H), '/' and the
-      side of a patch, such as 'Mixer-B/16' or 'Mixer-S/8'.
+      side of a patch, such as 'Mixer-B/16' or 'Mixer-S/8'; 'ViT-' likewise; or
+      'BiT-R', a depth, 'x' and a factor of the width, such as 'BiT-R50x1'.
     num_classes: width of the head; None or 0 leaves it out.
     dtype: of the computation, float32 or bfloat16; parameters are float32.
     **overrides: other fields of the network's class, such as patch_size,
