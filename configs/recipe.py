@@ -53,6 +53,7 @@ def base() -> ml_collections.ConfigDict:
           in_channels=optional(int), patch_size=optional(int),
           hidden_dim=optional(int), num_blocks=optional(int),
           tokens_mlp_dim=optional(int), channels_mlp_dim=optional(int),
+          num_heads=optional(int), pool=optional(str), stem=optional(str),
           dropout_rate=0.0, stochastic_depth=0.0, head_bias=0.0,
           approximate_gelu=True, token_mixing=optional(str),
           remat=optional(str), scan=False),

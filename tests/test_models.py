@@ -207,7 +207,7 @@ def test_a_network_without_a_head_returns_its_pre_logits():
 # ---- Sizes, names and initial values.
 
 
-@pytest.mark.parametrize('name', models.names())
+@pytest.mark.parametrize('name', mixer.MlpMixer.NAMES)
 def test_each_scale_has_the_counts_of_table_1(name):
   model = models.create(name)
   shapes = jax.eval_shape(model.init, jax.random.key(0),
@@ -220,7 +220,7 @@ def test_each_scale_has_the_counts_of_table_1(name):
 
 
 def test_counts_are_given_for_every_scale():
-  assert set(COUNTS) == set(GMACS) == set(models.names())
+  assert set(COUNTS) == set(GMACS) == set(mixer.MlpMixer.NAMES)
 
 
 def test_parameter_names_and_shapes_are_those_of_the_released_files():
@@ -314,6 +314,12 @@ def test_masks_belong_to_rows_not_to_the_cut_of_the_batch():
     (lambda: small(stochastic_depth=1.5), ['stochastic_depth', '1.5']),
     (lambda: small(remat='blocks'), ['model.remat', "did you mean 'block'"]),
     (lambda: small(platform='cuda'), ['model.platform', 'gpu']),
+    (lambda: models.create('ViT-Q/16'), ['ViT-Q/16', 'ViT-S/16']),
+    (lambda: models.create('ViT-B/16', pool='max'), ['model.pool', 'token']),
+    (lambda: models.create('ViT-B/16', tokens_mlp_dim=3), ['tokens_mlp_dim']),
+    (lambda: models.create('BiT-R51x1'), ['BiT-R51x1', 'BiT-R50x1']),
+    (lambda: models.create('BiT-R50x1', dropout_rate=0.1),
+     ['model.dropout_rate', 'BiT-R50x1 has none', '0.1']),
     (lambda: small(token_mixing='tyed'),
      ['model.token_mixing', "did you mean 'tied'"]),
     (lambda: small().init(jax.random.key(0), images(height=10)),

@@ -1,4 +1,5 @@
-"""What networks of equal blocks share: the MLP of a block, and the stack.
+"""What networks share: their first and last layer, the MLP of a block, and the
+stack of equal blocks.
 
 Axes: B batch, T any axis, F features.
 """
@@ -10,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mixer.models import grid
 from mixer.models import masks
 from mixer.models import products
 
@@ -55,6 +57,39 @@ class MlpBlock(nn.Module):
     h = drop.units(h, f'{self.name}/hidden', self.dropout_rate)
     y = dense(x.shape[-1])(h)
     return drop.units(y, f'{self.name}/output', self.dropout_rate)
+
+
+def patch_projection(network: nn.Module, images: jax.Array) -> jax.Array:
+  """Returns [B, rows, columns, C], a linear projection of each patch.
+
+  Args:
+    network: whose fields `hidden_dim` and `patch_size` decide the shape; inside
+      its `__call__`.
+    images: [B, height, width, channels].
+  """
+  patch = grid.pair(network.patch_size)
+  return nn.Conv(network.hidden_dim, patch, strides=patch, padding='VALID',
+                 dtype=network.dtype, name='stem',
+                 conv_general_dilated=products.patch_dot)(images)
+
+
+def classify(network: nn.Module, x_BC: jax.Array, out: dict[str, jax.Array]
+             ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns (logits, out), with both of the head's ends in `out`.
+
+  Args:
+    network: whose fields `num_classes` and `head_bias` decide the head; without
+      classes, x_BC takes the place of the logits. Inside its `__call__`.
+    x_BC: float32 [B, C]; in bfloat16 the head would lose accuracy.
+    out: the intermediates so far.
+  """
+  out['pre_logits'] = x_BC
+  if not network.num_classes:
+    return x_BC, out
+  logits = out['logits'] = nn.Dense(
+      network.num_classes, kernel_init=nn.initializers.zeros,
+      bias_init=nn.initializers.constant(network.head_bias), name='head')(x_BC)
+  return logits, out
 
 
 def run(network: nn.Module, make: Callable[..., nn.Module], x: jax.Array,

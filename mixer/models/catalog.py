@@ -25,6 +25,10 @@ _NETWORKS = {
     'ViT': ('mixer.models.vit', 'VisionTransformer'),
     'BiT': ('mixer.models.bit', 'ResNet'),
 }
+# What configs/recipe.py sets for every network, and the value that a network
+# without such a setting takes.
+_OFF = dict(dropout_rate=0.0, stochastic_depth=0.0, scan=False,
+            approximate_gelu=True)
 _FRACTIONS = ('dropout_rate', 'stochastic_depth')
 _SIZES = (int, int | None, grid.Size)
 
@@ -68,6 +72,11 @@ def create(name: str, *, num_classes: int | None = 1000,
     if value is None:   # configs share their keys; a network may lack some
       continue
     if key not in fields:
+      if key in _OFF and value == _OFF[key]:
+        continue
+      if key in _OFF:
+        raise errors.UserError(f'model.{key}: {name} has none; leave it at '
+                               f'{_OFF[key]}, got {value}')
       raise errors.unknown('model', key, fields)
     settings[key] = value
   for key, value in settings.items():
@@ -114,6 +123,8 @@ def infer(params: Mapping[str, Any], image_size: grid.Size | None = None
         f'no known network ({", ".join(_NETWORKS)}) has such parameters: '
         f'{", ".join(sorted(found)[:4]) or "none"} and so on')
   model = network.infer(found)
+  if image_size is None and model.USUAL_SIZE:
+    image_size = model.USUAL_SIZE
   if image_size is None:
     tokens, patch = model.tokens(params), grid.pair(model.patch_size)
     patches = None if tokens is None else grid.square(tokens)
@@ -124,6 +135,19 @@ def infer(params: Mapping[str, Any], image_size: grid.Size | None = None
           'as mixer.export writes it, would tell it')
     image_size = patches[0] * patch[0], patches[1] * patch[1]
   return model, grid.pair(image_size)
+
+
+def published(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns arrays by this code's names, of those by the names of any release.
+
+  Args:
+    flat: arrays by name; those of an unknown network stay as they are.
+  """
+  for network in map(_network, _NETWORKS):
+    renamed = network.published(flat)
+    if any(network.OWN_PARAMETER.fullmatch(name) for name in renamed):
+      return renamed
+  return dict(flat)
 
 
 def widths(params: Mapping[str, Any]) -> dict[str, int]:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from mixer.core import errors
 from mixer.models import grid
@@ -22,9 +23,9 @@ class Model(nn.Module):
   and `rows` as in `models.mixer.MlpMixer`, and returns (logits, named
   intermediates).
   Its fields are the settings of `models.create`; `num_classes`, `in_channels`,
-  `patch_size`, `dtype`, `platform` and what configs/recipe.py sets to a value,
-  such as `dropout_rate` and `scan`, are fields of every network. Among its
-  parameters, the patch projection is 'stem' and the classifier 'head'.
+  `head_bias`, `patch_size`, `dtype` and `platform` are fields of every network.
+  Among its parameters, the first projection is 'stem' and the classifier
+  'head'.
 
   Class attributes:
     NAMES: the sizes that its paper names, such as 'Mixer-B/16'.
@@ -35,6 +36,8 @@ class Model(nn.Module):
     TIED_TO_SIZE: settings that a change of resolution may change.
     TAKEN_FROM_WEIGHTS: settings that shapes do not show, and that a network
       which starts from weights takes over from them.
+    USUAL_SIZE: side of the images in pixels where weights do not tell it; None
+      if they do.
   """
   NAMES: ClassVar[tuple[str, ...]]
   CHOICES: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -42,6 +45,7 @@ class Model(nn.Module):
   OWN_PARAMETER: ClassVar[re.Pattern[str]]
   TIED_TO_SIZE: ClassVar[tuple[str, ...]] = ()
   TAKEN_FROM_WEIGHTS: ClassVar[tuple[str, ...]] = ()
+  USUAL_SIZE: ClassVar[int | None] = None
 
   @nn.nowrap
   def patches(self, images: jax.Array) -> tuple[int, int]:
@@ -78,6 +82,12 @@ class Model(nn.Module):
       UserError: if there is no such size.
     """
     raise NotImplementedError
+
+  @classmethod
+  def published(cls, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns arrays by this code's names, of those by the names of released
+    weights; arrays of other networks stay."""
+    return dict(flat)
 
   @classmethod
   def infer(cls, shapes: Shapes) -> 'Model':

@@ -161,14 +161,10 @@ class MlpMixer(interface.Model):
     Raises:
       UserError: if the images do not fit the patches or the parameters.
     """
-    patch = grid.pair(self.patch_size)
     patches = self.patches(images)
     rows_B = jnp.arange(images.shape[0]) if rows is None else rows
     out = {}
-    x = out['stem'] = nn.Conv(
-        self.hidden_dim, patch, strides=patch, padding='VALID',
-        dtype=self.dtype, name='stem',
-        conv_general_dilated=products.patch_dot)(images)
+    x = out['stem'] = blocks.patch_projection(self, images)
     x_BSC = out['input_tokens'] = x.reshape(x.shape[0], -1, self.hidden_dim)
     drop = masks.draw(
         self.make_rng, rows_B, num_blocks=self.num_blocks,
@@ -184,13 +180,8 @@ class MlpMixer(interface.Model):
     out.update(outputs)
     x_BSC = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x_BSC)
     # In bfloat16 the mean of many tokens, and the head, would lose accuracy.
-    x_BC = out['pre_logits'] = jnp.mean(x_BSC, axis=1, dtype=jnp.float32)
-    if not self.num_classes:
-      return x_BC, out
-    logits = out['logits'] = nn.Dense(
-        self.num_classes, kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias), name='head')(x_BC)
-    return logits, out
+    x_BC = jnp.mean(x_BSC, axis=1, dtype=jnp.float32)
+    return blocks.classify(self, x_BC, out)
 
   @classmethod
   def settings(cls, name: str) -> dict[str, Any]:

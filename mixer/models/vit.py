@@ -43,8 +43,7 @@ _PUBLISHED = (
     (r'(encoderblock_\d+)/MlpBlock_3/', r'\1/MlpBlock_0/'),
     (r'(encoderblock_\d+)/MultiHeadDotProductAttention_1/',
      rf'\1/{_ATTENTION}/'))
-_INITS: dict[str, Any] = dict(kernel_init=nn.initializers.xavier_uniform(),
-                              bias_init=nn.initializers.normal(1e-6))
+_XAVIER = nn.initializers.xavier_uniform()
 
 
 class EncoderBlock(nn.Module):
@@ -77,12 +76,12 @@ class EncoderBlock(nn.Module):
     y_BTC = nn.LayerNorm(dtype=self.dtype)(x_BTC)
     y_BTC = nn.MultiHeadDotProductAttention(
         self.num_heads, dtype=self.dtype, deterministic=True, name=_ATTENTION,
-        kernel_init=nn.initializers.xavier_uniform())(y_BTC, y_BTC)
+        kernel_init=_XAVIER)(y_BTC, y_BTC)
     y_BTC = drop.units(y_BTC, 'attention/output', self.dropout_rate)
     u_BTC = x_BTC + drop.path(y_BTC, 'attention')
     y_BTC = blocks.MlpBlock(
         self.mlp_dim, self.dropout_rate, self.approximate_gelu, self.dtype,
-        **_INITS, name='MlpBlock_0')(
+        _XAVIER, nn.initializers.normal(1e-6), name='MlpBlock_0')(
             nn.LayerNorm(dtype=self.dtype)(u_BTC), drop,
             dot=products.dense(train=train))
     return u_BTC + drop.path(y_BTC, 'mlp')
@@ -101,9 +100,8 @@ class VisionTransformer(interface.Model):
       patches, of a network without a class token.
     representation_dim: width of a tanh layer before the head, which weights
       pre-trained on ImageNet-21k have; None for none.
-    num_classes, head_bias, in_channels, dropout_rate, stochastic_depth,
-      approximate_gelu, dtype, remat, scan, platform: see
-      `models.mixer.MlpMixer`. Dropout acts on the embedded patches too.
+    num_classes .. platform: see `models.mixer.MlpMixer`. Dropout acts on the
+      embedded patches too.
   """
   NAMES = ('ViT-S/16', 'ViT-B/32', 'ViT-B/16', 'ViT-L/32', 'ViT-L/16',
            'ViT-H/14')
@@ -151,14 +149,10 @@ class VisionTransformer(interface.Model):
     Args, Returns and Raises: see `models.mixer.MlpMixer`; 'input_tokens' and
       'block_{i}' are [B, T, C].
     """
-    patch = grid.pair(self.patch_size)
     self.patches(images)
     rows_B = jnp.arange(images.shape[0]) if rows is None else rows
-    out = {}
-    x = out['stem'] = nn.Conv(
-        self.hidden_dim, patch, strides=patch, padding='VALID',
-        dtype=self.dtype, name='stem',
-        conv_general_dilated=products.patch_dot)(images)
+    x = blocks.patch_projection(self, images)
+    out = {'stem': x}
     x_BTC = x.reshape(x.shape[0], -1, self.hidden_dim)
     if self.pool == 'token':
       cls = self.param('cls', nn.initializers.zeros, (1, 1, self.hidden_dim))
@@ -171,7 +165,7 @@ class VisionTransformer(interface.Model):
         dropout_rate=self.dropout_rate,
         stochastic_depth=self.stochastic_depth) if train else masks.NONE
     x_BTC = x_BTC + place.astype(x_BTC.dtype)
-    if train and self.num_blocks:
+    if train:
       x_BTC = drop.of_block(0).units(x_BTC, 'embedded', self.dropout_rate)
     out['input_tokens'] = x_BTC
     make = lambda **where: EncoderBlock(
@@ -182,18 +176,11 @@ class VisionTransformer(interface.Model):
         names=[f'encoderblock_{i}' for i in range(self.num_blocks)])
     out.update(outputs)
     x_BTC = nn.LayerNorm(dtype=self.dtype, name='encoder_norm')(x_BTC)
-    # In bfloat16 the mean of many tokens, and the head, would lose accuracy.
     x_BC = (x_BTC[:, 0].astype(jnp.float32) if self.pool == 'token'
             else jnp.mean(x_BTC, axis=1, dtype=jnp.float32))
     if self.representation_dim:
       x_BC = nn.tanh(nn.Dense(self.representation_dim, name='pre_logits')(x_BC))
-    out['pre_logits'] = x_BC
-    if not self.num_classes:
-      return x_BC, out
-    logits = out['logits'] = nn.Dense(
-        self.num_classes, kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias), name='head')(x_BC)
-    return logits, out
+    return blocks.classify(self, x_BC, out)
 
   @classmethod
   def settings(cls, name: str) -> dict[str, Any]:
@@ -221,12 +208,11 @@ class VisionTransformer(interface.Model):
   @classmethod
   def infer(cls, shapes: interface.Shapes) -> 'VisionTransformer':
     """See `interface.Model`."""
-    for name, axis in _WIDTHS.values():
+    for name, rank in zip((name for name, _ in _WIDTHS.values()), (4, 2, 3)):
       shape = shapes.get(name, ())
-      if len(shape) <= axis or 0 in shape:
-        raise errors.UserError(
-            f'this is not a Vision Transformer: {name!r} is '
-            f'{list(shape) if name in shapes else "missing"}')
+      if len(shape) != rank or 0 in shape:
+        raise errors.UserError(f'this is not a Vision Transformer: {name!r} is '
+                               f'{list(shape) or "missing"}')
     height, width, channels, _ = shapes['stem/kernel']
     settings: dict[str, Any] = dict(
         cls.widths(shapes), in_channels=channels,
@@ -255,9 +241,9 @@ class VisionTransformer(interface.Model):
 
   @nn.nowrap
   def parameters(self, image_size: grid.Size) -> int:
-    """Returns (P^2 c C + C) + T C + [C] + L [4C + (4C^2 + 4C) + (2 C M + M + C)]
-    + 2C + (R C + R) + (R K + K), for L blocks, an MLP of width M, a tanh layer
-    of width R and K classes; [C] is the class token's."""
+    """Returns (P^2 c C + C) + T C + [C] + L [8C + 4C^2 + (2 C M + M + C)] + 2C
+    + (R C + R) + (R K + K), for L blocks, an MLP of width M, a tanh layer of
+    width R and K classes; [C] is the class token's."""
     c, m = self.hidden_dim, self.channels_mlp_dim
     r, token = self.representation_dim, self.pool == 'token'
     block = 4 * c + 4 * c * c + 4 * c + 2 * c * m + m + c
@@ -273,19 +259,18 @@ class VisionTransformer(interface.Model):
     kernels; they count among those of the attention's kernels.
     """
     t, c = self._tokens(image_size), self.hidden_dim
+    m, r = self.channels_mlp_dim, self.representation_dim
     block = (('LayerNorm_0', 0), (_ATTENTION, 4 * t * c * c + 2 * t * t * c),
-             ('LayerNorm_1', 0), ('MlpBlock_0', 2 * t * c * self.channels_mlp_dim))
-    stem = grid.tokens(image_size, self.patch_size) * self._inputs() * c
-    r = self.representation_dim
-    return [('stem', stem),
+             ('LayerNorm_1', 0), ('MlpBlock_0', 2 * t * c * m))
+    s = grid.tokens(image_size, self.patch_size)
+    return [('stem', s * self._inputs() * c),
             *((f'encoderblock_{i}/{name}', count)
               for i in range(self.num_blocks) for name, count in block),
             ('encoder_norm', 0), ('pre_logits', c * (r or 0)),
             ('head', (r or c) * (self.num_classes or 0))]
 
   def _inputs(self):
-    height, width = grid.pair(self.patch_size)
-    return height * width * self.in_channels
+    return int(np.prod(grid.pair(self.patch_size))) * self.in_channels
 
   def _tokens(self, image_size):
     return grid.tokens(image_size, self.patch_size) + (self.pool == 'token')

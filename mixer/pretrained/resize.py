@@ -75,7 +75,9 @@ def resize(model: 'interface.Model', params: Mapping[str, Any], *,
     grown = fits and patch == grid.pair(model.patch_size)
     method = 'block' if grown else 'resample'
   channels = model.in_channels if in_channels is None else in_channels
-  stem = _with_patch(params['stem']['kernel'], patch)
+  stem = params['stem']['kernel']
+  if patch != grid.pair(model.patch_size):
+    stem = _with_patch(stem, patch)
   params = dict(params, stem=dict(
       params['stem'], kernel=_with_channels(stem, channels)))
   if new != old:
@@ -88,8 +90,6 @@ def _with_patch(kernel_PPcC: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
   """Returns the projection w' for which <enlarged x, w'> = <x, w> for every x.
   """
   height, width = kernel_PPcC.shape[:2]
-  if (height, width) == patch:
-    return kernel_PPcC
   # The pseudo-inverse gives the least squares, if the patch becomes smaller.
   y = np.linalg.pinv(grid.resampling(height, patch[0]).T)
   x = np.linalg.pinv(grid.resampling(width, patch[1]).T)
