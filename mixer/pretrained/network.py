@@ -35,6 +35,7 @@ if typing.TYPE_CHECKING:
 
 # Of weights without a card.
 _USUAL = dict(crop='resmall', interpolation='bilinear')
+_SHOWN = 4   # tensors that an error names
 # The first module of a name that has a number, such as the block.
 _NUMBERED = re.compile(r'(.*?[^\d/])(\d+)(/.*)')
 
@@ -146,6 +147,12 @@ def misfits(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
       lines.setdefault(line, []).extend([] if number is None else [int(number)])
   return [before + _ranges(numbers) + rest
           for (before, rest), numbers in sorted(lines.items())]
+
+
+def shortened(misfits: Sequence[str]) -> str:
+  """Returns lines of `misfits` as one text that names the first ones."""
+  more = len(misfits) - _SHOWN
+  return '; '.join(misfits[:_SHOWN]) + (f'; and {more} more' * (more > 0))
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -265,7 +272,7 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
     raise errors.UserError(
         f'{source!r} is not the {card["model"]["name"]} that '
         f'{"its shapes suggest" if inferred else "its card says"}: '
-        f'{"; ".join(wrong)}')
+        f'{shortened(wrong)}')
   if inferred:
     log.info('%s has no card: assuming images of %s pixels, crop %s, '
              'interpolation %s', source,
