@@ -19,6 +19,7 @@ from configs import recipe
 from mixer import models
 from mixer import pretrained
 from mixer.core import errors
+from mixer.data import folder
 from mixer.evaluation import prediction
 from mixer.images import decode_pillow
 from mixer.images import eval_crops
@@ -266,13 +267,18 @@ def test_a_file_of_weights_with_its_card_predicts_as_its_run(
   assert set(rows[0][0]['classes']) == set(CLASSES)
 
 
-def test_expand_searches_folders_and_keeps_files(tmp_path):
-  for name in ('b/2.PNG', 'b/1.jpg', 'a.txt', 'c/d/3.webp'):
+def test_expand_lists_folders_as_training_does_and_keeps_files(tmp_path):
+  """Links are followed, and hidden files and folders are skipped."""
+  for name in ('d/b/2.PNG', 'd/b/1.jpg', 'a.txt', 'd/c/d/3.webp', 'd/b/._1.jpg',
+               'd/.ipynb_checkpoints/1.jpg', 'store/4.jpg'):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
-  found = prediction.expand([str(tmp_path), str(tmp_path / 'a.txt')])
+  (tmp_path / 'd' / 'e').symlink_to('../store')
+  found = prediction.expand([str(tmp_path / 'd'), str(tmp_path / 'a.txt')])
   assert [os.path.relpath(f, tmp_path) for f in found] == [
-      'b/1.jpg', 'b/2.PNG', 'c/d/3.webp', 'a.txt']
+      'd/b/1.jpg', 'd/b/2.PNG', 'd/c/d/3.webp', 'd/e/4.jpg', 'a.txt']
+  assert found[:-1] == [str(tmp_path / 'd' / name) for name in sorted(
+      folder.load(str(tmp_path / 'd')).paths)]
   with pytest.raises(errors.UserError, match='no images'):
     os.makedirs(tmp_path / 'none')
     prediction.expand([str(tmp_path / 'none')])
