@@ -19,6 +19,7 @@ from configs import recipe
 from mixer import models
 from mixer import pretrained
 from mixer.core import errors
+from mixer.core import provenance
 from mixer.evaluation import prediction
 from mixer.images import decode_pillow
 from mixer.images import eval_crops
@@ -131,7 +132,9 @@ def test_predictions_equal_those_of_evaluation_without_tensorflow(
   right = sum(pathlib.Path(p['path']).parent.name == p['classes'][0]
               for p in predicted)
   assert scores['evals']['validation']['accuracy'] == right / 18
+  made = provenance.line(scores['provenance'])
   for p in predicted:
+    assert (p['checkpoint'], p['trained_with']) == (scores['checkpoint'], made)
     assert p['probabilities'] == sorted(p['probabilities'], reverse=True)
     assert sum(p['probabilities']) == pytest.approx(1, abs=1e-5)
 

@@ -16,6 +16,8 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import peak
+from mixer.core import processes
+from mixer.core import provenance
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.evaluation import suite
@@ -51,6 +53,7 @@ class _Run:
     image_flops: FLOPs of one image in training.
     merge: puts loaded weights in the place of initial parameters; None if there
       are none, or if the run is resumed.
+    origin: of the loaded weights; None if there are none.
     checkpoints: of the workdir.
   """
   path: str
@@ -63,6 +66,7 @@ class _Run:
   total_steps: int
   image_flops: int
   merge: assembly.Merge | None
+  origin: assembly.Origin
   checkpoints: checkpoint.Checkpoints
 
 
@@ -105,14 +109,14 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
       from mixer.training import resume
       state = resume.restored(path, checkpoints, run.sharded.state, run.card,
                               fingerprint)
-    workdir.write_json(os.path.join(path, workdir.CONFIG),
-                       assembly.stored(config))
+    made, code = _made_with(run, fingerprint, state)
+    workdir.write_config(path, assembly.stored(config), made)
     if state is None or files.read(os.path.join(path, workdir.CARD)) is None:
       workdir.write_json(os.path.join(path, workdir.CARD), run.card)
     summary.introduce(
         path=path, title=catalog.title(run.card['model']), settings=settings,
-        plan=plan, data=splits.train, evals=splits.evals, model=run.model,
-        state=run.sharded.state,
+        code=code, plan=plan, data=splits.train, evals=splits.evals,
+        model=run.model, state=run.sharded.state,
         trained=assembly.trained(config, run.sharded.state.params),
         image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
@@ -144,9 +148,10 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
   if checkpoints.steps():
     from mixer.training import resume  # a new run does not load it
     model, merge = resume.as_trained(model, path), None
+    origin = (workdir.provenance(path) or {}).get('start')
   else:
     source = splits.train.source
-    model, merge = assembly.load_start(
+    model, merge, origin = assembly.load_start(
         config, settings, model, source.class_names, source.name)
   total = settings.steps(len(splits.train))
   optimizer, step_fn = assembly.make_step(config, settings, model, total)
@@ -157,7 +162,26 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
   flops = cost.training_flops(model, settings.image_size,
                               config.optimizer.frozen, sharded.state.params)
   return _Run(path, settings, plan, splits, model, card, sharded, total, flops,
-              merge, checkpoints)
+              merge, origin, checkpoints)
+
+
+def _made_with(run: _Run, fingerprint: Mapping[str, Any],
+               state: step.State | None) -> tuple[dict[str, Any] | None, str]:
+  """Returns what config.json says the run was made with, and a line on it.
+
+  A finished run keeps what it was trained with. Only process 0 looks.
+  """
+  if not processes.first():
+    return None, ''
+  made = provenance.collect(data=fingerprint, start=run.origin)
+  line = provenance.line(made)
+  if state is None:
+    return made, line
+  before = workdir.provenance(run.path)
+  changed = provenance.differences(before, made) if before else ''
+  if changed:
+    line += f'; since the run was last started, {changed}'
+  return before if int(state.step) >= run.total_steps else made, line
 
 
 def _check(run: _Run) -> None:
