@@ -265,6 +265,8 @@ def test_a_file_of_weights_with_its_card_predicts_as_its_run(
   rows = [json.loads(command(
       'predict', f'--checkpoint={c}', '--format=json', photo).stdout)
           for c in (workdir, tmp_path / 'w.npz')]
+  for (row,), of in zip(rows, (network.name, str(tmp_path / 'w.npz'))):
+    assert row.pop('checkpoint') == of
   assert rows[0] == rows[1]
   assert set(rows[0][0]['classes']) == set(CLASSES)
 

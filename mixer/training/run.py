@@ -34,6 +34,7 @@ from mixer.training import sharding
 from mixer.training import step
 from mixer.training import stop
 from mixer.training import summary
+from mixer.training import watchdog
 from mixer.training.settings import Settings
 
 
@@ -90,6 +91,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   plan = assembly.make_plan(config)
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
+    watch = stack.enter_context(watchdog.Watch(settings.stall_seconds))
     stack.enter_context(workdir.claimed(path))
     workdir.meet(path)
     checkpoints = stack.enter_context(contextlib.closing(
@@ -99,7 +101,9 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     # empty workdir. A run that saved nothing has nothing to protect.
     if checkpoints.steps():
       workdir.check_config(path, assembly.stored(config))
+    watch.phase(watchdog.OPENING)
     splits = opening.open_splits(config, settings, plan, path)
+    watch.phase('building the network')
     model = opening.make_model(config, settings, plan, splits)
     run = _assemble(config, settings, plan, splits, model, checkpoints, path)
     _check(run)
@@ -107,6 +111,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     state = None
     if checkpoints.steps():
       from mixer.training import resume
+      watch.phase(watchdog.RESTORING)
       state = resume.restored(path, checkpoints, run.sharded.state, run.card,
                               fingerprint)
     made, code = _made_with(run, fingerprint, state)
@@ -120,13 +125,14 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         trained=assembly.trained(config, run.sharded.state.params),
         image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
+    watch.phase('making the first state')
     with stop.Guard() as guard:   # before anything compiles
       if state is None:
         state = _initial(run)
       else:
         log.info('resuming at step %s', f'{int(state.step):,}')
       guard.check()
-      return _train(run, state, fingerprint, guard)
+      return _train(run, state, fingerprint, guard, watch)
 
 
 def keep_compiled(path: str) -> None:
@@ -209,7 +215,7 @@ def _initial(run: _Run) -> step.State:
 
 
 def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
-           guard: stop.Guard) -> dict[str, float]:
+           guard: stop.Guard, watch: watchdog.Watch) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
   settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
   data, size, total = run.splits.train, settings.batch_size, run.total_steps
@@ -230,6 +236,11 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
       slots=plan.slots(size))
   writer = metrics_file.Writer(run.path, resumed_at=first)
   bar = progress.Progress(first, total)
+
+  def phase(what: str, step: int) -> None:
+    watch.phase(what, step)
+    bar.phase(what)
+
   try:
     with bar:
       job = loop.Job(
@@ -240,18 +251,20 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
           improves=checkpoints.improves, batch_size=size,
           flops=size * run.image_flops, devices=plan.mesh.size,
-          spent=writer.spent,
+          spent=writer.spent, phase=phase,
           peak_flops=jax.process_count() * peak.flops_per_second(
               settings.dtype_on(plan.platform)))
       try:
         if first < total:
           return loop.train(state, job)[1]
+        phase(watchdog.EVALUATING, first)
         scores = ask(state.params)
         bar.say(f'already finished at step {total:,}; evaluated again: '
                 f'{loop.accuracies(scores)}')
         return scores
       finally:   # the guard lets no signal cut the last save short
         batches.close()
+        phase(watchdog.SAVING, total)
         checkpoints.wait()
   finally:
     writer.close()
