@@ -197,9 +197,13 @@ def _of_a_run(path: str, best: bool) -> Network:
         f'{path!r}: expected a workdir, or a file of weights that ends in '
         f'{", ".join(formats.SUFFIXES)}')
   where = checkpoint.find(path, best)
-  file = os.path.join(workdir.run_of(where) or where, workdir.CARD)
+  run = workdir.run_of(where) or where
+  file = os.path.join(run, workdir.CARD)
   text = files.read(file)
   card = None if text is None else _card(text, file)
+  made = workdir.provenance(run)
+  if card and made:
+    card['provenance'] = made
   return _checked(checkpoint.load_params(where), card, where)
 
 

@@ -1,6 +1,7 @@
 """The training loop: steps through ready-made objects, and knows no config."""
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import math
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from mixer.core import errors
+from mixer.training import watchdog
 from mixer.training.step import Metrics
 from mixer.training.step import State
 from mixer.training.step import Step
@@ -56,6 +58,7 @@ class Job:
     peak_flops: FLOPs per second of all devices together, for the utilisation.
     devices: number of devices.
     spent: device-seconds that the run took before it was last resumed.
+    phase: is told what the loop waits for, and the number of updates done.
   """
   step_fn: Step
   batches: Iterable[Any]
@@ -76,6 +79,7 @@ class Job:
   improves: Callable[[Mapping[str, float]], bool] = lambda scores: False
   devices: int = 1
   spent: float = 0.0
+  phase: watchdog.Phase = lambda what, step: None
 
 
 def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
@@ -93,7 +97,8 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
   scores: dict[str, float] = {}
   pending = None   # (step, metrics) of the last step, if not logged yet
   clock = _Clock(step, job)
-  for batch in job.batches:
+  for batch in _read(job, lambda: step):
+    job.phase(watchdog.COMPUTING if step > first else watchdog.COMPILING, step)
     with jax.transfer_guard('disallow'):
       state, metrics = job.step_fn(state, batch, job.resident)
     # Fetch the previous step's metrics while this step runs: the devices never
@@ -118,6 +123,7 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
       _check_finite(step, metrics)
       pending, scores = None, {}
       if evaluating or (saving and job.save_scored and not stopping):
+        job.phase(watchdog.EVALUATING, step)
         scores = dict(job.evaluate(state))
         job.writer.write(step, scores)
         job.progress.say(f'evaluated at step {step:,}: {accuracies(scores)}')
@@ -126,6 +132,7 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
         # A resumed run keeps the metrics up to its checkpoint, so the line of
         # this step must be on disk before the checkpoint is.
         job.writer.flush()
+        job.phase(watchdog.SAVING, step)
         job.save(step, state, scores)
       clock.restart(step)
       if step == job.total_steps:
@@ -144,6 +151,14 @@ def accuracies(scores: Mapping[str, float]) -> str:
       f'accuracy on {name.removeprefix("eval/").removesuffix("/accuracy")} '
       f'{value:.2%}'
       for name, value in scores.items() if name.endswith('/accuracy'))
+
+
+def _read(job: Job, step: Callable[[], int]) -> Iterator[Any]:
+  """Yields the batches, and says when the loop waits for one."""
+  job.phase(watchdog.READING, step())
+  for batch in job.batches:
+    yield batch
+    job.phase(watchdog.READING, step())
 
 
 def _log(job: Job, step: int, metrics: Metrics, clock: '_Clock') -> None:

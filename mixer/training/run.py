@@ -16,6 +16,8 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import peak
+from mixer.core import processes
+from mixer.core import provenance
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.evaluation import suite
@@ -32,6 +34,7 @@ from mixer.training import sharding
 from mixer.training import step
 from mixer.training import stop
 from mixer.training import summary
+from mixer.training import watchdog
 from mixer.training.settings import Settings
 
 
@@ -51,6 +54,7 @@ class _Run:
     image_flops: FLOPs of one image in training.
     merge: puts loaded weights in the place of initial parameters; None if there
       are none, or if the run is resumed.
+    origin: of the loaded weights; None if there are none.
     checkpoints: of the workdir.
   """
   path: str
@@ -63,6 +67,7 @@ class _Run:
   total_steps: int
   image_flops: int
   merge: assembly.Merge | None
+  origin: assembly.Origin
   checkpoints: checkpoint.Checkpoints
 
 
@@ -86,6 +91,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   plan = assembly.make_plan(config)
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
+    watch = stack.enter_context(watchdog.Watch(settings.stall_seconds))
     stack.enter_context(workdir.claimed(path))
     workdir.meet(path)
     checkpoints = stack.enter_context(contextlib.closing(
@@ -95,7 +101,9 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     # empty workdir. A run that saved nothing has nothing to protect.
     if checkpoints.steps():
       workdir.check_config(path, assembly.stored(config))
+    watch.phase(watchdog.OPENING)
     splits = opening.open_splits(config, settings, plan, path)
+    watch.phase('building the network')
     model = opening.make_model(config, settings, plan, splits)
     run = _assemble(config, settings, plan, splits, model, checkpoints, path)
     _check(run)
@@ -103,26 +111,28 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     state = None
     if checkpoints.steps():
       from mixer.training import resume
+      watch.phase(watchdog.RESTORING)
       state = resume.restored(path, checkpoints, run.sharded.state, run.card,
                               fingerprint)
-    workdir.write_json(os.path.join(path, workdir.CONFIG),
-                       assembly.stored(config))
+    made, code = _made_with(run, fingerprint, state)
+    workdir.write_config(path, assembly.stored(config), made)
     if state is None or files.read(os.path.join(path, workdir.CARD)) is None:
       workdir.write_json(os.path.join(path, workdir.CARD), run.card)
     summary.introduce(
         path=path, title=catalog.title(run.card['model']), settings=settings,
-        plan=plan, data=splits.train, evals=splits.evals, model=run.model,
-        state=run.sharded.state,
+        code=code, plan=plan, data=splits.train, evals=splits.evals,
+        model=run.model, state=run.sharded.state,
         trained=assembly.trained(config, run.sharded.state.params),
         image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
+    watch.phase('making the first state')
     with stop.Guard() as guard:   # before anything compiles
       if state is None:
         state = _initial(run)
       else:
         log.info('resuming at step %s', f'{int(state.step):,}')
       guard.check()
-      return _train(run, state, fingerprint, guard)
+      return _train(run, state, fingerprint, guard, watch)
 
 
 def keep_compiled(path: str) -> None:
@@ -144,9 +154,10 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
   if checkpoints.steps():
     from mixer.training import resume  # a new run does not load it
     model, merge = resume.as_trained(model, path), None
+    origin = (workdir.provenance(path) or {}).get('start')
   else:
     source = splits.train.source
-    model, merge = assembly.load_start(
+    model, merge, origin = assembly.load_start(
         config, settings, model, source.class_names, source.name)
   total = settings.steps(len(splits.train))
   optimizer, step_fn = assembly.make_step(config, settings, model, total)
@@ -157,7 +168,26 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
   flops = cost.training_flops(model, settings.image_size,
                               config.optimizer.frozen, sharded.state.params)
   return _Run(path, settings, plan, splits, model, card, sharded, total, flops,
-              merge, checkpoints)
+              merge, origin, checkpoints)
+
+
+def _made_with(run: _Run, fingerprint: Mapping[str, Any],
+               state: step.State | None) -> tuple[dict[str, Any] | None, str]:
+  """Returns what config.json says the run was made with, and a line on it.
+
+  A finished run keeps what it was trained with. Only process 0 looks.
+  """
+  if not processes.first():
+    return None, ''
+  made = provenance.collect(data=fingerprint, start=run.origin)
+  line = provenance.line(made)
+  if state is None:
+    return made, line
+  before = workdir.provenance(run.path)
+  changed = provenance.differences(before, made) if before else ''
+  if changed:
+    line += f'; since the run was last started, {changed}'
+  return before if int(state.step) >= run.total_steps else made, line
 
 
 def _check(run: _Run) -> None:
@@ -185,7 +215,7 @@ def _initial(run: _Run) -> step.State:
 
 
 def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
-           guard: stop.Guard) -> dict[str, float]:
+           guard: stop.Guard, watch: watchdog.Watch) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
   settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
   data, size, total = run.splits.train, settings.batch_size, run.total_steps
@@ -206,6 +236,11 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
       slots=plan.slots(size))
   writer = metrics_file.Writer(run.path, resumed_at=first)
   bar = progress.Progress(first, total)
+
+  def phase(what: str, step: int) -> None:
+    watch.phase(what, step)
+    bar.phase(what)
+
   try:
     with bar:
       job = loop.Job(
@@ -216,18 +251,20 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
           improves=checkpoints.improves, batch_size=size,
           flops=size * run.image_flops, devices=plan.mesh.size,
-          spent=writer.spent,
+          spent=writer.spent, phase=phase,
           peak_flops=jax.process_count() * peak.flops_per_second(
               settings.dtype_on(plan.platform)))
       try:
         if first < total:
           return loop.train(state, job)[1]
+        phase(watchdog.EVALUATING, first)
         scores = ask(state.params)
         bar.say(f'already finished at step {total:,}; evaluated again: '
                 f'{loop.accuracies(scores)}')
         return scores
       finally:   # the guard lets no signal cut the last save short
         batches.close()
+        phase(watchdog.SAVING, total)
         checkpoints.wait()
   finally:
     writer.close()
