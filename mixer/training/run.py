@@ -26,6 +26,7 @@ from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import losses
 from mixer.training import metrics_file
+from mixer.training import nonfinite
 from mixer.training import opening
 from mixer.training import progress
 from mixer.training import sharding
@@ -100,14 +101,10 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     run = _assemble(config, settings, plan, splits, model, checkpoints, path)
     _check(run)
     fingerprint = splits.train.fingerprint(settings.batch_size, settings.seed)
-    state = None
-    if checkpoints.steps():
-      from mixer.training import resume
-      state = resume.restored(path, checkpoints, run.sharded.state, run.card,
-                              fingerprint)
+    found = _restored(run, fingerprint) if checkpoints.steps() else None
     workdir.write_json(os.path.join(path, workdir.CONFIG),
                        assembly.stored(config))
-    if state is None or files.read(os.path.join(path, workdir.CARD)) is None:
+    if found is None or files.read(os.path.join(path, workdir.CARD)) is None:
       workdir.write_json(os.path.join(path, workdir.CARD), run.card)
     summary.introduce(
         path=path, title=catalog.title(run.card['model']), settings=settings,
@@ -117,12 +114,12 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
     with stop.Guard() as guard:   # before anything compiles
-      if state is None:
-        state = _initial(run)
+      if found is None:
+        found = _initial(run), []
       else:
-        log.info('resuming at step %s', f'{int(state.step):,}')
+        log.info('resuming at step %s', f'{int(found[0].step):,}')
       guard.check()
-      return _train(run, state, fingerprint, guard)
+      return _train_or_go_back(run, *found, fingerprint, guard)
 
 
 def keep_compiled(path: str) -> None:
@@ -184,8 +181,56 @@ def _initial(run: _Run) -> step.State:
       run.merge(state.params), run.sharded.shardings.params))
 
 
-def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
-           guard: stop.Guard) -> dict[str, float]:
+def _restored(run: _Run, fingerprint: Mapping[str, Any]
+              ) -> tuple[step.State, list[int]] | None:
+  """Returns the newest saved state, and which steps were skipped before it."""
+  from mixer.training import resume   # a new run does not load it
+  return resume.restored(run.path, run.checkpoints, run.sharded.state, run.card,
+                         fingerprint)
+
+
+def _train_or_go_back(
+    run: _Run, state: step.State, skipped: list[int],
+    fingerprint: Mapping[str, Any], guard: stop.Guard) -> dict[str, float]:
+  """Trains to the end; goes back once if too many updates are skipped."""
+  went_back = nonfinite.went_back(run.path)
+  while True:
+    watch = _watch(run, state, skipped)
+    try:
+      return _train(run, state, watch, fingerprint, guard)
+    except errors.Diverged as e:
+      if went_back or not watch.exhausted or not run.checkpoints.steps():
+        raise
+      log.warning('%s', e)
+    # The state that diverged is freed here, outside of the `except` block.
+    went_back = True
+    nonfinite.go_back(run.path, run.checkpoints, watch)
+    found = _restored(run, fingerprint)
+    assert found is not None   # go_back keeps a checkpoint
+    state, skipped = found
+
+
+def _watch(run: _Run, state: step.State, skipped: list[int]) -> nonfinite.Watch:
+  """Returns what counts the skipped updates from a state on."""
+  def keep(done: int, state: step.State) -> None:
+    with contextlib.closing(checkpoint.Checkpoints(
+        os.path.join(run.path, workdir.DIVERGED), keep=1)) as aside:
+      aside.save(done, *_parts(state), {})
+      aside.wait()
+
+  return nonfinite.Watch(run.path, step=int(state.step), skipped=skipped,
+                         norms=run.sharded.norms, keep=keep)
+
+
+def _parts(state: step.State) -> tuple[step.Params, dict[str, Any]]:
+  """Returns the two trees that a checkpoint has of a state."""
+  return state.params, dict(step=state.step, opt_state=state.opt_state,
+                            bad=state.bad)
+
+
+def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
+           fingerprint: Mapping[str, Any], guard: stop.Guard
+           ) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
   settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
   data, size, total = run.splits.train, settings.batch_size, run.total_steps
@@ -196,10 +241,9 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
                    loss_of=losses.of_labels(run.card['loss']))
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
-    checkpoints.save(done, state.params,
-                     dict(step=state.step, opt_state=state.opt_state,
-                          bad=state.bad),
-                     dict(data=fingerprint), scores)
+    checkpoints.save(done, *_parts(state),
+                     dict(data=fingerprint, skipped=list(watch.skipped)),
+                     scores)
 
   batches = data.train_batches(
       seed=settings.seed, batch_size=size, first=first, last=total,
@@ -211,7 +255,8 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
       job = loop.Job(
           step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
           resident=stored, evaluate=lambda state: ask(state.params), save=save,
-          writer=writer, progress=bar, guard=guard, total_steps=total,
+          writer=writer, progress=bar, guard=guard, watch=watch,
+          total_steps=total,
           log_every=settings.log_every, eval_every=settings.eval_every,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
           improves=checkpoints.improves, batch_size=size,
