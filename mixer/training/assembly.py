@@ -206,7 +206,7 @@ def make_step(config: ml_collections.ConfigDict, settings: Settings,
       loss=losses.make(**config.loss),
       augment=augment.make(**config.augment),
       num_classes=model.num_classes, micro_batches=settings.micro_batches,
-      frozen=config.optimizer.frozen)
+      frozen=config.optimizer.frozen, nonfinite=settings.nonfinite)
   return optimizer, step_fn
 
 
