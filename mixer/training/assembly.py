@@ -196,14 +196,15 @@ def load_start(config: ml_collections.ConfigDict, settings: Settings,
 
 
 def make_step(config: ml_collections.ConfigDict, settings: Settings,
-              model: interface.Model, total_steps: int
+              model: interface.Model, total_steps: int,
+              weights: losses.Weights = None
               ) -> tuple[optax.GradientTransformation, step.Step]:
-  """Returns (optimizer, step function) of a config; computes nothing yet."""
+  """Returns (optimizer, step function); `weights` is for `losses.make`."""
   schedule = schedules.make(total_steps=total_steps, **config.schedule)
   optimizer = optimizers.make(schedule=schedule, **config.optimizer)
   step_fn = step.make_train_step(
       model, optimizer, schedule=schedule, seed=settings.seed,
-      loss=losses.make(**config.loss),
+      loss=losses.make(weights=weights, **config.loss),
       augment=augment.make(**config.augment),
       num_classes=model.num_classes, micro_batches=settings.micro_batches,
       frozen=config.optimizer.frozen, nonfinite=settings.nonfinite)

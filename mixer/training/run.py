@@ -157,7 +157,13 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
     model, merge, origin = assembly.load_start(
         config, settings, model, source.class_names, source.name)
   total = settings.steps(len(splits.train))
-  optimizer, step_fn = assembly.make_step(config, settings, model, total)
+  weights = None
+  if config.loss.get('class_weights'):
+    from mixer.training import class_weights  # few runs need it
+    weights = class_weights.of(config.loss.class_weights, splits.train,
+                               model.num_classes)
+  optimizer, step_fn = assembly.make_step(
+      config, settings, model, total, weights)
   sharded = step.shard(
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
