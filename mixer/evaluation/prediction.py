@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import files
+from mixer.data import folder
 from mixer.images import decode_pillow
 from mixer.images import eval_crops
 from mixer.images import options
@@ -23,10 +25,11 @@ def expand(paths: Iterable[str]) -> list[str]:
   """Returns paths of files: those given, and all images in folders given.
 
   Args:
-    paths: of files and folders; folders are searched with all below them.
+    paths: of files and folders; `folder.images` lists a folder, as training
+      does.
 
   Raises:
-    UserError: if a folder holds no image.
+    UserError: if a folder holds no image or cannot be read.
   """
   out = []
   for path in paths:
@@ -34,9 +37,7 @@ def expand(paths: Iterable[str]) -> list[str]:
     if not os.path.isdir(path):
       out.append(path)
       continue
-    found = sorted(os.path.join(where, name)
-                   for where, _, names in os.walk(path) for name in names
-                   if name.lower().endswith(decode_pillow.SUFFIXES))
+    found = folder.images(path)
     if not found:
       raise errors.UserError(f'{path!r} holds no images '
                              f'({", ".join(decode_pillow.SUFFIXES)})')
@@ -68,7 +69,7 @@ def predict(paths: Iterable[str],
   """
   def load(path):
     try:
-      with open(path, 'rb') as f:
+      with files.open_regular(path) as f:
         pixels = decode_pillow.pixels(f.read(), channels=channels,
                                       max_pixels=max_pixels)
       return eval_crops.view(pixels, size=image_size, crop=crop,
