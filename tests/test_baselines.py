@@ -1,11 +1,18 @@
 """models/vit and models/bit: the networks that the paper compares with."""
+import re
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import scipy.ndimage
 
 from mixer import models
+from mixer.core import errors
 from mixer.core import trees
+from mixer.models import catalog
 from mixer.models import cost
+from mixer.pretrained import formats
 
 # Parameters with 1,000 classes, and giga multiply-adds, at 224 pixels.
 SPECIFIED = {
@@ -45,3 +52,97 @@ def test_the_formulas_agree_with_xla(name, settings, size):
   modules = {n.rpartition('/')[0] for n in trees.flatten(shapes['params'])}
   for module in modules - {''}:
     assert any(module == n or module.startswith(f'{n}/') for n in layers), module
+
+
+def test_vit_heads_must_divide_the_width():
+  with pytest.raises(errors.UserError) as e:
+    models.create('ViT-S/2', hidden_dim=64)
+  assert 'num_heads: 6' in str(e.value) and '64' in str(e.value)
+
+
+def test_a_token_of_the_class_sees_every_patch_and_its_place():
+  model = models.create('ViT-S/4', num_blocks=1, hidden_dim=12, num_heads=3,
+                        channels_mlp_dim=8, num_classes=None)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 8, 3)), 'float32')
+  variables = model.init(jax.random.key(0), x)
+  swapped = jnp.flip(x, axis=1).reshape(x.shape)
+  same = lambda a, b: np.allclose(a, b, atol=1e-6)
+  ours = lambda v, x: model.apply(v, x)[0]
+  assert not same(ours(variables, x), ours(variables, swapped))
+  patches = lambda x: x.reshape(1, 2, 4, 2, 4, 3)[:, ::-1].reshape(x.shape)
+  assert not same(ours(variables, x), ours(variables, patches(x)))
+  flat = dict(variables['params'])
+  flat['pos_embedding'] = jnp.zeros_like(flat['pos_embedding'])
+  blind = {'params': flat}   # without places, the order of patches is not seen
+  assert same(ours(blind, x), ours(blind, patches(x)))
+
+
+def published(params, renames):
+  """Returns arrays by the names of a release, of those by ours."""
+  out = {}
+  for name, value in trees.flatten(params).items():
+    for ours, theirs in renames:
+      name = re.sub(f'^{ours}', theirs, name)
+    out[name] = value
+  return out
+
+
+LAYOUTS = {
+    'vision_transformer': ('ViT-S/4', [
+        ('stem/', 'embedding/'), ('pos_emb', 'Transformer/posembed_input/pos_emb'),
+        ('encoder', 'Transformer/encoder'), ('(.*)LayerNorm_1', r'\1LayerNorm_2'),
+        ('(.*)Attention_0', r'\1Attention_1'), ('(.*)MlpBlock_0', r'\1MlpBlock_3')]),
+    'big_vision ViT': ('ViT-S/4', [
+        ('stem/', 'embedding/'), ('encoder', 'Transformer/encoder')]),
+    'big_vision BiT': ('BiT-R14x1', [('stem/', 'root_block/conv_root/')]),
+    'BiT': ('BiT-R14x1', [
+        ('stem/', 'resnet/root_block/standardized_conv2d/'),
+        ('norm-pre-head/scale', 'resnet/group_norm/gamma'),
+        ('norm-pre-head/bias', 'resnet/group_norm/beta'),
+        ('head/', 'resnet/head/conv2d/'),
+        ('(block.*)/conv_proj/', r'resnet/\1/a/proj/standardized_conv2d_3/'),
+        *((f'(block.*)/conv{i}/', rf'resnet/\1/{x}/standardized_conv2d/')
+          for i, x in enumerate('abc', 1)),
+        *((f'(block.*)/gn{i}/{ours}', rf'resnet/\1/{x}/group_norm/{theirs}')
+          for i, x in enumerate('abc', 1)
+          for ours, theirs in (('scale', 'gamma'), ('bias', 'beta')))])}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_released_layouts_are_read(layout, tmp_path):
+  name, renames = LAYOUTS[layout]
+  small = dict(num_blocks=1, hidden_dim=12, num_heads=3,
+               channels_mlp_dim=8) if 'ViT' in name else {}
+  model = models.create(name, num_classes=5, **small)
+  draw = np.random.default_rng(0)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(
+      (1, 32, 32, 3)))['params']
+  params = jax.tree.map(
+      lambda x: draw.normal(size=x.shape).astype('float32'), shapes)
+  flat = published(params, renames)
+  if layout == 'big_vision ViT':   # it adds no place to the class token
+    flat['pos_embedding'] = flat['pos_embedding'][:, 1:]
+    params['pos_embedding'][:, 0] = 0
+  if 'BiT' in layout:
+    tensor = layout == 'BiT'   # the first release: the head is a convolution
+    flat = {k: v[None, None] if tensor and 'head' in k and v.ndim == 2 else
+            v[None, None, None] if not tensor and '/gn' in k or 'norm-' in k
+            else v for k, v in flat.items()}
+  np.savez(tmp_path / 'weights.npz', **flat)
+  read = formats.load(str(tmp_path / 'weights.npz'))
+  for name, value in trees.flatten(params).items():
+    np.testing.assert_array_equal(trees.flatten(read)[name], value)
+  assert trees.flatten(read).keys() == trees.flatten(params).keys()
+  size = 224 if 'BiT' in layout else 32
+  assert catalog.infer(read) == (model, (size, size))
+
+
+def test_vit_positions_are_interpolated_between_the_corners():
+  model = models.create('ViT-S/4', num_blocks=1, hidden_dim=12, num_heads=3)
+  place = np.random.default_rng(0).normal(size=(1, 1 + 12, 12)).astype('float32')
+  _, made = model.resized({'pos_embedding': place}, (3, 4), (7, 6), 'resample')
+  made = made['pos_embedding']
+  np.testing.assert_array_equal(made[:, :1], place[:, :1])
+  wanted = scipy.ndimage.zoom(place[0, 1:].reshape(3, 4, 12), (7 / 3, 6 / 4, 1),
+                              order=1)
+  np.testing.assert_allclose(made[0, 1:].reshape(7, 6, 12), wanted, atol=1e-6)

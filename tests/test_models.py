@@ -316,7 +316,6 @@ def test_masks_belong_to_rows_not_to_the_cut_of_the_batch():
     (lambda: small(platform='cuda'), ['model.platform', 'gpu']),
     (lambda: models.create('ViT-Q/16'), ['ViT-Q/16', 'ViT-S/16']),
     (lambda: models.create('ViT-B/16', pool='max'), ['model.pool', 'token']),
-    (lambda: models.create('ViT-B/16', tokens_mlp_dim=3), ['tokens_mlp_dim']),
     (lambda: models.create('BiT-R51x1'), ['BiT-R51x1', 'BiT-R50x1']),
     (lambda: models.create('BiT-R50x1', dropout_rate=0.1),
      ['model.dropout_rate', 'BiT-R50x1 has none', '0.1']),

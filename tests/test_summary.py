@@ -7,6 +7,7 @@ import pytest
 from configs import digits
 from mixer.core import trees
 from mixer.models import catalog
+from mixer.models import cost
 from mixer.training import assembly
 from mixer.training import step
 from mixer.training import summary
@@ -30,7 +31,7 @@ def introduced(tmp_path, caplog, **optimizer):
       path=str(tmp_path), title=catalog.title(catalog.describe(model)),
       settings=settings, plan=plan, data=data, evals=evals, model=model,
       state=sharded.state,
-      trained=assembly.trained(config, sharded.state.params),
+      trained=cost.trained(sharded.state.params, config.optimizer.frozen),
       image_flops=10**9, total_steps=1200, paper_core_days=80)
   return sharded.state.params, caplog.messages
 

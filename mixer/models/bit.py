@@ -138,6 +138,7 @@ class ResNet(interface.Model):
   SHARDING_RULES = (('(conv.*|stem)/kernel', (None, None, 'fsdp', 'model')),
                     ('head/kernel', ('fsdp', None)), ('.*', ('fsdp',)))
   OWN_PARAMETER = re.compile(r'block\d+/unit\d+/.*')
+  WIDTHS = ('depth', 'hidden_dim', 'stem')
   USUAL_SIZE = 224
 
   depth: int

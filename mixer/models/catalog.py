@@ -85,6 +85,24 @@ def create(name: str, *, num_classes: int | None = 1000,
   return make(num_classes=num_classes, dtype=jnp.dtype(dtype), **settings)
 
 
+def without_effect(settings: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns which settings of a config only other networks have.
+
+  A config that gives its network a size, such as `tokens_mlp_dim`, can so be
+  used with `model.name` of another network.
+
+  Args:
+    settings: arguments of `create`, `name` among them.
+  """
+  family = str(settings['name']).partition('-')[0]
+  if family not in _NETWORKS:
+    return ()
+  fields = {name: _network(name).__dataclass_fields__ for name in _NETWORKS}
+  return tuple(key for key, value in settings.items()
+               if value is not None and key not in (*fields[family], *_OFF)
+               and any(key in known for known in fields.values()))
+
+
 def describe(model: 'nn.Module', name: str | None = None) -> dict[str, Any]:
   """Returns the arguments with which `create` makes the same network.
 

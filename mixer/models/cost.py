@@ -76,6 +76,17 @@ def training_flops(model: nn.Module, image_size: grid.Size,
   return forward + round(backward)
 
 
+def trained(params: interface.Params, frozen: str | None) -> int:
+  """Returns how many of the parameters are trained, that is not frozen.
+
+  Args:
+    params: of the network, or their shapes.
+    frozen: as for `training_flops`.
+  """
+  return trees.count([x for name, x in trees.flatten(params).items()
+                      if not frozen or not re.fullmatch(frozen, name)])
+
+
 def paper_core_days(name: str, data: str) -> int | None:
   """Returns the TPUv3 core-days that the paper's pre-training took, or None.
 

@@ -1,8 +1,7 @@
 """Vision Transformer (https://arxiv.org/abs/2010.11929, section 3.1).
 
-The baseline that the Mixer paper compares with. Axes: B batch, S patches, T
-tokens (the patches, and the class token before them), C channels, H heads, D
-channels of a head. Parameters have the names of the released checkpoints,
+Axes: B batch, S patches, T tokens (the patches, and the class token before
+them), C channels, H heads. Parameters have the names of the released weights,
 without their prefix 'Transformer', and with 'stem' for 'embedding'.
 """
 from collections.abc import Mapping
@@ -35,8 +34,7 @@ _WIDTHS = dict(
     hidden_dim=('stem/kernel', 3),
     channels_mlp_dim=('encoderblock_0/MlpBlock_0/Dense_0/kernel', 1),
     num_heads=(f'encoderblock_0/{_ATTENTION}/query/kernel', 1))
-# Names of the two released layouts, and ours. The official code numbers the
-# modules of a block through, and big_vision numbers each kind.
+# Names in the official code and in big_vision, and ours.
 _PUBLISHED = (
     (r'Transformer/(posembed_input/)?', ''), (r'embedding/', 'stem/'),
     (r'(encoderblock_\d+)/LayerNorm_2/', r'\1/LayerNorm_1/'),
@@ -52,10 +50,8 @@ class EncoderBlock(nn.Module):
 
   Attributes:
     num_heads: H.
-    mlp_dim: hidden width of the MLP.
     dropout_rate: of both branches' outputs, and of the MLP's hidden units.
-    approximate_gelu: see `blocks.MlpBlock`.
-    dtype: of the computation.
+    mlp_dim, approximate_gelu, dtype: see `blocks.MlpBlock`.
   """
   num_heads: int
   mlp_dim: int
@@ -96,8 +92,8 @@ class VisionTransformer(interface.Model):
     num_blocks: number of layers.
     channels_mlp_dim: hidden width of the MLPs.
     num_heads: H.
-    pool: what the head sees: 'token', the class token; 'mean', the mean of the
-      patches, of a network without a class token.
+    pool: what the head sees: the class 'token', or the 'mean' of the patches,
+      without a class token.
     representation_dim: width of a tanh layer before the head, which weights
       pre-trained on ImageNet-21k have; None for none.
     num_classes .. platform: see `models.mixer.MlpMixer`. Dropout acts on the
@@ -120,6 +116,7 @@ class VisionTransformer(interface.Model):
       ('.*', ('fsdp',)),
   )
   OWN_PARAMETER = re.compile(r'encoderblock_(\d+)/.*')
+  WIDTHS = (*_SCALED, 'patch_size', 'representation_dim')
   TAKEN_FROM_WEIGHTS = ('approximate_gelu', 'pool')
 
   patch_size: grid.Size
@@ -140,14 +137,19 @@ class VisionTransformer(interface.Model):
   scan: bool = False
   platform: str | None = None
 
+  def __post_init__(self) -> None:
+    if self.hidden_dim % self.num_heads:
+      raise errors.UserError(f'model.num_heads: {self.num_heads} does not '
+                             f'divide hidden_dim, {self.hidden_dim}')
+    super().__post_init__()
+
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool = False,
                rows: jax.Array | None = None) -> tuple[
                    jax.Array, dict[str, jax.Array]]:
     """Returns class logits, and every named intermediate.
 
-    Args, Returns and Raises: see `models.mixer.MlpMixer`; 'input_tokens' and
-      'block_{i}' are [B, T, C].
+    See `models.mixer.MlpMixer`; 'input_tokens' and 'block_{i}' are [B, T, C].
     """
     self.patches(images)
     rows_B = jnp.arange(images.shape[0]) if rows is None else rows
@@ -200,19 +202,17 @@ class VisionTransformer(interface.Model):
       out[name] = value
     place = out.get('pos_embedding')
     if 'cls' in out and place is not None and grid.square(place.shape[1]):
-      # big_vision adds the class token after the positions. Adding zeros to it
-      # is the same.
+      # big_vision adds no position to the class token.
       out['pos_embedding'] = np.pad(place, ((0, 0), (1, 0), (0, 0)))
     return out
 
   @classmethod
   def infer(cls, shapes: interface.Shapes) -> 'VisionTransformer':
     """See `interface.Model`."""
-    for name, rank in zip((name for name, _ in _WIDTHS.values()), (4, 2, 3)):
-      shape = shapes.get(name, ())
-      if len(shape) != rank or 0 in shape:
+    for (name, _), rank in zip(_WIDTHS.values(), (4, 2, 3)):
+      if len(shapes.get(name, ())) != rank or 0 in shapes[name]:
         raise errors.UserError(f'this is not a Vision Transformer: {name!r} is '
-                               f'{list(shape) or "missing"}')
+                               f'{list(shapes.get(name, ())) or "missing"}')
     height, width, channels, _ = shapes['stem/kernel']
     settings: dict[str, Any] = dict(
         cls.widths(shapes), in_channels=channels,
@@ -227,9 +227,9 @@ class VisionTransformer(interface.Model):
     """See `interface.Model`."""
     numbers = [int(m[1]) for name in shapes
                if (m := cls.OWN_PARAMETER.fullmatch(name))]
-    return dict({key: shapes[name][axis]
-                 for key, (name, axis) in _WIDTHS.items() if shapes.get(name)},
-                num_blocks=max(numbers, default=-1) + 1)
+    out = {key: shapes[name][axis] for key, (name, axis) in _WIDTHS.items()
+           if shapes.get(name)}
+    return dict(out, num_blocks=max(numbers, default=-1) + 1)
 
   @nn.nowrap
   def describe(self) -> dict[str, Any]:
@@ -277,7 +277,7 @@ class VisionTransformer(interface.Model):
 
   @nn.nowrap
   def tokens(self, params: interface.Params) -> int | None:
-    """Returns the S that the position embedding is for."""
+    """See `interface.Model`."""
     return params['pos_embedding'].shape[1] - (self.pool == 'token')
 
   @nn.nowrap

@@ -21,8 +21,8 @@ from mixer import models
 from mixer.core import cards
 from mixer.core import checkpoint
 from mixer.core import errors
-from mixer.core import trees
 from mixer.core import workdir
+from mixer.core.log import log
 from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.images import augment
@@ -91,7 +91,9 @@ def check(config: ml_collections.ConfigDict) -> Settings:
   for name in _SECTIONS:
     _check_numbers(name, config[name].to_dict())
   # These compute nothing, so they check their sections before data are opened.
-  _checked('model', models.create, **dict(config.model))
+  _checked('model', models.create, **_network(config))
+  for key in catalog.without_effect(config.model):
+    log.warning('model.%s has no effect on %s', key, config.model.name)
   _checked('augment', augment.make, **config.augment)
   _checked('loss', losses.make, **config.loss)
   _checked('schedule', schedules.make, total_steps=_LARGEST, **config.schedule)
@@ -138,7 +140,7 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
     UserError: if the network is unknown or a setting is out of range, or if the
       images have a number of channels that RandAugment does not support.
   """
-  section = dict(config.model)
+  section = _network(config)
   classes = section.pop('num_classes', None) or source.num_classes
   if section.get('in_channels') is None:
     section['in_channels'] = source.channels
@@ -148,6 +150,11 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
         f'channels, and these have {section["in_channels"]}; set it to 0')
   return models.create(num_classes=classes, dtype=settings.dtype_on(platform),
                        platform=platform, **section)
+
+
+def _network(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  return {key: value for key, value in config.model.items()
+          if key not in catalog.without_effect(config.model)}
 
 
 def image_shape(model: interface.Model,
@@ -230,7 +237,7 @@ def described(config: ml_collections.ConfigDict,
               model: interface.Model) -> dict[str, Any]:
   """Returns `catalog.describe` of a run's network: under the config's name,
   or the nearest one if its widths come from weights."""
-  asked = models.create(**dict(config.model))
+  asked = models.create(**_network(config))
   same = all(getattr(asked, k) == getattr(model, k) for k in model.WIDTHS)
   return catalog.describe(model, config.model.name if same else None)
 
@@ -239,15 +246,6 @@ def stored(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns the sections that a workdir keeps, as a nested dict."""
   return {name: section for name, section in config.to_dict().items()
           if name != 'sweep'}
-
-
-def trained(config: ml_collections.ConfigDict, params: step.Params) -> int:
-  """Returns how many of the parameters are trained, that is not frozen."""
-  if not config.optimizer.frozen:
-    return trees.count(params)
-  still = trees.flatten(trees.matches(params, config.optimizer.frozen))
-  flat = trees.flatten(params)
-  return trees.count([x for name, x in flat.items() if not still[name]])
 
 
 def paper_core_days(config: ml_collections.ConfigDict) -> int | None:

@@ -119,7 +119,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         path=path, title=catalog.title(run.card['model']), settings=settings,
         code=code, plan=plan, data=splits.train, evals=splits.evals,
         model=run.model, state=run.sharded.state,
-        trained=assembly.trained(config, run.sharded.state.params),
+        trained=cost.trained(run.sharded.state.params, config.optimizer.frozen),
         image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
     stall.phase('making the first state')
