@@ -344,11 +344,11 @@ def test_every_parameter_that_does_not_fit_is_named(saved, change, said):
 
 
 def test_other_networks_are_refused(saved, tmp_path):
-  vit = {'Transformer/encoderblock_0/LayerNorm_0/scale': np.ones(8),
-         'cls': np.zeros((1, 1, 8)), 'embedding/kernel': np.zeros((4, 4, 3, 8))}
-  line = refused(saved('vit.npz', vit))
-  assert 'no known network (Mixer) has such parameters' in line
-  assert 'Transformer/encoderblock_0/LayerNorm_0/scale, cls' in line
+  convnet = {'stages_0/blocks_0/norm/scale': np.ones(8),
+             'head/bias': np.zeros(8), 'stem/kernel': np.zeros((4, 4, 3, 8))}
+  line = refused(saved('convnet.npz', convnet))
+  assert 'no known network (Mixer, ViT, BiT) has such parameters' in line
+  assert 'head/bias, stages_0/blocks_0/norm/scale' in line
   _, flat, _ = golden()
   theirs = formats.to_timm(trees.unflatten(flat))
   line = refused(saved('w.safetensors', dict(theirs, cls_token=np.zeros(3))))

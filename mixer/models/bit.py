@@ -128,8 +128,7 @@ class ResNet(interface.Model):
     hidden_dim: channels of the stem, 64 times the factor of the width.
     stem: 'imagenet', a 7x7 convolution of stride 2 and a 3x3 maximum of stride
       2; or 'small', for images of about 32 pixels: a 3x3 convolution.
-    num_classes, head_bias, in_channels, dtype: see `models.mixer.MlpMixer`.
-    platform: has no effect.
+    num_classes .. dtype: see `models.mixer.MlpMixer`; platform has no effect.
     patch_size: 1, since images are not cut into patches.
   """
   NAMES = ('BiT-R50x1', 'BiT-R50x2', 'BiT-R101x1', 'BiT-R152x1', 'BiT-R152x2',
@@ -194,12 +193,14 @@ class ResNet(interface.Model):
     for name, value in flat.items():
       for theirs, ours in _PUBLISHED:
         name = re.sub(f'^{theirs}', ours, name)
-      # Normalisations are [1, 1, 1, C] there, and the head is a convolution.
-      leading = (value.ndim - (2 if name == 'head/kernel' else 1)
-                 if name.startswith('head/') or not name.endswith('/kernel')
-                 else 0)
-      out[name] = value.reshape(value.shape[leading:])
-    return out
+      out[name] = value
+    if not any(map(cls.OWN_PARAMETER.fullmatch, out)):
+      return out
+    # Normalisations are [1, 1, 1, C] there, and the head is a convolution.
+    rank = lambda name: 4 if not name.startswith('head') else 2
+    return {name: value.reshape(value.shape[value.ndim - (
+        rank(name) if name.endswith('/kernel') else 1):])
+            for name, value in out.items()}
 
   @classmethod
   def infer(cls, shapes: interface.Shapes) -> 'ResNet':
@@ -217,7 +218,7 @@ class ResNet(interface.Model):
     if depth is None:
       raise errors.UserError(
           f'this is not a BiT ResNet: its stages have {stages} units, expected '
-          f'one of {", ".join(map(str, _DEPTHS.values()))}')
+          f'{" or ".join(map(str, _DEPTHS.values()))}')
     return cls(depth=depth, stem='small' if kernel[0] == 3 else 'imagenet',
                hidden_dim=kernel[3], in_channels=kernel[2],
                num_classes=(shapes.get('head/kernel') or (0,))[-1])
@@ -231,8 +232,7 @@ class ResNet(interface.Model):
   @nn.nowrap
   def describe(self) -> dict[str, Any]:
     """See `interface.Model`."""
-    width = min(max(self.hidden_dim // 64, 1), 9)
-    return dict(name=f'BiT-R{self.depth}x{width}',
+    return dict(name=f'BiT-R{self.depth}x{min(-(-self.hidden_dim // 64), 9)}',
                 **{key: getattr(self, key) for key in _FUNCTION})
 
   @nn.nowrap
