@@ -37,6 +37,7 @@ if typing.TYPE_CHECKING:
 
 # Of weights without a card.
 _USUAL = dict(crop='resmall', interpolation='bilinear')
+_OF_A_BLOCK = 4   # tensors at least: those of LayerNorm and of a layer
 _SHOWN = 4   # tensors that an error names
 # The first module of a name that has a number, such as the block.
 _NUMBERED = re.compile(r'(.*?[^\d/])(\d+)(/.*)')
@@ -256,10 +257,11 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
     except (errors.UserError, TypeError) as e:
       raise errors.UserError(f'{source!r}: its card: {e}') from e
   blocks = getattr(model, 'num_blocks', 0)
-  if blocks > len(flat):
+  if _OF_A_BLOCK * blocks > len(flat):
     raise errors.UserError(
-        f'{source!r}: its card: model.num_blocks is {blocks}, and the weights '
-        f'are {len(flat)} tensors; every block has some of its own')
+        f'{source!r}: {"its names" if inferred else "its card"}: '
+        f'model.num_blocks is {blocks}, and the weights are {len(flat)} '
+        f'tensors; every block has {_OF_A_BLOCK} or more of its own')
   images = jax.ShapeDtypeStruct(
       (1, *card['image_size'], model.in_channels), jnp.float32)
   wanted = jax.eval_shape(model.init, jax.random.key(0), images)['params']
