@@ -64,7 +64,7 @@ SECTIONS = {
     'data': (pipeline.open_data,
              {'image_size', 'wanted', 'report', 'key', 'labels'}),
     'augment': (augment.make, set()),
-    'loss': (losses.make, set()),
+    'loss': (losses.make, {'weights'}),
     'schedule': (schedules.make, {'total_steps'}),
     'optimizer': (optimizers.make, {'schedule'}),
     'sharding': (sharding.plan, {'devices'}),

@@ -39,6 +39,7 @@ from mixer.training.settings import Settings
 
 # Initial parameters -> the same tree, with loaded values in place of some.
 Merge = Callable[[step.Params], step.Params]
+Origin = dict[str, str] | None   # `weights`, where they are, and `sha256`
 
 # The functions whose keyword arguments the sections are.
 _READERS: Mapping[str, Callable[..., Any]] = dict(
@@ -164,7 +165,8 @@ def open_checkpoints(config: ml_collections.ConfigDict,
 
 def load_start(config: ml_collections.ConfigDict, settings: Settings,
                model: interface.Model, class_names: Sequence[str] | None,
-               data: str | None) -> tuple[interface.Model, Merge | None]:
+               data: str | None
+               ) -> tuple[interface.Model, Merge | None, Origin]:
   """Loads the weights that a config starts from, if it names any.
 
   Args:
@@ -173,36 +175,39 @@ def load_start(config: ml_collections.ConfigDict, settings: Settings,
 
   Returns:
     (the model with the settings that the weights need, a function that puts
-    them in the place of initial parameters or None without weights). Given
-    shapes instead of parameters, the function checks that the weights fit.
+    them in the place of initial parameters or, given shapes, checks that they
+    fit, their origin); the last two are None without weights.
 
   Raises:
     UserError: if the weights cannot be loaded, or cannot be resized.
   """
   if config.start.weights is None:
-    return model, None
+    return model, None, None
+  from mixer.pretrained import origin
   from mixer.training import start
+  section = origin.resolved(config.start)
   model, given = start.start(
       model, image_size=image_shape(model, settings)[:2],
       own=[key for key, value in config.model.items() if value is not None],
-      class_names=class_names, data=data, **config.start)
+      class_names=class_names, data=data, **section)
   return model, functools.partial(
       start.merge, given, source=config.start.weights,
-      dont_load=config.start.dont_load)
+      dont_load=config.start.dont_load), origin.of(section['weights'])
 
 
 def make_step(config: ml_collections.ConfigDict, settings: Settings,
-              model: interface.Model, total_steps: int
+              model: interface.Model, total_steps: int,
+              weights: losses.Weights = None
               ) -> tuple[optax.GradientTransformation, step.Step]:
-  """Returns (optimizer, step function) of a config; computes nothing yet."""
+  """Returns (optimizer, step function); `weights` is for `losses.make`."""
   schedule = schedules.make(total_steps=total_steps, **config.schedule)
   optimizer = optimizers.make(schedule=schedule, **config.optimizer)
   step_fn = step.make_train_step(
       model, optimizer, schedule=schedule, seed=settings.seed,
-      loss=losses.make(**config.loss),
+      loss=losses.make(weights=weights, **config.loss),
       augment=augment.make(**config.augment),
       num_classes=model.num_classes, micro_batches=settings.micro_batches,
-      frozen=config.optimizer.frozen)
+      frozen=config.optimizer.frozen, nonfinite=settings.nonfinite)
   return optimizer, step_fn
 
 

@@ -37,8 +37,8 @@ def as_trained(model: interface.Model, path: str) -> interface.Model:
 
 def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
              card: Mapping[str, Any], fingerprint: Mapping[str, Any]
-             ) -> step.State | None:
-  """Returns the newest saved state, or None if nothing was saved.
+             ) -> tuple[step.State, list[int]] | None:
+  """Returns the newest saved state and the steps that were skipped before it.
 
   Args:
     path: the workdir.
@@ -46,6 +46,9 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
     shapes: State of jax.ShapeDtypeStruct, with shardings.
     card: of the network, see `core.cards`. Its classes must be the saved ones.
     fingerprint: of the data and their order, which must be the saved one.
+
+  Returns:
+    (state, steps whose update was skipped), or None if nothing was saved.
 
   Raises:
     UserError: if the data differ from those of the saved run.
@@ -68,7 +71,7 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
         f'order: {"; ".join(differ)}; resume it with the same data, or choose '
         'another --workdir')
   checkpoints.set_aside_after(int(rest['step']))
-  return step.State(params=params, **rest)
+  return step.State(params=params, **rest), meta.get('skipped', [])
 
 
 def _card(path: str) -> dict[str, Any]:
