@@ -389,6 +389,8 @@ def test_a_disk_error_is_reported_in_one_line(tmp_path, monkeypatch):
     return scandir(path)
   monkeypatch.setattr(os, 'scandir', failing)
   refused(folder.load, root, ('data.name', "train/dog'", 'Input/output'))
+  with pytest.raises(errors.UserError, match="^cannot read '.*/dog'"):
+    folder.images(root)   # for prediction, which has no key data.name
 
 
 def test_fingerprint_follows_names_sizes_and_classes(tmp_path):

@@ -8,6 +8,7 @@ import stat
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import files
 from mixer.core.log import log
 from mixer.data import listing
 from mixer.images import decode_pillow
@@ -83,12 +84,12 @@ def images(path: str) -> list[str]:
     Sorted paths that begin with `path`; none if there are no images.
 
   Raises:
-    UserError: if it is in a bucket, or a folder cannot be read.
+    UserError: if a folder cannot be read.
   """
-  root = listing.local(path)
+  root = files.absolute(path)
   ignored: collections.Counter[str] = collections.Counter()
   found = [os.path.join(os.path.expanduser(path), name)
-           for name, _ in _images(root, root, ignored)]
+           for name, _ in _images(root, root, ignored, key='')]
   _log_ignored(root, ignored)
   return sorted(found)
 
@@ -244,7 +245,7 @@ def _annotated(root, where, names, classes, ignored):
   return records
 
 
-def _images(root, inside, ignored):
+def _images(root, inside, ignored, key='data.name: '):
   """[(path relative to root, size)] of the images in a folder."""
   # A link is not followed if it leads to a folder that the walk has visited or
   # to a parent of one.
@@ -256,8 +257,8 @@ def _images(root, inside, ignored):
   if os.path.realpath(inside) in seen:
     return found
   seen.add(os.path.realpath(inside))
-  for at, folders, names in os.walk(inside, onerror=listing.cannot_read,
-                                    followlinks=True):
+  refuse = lambda error: listing.cannot_read(error, key)
+  for at, folders, names in os.walk(inside, onerror=refuse, followlinks=True):
     fresh: dict[str, str] = {}
     for name in sorted(filter(_visible, folders)):
       fresh.setdefault(os.path.realpath(os.path.join(at, name)), name)
