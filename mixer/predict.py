@@ -34,8 +34,9 @@ _BEST = flags.DEFINE_bool('best', False, "Use a workdir's best checkpoint "
                           'instead of its latest.')
 _FORMAT = flags.DEFINE_enum(
     'format', 'table', ['table', 'json', 'csv'], 'Output format. json: a list '
-    'of objects with path, classes and probabilities (best first), or error; '
-    'csv: one row for each class.')
+    'of objects with path, classes and probabilities (best first), or error, '
+    'and the checkpoint and what it was trained with; csv: one row for each '
+    'class.')
 _TOP = flags.DEFINE_integer('top_k', 5, 'Number of classes to print for each '
                             'image.', 1)
 _BATCH = flags.DEFINE_integer('batch_size', 32, 'Number of images to classify '
@@ -133,8 +134,11 @@ def _table(rows: Sequence[Row], network: 'networks.Network') -> None:
 
 
 def _json(rows: Sequence[Row], network: 'networks.Network') -> None:
-  del network
-  print(json.dumps(rows, indent=2))
+  from mixer.core import provenance
+  origin = dict(checkpoint=network.name)
+  if 'provenance' in network.card:
+    origin['trained_with'] = provenance.line(network.card['provenance'])
+  print(json.dumps([dict(row, **origin) for row in rows], indent=2))
 
 
 def _csv(rows: Sequence[Row], network: 'networks.Network') -> None:

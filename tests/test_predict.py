@@ -19,6 +19,7 @@ from configs import recipe
 from mixer import models
 from mixer import pretrained
 from mixer.core import errors
+from mixer.core import provenance
 from mixer.data import folder
 from mixer.evaluation import prediction
 from mixer.images import decode_pillow
@@ -132,7 +133,9 @@ def test_predictions_equal_those_of_evaluation_without_tensorflow(
   right = sum(pathlib.Path(p['path']).parent.name == p['classes'][0]
               for p in predicted)
   assert scores['evals']['validation']['accuracy'] == right / 18
+  made = provenance.line(scores['provenance'])
   for p in predicted:
+    assert (p['checkpoint'], p['trained_with']) == (scores['checkpoint'], made)
     assert p['probabilities'] == sorted(p['probabilities'], reverse=True)
     assert sum(p['probabilities']) == pytest.approx(1, abs=1e-5)
 
@@ -263,6 +266,8 @@ def test_a_file_of_weights_with_its_card_predicts_as_its_run(
   rows = [json.loads(command(
       'predict', f'--checkpoint={c}', '--format=json', photo).stdout)
           for c in (workdir, tmp_path / 'w.npz')]
+  for (row,), of in zip(rows, (network.name, str(tmp_path / 'w.npz'))):
+    assert row.pop('checkpoint') == of
   assert rows[0] == rows[1]
   assert set(rows[0][0]['classes']) == set(CLASSES)
 
