@@ -177,6 +177,27 @@ def test_a_run_that_saved_nothing_gives_its_workdir_to_a_corrected_config(
     run.train(config, str(tmp_path))
 
 
+def test_a_finished_run_of_constant_rate_trains_on_as_if_never_stopped(
+    tmp_path):
+  """Then it has more steps than a shorter config has."""
+  config = tiny()
+  config.schedule.decay = 'constant'
+  params = {}
+  for name, lengths in (('one', (1, 2)), ('two', (2,))):
+    for config.run.total_steps in lengths:
+      run.train(config, str(tmp_path / name))
+    params[name] = trees.flatten(checkpoint.load_params(
+        str(tmp_path / name / 'checkpoints' / '2')))
+  for key, value in params['one'].items():
+    np.testing.assert_array_equal(value, params['two'][key], err_msg=key)
+  assert workdir.config_of(tmp_path / 'one')['run']['total_steps'] == 2
+  before = contents(tmp_path / 'one')
+  config.run.total_steps = 1
+  with pytest.raises(errors.UserError, match='run.total_steps: 1, .* 2 steps'):
+    run.train(config, str(tmp_path / 'one'))
+  assert contents(tmp_path / 'one') == before
+
+
 @pytest.mark.parametrize('name, words', (
     ('a[1]', r'\[ and \]'), ('a\\b', 'in its path'), ('http://x/y', 'gs://')))
 def test_a_workdir_that_cannot_hold_checkpoints_is_refused(

@@ -114,6 +114,10 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
       watch.phase(watchdog.RESTORING)
       state = resume.restored(path, checkpoints, run.sharded.state, run.card,
                               fingerprint)
+      if state is not None and int(state.step) > run.total_steps:
+        raise errors.UserError(
+            f'run.total_steps: {run.total_steps}, but the run in the workdir '
+            f'has done {int(state.step)} steps already; give more steps')
     made, code = _made_with(run, fingerprint, state)
     workdir.write_config(path, assembly.stored(config), made)
     if state is None or files.read(os.path.join(path, workdir.CARD)) is None:
