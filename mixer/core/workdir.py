@@ -27,7 +27,9 @@ CARD = 'model.json'
 METRICS = 'metrics.jsonl'
 PARAMETERS = 'parameters.txt'
 BAD_IMAGES = 'bad_images.jsonl'
+NONFINITE = 'nonfinite.jsonl'
 CHECKPOINTS = 'checkpoints'
+DIVERGED = 'diverged'
 COMPILED = 'compiled'
 LOCK = '.lock'
 
@@ -35,8 +37,8 @@ LOCK = '.lock'
 # where and how it computes and how it is evaluated, but not what it learns.
 _MAY_CHANGE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
                'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
-               'run.micro_batches', 'run.heartbeat_timeout_seconds',
-               'run.stall_seconds')
+               'run.micro_batches', 'run.nonfinite',
+               'run.heartbeat_timeout_seconds', 'run.stall_seconds')
 _LENGTH = ('run.total_steps', 'run.total_epochs')
 _BUCKETS = ('gs://', 's3://', 'az://')   # what epath can write to
 # How long a network file system may take to show one host's file to another.
@@ -44,14 +46,15 @@ _VISIBLE_SECONDS = 10
 
 
 def run_of(checkpoint: files.Path) -> str | None:
-  """Returns the workdir of the checkpoint WORKDIR/checkpoints/STEP.
+  """Returns the workdir of WORKDIR/checkpoints/STEP or WORKDIR/diverged/STEP.
 
   Returns:
     None if the path is not that of a run's checkpoint.
   """
   folder, _, step = str(checkpoint).rstrip('/').rpartition('/')
   run, _, name = folder.rpartition('/')
-  return run if run and name == CHECKPOINTS and step.isdigit() else None
+  known = name in (CHECKPOINTS, DIVERGED) and step.isdigit()
+  return run if run and known else None
 
 
 def config_of(path: files.Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from mixer.training.step import Step
 
 if TYPE_CHECKING:
   from mixer.training import metrics_file
+  from mixer.training import nonfinite
   from mixer.training import progress
   from mixer.training import stop
 
@@ -47,6 +48,7 @@ class Job:
     writer: of metrics.
     progress: what the user sees.
     guard: says whether a signal asks to stop.
+    watch: counts the updates that the step skipped.
     total_steps: number of updates of the run.
     log_every: period of training metrics, in steps.
     eval_every: period of evaluations, in steps.
@@ -68,6 +70,7 @@ class Job:
   writer: 'metrics_file.Writer'
   progress: 'progress.Progress'
   guard: 'stop.Guard'
+  watch: 'nonfinite.Watch'
   total_steps: int
   log_every: int
   eval_every: int
@@ -89,13 +92,14 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
     (state, metrics of the final evaluation).
 
   Raises:
-    Diverged: at the first logged, evaluated or saved step with a metric that is
-      not finite.
+    Diverged: if too many updates were skipped, or, if the step skips none, at
+      the first logged, evaluated or saved step with a metric that is not finite.
     Stopped: after a signal, once the save of the state has begun.
   """
   step = first = int(state.step)
   scores: dict[str, float] = {}
-  pending = None   # (step, metrics) of the last step, if not logged yet
+  # (step, metrics, records) of the last step, if not logged yet.
+  pending: tuple[int, Metrics, Any] | None = None
   clock = _Clock(step, job)
   for batch in _read(job, lambda: step):
     job.phase(watchdog.COMPUTING if step > first else watchdog.COMPILING, step)
@@ -107,7 +111,7 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
       jax.block_until_ready(pending[1])
       _log(job, *pending, clock)
     step += 1
-    pending = (step, metrics)
+    pending = (step, metrics, batch['record'])
     job.progress.advance(step)
     if step == first + 1:
       jax.block_until_ready(metrics)
@@ -117,11 +121,14 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
     # A system that asks to stop may kill soon, so save without evaluating.
     evaluating = due(step, job.eval_every, job.total_steps) and not stopping
     saving = due(step, job.save_every, job.total_steps)
-    if evaluating or saving or stopping:
+    if evaluating or saving or stopping or job.watch.wary:
       jax.block_until_ready(metrics)
       _log(job, *pending, clock)
       _check_finite(step, metrics)
-      pending, scores = None, {}
+      job.watch.check(state, batch, job.resident)
+      pending = None
+    if evaluating or saving or stopping:
+      scores = {}
       if evaluating or (saving and job.save_scored and not stopping):
         job.phase(watchdog.EVALUATING, step)
         scores = dict(job.evaluate(state))
@@ -161,16 +168,22 @@ def _read(job: Job, step: Callable[[], int]) -> Iterator[Any]:
     job.phase(watchdog.READING, step())
 
 
-def _log(job: Job, step: int, metrics: Metrics, clock: '_Clock') -> None:
-  """Writes and shows the training metrics of a step, if they are due."""
-  if not due(step, job.log_every, job.total_steps):
+def _log(job: Job, step: int, metrics: Metrics, record: Any,
+         clock: '_Clock') -> None:
+  """Writes and shows the metrics of a step that is due or was skipped."""
+  skipped = job.watch.look(step, metrics, record)
+  if not skipped and not due(step, job.log_every, job.total_steps):
     return
   row = {f'train/{key}': float(value)
          for key, value in jax.device_get(metrics).items()}
+  if 'skipped' in metrics:
+    row['train/skipped'] = len(job.watch.skipped)
   if not all(map(math.isfinite, row.values())):
     job.writer.write(step, row)   # the last line of a diverged run shows why
     job.writer.flush()
   _check_finite(step, metrics)
+  if not skipped:
+    job.watch.compare(step, row['train/loss'])
   seconds = clock.seconds_per_step(step)
   if seconds:
     speed = job.flops / seconds
@@ -183,6 +196,8 @@ def _log(job: Job, step: int, metrics: Metrics, clock: '_Clock') -> None:
 
 
 def _check_finite(step: int, metrics: Metrics) -> None:
+  if int(metrics.get('skipped', 0)):
+    return   # the watch has reported it
   bad = [f'{key} = {float(value)}'
          for key, value in jax.device_get(metrics).items()
          if not math.isfinite(float(value))]

@@ -16,8 +16,6 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import peak
-from mixer.core import processes
-from mixer.core import provenance
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.evaluation import suite
@@ -28,6 +26,7 @@ from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import losses
 from mixer.training import metrics_file
+from mixer.training import nonfinite
 from mixer.training import opening
 from mixer.training import progress
 from mixer.training import sharding
@@ -91,7 +90,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   plan = assembly.make_plan(config)
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
-    watch = stack.enter_context(watchdog.Watch(settings.stall_seconds))
+    stall = stack.enter_context(watchdog.Watch(settings.stall_seconds))
     stack.enter_context(workdir.claimed(path))
     workdir.meet(path)
     checkpoints = stack.enter_context(contextlib.closing(
@@ -101,26 +100,20 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     # empty workdir. A run that saved nothing has nothing to protect.
     if checkpoints.steps():
       workdir.check_config(path, assembly.stored(config))
-    watch.phase(watchdog.OPENING)
+    stall.phase(watchdog.OPENING)
     splits = opening.open_splits(config, settings, plan, path)
-    watch.phase('building the network')
+    stall.phase('building the network')
     model = opening.make_model(config, settings, plan, splits)
     run = _assemble(config, settings, plan, splits, model, checkpoints, path)
     _check(run)
     fingerprint = splits.train.fingerprint(settings.batch_size, settings.seed)
-    state = None
-    if checkpoints.steps():
-      from mixer.training import resume
-      watch.phase(watchdog.RESTORING)
-      state = resume.restored(path, checkpoints, run.sharded.state, run.card,
-                              fingerprint)
-      if state is not None and int(state.step) > run.total_steps:
-        raise errors.UserError(
-            f'run.total_steps: {run.total_steps}, but the run in the workdir '
-            f'has done {int(state.step)} steps already; give more steps')
-    made, code = _made_with(run, fingerprint, state)
+    stall.phase(watchdog.RESTORING)
+    found = _restored(run, fingerprint) if checkpoints.steps() else None
+    made, code = opening.made_with(
+        path, fingerprint, run.origin, finished=None if found is None else (
+            int(found[0].step) >= run.total_steps))
     workdir.write_config(path, assembly.stored(config), made)
-    if state is None or files.read(os.path.join(path, workdir.CARD)) is None:
+    if found is None or files.read(os.path.join(path, workdir.CARD)) is None:
       workdir.write_json(os.path.join(path, workdir.CARD), run.card)
     summary.introduce(
         path=path, title=catalog.title(run.card['model']), settings=settings,
@@ -129,14 +122,14 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         trained=assembly.trained(config, run.sharded.state.params),
         image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
-    watch.phase('making the first state')
+    stall.phase('making the first state')
     with stop.Guard() as guard:   # before anything compiles
-      if state is None:
-        state = _initial(run)
+      if found is None:
+        found = _initial(run), []
       else:
-        log.info('resuming at step %s', f'{int(state.step):,}')
+        log.info('resuming at step %s', f'{int(found[0].step):,}')
       guard.check()
-      return _train(run, state, fingerprint, guard, watch)
+      return _train_or_go_back(run, *found, fingerprint, guard, stall)
 
 
 def keep_compiled(path: str) -> None:
@@ -164,7 +157,13 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
     model, merge, origin = assembly.load_start(
         config, settings, model, source.class_names, source.name)
   total = settings.steps(len(splits.train))
-  optimizer, step_fn = assembly.make_step(config, settings, model, total)
+  weights = None
+  if config.loss.get('class_weights'):
+    from mixer.training import class_weights  # few runs need it
+    weights = class_weights.of(config.loss.class_weights, splits.train,
+                               model.num_classes)
+  optimizer, step_fn = assembly.make_step(
+      config, settings, model, total, weights)
   sharded = step.shard(
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
@@ -173,25 +172,6 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
                               config.optimizer.frozen, sharded.state.params)
   return _Run(path, settings, plan, splits, model, card, sharded, total, flops,
               merge, origin, checkpoints)
-
-
-def _made_with(run: _Run, fingerprint: Mapping[str, Any],
-               state: step.State | None) -> tuple[dict[str, Any] | None, str]:
-  """Returns what config.json says the run was made with, and a line on it.
-
-  A finished run keeps what it was trained with. Only process 0 looks.
-  """
-  if not processes.first():
-    return None, ''
-  made = provenance.collect(data=fingerprint, start=run.origin)
-  line = provenance.line(made)
-  if state is None:
-    return made, line
-  before = workdir.provenance(run.path)
-  changed = provenance.differences(before, made) if before else ''
-  if changed:
-    line += f'; since the run was last started, {changed}'
-  return before if int(state.step) >= run.total_steps else made, line
 
 
 def _check(run: _Run) -> None:
@@ -218,8 +198,57 @@ def _initial(run: _Run) -> step.State:
       run.merge(state.params), run.sharded.shardings.params))
 
 
-def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
-           guard: stop.Guard, watch: watchdog.Watch) -> dict[str, float]:
+def _restored(run: _Run, fingerprint: Mapping[str, Any]
+              ) -> tuple[step.State, list[int]] | None:
+  """Returns the newest saved state, and which steps were skipped before it."""
+  from mixer.training import resume  # a new run does not load it
+  return resume.restored(run.path, run.checkpoints, run.sharded.state, run.card,
+                         fingerprint, run.total_steps)
+
+
+def _train_or_go_back(
+    run: _Run, state: step.State, skipped: list[int],
+    fingerprint: Mapping[str, Any], guard: stop.Guard, stall: watchdog.Watch
+    ) -> dict[str, float]:
+  """Trains to the end; goes back once if too many updates are skipped."""
+  went_back = nonfinite.went_back(run.path)
+  while True:
+    watch = _watch(run, state, skipped)
+    try:
+      return _train(run, state, watch, fingerprint, guard, stall)
+    except errors.Diverged as e:
+      if went_back or not watch.exhausted or not run.checkpoints.steps():
+        raise
+      log.warning('%s', e)
+    # The state that diverged is freed here, outside of the `except` block.
+    went_back = True
+    nonfinite.go_back(run.path, run.checkpoints, watch)
+    found = _restored(run, fingerprint)
+    assert found is not None   # go_back keeps a checkpoint
+    state, skipped = found
+
+
+def _watch(run: _Run, state: step.State, skipped: list[int]) -> nonfinite.Watch:
+  """Returns what counts the skipped updates from a state on."""
+  def keep(done: int, state: step.State) -> None:
+    with contextlib.closing(checkpoint.Checkpoints(
+        os.path.join(run.path, workdir.DIVERGED), keep=1)) as aside:
+      aside.save(done, *_parts(state), {})
+      aside.wait()
+
+  return nonfinite.Watch(run.path, step=int(state.step), skipped=skipped,
+                         norms=run.sharded.norms, keep=keep)
+
+
+def _parts(state: step.State) -> tuple[step.Params, dict[str, Any]]:
+  """Returns the two trees that a checkpoint has of a state."""
+  return state.params, dict(step=state.step, opt_state=state.opt_state,
+                            bad=state.bad)
+
+
+def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
+           fingerprint: Mapping[str, Any], guard: stop.Guard,
+           stall: watchdog.Watch) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
   settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
   data, size, total = run.splits.train, settings.batch_size, run.total_steps
@@ -230,10 +259,9 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
                    loss_of=losses.of_labels(run.card['loss']))
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
-    checkpoints.save(done, state.params,
-                     dict(step=state.step, opt_state=state.opt_state,
-                          bad=state.bad),
-                     dict(data=fingerprint), scores)
+    checkpoints.save(done, *_parts(state),
+                     dict(data=fingerprint, skipped=list(watch.skipped)),
+                     scores)
 
   batches = data.train_batches(
       seed=settings.seed, batch_size=size, first=first, last=total,
@@ -242,7 +270,7 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
   bar = progress.Progress(first, total)
 
   def phase(what: str, step: int) -> None:
-    watch.phase(what, step)
+    stall.phase(what, step)
     bar.phase(what)
 
   try:
@@ -250,7 +278,8 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
       job = loop.Job(
           step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
           resident=stored, evaluate=lambda state: ask(state.params), save=save,
-          writer=writer, progress=bar, guard=guard, total_steps=total,
+          writer=writer, progress=bar, guard=guard, watch=watch,
+          total_steps=total,
           log_every=settings.log_every, eval_every=settings.eval_every,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
           improves=checkpoints.improves, batch_size=size,

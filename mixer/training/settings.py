@@ -7,6 +7,7 @@ import jax
 
 from mixer.core import errors
 from mixer.core import rng
+from mixer.training import nonfinite
 
 PRECISIONS = ('float32', 'bfloat16')
 
@@ -29,6 +30,10 @@ class Settings:
     eval_every: steps between evaluations; 0 evaluates only after the last step.
     micro_batches: number of parts into which each batch is split to save
       memory; their gradients are averaged before the update.
+    nonfinite: what happens to an update that is not finite: 'skip' leaves it
+      out, and after 3 skipped updates in a row or 10 in a run goes back once to
+      the last checkpoint before them, then stops; 'stop' ends the run at the
+      next logged step.
     heartbeat_timeout_seconds: with several processes, how long one may be
       silent before the others treat it as dead and exit.
     stall_seconds: how long a read of a batch, a step, an evaluation or a
@@ -44,6 +49,7 @@ class Settings:
   log_every: int = 50
   eval_every: int = 0
   micro_batches: int = 1
+  nonfinite: str = 'skip'
   heartbeat_timeout_seconds: int = 30
   stall_seconds: float = 300.0
 
@@ -74,6 +80,8 @@ class Settings:
     rng.check_seed(self.seed)
     if self.precision not in (None, *PRECISIONS):
       raise errors.unknown('run.precision', self.precision, PRECISIONS)
+    if self.nonfinite not in nonfinite.POLICIES:
+      raise errors.unknown('run.nonfinite', self.nonfinite, nonfinite.POLICIES)
 
   def dtype_on(self, platform: str | None) -> str:
     """Returns the dtype of the computation on a platform.

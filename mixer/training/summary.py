@@ -10,6 +10,7 @@ from mixer.core import processes
 from mixer.core import trees
 from mixer.core import workdir
 from mixer.core.log import log
+from mixer.data import class_counts
 from mixer.data import pipeline
 from mixer.models import cost
 from mixer.models import interface
@@ -57,6 +58,8 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
   for name, split in evals.items():
     say('         evaluation %r on %s, split %s: %s images', name,
         split.source.name, split.split.spec, f'{len(split):,}')
+  if classes := class_counts.overview(data):
+    say('classes  %s', classes)
   mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.shape.items()
                     if size > 1)
   say('devices  %d x %s, computing in %s; %s%s', plan.mesh.size,
