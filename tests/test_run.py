@@ -179,11 +179,28 @@ def test_a_run_that_saved_nothing_gives_its_workdir_to_a_corrected_config(
     run.train(config, str(tmp_path))
 
 
+def test_a_run_is_not_resumed_beyond_its_length(tmp_path):
+  """That would call the run finished at another step than it is."""
+  number = jax.ShapeDtypeStruct((), jnp.int32)
+  shapes = step.State(step=number, params={}, opt_state={}, bad=number)
+  aside = []
+  saved = types.SimpleNamespace(
+      steps=lambda: [3], set_aside_after=aside.append, restore=lambda *a: (
+          {}, dict(step=jnp.array(3), opt_state={}, bad=0), dict(data={})))
+  with pytest.raises(errors.UserError, match='run.total_steps: 2, .* 3 steps'):
+    resume.restored(str(tmp_path), saved, shapes, {}, {}, 2)
+  assert not aside
+  for total in (3, 4):
+    resume.restored(str(tmp_path), saved, shapes, {}, {}, total)
+  assert aside == [3, 3]
+
+
+@pytest.mark.slow   # three runs
 def test_a_finished_run_of_constant_rate_trains_on_as_if_never_stopped(
     tmp_path):
   """Then it has more steps than a shorter config has."""
   config = tiny()
-  config.schedule.decay = 'constant'
+  config.schedule.update(decay='constant', warmup_steps=0)
   params = {}
   for name, lengths in (('one', (1, 2)), ('two', (2,))):
     for config.run.total_steps in lengths:

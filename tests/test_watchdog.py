@@ -3,6 +3,7 @@ import re
 import time
 import types
 
+import numpy as np
 import pytest
 
 from mixer.training import loop
@@ -53,12 +54,13 @@ def train(watch, stall, at):
     for i in range(3):
       if (i, at) == (1, 'reading a batch'):
         stall()
-      yield i
+      yield dict(record=i)
 
   def compute(state, batch, resident):
-    if (batch, at) in ((1, 'computing a step'), (0, 'compiling the first step')):
+    if (batch['record'], at) in ((1, 'computing a step'),
+                                 (0, 'compiling the first step')):
       stall()
-    return state, {}
+    return state, dict(loss=np.float32(1))
 
   def score(state):
     if at == 'evaluating':
@@ -72,12 +74,13 @@ def train(watch, stall, at):
   deaf = types.SimpleNamespace(
       write=lambda *a: None, flush=lambda: None, say=lambda text: None,
       advance=lambda step: None, metrics=lambda *a: None,
-      asked=lambda step: None)
+      asked=lambda step: None, wary=False, look=lambda *a: False,
+      check=lambda *a: None, compare=lambda *a: None)
   loop.train(types.SimpleNamespace(step=0), loop.Job(
       step_fn=compute, batches=batches(), resident=None, evaluate=score,
-      save=save, writer=deaf, progress=deaf, guard=deaf, total_steps=3,
-      log_every=100, eval_every=0, save_every=100, save_scored=False,
-      batch_size=1, flops=1.0, peak_flops=1.0, phase=watch.phase))
+      save=save, writer=deaf, progress=deaf, guard=deaf, watch=deaf,
+      total_steps=3, log_every=100, eval_every=0, save_every=100,
+      save_scored=False, batch_size=1, flops=1.0, peak_flops=1.0, phase=watch.phase))
 
 
 @pytest.mark.parametrize('what, step', [
