@@ -203,7 +203,7 @@ def _restored(run: _Run, fingerprint: Mapping[str, Any]
   """Returns the newest saved state, and which steps were skipped before it."""
   from mixer.training import resume  # a new run does not load it
   return resume.restored(run.path, run.checkpoints, run.sharded.state, run.card,
-                         fingerprint)
+                         fingerprint, run.total_steps)
 
 
 def _train_or_go_back(
