@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
                            '--checkpoint=runs/digits')
   if len(argv) < 2:
     raise errors.UserError('expected image files or folders after the flags')
-  from mixer.evaluation import prediction
+  from mixer.pretrained import prediction
   paths = prediction.expand(argv[1:])
   network, names, found = _predictions(_CHECKPOINT.value, paths)
   rows = [_row(path, x, names) for path, x in found]
@@ -73,36 +73,11 @@ def _predictions(checkpoint: str, paths: Sequence[str]) -> tuple[
     'networks.Network', list[str],
     Iterator[tuple[str, 'np.ndarray | decode_pillow.BadImage']]]:
   """Returns (the network, its class names, predictions by path)."""
-  import jax
-
   from mixer import pretrained
-  from mixer.evaluation import classification
-  from mixer.evaluation import prediction
-  from mixer.images import augment
+  from mixer.pretrained import prediction
   network = pretrained.open_network(checkpoint, best=_BEST.value)
-  model, card = network.model, network.card
-  if not model.num_classes:
-    raise errors.UserError(f'--checkpoint: {network.name!r} has no head, so no '
-                           'classes; fine-tune it first')
-  if model.in_channels not in (1, 3):
-    raise errors.UserError(
-        f'--checkpoint: {network.name!r} is for images of {model.in_channels} '
-        'channels, and image files are read with 1 or 3; evaluate it on arrays '
-        'with mixer.evaluate')
-  params = jax.device_put(network.params)
-
-  @jax.jit
-  def probabilities(params, images):
-    logits, _ = model.apply({'params': params}, augment.normalise(images))
-    return classification.probabilities(logits, card['loss'])
-
-  names = list(card['class_names'] or [])
-  names += [str(i) for i in range(len(names), model.num_classes)]
-  return network, names, prediction.predict(
-      paths, lambda images: probabilities(params, images),
-      image_size=network.image_size, channels=model.in_channels,
-      batch_size=min(_BATCH.value, len(paths)),
-      max_pixels=_MAX_PIXELS.value, **card['preprocessing'])
+  return network, prediction.class_names(network), prediction.of_network(
+      network, paths, batch_size=_BATCH.value, max_pixels=_MAX_PIXELS.value)
 
 
 def _row(path: str, found: 'np.ndarray | decode_pillow.BadImage',

@@ -21,11 +21,11 @@ from mixer import pretrained
 from mixer.core import errors
 from mixer.core import provenance
 from mixer.data import folder
-from mixer.evaluation import prediction
 from mixer.images import decode_pillow
 from mixer.images import eval_crops
 from mixer.pretrained import export
 from mixer.pretrained import formats
+from mixer.pretrained import prediction
 from mixer.training import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -298,6 +298,27 @@ def test_images_above_max_pixels_yield_an_error(trained):
       channels=3, crop='resize', interpolation='bilinear', max_pixels=most)]
   assert isinstance(ask(pixels)[0], np.ndarray)
   assert f'more than {pixels - 1:,}' in str(ask(pixels - 1)[0])
+
+
+def test_predict_in_python_gives_the_probabilities_of_evaluation(
+    trained, tmp_path):
+  """For files in any order, and for one file; a file that cannot be read is an
+  error that names it."""
+  root, workdir = trained
+  _, rows = evaluated(trained, tmp_path)
+  network = pretrained.open_network(workdir)
+  paths = sorted(rows, reverse=True)
+  found = network.predict(paths, top=2)
+  assert [len(classes) for classes in found] == [2] * len(paths)
+  for path, classes in zip(paths, found):
+    theirs = dict(zip(rows[path]['classes'], rows[path]['probabilities']))
+    assert [name for name, _ in classes] == rows[path]['classes'][:2]
+    assert all(abs(theirs[name] - value) < 1e-3 for name, value in classes)
+  (one,) = network.predict(pathlib.Path(paths[0]))
+  assert [name for name, _ in one][:2] == [name for name, _ in found[0]]
+  (tmp_path / 'no.jpg').write_text('no')
+  with pytest.raises(errors.UserError, match='no.jpg'):
+    network.predict([paths[0], tmp_path / 'no.jpg'])
 
 
 @pytest.mark.parametrize('format', (

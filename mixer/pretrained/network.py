@@ -3,6 +3,7 @@
 Its card says what it takes to use it, see `core.cards`. Weights without a card
 are taken for the network that their shapes fit.
 """
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -42,7 +43,7 @@ _SHOWN = 4   # tensors that an error names
 _NUMBERED = re.compile(r'(.*?[^\d/])(\d+)(/.*)')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Network:
   """A model, its parameters, and its card.
 
@@ -66,6 +67,14 @@ class Network:
   def title(self) -> str:
     """The model's name, and its settings that differ from that name's."""
     return catalog.title(self.card['model'])
+
+  def predict(self, paths: Iterable[str | os.PathLike[str]],
+              top: int = 5) -> list[list[tuple[str, float]]]:
+    """Returns, for each image file, the likeliest classes: (name, probability),
+    best first. See `prediction.best`."""
+    # Imported here, because most uses decode no images.
+    from mixer.pretrained import prediction
+    return prediction.best(self, paths, top)
 
 
 def open_network(weights: str | os.PathLike[str], *, best: bool = False,
