@@ -70,7 +70,7 @@ SECTIONS = {
     'sharding': (sharding.plan, {'devices'}),
     'checkpoint': (checkpoint.Checkpoints, {'directory'}),
     'start': (start.start, {
-        'model', 'image_size', 'widen', 'class_names', 'data'}),
+        'model', 'image_size', 'own', 'class_names', 'data'}),
     'run': (Settings, set()),
 }
 # An evaluation has no random crop, hence no min_area, and no balance; it counts

@@ -9,6 +9,7 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import workdir
+from mixer.models import grid
 from mixer.models import interface
 from mixer.training import step
 
@@ -26,15 +27,18 @@ def as_trained(model: interface.Model, path: str) -> interface.Model:
     path: the workdir.
   """
   kept = _card(path).get('model', {})
-  return model.clone(**{
-      key: kept[key] for key in (*model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
-      if key in kept})
+  taken = {key: kept[key] for key in (
+      *model.WIDTHS, *model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
+           if key in kept}
+  patch = grid.pair(kept.get('patch_size', model.patch_size))
+  return model.clone(
+      patch_size=patch if patch[0] != patch[1] else patch[0], **taken)
 
 
 def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
              card: Mapping[str, Any], fingerprint: Mapping[str, Any]
-             ) -> step.State | None:
-  """Returns the newest saved state, or None if nothing was saved.
+             ) -> tuple[step.State, list[int]] | None:
+  """Returns the newest saved state and the steps that were skipped before it.
 
   Args:
     path: the workdir.
@@ -42,6 +46,9 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
     shapes: State of jax.ShapeDtypeStruct, with shardings.
     card: of the network, see `core.cards`. Its classes must be the saved ones.
     fingerprint: of the data and their order, which must be the saved one.
+
+  Returns:
+    (state, steps whose update was skipped), or None if nothing was saved.
 
   Raises:
     UserError: if the data differ from those of the saved run.
@@ -64,7 +71,7 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
         f'order: {"; ".join(differ)}; resume it with the same data, or choose '
         'another --workdir')
   checkpoints.set_aside_after(int(rest['step']))
-  return step.State(params=params, **rest)
+  return step.State(params=params, **rest), meta.get('skipped', [])
 
 
 def _card(path: str) -> dict[str, Any]:

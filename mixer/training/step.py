@@ -70,8 +70,8 @@ def init_state(model: interface.Model,
 def make_train_step(
     model: interface.Model, optimizer: optax.GradientTransformation, *,
     schedule: optax.Schedule, loss: losses.Loss, augment: Augment, seed: int,
-    num_classes: int, micro_batches: int = 1, frozen: str | None = None
-    ) -> Step:
+    num_classes: int, micro_batches: int = 1, frozen: str | None = None,
+    nonfinite: str = 'skip') -> Step:
   """Returns the training step, a pure function that is not jitted yet.
 
   Args:
@@ -88,14 +88,19 @@ def make_train_step(
       so the result differs from the whole batch's only by rounding.
     frozen: regular expression for the whole names of parameters that get no
       gradient.
+    nonfinite: 'skip' leaves parameters and optimizer state as they were where
+      the loss, or the norm of the gradient or of the update, is not finite.
+      'stop' makes every update.
 
   Returns:
-    step(state, batch, stored=None) -> (state, metrics). `batch` is a training
-    batch as `data.pipeline` describes it, and `stored` the split that it
-    indexes if that lives on the device. Metrics are scalars: 'loss' and
+    step(state, batch, stored=None, by_layer=False) -> (state, metrics). `batch`
+    is a training batch as `data.pipeline` describes it, and `stored` the split
+    that it indexes if that lives on the device. Metrics are scalars: 'loss' and
     'accuracy' of the augmented batch (of the examples that have a label),
     'gradient_norm' of the trained parameters before clipping, 'learning_rate',
-    and 'bad', the state's count after this step.
+    'bad', the state's count after this step, and with 'skip' also 'skipped',
+    int32: 1 if this step changed no parameter. With `by_layer` they are instead
+    'parameters' and 'gradient': trees with the norm of every leaf.
   """
   def gradient(params, images, targets, rows, rngs):
     def objective(params):
@@ -129,7 +134,7 @@ def make_train_step(
     return (jax.tree.map(lambda g: g / micro_batches, grads),
             jax.tree.map(mean, metrics))
 
-  def step(state, batch, stored=None):
+  def step(state, batch, stored=None, by_layer=False):
     key = lambda name: jax.random.fold_in(rng.stream(seed, name), state.step)
     images, labels, weights = resident.fetch(batch, stored)
     images, targets = augment(
@@ -140,12 +145,28 @@ def make_train_step(
     compute = gradient if micro_batches == 1 else accumulated
     grads, metrics = compute(state.params, images, targets,
                              jnp.arange(images.shape[0]), rngs)
+    if by_layer:
+      return state, {
+          name: jax.tree.map(lambda x: optax.tree.norm([x]), tree)
+          for name, tree in dict(parameters=state.params, gradient=grads).items()}
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     bad = state.bad + jnp.sum(batch['bad'].astype(jnp.int32))
-    metrics = dict(metrics, gradient_norm=optax.tree.norm(grads), bad=bad,
-                   learning_rate=jnp.asarray(schedule(state.step), jnp.float32))
-    return State(step=state.step + 1, opt_state=opt_state, bad=bad,
-                 params=optax.apply_updates(state.params, updates)), metrics
+    metrics = dict(metrics, gradient_norm=optax.tree.norm(grads), bad=bad)
+    done = state.step
+    if nonfinite == 'skip':
+      # A skipped update does not count for the schedule of the optimizer.
+      counts = optax.tree.get_all_with_path(state.opt_state, 'count')
+      done = counts[0][1] if counts else done
+      finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, (
+          metrics['loss'], metrics['gradient_norm'], optax.tree.norm(updates))))
+      metrics['skipped'] = 1 - finite.astype(jnp.int32)
+      params, opt_state = jax.tree.map(
+          lambda new, old: jnp.where(finite, new, old),
+          (params, opt_state), (state.params, state.opt_state))
+    metrics['learning_rate'] = jnp.asarray(schedule(done), jnp.float32)
+    return State(step=state.step + 1, params=params, opt_state=opt_state,
+                 bad=bad), metrics
 
   return step
 
@@ -174,11 +195,14 @@ class ShardedStep:
     init: () -> State, jitted; every array is created where it stays.
     step: (state, batch, stored) -> (state, metrics), jitted. It reuses the
       memory of the state that it is given, which must not be used again.
+    norms: (state, batch, stored) -> the norms by layer, jitted; see
+      `make_train_step`.
     state: State of jax.ShapeDtypeStruct, with shardings.
     shardings: State of jax.sharding.NamedSharding.
   """
   init: Callable[[], State]
   step: jax.stages.Wrapped
+  norms: jax.stages.Wrapped
   state: State
   shardings: State
 
@@ -208,6 +232,8 @@ def shard(step_fn: Step, model: interface.Model,
       init=jax.jit(init, out_shardings=shardings),
       step=jax.jit(step_fn, donate_argnums=0,
                    out_shardings=(shardings, plan.replicated)),
+      norms=jax.jit(lambda *batch: step_fn(*batch, by_layer=True)[1],
+                    out_shardings=plan.replicated),
       state=jax.tree.map(
           lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
           shapes, shardings),
