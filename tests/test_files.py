@@ -11,9 +11,9 @@ from mixer.data import listing
 from mixer.data import manifest
 from mixer.data import real_labels
 from mixer.data import tfrecord
-from mixer.evaluation import prediction
 from mixer.images import decode_pillow
 from mixer.preparation import image_lists
+from mixer.pretrained import prediction
 
 
 @pytest.mark.parametrize('kind', ('FIFO', 'device'))
