@@ -88,8 +88,8 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
     (state, metrics of the final evaluation).
 
   Raises:
-    Diverged: if too many updates were skipped, or, if the step skips none, at
-      the first logged, evaluated or saved step with a metric that is not finite.
+    Diverged: if too many updates were skipped; if the step skips none, at the
+      first logged, evaluated or saved step with a metric that is not finite.
     Stopped: after a signal, once the save of the state has begun.
   """
   step = first = int(state.step)
