@@ -64,7 +64,8 @@ def base() -> ml_collections.ConfigDict:
       augment=dict(flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
                    randaugment_layers=0, randaugment_magnitude=0, erase=0.0,
                    mixup=0.0, cutmix=0.0),
-      loss=dict(name='softmax', label_smoothing=0.0),
+      loss=dict(name='softmax', label_smoothing=0.0,
+                class_weights=optional(str)),
       schedule=dict(learning_rate=0.1, warmup_steps=0, decay='cosine',
                     end_fraction=0.0),
       # `momentum` belongs to sgd, `b1` and `b2` to adam.
@@ -83,7 +84,7 @@ def base() -> ml_collections.ConfigDict:
                total_epochs=optional(float), image_size=224,
                image_width=optional(int), precision=optional(str), log_every=50,
                eval_every=0, micro_batches=1, nonfinite='skip',
-               heartbeat_timeout_seconds=30)))
+               heartbeat_timeout_seconds=30, stall_seconds=300.0)))
 
 
 def evaluation(split: str, **settings: object) -> dict[str, object]:

@@ -34,8 +34,9 @@ _BEST = flags.DEFINE_bool('best', False, "Use a workdir's best checkpoint "
                           'instead of its latest.')
 _FORMAT = flags.DEFINE_enum(
     'format', 'table', ['table', 'json', 'csv'], 'Output format. json: a list '
-    'of objects with path, classes and probabilities (best first), or error; '
-    'csv: one row for each class.')
+    'of objects with path, classes and probabilities (best first), or error, '
+    'and the checkpoint and what it was trained with; csv: one row for each '
+    'class.')
 _TOP = flags.DEFINE_integer('top_k', 5, 'Number of classes to print for each '
                             'image.', 1)
 _BATCH = flags.DEFINE_integer('batch_size', 32, 'Number of images to classify '
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
                            '--checkpoint=runs/digits')
   if len(argv) < 2:
     raise errors.UserError('expected image files or folders after the flags')
-  from mixer.evaluation import prediction
+  from mixer.pretrained import prediction
   paths = prediction.expand(argv[1:])
   network, names, found = _predictions(_CHECKPOINT.value, paths)
   rows = [_row(path, x, names) for path, x in found]
@@ -72,36 +73,11 @@ def _predictions(checkpoint: str, paths: Sequence[str]) -> tuple[
     'networks.Network', list[str],
     Iterator[tuple[str, 'np.ndarray | decode_pillow.BadImage']]]:
   """Returns (the network, its class names, predictions by path)."""
-  import jax
-
   from mixer import pretrained
-  from mixer.evaluation import classification
-  from mixer.evaluation import prediction
-  from mixer.images import augment
+  from mixer.pretrained import prediction
   network = pretrained.open_network(checkpoint, best=_BEST.value)
-  model, card = network.model, network.card
-  if not model.num_classes:
-    raise errors.UserError(f'--checkpoint: {network.name!r} has no head, so no '
-                           'classes; fine-tune it first')
-  if model.in_channels not in (1, 3):
-    raise errors.UserError(
-        f'--checkpoint: {network.name!r} is for images of {model.in_channels} '
-        'channels, and image files are read with 1 or 3; evaluate it on arrays '
-        'with mixer.evaluate')
-  params = jax.device_put(network.params)
-
-  @jax.jit
-  def probabilities(params, images):
-    logits, _ = model.apply({'params': params}, augment.normalise(images))
-    return classification.probabilities(logits, card['loss'])
-
-  names = list(card['class_names'] or [])
-  names += [str(i) for i in range(len(names), model.num_classes)]
-  return network, names, prediction.predict(
-      paths, lambda images: probabilities(params, images),
-      image_size=network.image_size, channels=model.in_channels,
-      batch_size=min(_BATCH.value, len(paths)),
-      max_pixels=_MAX_PIXELS.value, **card['preprocessing'])
+  return network, prediction.class_names(network), prediction.of_network(
+      network, paths, batch_size=_BATCH.value, max_pixels=_MAX_PIXELS.value)
 
 
 def _row(path: str, found: 'np.ndarray | decode_pillow.BadImage',
@@ -133,8 +109,11 @@ def _table(rows: Sequence[Row], network: 'networks.Network') -> None:
 
 
 def _json(rows: Sequence[Row], network: 'networks.Network') -> None:
-  del network
-  print(json.dumps(rows, indent=2))
+  from mixer.core import provenance
+  origin = dict(checkpoint=network.name)
+  if 'provenance' in network.card:
+    origin['trained_with'] = provenance.line(network.card['provenance'])
+  print(json.dumps([dict(row, **origin) for row in rows], indent=2))
 
 
 def _csv(rows: Sequence[Row], network: 'networks.Network') -> None:

@@ -64,13 +64,13 @@ SECTIONS = {
     'data': (pipeline.open_data,
              {'image_size', 'wanted', 'report', 'key', 'labels'}),
     'augment': (augment.make, set()),
-    'loss': (losses.make, set()),
+    'loss': (losses.make, {'weights'}),
     'schedule': (schedules.make, {'total_steps'}),
     'optimizer': (optimizers.make, {'schedule'}),
     'sharding': (sharding.plan, {'devices'}),
     'checkpoint': (checkpoint.Checkpoints, {'directory'}),
     'start': (start.start, {
-        'model', 'image_size', 'widen', 'class_names', 'data'}),
+        'model', 'image_size', 'own', 'class_names', 'data'}),
     'run': (Settings, set()),
 }
 # An evaluation has no random crop, hence no min_area; it counts bad images and

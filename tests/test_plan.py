@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+from small_weights import release
 
 from configs import digits
 from configs import finetune
@@ -191,6 +192,18 @@ def test_larger_images_enlarge_the_network_as_the_run_does(compiled):
     config.start.method = method
     planning.plan(config)
     assert compiled[-1].model.tokens_mlp_dim == width
+
+
+def test_a_plan_is_for_the_network_of_the_weights_that_are_here(
+    tmp_path, compiled):
+  theirs, _ = release(tmp_path / 'w.npz')
+  config = finetune.get_config('b16,cifar10')
+  config.start.weights = str(tmp_path / 'w.npz')
+  config.run.image_size = 16
+  found = planning.plan(config)
+  assert found['model']['name'] == 'Mixer-S/4'
+  assert (compiled[-1].model.hidden_dim, compiled[-1].model.tokens_mlp_dim) == (
+      theirs.hidden_dim, 4 * theirs.tokens_mlp_dim)
 
 
 def test_epochs_of_data_of_unknown_size_are_refused(compiled):

@@ -19,11 +19,13 @@ from configs import recipe
 from mixer import models
 from mixer import pretrained
 from mixer.core import errors
-from mixer.evaluation import prediction
+from mixer.core import provenance
+from mixer.data import folder
 from mixer.images import decode_pillow
 from mixer.images import eval_crops
 from mixer.pretrained import export
 from mixer.pretrained import formats
+from mixer.pretrained import prediction
 from mixer.training import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -131,7 +133,9 @@ def test_predictions_equal_those_of_evaluation_without_tensorflow(
   right = sum(pathlib.Path(p['path']).parent.name == p['classes'][0]
               for p in predicted)
   assert scores['evals']['validation']['accuracy'] == right / 18
+  made = provenance.line(scores['provenance'])
   for p in predicted:
+    assert (p['checkpoint'], p['trained_with']) == (scores['checkpoint'], made)
     assert p['probabilities'] == sorted(p['probabilities'], reverse=True)
     assert sum(p['probabilities']) == pytest.approx(1, abs=1e-5)
 
@@ -262,17 +266,24 @@ def test_a_file_of_weights_with_its_card_predicts_as_its_run(
   rows = [json.loads(command(
       'predict', f'--checkpoint={c}', '--format=json', photo).stdout)
           for c in (workdir, tmp_path / 'w.npz')]
+  for (row,), of in zip(rows, (network.name, str(tmp_path / 'w.npz'))):
+    assert row.pop('checkpoint') == of
   assert rows[0] == rows[1]
   assert set(rows[0][0]['classes']) == set(CLASSES)
 
 
-def test_expand_searches_folders_and_keeps_files(tmp_path):
-  for name in ('b/2.PNG', 'b/1.jpg', 'a.txt', 'c/d/3.webp'):
+def test_expand_lists_folders_as_training_does_and_keeps_files(tmp_path):
+  """Links are followed, and hidden files and folders are skipped."""
+  for name in ('d/b/2.PNG', 'd/b/1.jpg', 'a.txt', 'd/c/d/3.webp', 'd/b/._1.jpg',
+               'd/.ipynb_checkpoints/1.jpg', 'store/4.jpg'):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
-  found = prediction.expand([str(tmp_path), str(tmp_path / 'a.txt')])
+  (tmp_path / 'd' / 'e').symlink_to('../store')
+  found = prediction.expand([str(tmp_path / 'd'), str(tmp_path / 'a.txt')])
   assert [os.path.relpath(f, tmp_path) for f in found] == [
-      'b/1.jpg', 'b/2.PNG', 'c/d/3.webp', 'a.txt']
+      'd/b/1.jpg', 'd/b/2.PNG', 'd/c/d/3.webp', 'd/e/4.jpg', 'a.txt']
+  assert found[:-1] == [str(tmp_path / 'd' / name) for name in sorted(
+      folder.load(str(tmp_path / 'd')).paths)]
   with pytest.raises(errors.UserError, match='no images'):
     os.makedirs(tmp_path / 'none')
     prediction.expand([str(tmp_path / 'none')])
@@ -287,6 +298,27 @@ def test_images_above_max_pixels_yield_an_error(trained):
       channels=3, crop='resize', interpolation='bilinear', max_pixels=most)]
   assert isinstance(ask(pixels)[0], np.ndarray)
   assert f'more than {pixels - 1:,}' in str(ask(pixels - 1)[0])
+
+
+def test_predict_in_python_gives_the_probabilities_of_evaluation(
+    trained, tmp_path):
+  """For files in any order, and for one file; a file that cannot be read is an
+  error that names it."""
+  root, workdir = trained
+  _, rows = evaluated(trained, tmp_path)
+  network = pretrained.open_network(workdir)
+  paths = sorted(rows, reverse=True)
+  found = network.predict(paths, top=2)
+  assert [len(classes) for classes in found] == [2] * len(paths)
+  for path, classes in zip(paths, found):
+    theirs = dict(zip(rows[path]['classes'], rows[path]['probabilities']))
+    assert [name for name, _ in classes] == rows[path]['classes'][:2]
+    assert all(abs(theirs[name] - value) < 1e-3 for name, value in classes)
+  (one,) = network.predict(pathlib.Path(paths[0]))
+  assert [name for name, _ in one][:2] == [name for name, _ in found[0]]
+  (tmp_path / 'no.jpg').write_text('no')
+  with pytest.raises(errors.UserError, match='no.jpg'):
+    network.predict([paths[0], tmp_path / 'no.jpg'])
 
 
 @pytest.mark.parametrize('format', (

@@ -106,10 +106,12 @@ def test_the_resumed_model_has_the_settings_that_it_took_from_weights(tmp_path):
   model = models.create('Mixer-S/16')
   assert resume.as_trained(model, str(tmp_path)) == model
   (tmp_path / 'model.json').write_text(json.dumps(dict(model=dict(
-      name='Mixer-S/16', tokens_mlp_dim=24, approximate_gelu=False,
+      name='Mixer-S/4', hidden_dim=48, num_blocks=3, channels_mlp_dim=96,
+      patch_size=[4, 8], tokens_mlp_dim=24, approximate_gelu=False,
       num_classes=7))))
   assert resume.as_trained(model, str(tmp_path)) == models.create(
-      'Mixer-S/16', tokens_mlp_dim=24, approximate_gelu=False)
+      'Mixer-S/16', hidden_dim=48, num_blocks=3, channels_mlp_dim=96,
+      patch_size=(4, 8), tokens_mlp_dim=24, approximate_gelu=False)
 
 
 def photos(path, classes):

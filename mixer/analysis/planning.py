@@ -82,7 +82,8 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
                               config.optimizer.frozen, program.state.params)
   return dict(
       model=dict(
-          name=config.model.name, parameters=trees.count(program.state.params),
+          name=assembly.described(config, model)['name'],
+          parameters=trees.count(program.state.params),
           forward_flops=cost.forward_flops(model, settings.image_size),
           training_flops=flops),
       run=dict(
@@ -199,14 +200,17 @@ def _row(what: str, value: str, missing: str | None) -> dict[str, Any]:
 
 
 def _enlarged(model, config, settings):
-  """The model with the D_S that released weights, made for 224x224 images, have
-  after the paper's enlargement."""
+  """The model with the widths of the weights that the run starts from. Released
+  weights are for 224x224 images, and have D_S after the paper's enlargement."""
   weights, method = config.start.weights, config.start.method
-  if not weights or method == 'resample' or any(
-      config.model.get(key) for key in model.TIED_TO_SIZE):
+  if not weights:
     return model
   release = registry.find(weights)
-  if release is None:
+  if release is None:   # the weights themselves tell, if they are here
+    return assembly.load_start(config, settings, model, None, None)[
+        0] if os.path.exists(os.path.expanduser(weights)) else model
+  if method == 'resample' or any(
+      config.model.get(key) for key in model.TIED_TO_SIZE):
     return model
   patch = pair(models.create(release.model).patch_size)
   if method is None and patch != pair(model.patch_size):

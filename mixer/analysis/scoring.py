@@ -156,10 +156,10 @@ def evaluate(
 
   Returns:
     (results, predictions), both fit for JSON. Results have 'checkpoint',
-    'model', 'image_size', 'evals': {name: scores, worst classes, confused
-    pairs}, and 'fewshot': {name: {shots: accuracy}}. Predictions are one dict
-    for each image: 'eval', 'image', 'labels', and 'classes' with their
-    'probabilities', best first, or 'error'.
+    'model', 'image_size', 'provenance' of the network or None, 'evals': {name:
+    scores, worst classes, confused pairs}, and 'fewshot': {name: {shots:
+    accuracy}}. Predictions are one dict for each image: 'eval', 'image',
+    'labels', and 'classes' with their 'probabilities', best first, or 'error'.
 
   Raises:
     UserError: if there is nothing to evaluate, or the classes of a split are
@@ -186,6 +186,7 @@ def evaluate(
   results = dict(
       checkpoint=network.name, model=network.title,
       image_size=list(network.image_size),
+      provenance=network.card.get('provenance'),
       evals={name: dict(
           _scores_of(scores, name), split=split.split.spec,
           data=split.source.name, preprocessing=split.cut,

@@ -19,6 +19,7 @@ from mixer.core import files
 from mixer.core import processes
 from mixer.core.log import log
 
+_PROVENANCE = 'provenance'   # a key of config.json that is no section
 # Names inside a workdir.
 CONFIG = 'config.json'
 CARD = 'model.json'
@@ -36,7 +37,7 @@ LOCK = '.lock'
 _MAY_CHANGE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
                'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
                'run.micro_batches', 'run.nonfinite',
-               'run.heartbeat_timeout_seconds')
+               'run.heartbeat_timeout_seconds', 'run.stall_seconds')
 _BUCKETS = ('gs://', 's3://', 'az://')   # what epath can write to
 # How long a network file system may take to show one host's file to another.
 _VISIBLE_SECONDS = 10
@@ -56,8 +57,24 @@ def run_of(checkpoint: files.Path) -> str | None:
 
 def config_of(path: files.Path) -> dict[str, Any] | None:
   """Returns the config of the run in a workdir, or None without one."""
-  text = files.read(os.path.join(path, CONFIG))
-  return None if text is None else json.loads(text)
+  stored = _stored(path)
+  return stored and {k: v for k, v in stored.items() if k != _PROVENANCE}
+
+
+def provenance(path: files.Path) -> dict[str, Any] | None:
+  """Returns what the run in a workdir was made with, see `core.provenance`.
+
+  Returns:
+    None if config.json does not say it, or there is none.
+  """
+  return (_stored(path) or {}).get(_PROVENANCE)
+
+
+def write_config(path: files.Path, config: Mapping[str, Any],
+                 made: Mapping[str, Any] | None) -> None:
+  """Writes config.json, with what the run was made with if that is known."""
+  more = {_PROVENANCE: made} if made else {}
+  write_json(os.path.join(path, CONFIG), dict(config, **more))
 
 
 def check_path(path: files.Path) -> None:
@@ -218,6 +235,12 @@ def write_json(path: files.Path, value: Any) -> None:
   """Writes an indented JSON file atomically; only process 0 writes."""
   if processes.first():
     files.write(path, json.dumps(value, indent=2) + '\n')
+
+
+def _stored(path: files.Path) -> dict[str, Any] | None:
+  """Returns what config.json holds, or None without one."""
+  text = files.read(os.path.join(path, CONFIG))
+  return None if text is None else json.loads(text)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+from typing import Any
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -84,6 +85,39 @@ def local(url: str) -> str:
   if pinned is None:
     files.write(pin, _digest(path) + '\n')
   return path
+
+
+def beside(url: str, name: str) -> str | None:
+  """Returns the path of a local copy of another file of the same folder on the
+  Hugging Face hub; None if there is none, or the folder is elsewhere.
+
+  Args:
+    url: of a file, as `local` takes it.
+    name: of the other file.
+
+  Raises:
+    UserError: if it cannot be fetched for another reason than that there is no
+      such file, or its checksum is wrong.
+  """
+  url = _of_file(url)
+  if url.startswith('hf://'):
+    repository, revision, file = _on_hub(url)
+    at = f'@{revision}' if revision else ''
+    url = f'hf://{repository}{at}/{file}'
+  elif not url.startswith('https://huggingface.co/'):
+    return None
+  url = f'{url.rpartition("/")[0]}/{name}'
+  path = _place(url)
+  if not os.path.exists(path):
+    try:
+      local(url)
+    except errors.UserError as e:
+      why: Any = e.__cause__
+      if 404 not in (getattr(why, 'code', None), getattr(
+          getattr(why, 'response', None), 'status_code', None)):
+        raise
+      files.write(path, '')   # so it is asked for once
+  return path if os.path.getsize(path) else None
 
 
 def _of_file(url: str) -> str:

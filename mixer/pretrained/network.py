@@ -3,11 +3,13 @@
 Its card says what it takes to use it, see `core.cards`. Weights without a card
 are taken for the network that their shapes fit.
 """
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
 import re
+import types
 import typing
 from typing import Any
 
@@ -29,17 +31,19 @@ from mixer.models import grid
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
 from mixer.pretrained import registry
+from mixer.pretrained import timm_config
 
 if typing.TYPE_CHECKING:
   from mixer.models import interface
 
 # Of weights without a card.
 _USUAL = dict(crop='resmall', interpolation='bilinear')
+_SHOWN = 4   # tensors that an error names
 # The first module of a name that has a number, such as the block.
 _NUMBERED = re.compile(r'(.*?[^\d/])(\d+)(/.*)')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Network:
   """A model, its parameters, and its card.
 
@@ -63,6 +67,14 @@ class Network:
   def title(self) -> str:
     """The model's name, and its settings that differ from that name's."""
     return catalog.title(self.card['model'])
+
+  def predict(self, paths: Iterable[str | os.PathLike[str]],
+              top: int = 5) -> list[list[tuple[str, float]]]:
+    """Returns, for each image file, the likeliest classes: (name, probability),
+    best first. See `prediction.best`."""
+    # Imported here, because most uses decode no images.
+    from mixer.pretrained import prediction
+    return prediction.best(self, paths, top)
 
 
 def open_network(weights: str | os.PathLike[str], *, best: bool = False,
@@ -95,8 +107,10 @@ def open_network(weights: str | os.PathLike[str], *, best: bool = False,
   params, layout = formats.read(path)
   text = files.read(path + '.json')
   card = None if text is None else _card(text, path + '.json')
+  timm = timm_config.beside(weights, path) if (
+      card is None and layout == 'timm') else {}
   return _checked(params, card, weights, from_size,
-                  approximate_gelu=layout != 'timm')
+                  approximate_gelu=layout != 'timm', timm=timm)
 
 
 def load(weights: str | os.PathLike[str], *,
@@ -148,6 +162,12 @@ def misfits(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
           for (before, rest), numbers in sorted(lines.items())]
 
 
+def shortened(misfits: Sequence[str]) -> str:
+  """Returns lines of `misfits` as one text that names the first ones."""
+  more = len(misfits) - _SHOWN
+  return '; '.join(misfits[:_SHOWN]) + (f'; and {more} more' * (more > 0))
+
+
 def _ranges(numbers: Sequence[int]) -> str:
   """Returns '0-3,7' for [0, 1, 2, 3, 7]."""
   runs: list[list[int]] = []
@@ -186,9 +206,13 @@ def _of_a_run(path: str, best: bool) -> Network:
         f'{path!r}: expected a workdir, or a file of weights that ends in '
         f'{", ".join(formats.SUFFIXES)}')
   where = checkpoint.find(path, best)
-  file = os.path.join(workdir.run_of(where) or where, workdir.CARD)
+  run = workdir.run_of(where) or where
+  file = os.path.join(run, workdir.CARD)
   text = files.read(file)
   card = None if text is None else _card(text, file)
+  made = workdir.provenance(run)
+  if card and made:
+    card['provenance'] = made
   return _checked(checkpoint.load_params(where), card, where)
 
 
@@ -204,7 +228,7 @@ def _released(release: registry.Release, weights: str) -> Network:
     model = model.clone(approximate_gelu=release.approximate_gelu)
   like = release.preprocessing
   if like['scale'] == '(0, 1)':
-    params = _for_signed_pixels(params)
+    params = timm_config.for_signed_pixels(params)
   loss = 'softmax' if release.loss == registry.UNVERIFIED else release.loss
   card = cards.make(catalog.describe(model, release.model), image_size=size,
                     class_names=registry.class_names(release),
@@ -213,20 +237,10 @@ def _released(release: registry.Release, weights: str) -> Network:
   return _checked(params, card, release.name)
 
 
-def _for_signed_pixels(params: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns `params` with a stem for pixels in [-1, 1] in place of [0, 1].
-
-  The patch projection is linear, so this is exact but for rounding.
-  """
-  kernel_PPcC, bias_C = params['stem']['kernel'], params['stem']['bias']
-  return dict(params, stem=dict(
-      kernel=kernel_PPcC / 2,
-      bias=bias_C + kernel_PPcC.sum(axis=(0, 1, 2)) / 2))
-
-
 def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
              source: str, from_size: grid.Size | None = None,
-             approximate_gelu: bool = True) -> Network:
+             approximate_gelu: bool = True,
+             timm: Mapping[str, Any] = types.MappingProxyType({})) -> Network:
   """Returns a network whose parameters fit its card, or raises a UserError."""
   # Shapes alone do not tell the form of GELU, so the layout of names does.
   inferred = card is None
@@ -243,10 +257,12 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
         f'{source!r}: a name has a larger number than there are tensors '
         f'({len(flat)}); expected blocks numbered from 0 on')
   if card is None:
-    model, size = infer(params, source, from_size)
+    model, size = infer(params, source,
+                        from_size or timm_config.image_size(timm))
     if 'approximate_gelu' in model.TAKEN_FROM_WEIGHTS:
       model = model.clone(approximate_gelu=approximate_gelu)
-    card = cards.make(catalog.describe(model), image_size=size, **_USUAL)
+    card = cards.make(catalog.describe(model), image_size=size,
+                      **timm_config.card(timm, model.num_classes, _USUAL))
   else:
     try:
       model = models.create(**card['model'])
@@ -262,15 +278,20 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
   wanted = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   wrong = misfits(params, wanted)
   if wrong:
+    suggest = f'its shapes{" and config.json" if timm else ""} suggest'
     raise errors.UserError(
         f'{source!r} is not the {card["model"]["name"]} that '
-        f'{"its shapes suggest" if inferred else "its card says"}: '
-        f'{"; ".join(wrong)}')
+        f'{suggest if inferred else "its card says"}: '
+        f'{shortened(wrong)}')
   if inferred:
-    log.info('%s has no card: assuming images of %s pixels, crop %s, '
-             'interpolation %s', source,
+    log.info('%s has no card: %s images of %s pixels, crop %s, interpolation '
+             '%s%s', source, 'its config.json names' if timm else 'assuming',
              'x'.join(map(str, card['image_size'])),
-             *card['preprocessing'].values())
+             *card['preprocessing'].values(),
+             ''.join(f', {key} {timm[key]}' for key in ('mean', 'std')
+                     if key in timm))
+    if 'mean' in timm:
+      params = timm_config.for_signed_pixels(params, timm['mean'], timm['std'])
   return Network(model, params, card, source)
 
 

@@ -1,6 +1,7 @@
 """The training loop: steps through ready-made objects, and knows no config."""
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import math
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from mixer.core import errors
+from mixer.training import watchdog
 from mixer.training.step import Metrics
 from mixer.training.step import State
 from mixer.training.step import Step
@@ -58,6 +60,7 @@ class Job:
     peak_flops: FLOPs per second of all devices together, for the utilisation.
     devices: number of devices.
     spent: device-seconds that the run took before it was last resumed.
+    phase: is told what the loop waits for, and the number of updates done.
   """
   step_fn: Step
   batches: Iterable[Any]
@@ -79,6 +82,7 @@ class Job:
   improves: Callable[[Mapping[str, float]], bool] = lambda scores: False
   devices: int = 1
   spent: float = 0.0
+  phase: watchdog.Phase = lambda what, step: None
 
 
 def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
@@ -97,7 +101,8 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
   # (step, metrics, records) of the last step, if not logged yet.
   pending: tuple[int, Metrics, Any] | None = None
   clock = _Clock(step, job)
-  for batch in job.batches:
+  for batch in _read(job, lambda: step):
+    job.phase(watchdog.COMPUTING if step > first else watchdog.COMPILING, step)
     with jax.transfer_guard('disallow'):
       state, metrics = job.step_fn(state, batch, job.resident)
     # Fetch the previous step's metrics while this step runs: the devices never
@@ -125,6 +130,7 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
     if evaluating or saving or stopping:
       scores = {}
       if evaluating or (saving and job.save_scored and not stopping):
+        job.phase(watchdog.EVALUATING, step)
         scores = dict(job.evaluate(state))
         job.writer.write(step, scores)
         job.progress.say(f'evaluated at step {step:,}: {accuracies(scores)}')
@@ -133,6 +139,7 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
         # A resumed run keeps the metrics up to its checkpoint, so the line of
         # this step must be on disk before the checkpoint is.
         job.writer.flush()
+        job.phase(watchdog.SAVING, step)
         job.save(step, state, scores)
       clock.restart(step)
       if step == job.total_steps:
@@ -151,6 +158,14 @@ def accuracies(scores: Mapping[str, float]) -> str:
       f'accuracy on {name.removeprefix("eval/").removesuffix("/accuracy")} '
       f'{value:.2%}'
       for name, value in scores.items() if name.endswith('/accuracy'))
+
+
+def _read(job: Job, step: Callable[[], int]) -> Iterator[Any]:
+  """Yields the batches, and says when the loop waits for one."""
+  job.phase(watchdog.READING, step())
+  for batch in job.batches:
+    yield batch
+    job.phase(watchdog.READING, step())
 
 
 def _log(job: Job, step: int, metrics: Metrics, record: Any,

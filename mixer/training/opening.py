@@ -11,6 +11,8 @@ import ml_collections
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import processes
+from mixer.core import provenance
 from mixer.core import workdir
 from mixer.data import class_counts
 from mixer.data import pipeline
@@ -117,3 +119,29 @@ def batch_shapes(data: pipeline.Data, size: int,
   images = np.zeros((0, *data.image_size, data.source.channels), np.uint8)
   _, targets = data.source.read(np.zeros(0, np.int64))
   return jax.tree.map(struct, dict(batch, image=images, **targets)), None
+
+
+def made_with(path: str, fingerprint: Mapping[str, Any],
+              origin: assembly.Origin, *, finished: bool | None
+              ) -> tuple[dict[str, Any] | None, str]:
+  """Returns what config.json says the run was made with, and a line on it.
+
+  A finished run keeps what it was trained with. Only process 0 looks.
+
+  Args:
+    path: the workdir.
+    fingerprint: of the training data.
+    origin: of the loaded weights; None if there are none.
+    finished: whether the run is finished; None for a new run.
+  """
+  if not processes.first():
+    return None, ''
+  made = provenance.collect(data=fingerprint, start=origin)
+  line = provenance.line(made)
+  if finished is None:
+    return made, line
+  before = workdir.provenance(path)
+  changed = provenance.differences(before, made) if before else ''
+  if changed:
+    line += f'; since the run was last started, {changed}'
+  return before if finished else made, line

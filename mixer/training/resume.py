@@ -9,6 +9,7 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import workdir
+from mixer.models import grid
 from mixer.models import interface
 from mixer.training import step
 
@@ -26,9 +27,12 @@ def as_trained(model: interface.Model, path: str) -> interface.Model:
     path: the workdir.
   """
   kept = _card(path).get('model', {})
-  return model.clone(**{
-      key: kept[key] for key in (*model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
-      if key in kept})
+  taken = {key: kept[key] for key in (
+      *model.WIDTHS, *model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
+           if key in kept}
+  patch = grid.pair(kept.get('patch_size', model.patch_size))
+  return model.clone(
+      patch_size=patch if patch[0] != patch[1] else patch[0], **taken)
 
 
 def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,

@@ -1,6 +1,7 @@
 """The `run` section of a config: length, batch size, image size, seed, periods.
 """
 import dataclasses
+import math
 
 import jax
 
@@ -35,6 +36,8 @@ class Settings:
       next logged step.
     heartbeat_timeout_seconds: with several processes, how long one may be
       silent before the others treat it as dead and exit.
+    stall_seconds: how long a read of a batch, a step, an evaluation or a
+      checkpoint may take before the log reports it; 0 reports nothing.
   """
   batch_size: int
   total_steps: int | None = None
@@ -48,6 +51,7 @@ class Settings:
   micro_batches: int = 1
   nonfinite: str = 'skip'
   heartbeat_timeout_seconds: int = 30
+  stall_seconds: float = 300.0
 
   def __post_init__(self) -> None:
     for key in ('batch_size', 'log_every', 'micro_batches',
@@ -55,6 +59,10 @@ class Settings:
       if getattr(self, key) < 1:
         raise errors.UserError(f'run.{key}: expected at least 1, got '
                                f'{getattr(self, key)}')
+    if not 0 <= self.stall_seconds < math.inf:
+      raise errors.UserError(
+          'run.stall_seconds: expected a number of seconds, or 0 for no '
+          f'reports, got {self.stall_seconds}')
     if self.image_width is not None:
       if not isinstance(self.image_size, int):
         raise errors.UserError(

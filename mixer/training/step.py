@@ -178,7 +178,7 @@ def _if_finite(before: State, after: State, metrics: Metrics,
   params, opt_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
       (after.params, after.opt_state), (before.params, before.opt_state))
-  return (after.replace(params=params, opt_state=opt_state),
+  return (dataclasses.replace(after, params=params, opt_state=opt_state),
           dict(metrics, skipped=1 - finite.astype(jnp.int32)))
 
 

@@ -1,0 +1,62 @@
+"""Which weights a run starts from: the checkpoint of a workdir, and a checksum.
+"""
+from collections.abc import Mapping
+import hashlib
+import os
+from typing import Any
+
+from etils import epath
+
+from mixer.core import checkpoint
+from mixer.core import files
+from mixer.core import workdir
+from mixer.pretrained import fetch
+from mixer.pretrained import registry
+
+
+def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a config's `start` section that names one checkpoint of a workdir.
+
+  A workdir whose run still goes on has another checkpoint a moment later.
+
+  Args:
+    section: its `weights` and `best` are as `network.open_network` takes them.
+  """
+  weights = section['weights']
+  there = epath.Path(files.absolute(weights)) / workdir.CHECKPOINTS
+  if registry.find(weights) or fetch.is_url(weights) or not there.is_dir():
+    return dict(section)
+  return dict(section, best=False,
+              weights=checkpoint.find(weights, section['best']))
+
+
+def of(weights: str) -> dict[str, str]:
+  """Returns `weights` and their `sha256`, in hexadecimal.
+
+  It is that of the file. For a checkpoint, which is a folder, it is that of the
+  lines 'SHA-256 PATH' of the files in its params/, sorted by path.
+
+  Args:
+    weights: as `resolved` returns them, and readable.
+  """
+  return dict(weights=weights, sha256=_checksum(weights))
+
+
+def _checksum(weights: str) -> str:
+  release = registry.find(weights)
+  source = release.url if release and weights == release.name else weights
+  if workdir.run_of(source) is None:
+    path = fetch.local(source) if fetch.is_url(source) else (
+        os.path.expanduser(source))
+    with open(path, 'rb') as f:
+      return hashlib.file_digest(f, 'sha256').hexdigest()
+  root, lines = epath.Path(source) / 'params', []
+  for folder, _, names in root.walk():
+    for name in names:
+      file = folder / name
+      with file.open('rb') as f:
+        digest = hashlib.file_digest(f, 'sha256').hexdigest()
+      lines.append((str(file.relative_to(root)), digest))
+  return hashlib.sha256(''.join(
+      f'{digest} {name}\n' for name, digest in sorted(lines)).encode()
+                        ).hexdigest()
