@@ -60,7 +60,7 @@ def report(path: str, row: Mapping[str, Any], skipped: Sequence[int],
   """
   norms = {kind: {name: float(x) for name, x in trees.flatten(tree).items()}
            for kind, tree in jax.device_get(by_layer).items()}
-  _note(path, dict(row, layers={
+  _note(path, dict(step=row['step'], layers={
       name: {kind: norms[kind][name] for kind in norms}
       for name in norms['gradient']}))
   done = row['step'] - 1

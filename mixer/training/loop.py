@@ -178,7 +178,7 @@ def _log(job: Job, step: int, metrics: Metrics, record: Any,
          for key, value in jax.device_get(metrics).items()}
   if 'skipped' in metrics:
     row['train/skipped'] = len(job.watch.skipped)
-  if not all(map(math.isfinite, row.values())):
+  if not skipped and not all(map(math.isfinite, row.values())):
     job.writer.write(step, row)   # the last line of a diverged run shows why
     job.writer.flush()
   _check_finite(step, metrics)
