@@ -18,7 +18,6 @@ import numpy as np
 
 from mixer import models
 from mixer.core import cards
-from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import trees
@@ -30,6 +29,7 @@ from mixer.models import grid
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
 from mixer.pretrained import misfits
+from mixer.pretrained import origin
 from mixer.pretrained import registry
 from mixer.pretrained import timm_config
 
@@ -164,7 +164,7 @@ def _of_a_run(path: str, best: bool) -> Network:
     raise errors.UserError(
         f'{path!r}: expected a workdir, or a file of weights that ends in '
         f'{", ".join(formats.SUFFIXES)}')
-  where = checkpoint.find(path, best)
+  where, params = origin.read(path, best)
   run = workdir.run_of(where) or where
   file = os.path.join(run, workdir.CARD)
   text = files.read(file)
@@ -172,7 +172,7 @@ def _of_a_run(path: str, best: bool) -> Network:
   made = workdir.provenance(run)
   if card and made:
     card['provenance'] = made
-  return _checked(checkpoint.load_params(where), card, where)
+  return _checked(params, card, where)
 
 
 def _released(release: registry.Release, weights: str) -> Network:

@@ -212,8 +212,8 @@ def make_step(config: ml_collections.ConfigDict, settings: Settings,
 def make_card(config: ml_collections.ConfigDict, model: interface.Model,
               data: pipeline.Data, evals: Mapping[str, pipeline.Data]
               ) -> dict[str, Any]:
-  """Returns the network's card, see `core.cards`; its preprocessing is that of
-  the first evaluation."""
+  """Returns the card (`core.cards`), with the first evaluation's preprocessing.
+  """
   like = next(iter(evals.values()), data)
   return cards.make(
       described(config, model), image_size=data.image_size,
