@@ -72,7 +72,8 @@ def open_source(name: str, *, data_dir: str | None = None,
     from mixer.data import real_labels
     real_labels.check(opened)
   return dataclasses.replace(
-      opened, stored=splits.carve(opened.stored, wanted, name))
+      opened, stored=splits.carve(opened.stored, wanted, name),
+      relabelled=bool(labels))
 
 
 def is_tfds_name(name: str) -> bool:

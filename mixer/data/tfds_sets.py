@@ -166,9 +166,16 @@ def info_of(name: str, where: str) -> tfds.core.DatasetInfo:
     where: the data_dir.
 
   Raises:
-    UserError: if it is not there; the message says how to get it.
+    UserError: if it is not there, or TFDS is not; the message says how to get
+      it.
   """
-  import tensorflow_datasets as tfds
+  try:
+    import tensorflow_datasets as tfds
+  except Exception as e:   # also whatever a broken TensorFlow raises
+    raise errors.UserError(
+        f'data.name: {name!r} is read with tensorflow_datasets, and importing '
+        f'it fails ({type(e).__name__}: {str(e)[:200]}); run pip install '
+        "'.[data]' in this project's folder") from e
   try:
     set_features.check(name, where)
     builder = tfds.core.read_only_builder.builder_from_files(
