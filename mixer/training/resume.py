@@ -59,9 +59,7 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
   """
   # The classes come first: with another number of them, no checkpoint fits.
   _check_classes(_card(path), card)
-  found = checkpoints.restore(
-      shapes.params, dict(step=shapes.step, opt_state=shapes.opt_state,
-                          bad=shapes.bad))
+  found = checkpoints.restore(shapes.params, shapes.rest)
   if found is None:
     return None
   params, rest, meta = found
