@@ -5,10 +5,12 @@ import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import socket
 import threading
 import time
 from typing import Any
+from typing import IO
 import zlib
 
 from etils import epath
@@ -104,7 +106,8 @@ def claimed(path: files.Path) -> Iterator[None]:
   """Makes a workdir and locks it, so that no second run writes to it.
 
   Process 0 holds the lock for all processes. Buckets have no locks: there the
-  directory is only made.
+  directory is only made. If the block raises a UserError, what was made here
+  is removed again, unless other files are in it.
 
   Raises:
     UserError: if the path cannot be a workdir, the directory is not writable,
@@ -118,28 +121,54 @@ def claimed(path: files.Path) -> Iterator[None]:
     epath.Path(path).mkdir(parents=True, exist_ok=True)
     yield
     return
-  try:
-    os.makedirs(path, exist_ok=True)
-    file = open(os.path.join(path, LOCK), 'a+')
-  except OSError as e:
-    raise errors.UserError(f'--workdir: cannot write to {str(path)!r}: '
-                           f'{e.strerror}; choose another')
+  lock = os.path.join(path, LOCK)
+  made = not os.path.exists(lock)
+  fresh = [p for p in (pathlib.Path(path), *pathlib.Path(path).parents)
+           if not p.exists()]
+  file, locked = _lock(path, lock)
   with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      raise errors.UserError(
-          f'--workdir: {str(path)!r} is in use by another run ({file.read()}); '
-          'stop it or choose another') from None
-    except OSError as e:   # some network file systems have no locks
-      log.info('%s cannot be locked (%s): make sure that only one run uses it',
-               path, e.strerror)
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
     os.fsync(file.fileno())   # `meet` reads it on other hosts
-    yield
+    try:
+      yield
+    except errors.UserError:
+      if made and locked:
+        with contextlib.suppress(OSError):   # other files are there
+          os.remove(lock)
+          for folder in fresh:
+            folder.rmdir()
+      raise
+
+
+def _lock(path: files.Path, lock: str) -> tuple[IO[str], bool]:
+  """Makes a workdir; returns its lock file, and whether it could be locked."""
+  while True:
+    try:
+      os.makedirs(path, exist_ok=True)
+      file = open(lock, 'a+')
+    except OSError as e:
+      raise errors.UserError(f'--workdir: cannot write to {str(path)!r}: '
+                             f'{e.strerror}; choose another')
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      with file:
+        file.seek(0)
+        raise errors.UserError(
+            f'--workdir: {str(path)!r} is in use by another run '
+            f'({file.read()}); stop it or choose another') from None
+    except OSError as e:   # some network file systems have no locks
+      log.info('%s cannot be locked (%s): make sure that only one run uses it',
+               path, e.strerror)
+      return file, False
+    # A command that was refused may have removed the file since it was opened;
+    # a lock on a removed file excludes nobody.
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+        return file, True
+    file.close()
 
 
 def meet(path: files.Path) -> None:
