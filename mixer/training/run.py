@@ -13,6 +13,7 @@ import jax
 import ml_collections
 
 from mixer.core import checkpoint
+from mixer.core import claims
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import peak
@@ -91,8 +92,8 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
     stall = stack.enter_context(watchdog.Watch(settings.stall_seconds))
-    stack.enter_context(workdir.claimed(path))
-    workdir.meet(path)
+    stack.enter_context(claims.claimed(path))
+    claims.meet(path)
     checkpoints = stack.enter_context(contextlib.closing(
         assembly.open_checkpoints(config, path)))
     # Whatever can refuse the config or the data comes before the first file is
