@@ -157,13 +157,9 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
     model, merge, origin = assembly.load_start(
         config, settings, model, source.class_names, source.name)
   total = settings.steps(len(splits.train))
-  weights = None
-  if config.loss.get('class_weights'):
-    from mixer.training import class_weights  # few runs need it
-    weights = class_weights.of(config.loss.class_weights, splits.train,
-                               model.num_classes)
   optimizer, step_fn = assembly.make_step(
-      config, settings, model, total, weights)
+      config, settings, model, total,
+      opening.class_weights(config, splits.train, model.num_classes))
   sharded = step.shard(
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
@@ -178,7 +174,8 @@ def _check(run: _Run) -> None:
   """Raises a UserError if a metric is unknown or the weights do not fit, and
   whatever the trace of a step raises."""
   best = run.checkpoints.best
-  known = suite.metrics(run.splits.evals, run.splits.fewshots)
+  known = suite.metrics(run.splits.evals, run.splits.fewshots,
+                        run.card['loss'])
   if best is not None and best not in known:
     raise errors.unknown('checkpoint.best', best, known)
   if run.merge:
@@ -203,7 +200,7 @@ def _restored(run: _Run, fingerprint: Mapping[str, Any]
   """Returns the newest saved state, and which steps were skipped before it."""
   from mixer.training import resume  # a new run does not load it
   return resume.restored(run.path, run.checkpoints, run.sharded.state, run.card,
-                         fingerprint)
+                         fingerprint, run.total_steps)
 
 
 def _train_or_go_back(
@@ -211,39 +208,23 @@ def _train_or_go_back(
     fingerprint: Mapping[str, Any], guard: stop.Guard, stall: watchdog.Watch
     ) -> dict[str, float]:
   """Trains to the end; goes back once if too many updates are skipped."""
-  went_back = nonfinite.went_back(run.path)
   while True:
-    watch = _watch(run, state, skipped)
+    watch = nonfinite.Watch(run.path, step=int(state.step), skipped=skipped,
+                            norms=run.sharded.norms)
     try:
       return _train(run, state, watch, fingerprint, guard, stall)
     except errors.Diverged as e:
-      if went_back or not watch.exhausted or not run.checkpoints.steps():
+      from mixer.training import diverged
+      if not (watch.exhausted
+              and diverged.can_go_back(run.path, run.checkpoints)):
         raise
       log.warning('%s', e)
-    # The state that diverged is freed here, outside of the `except` block.
-    went_back = True
-    nonfinite.go_back(run.path, run.checkpoints, watch)
+    # Leaving the `except` block has freed the state that diverged.
+    stall.phase(watchdog.RESTORING)
+    diverged.go_back(run.path, run.checkpoints, watch.skipped[-1], watch.first)
     found = _restored(run, fingerprint)
     assert found is not None   # go_back keeps a checkpoint
     state, skipped = found
-
-
-def _watch(run: _Run, state: step.State, skipped: list[int]) -> nonfinite.Watch:
-  """Returns what counts the skipped updates from a state on."""
-  def keep(done: int, state: step.State) -> None:
-    with contextlib.closing(checkpoint.Checkpoints(
-        os.path.join(run.path, workdir.DIVERGED), keep=1)) as aside:
-      aside.save(done, *_parts(state), {})
-      aside.wait()
-
-  return nonfinite.Watch(run.path, step=int(state.step), skipped=skipped,
-                         norms=run.sharded.norms, keep=keep)
-
-
-def _parts(state: step.State) -> tuple[step.Params, dict[str, Any]]:
-  """Returns the two trees that a checkpoint has of a state."""
-  return state.params, dict(step=state.step, opt_state=state.opt_state,
-                            bad=state.bad)
 
 
 def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
@@ -259,7 +240,7 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
                    loss_of=losses.of_labels(run.card['loss']))
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
-    checkpoints.save(done, *_parts(state),
+    checkpoints.save(done, state.params, state.rest,
                      dict(data=fingerprint, skipped=list(watch.skipped)),
                      scores)
 
