@@ -249,9 +249,9 @@ def test_the_whole_training_step_traces(name, argument):
   assert jax.tree.structure(before) == jax.tree.structure(after)
   assert spec(before) == spec(after)
   assert set(metrics) == {'loss', 'accuracy', 'gradient_norm',
-                          'learning_rate', 'bad'}
+                          'learning_rate', 'bad', 'skipped'}
   assert all(m.shape == () and m.dtype == (
-      jnp.int32 if k == 'bad' else jnp.float32) for k, m in metrics.items())
+      jnp.int32 if k in ('bad', 'skipped') else jnp.float32) for k, m in metrics.items())
 
 
 def test_recipe_adam_has_the_values_of_table_4():

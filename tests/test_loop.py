@@ -6,6 +6,7 @@ import pytest
 
 from mixer.core import errors
 from mixer.training import loop
+from mixer.training import nonfinite
 
 
 class Recorder:
@@ -49,9 +50,10 @@ def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
   guard.asked = lambda step: guard.requested
 
   def step_fn(state, batch, resident):
-    if batch + 1 == stop_at:
+    number = batch['record'] + 1
+    if number == stop_at:
       guard.requested = 'SIGTERM'
-    loss = float('nan') if batch + 1 == bad_at else 1.0
+    loss = float('nan') if number == bad_at else 1.0
     return state, dict(loss=np.float32(loss), accuracy=np.float32(0))
 
   def evaluate(state):
@@ -60,9 +62,10 @@ def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
 
   periods = dict(log_every=2, eval_every=4, save_every=3, save_scored=False)
   job = loop.Job(
-      step_fn=step_fn, batches=iter(range(first, total)), resident=None,
-      evaluate=evaluate, save=seen.save, writer=seen, progress=seen,
-      guard=guard, total_steps=total, batch_size=8, flops=1.0, peak_flops=1.0,
+      step_fn=step_fn, resident=None, evaluate=evaluate, save=seen.save,
+      batches=(dict(record=i) for i in range(first, total)), writer=seen,
+      progress=seen, guard=guard,
+      watch=nonfinite.Watch('', norms=None), total_steps=total, batch_size=8, flops=1.0, peak_flops=1.0,
       **dict(periods, **settings))
   state = types.SimpleNamespace(step=first)
   try:
@@ -102,6 +105,20 @@ def test_every_new_best_is_saved_at_the_step_of_its_evaluation():
 
   seen = run(eval_every=2, save_every=100, improves=improves)
   assert [step for step, _ in seen.saved] == [2, 4, 10]
+
+
+@pytest.mark.parametrize('patience, stale, last', [
+    (0, 9, 10), (1, 0, 2), (2, 0, 8), (2, 1, 2), (3, 0, 10)])
+def test_evaluations_without_a_new_best_end_a_run(patience, stale, last):
+  """Of those at 2, 4, 6, 8 and 10, the second is a new best. Those before a
+  restart count; at the last step the run ends as always."""
+  better = iter([False, True, False, False, False])
+  seen = run(eval_every=2, save_every=100, patience=patience, stale=stale,
+             improves=lambda scores: next(better))
+  assert seen.saved[-1][0] == max(seen.rows) == last
+  early = [line for line in seen.lines if 'stopped early' in line]
+  assert early == ([loop.early(last, patience)] if last < 10 else [])
+  assert sum('device-hours' in line for line in seen.lines) == 1
 
 
 @pytest.mark.parametrize('stop_at', [4, 6, 7])

@@ -16,14 +16,15 @@ BEST = 'eval/test/accuracy'
 
 
 @pytest.mark.parametrize('values, last, count', [
-    ([], 9, 0), ([.5], 9, 0), ([.5, .6, .6, .1], 9, 2), ([.5, .6, .6, .1], 3, 1),
+    ([], 9, 0), ([.5], 9, 0), ([.5, .6, .6, .1], 9, 2),
+    ([.5, .6, .6, .1], 3, 1),
     (['nan', .1, 'nan'], 9, 1), (['nan', 'nan'], 9, 1)])
 def test_evaluations_since_the_best_are_counted_up_to_a_step(
     values, last, count, tmp_path):
   """An equal value is no new best; a last line may be cut short."""
   rows = [{'step': step, BEST: value} for step, value in enumerate(values, 1)]
   lines = [json.dumps({'step': 0, 'train/loss': 1.0}), *map(json.dumps, rows)]
-  (tmp_path / workdir.METRICS).write_text('\n'.join(lines) + '\n{"step": 9, "ev')
+  (tmp_path / workdir.METRICS).write_text('\n'.join([*lines, '{"step": 9, "e']))
   assert metrics_file.since_best(str(tmp_path), BEST, last) == count
   assert metrics_file.since_best(str(tmp_path), None, last) == 0
 
@@ -55,16 +56,16 @@ def test_a_run_ends_early_stays_finished_and_resumes_exactly(
   caplog.set_level('INFO', 'mixer')
   shown = lambda: ' '.join((capsys.readouterr().out + caplog.text).split())
   scores = run.train(config(tmp_path), str(path))
-  assert scores[BEST] == 0.5 and steps(path) == [1, 2, 3]
+  assert scores[BEST] == 0.5 and steps(path) == [2, 3]
   assert 'stopped early at step 3: the last 2 evaluations' in shown()
   before = (path / workdir.METRICS).read_text()
   assert run.train(config(tmp_path), str(path)) == scores
   assert 'already finished at step 3' in shown()
-  assert steps(path) == [1, 2, 3]
+  assert steps(path) == [2, 3]
   assert (path / workdir.METRICS).read_text() == before
   shutil.rmtree(path / 'checkpoints' / '3')   # as if it was killed at step 2
   run.train(config(tmp_path), str(path))
-  assert steps(path) == [1, 2, 3]
+  assert steps(path) == [2, 3]
   run.train(config(tmp_path, patience=0), str(path))
   assert steps(path)[-1] == 5
 

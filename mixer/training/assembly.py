@@ -111,14 +111,12 @@ def open_splits(
     report: Callable[[dict[str, str]], None] | None = None
     ) -> tuple[pipeline.Data, dict[str, pipeline.Data],
                dict[str, suite.FewShot]]:
-  """Opens all splits that a config names.
+  """Returns all splits that a config names: (training split, {name: evaluation
+  split}, {name: few-shot evaluation}).
 
   Args:
     config, settings: of a run, and of its `run` section.
     report: called with a dict for every image that cannot be decoded.
-
-  Returns:
-    (training split, {name: evaluation split}, {name: few-shot evaluation}).
   """
   return suite.open_splits(config.to_dict(), settings.image_size, report)
 

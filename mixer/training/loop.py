@@ -96,8 +96,8 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
     (state, metrics of the final evaluation).
 
   Raises:
-    Diverged: if too many updates were skipped, or, if the step skips none, at
-      the first logged, evaluated or saved step with a metric that is not finite.
+    Diverged: if too many updates were skipped; if the step skips none, at the
+      first logged, evaluated or saved step with a metric that is not finite.
     Stopped: after a signal, once the save of the state has begun.
   """
   step = first = int(state.step)
@@ -195,7 +195,7 @@ def _log(job: Job, step: int, metrics: Metrics, record: Any,
          for key, value in jax.device_get(metrics).items()}
   if 'skipped' in metrics:
     row['train/skipped'] = len(job.watch.skipped)
-  if not all(map(math.isfinite, row.values())):
+  if not skipped and not all(map(math.isfinite, row.values())):
     job.writer.write(step, row)   # the last line of a diverged run shows why
     job.writer.flush()
   _check_finite(step, metrics)

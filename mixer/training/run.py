@@ -199,7 +199,7 @@ def _restored(run: _Run, fingerprint: Mapping[str, Any]
   """Returns the newest saved state, and which steps were skipped before it."""
   from mixer.training import resume  # a new run does not load it
   return resume.restored(run.path, run.checkpoints, run.sharded.state, run.card,
-                         fingerprint)
+                         fingerprint, run.total_steps)
 
 
 def _train_or_go_back(
@@ -207,39 +207,23 @@ def _train_or_go_back(
     fingerprint: Mapping[str, Any], guard: stop.Guard, stall: watchdog.Watch
     ) -> dict[str, float]:
   """Trains to the end; goes back once if too many updates are skipped."""
-  went_back = nonfinite.went_back(run.path)
   while True:
-    watch = _watch(run, state, skipped)
+    watch = nonfinite.Watch(run.path, step=int(state.step), skipped=skipped,
+                            norms=run.sharded.norms)
     try:
       return _train(run, state, watch, fingerprint, guard, stall)
     except errors.Diverged as e:
-      if went_back or not watch.exhausted or not run.checkpoints.steps():
+      from mixer.training import diverged
+      if not (watch.exhausted
+              and diverged.can_go_back(run.path, run.checkpoints)):
         raise
       log.warning('%s', e)
-    # The state that diverged is freed here, outside of the `except` block.
-    went_back = True
-    nonfinite.go_back(run.path, run.checkpoints, watch)
+    # Leaving the `except` block has freed the state that diverged.
+    stall.phase(watchdog.RESTORING)
+    diverged.go_back(run.path, run.checkpoints, watch.skipped[-1], watch.first)
     found = _restored(run, fingerprint)
     assert found is not None   # go_back keeps a checkpoint
     state, skipped = found
-
-
-def _watch(run: _Run, state: step.State, skipped: list[int]) -> nonfinite.Watch:
-  """Returns what counts the skipped updates from a state on."""
-  def keep(done: int, state: step.State) -> None:
-    with contextlib.closing(checkpoint.Checkpoints(
-        os.path.join(run.path, workdir.DIVERGED), keep=1)) as aside:
-      aside.save(done, *_parts(state), {})
-      aside.wait()
-
-  return nonfinite.Watch(run.path, step=int(state.step), skipped=skipped,
-                         norms=run.sharded.norms, keep=keep)
-
-
-def _parts(state: step.State) -> tuple[step.Params, dict[str, Any]]:
-  """Returns the two trees that a checkpoint has of a state."""
-  return state.params, dict(step=state.step, opt_state=state.opt_state,
-                            bad=state.bad)
 
 
 def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
@@ -255,8 +239,9 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
                    loss_of=losses.of_labels(run.card['loss']))
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
-    checkpoints.save(done, *_parts(state), dict(
-        data=fingerprint, skipped=list(watch.skipped)), scores)
+    checkpoints.save(done, state.params, state.rest,
+                     dict(data=fingerprint, skipped=list(watch.skipped)),
+                     scores)
 
   batches = data.train_batches(
       seed=settings.seed, batch_size=size, first=first, last=total,

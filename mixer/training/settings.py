@@ -7,9 +7,9 @@ import jax
 
 from mixer.core import errors
 from mixer.core import rng
-from mixer.training import nonfinite
 
 PRECISIONS = ('float32', 'bfloat16')
+NONFINITE = ('skip', 'stop')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,8 @@ class Settings:
     rng.check_seed(self.seed)
     if self.precision not in (None, *PRECISIONS):
       raise errors.unknown('run.precision', self.precision, PRECISIONS)
-    if self.nonfinite not in nonfinite.POLICIES:
-      raise errors.unknown('run.nonfinite', self.nonfinite, nonfinite.POLICIES)
+    if self.nonfinite not in NONFINITE:
+      raise errors.unknown('run.nonfinite', self.nonfinite, NONFINITE)
 
   def dtype_on(self, platform: str | None) -> str:
     """Returns the dtype of the computation on a platform.

@@ -43,6 +43,11 @@ class State:
   opt_state: optax.OptState
   bad: jax.Array
 
+  @property
+  def rest(self) -> dict[str, Any]:
+    """All but the parameters, as a checkpoint has it."""
+    return dict(step=self.step, opt_state=self.opt_state, bad=self.bad)
+
 
 # (state, batch, the split on the device or None) -> (state, metrics)
 Step = Callable[..., tuple[State, Metrics]]
@@ -112,10 +117,7 @@ def make_train_step(
           {'params': params}, images, train=True, rows=rows, rngs=rngs)
       return jnp.mean(loss(logits, targets)), logits
     (value, logits), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    labelled = jnp.any(targets > 0, axis=-1)
-    accuracy = (jnp.sum(right(logits, targets) * labelled)
-                / jnp.maximum(jnp.sum(labelled), 1))
-    return grads, dict(loss=value, accuracy=accuracy)
+    return grads, dict(loss=value, accuracy=_accuracy(logits, targets))
 
   def accumulated(params, images, targets, rows, rngs):
     # A part takes every n-th row, so that no row has to move to another device.
@@ -146,29 +148,48 @@ def make_train_step(
     grads, metrics = compute(state.params, images, targets,
                              jnp.arange(images.shape[0]), rngs)
     if by_layer:
-      return state, {
-          name: jax.tree.map(lambda x: optax.tree.norm([x]), tree)
-          for name, tree in dict(parameters=state.params, gradient=grads).items()}
+      return state, _norms(dict(parameters=state.params, gradient=grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
     bad = state.bad + jnp.sum(batch['bad'].astype(jnp.int32))
-    metrics = dict(metrics, gradient_norm=optax.tree.norm(grads), bad=bad)
-    done = state.step
+    rate = jnp.asarray(schedule(_updates_done(state)), jnp.float32)
+    metrics = dict(metrics, gradient_norm=optax.tree.norm(grads), bad=bad,
+                   learning_rate=rate)
+    after = State(step=state.step + 1, opt_state=opt_state, bad=bad,
+                  params=optax.apply_updates(state.params, updates))
     if nonfinite == 'skip':
-      # A skipped update does not count for the schedule of the optimizer.
-      counts = optax.tree.get_all_with_path(state.opt_state, 'count')
-      done = counts[0][1] if counts else done
-      finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, (
-          metrics['loss'], metrics['gradient_norm'], optax.tree.norm(updates))))
-      metrics['skipped'] = 1 - finite.astype(jnp.int32)
-      params, opt_state = jax.tree.map(
-          lambda new, old: jnp.where(finite, new, old),
-          (params, opt_state), (state.params, state.opt_state))
-    metrics['learning_rate'] = jnp.asarray(schedule(done), jnp.float32)
-    return State(step=state.step + 1, params=params, opt_state=opt_state,
-                 bad=bad), metrics
+      return _if_finite(state, after, metrics, optax.tree.norm(updates))
+    return after, metrics
 
   return step
+
+
+def _accuracy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Returns the share of examples that are right, of those with a label."""
+  labelled = jnp.any(targets > 0, axis=-1)
+  return (jnp.sum(right(logits, targets) * labelled)
+          / jnp.maximum(jnp.sum(labelled), 1))
+
+
+def _if_finite(before: State, after: State, metrics: Metrics,
+               update_norm: jax.Array) -> tuple[State, Metrics]:
+  """Returns a step's result, without its update if that is not finite."""
+  finite = jnp.isfinite(jnp.stack([
+      metrics['loss'], metrics['gradient_norm'], update_norm])).all()
+  params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (after.params, after.opt_state), (before.params, before.opt_state))
+  return (dataclasses.replace(after, params=params, opt_state=opt_state),
+          dict(metrics, skipped=1 - finite.astype(jnp.int32)))
+
+
+def _updates_done(state: State) -> jax.Array:
+  """Returns the count of the optimizer, which skipped updates leave out."""
+  counts = optax.tree.get_all_with_path(state.opt_state, 'count')
+  return counts[0][1] if counts else state.step
+
+
+def _norms(tree: Any) -> Any:
+  return jax.tree.map(lambda x: optax.tree.norm([x]), tree)
 
 
 def right(logits: jax.Array, targets: jax.Array) -> jax.Array:
