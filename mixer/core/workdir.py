@@ -29,7 +29,7 @@ LOCK = '.lock'
 # where and how it computes and how it is evaluated, but not what it learns.
 _MAY_CHANGE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
                'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
-               'run.micro_batches', 'run.nonfinite',
+               'run.patience', 'run.micro_batches', 'run.nonfinite',
                'run.heartbeat_timeout_seconds', 'run.stall_seconds')
 _LENGTH = ('run.total_steps', 'run.total_epochs')
 _BUCKETS = ('gs://', 's3://', 'az://')   # what epath can write to
