@@ -166,6 +166,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
                         f'--out={tmp_path}/w.{format}')
   line, = err.splitlines()
   assert code == 2 and f'needs {library}' in line and "'.[export]'" in line
+  assert 'environment of its own, as docs/launching.md shows' in line
 
 
 def test_a_failed_check_ends_with_exit_code_1(tmp_path, called, monkeypatch):

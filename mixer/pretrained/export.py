@@ -139,7 +139,9 @@ def check(path: str, format: str, layout: str | None = None,
     except ImportError as e:
       raise errors.UserError(
           f'--format: {format} needs {name}, which cannot be imported ({e}): '
-          "pip install '.[export]', in this project's folder") from e
+          "pip install '.[export]', in this project's folder; if versions "
+          'conflict, as on Colab, into an environment of its own, as '
+          'docs/launching.md shows') from e
   return made
 
 
