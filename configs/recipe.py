@@ -59,12 +59,14 @@ def base() -> ml_collections.ConfigDict:
       data=dict(name='', split='train', dir=optional(str),
                 access=optional(str), window=1024, crop='inception',
                 min_area=0.05, interpolation=optional(str), max_pixels=2**27,
-                max_bad_fraction=0.001, on_device=False),
+                max_bad_fraction=0.001, on_device=False,
+                balance=optional(str)),
       # Every augmentation is off.
       augment=dict(flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
                    randaugment_layers=0, randaugment_magnitude=0, erase=0.0,
                    mixup=0.0, cutmix=0.0),
-      loss=dict(name='softmax', label_smoothing=0.0),
+      loss=dict(name='softmax', label_smoothing=0.0,
+                class_weights=optional(str)),
       schedule=dict(learning_rate=0.1, warmup_steps=0, decay='cosine',
                     end_fraction=0.0),
       # `momentum` belongs to sgd, `b1` and `b2` to adam.
@@ -82,8 +84,8 @@ def base() -> ml_collections.ConfigDict:
       run=dict(seed=0, batch_size=4096, total_steps=optional(int),
                total_epochs=optional(float), image_size=224,
                image_width=optional(int), precision=optional(str), log_every=50,
-               eval_every=0, micro_batches=1,
-               heartbeat_timeout_seconds=30)))
+               eval_every=0, micro_batches=1, nonfinite='skip',
+               heartbeat_timeout_seconds=30, stall_seconds=300.0)))
 
 
 def evaluation(split: str, **settings: object) -> dict[str, object]:

@@ -44,13 +44,16 @@ kill_child() {
 }
 
 # Handles the signal $1: tells the child to stop, once, or kills it at a second
-# Ctrl-C.
+# Ctrl-C. Then it ignores the signals that have nothing left to do: one that
+# comes at the moment of the child's end can make bash lose the exit code.
 on_signal() {
   if [[ $interrupts -gt 1 && $stop_sent == yes && -n $child ]]; then
+    trap '' INT
     kill_child "$child"
   fi
   stop_signal=${stop_signal:-$1}
   if [[ -n $child && $stop_sent == no ]]; then
+    trap '' TERM HUP
     stop_sent=yes
     stop_child "$child"
   fi
@@ -72,6 +75,12 @@ wait_for() {
     pause 0.1
     wait "$1" 2>/dev/null || true
   done
+  code=0
+  wait "$1" 2>/dev/null || code=$?
+  [[ -n $stop_signal ]] || return 0
+  # That code may be a signal's: a signal also ends the first `wait` after it.
+  trap '' TERM INT HUP
+  wait "$1" 2>/dev/null || true
   code=0
   wait "$1" 2>/dev/null || code=$?
 }

@@ -92,12 +92,12 @@ def lines(path: pathlib.Path) -> list[str]:
   return path.read_text().splitlines() if path.exists() else []
 
 
-def until(condition: Callable[[], object]) -> None:
-  """Waits until `condition()` is true."""
+def until(condition: Callable[[], object], pause: float = 0.02) -> None:
+  """Waits until `condition()` is true; `pause` is in seconds."""
   end = time.monotonic() + LIMIT
   while not condition():
     assert time.monotonic() < end, f'not true after {LIMIT} seconds'
-    time.sleep(0.02)
+    time.sleep(pause)
 
 
 def gone(pid: int) -> bool:
@@ -108,17 +108,18 @@ def gone(pid: int) -> bool:
     return True
 
 
-def interrupt_until_end(process: subprocess.Popen[str]) -> None:
-  """Sends Ctrl-C until a process ends.
+def interrupt_until_end(process: subprocess.Popen[str],
+                        number: int = signal.SIGINT) -> None:
+  """Sends Ctrl-C, or another signal, until a process ends.
 
   One more Ctrl-C may not be enough: on a busy machine bash may see two signals
   as one.
   """
   def ended() -> bool:
     if process.poll() is None:
-      process.send_signal(signal.SIGINT)
+      process.send_signal(number)
     return process.poll() is not None
-  until(ended)
+  until(ended, pause=0.001)
 
 
 def check_usage_error(

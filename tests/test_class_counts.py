@@ -50,3 +50,27 @@ def test_an_evaluation_without_a_class_of_training_is_refused(tmp_path):
                                         ('test', 'evals.test')))
   with pytest.raises(errors.UserError, match='none of the classes'):
     class_counts.check(train, {'test': test})
+
+
+def test_a_single_class_cannot_be_trained(tmp_path):
+  """But it can be evaluated, and learned beside images without labels."""
+  def opened(labels):
+    np.savez(tmp_path / f'{len(labels)}.npz', labels=np.array(labels),
+             images=np.full((len(labels), 4, 4, 3), 99, np.uint8),
+             class_names=np.array(['cat']))
+    return pipeline.open_data(
+        name=f'arrays:{tmp_path}/{len(labels)}.npz', split='train',
+        image_size=4, crop='resize')
+  one = opened([0, 0])
+  with pytest.raises(errors.UserError, match="of one class, 'cat'"):
+    class_counts.check(one, {})
+  class_counts.check(opened([[0, -1], [-1, -1], [0, -1]]), {'x': one})
+
+
+def test_an_overview_has_the_first_classes_and_their_counts(tmp_path):
+  np.savez(tmp_path / 'a.npz', labels=np.repeat(np.arange(7), 2),
+           images=np.full((14, 4, 4, 3), 99, np.uint8))
+  data = pipeline.open_data(name=f'arrays:{tmp_path}/a.npz', split='train',
+                            image_size=4, crop='resize')
+  assert class_counts.overview(data) == (
+      '0 (2), 1 (2), 2 (2), 3 (2), 4 (2), ... 2 more')

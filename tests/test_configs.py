@@ -64,19 +64,19 @@ SECTIONS = {
     'data': (pipeline.open_data,
              {'image_size', 'wanted', 'report', 'key', 'labels'}),
     'augment': (augment.make, set()),
-    'loss': (losses.make, set()),
+    'loss': (losses.make, {'weights'}),
     'schedule': (schedules.make, {'total_steps'}),
     'optimizer': (optimizers.make, {'schedule'}),
     'sharding': (sharding.plan, {'devices'}),
     'checkpoint': (checkpoint.Checkpoints, {'directory'}),
     'start': (start.start, {
-        'model', 'image_size', 'widen', 'class_names', 'data'}),
+        'model', 'image_size', 'own', 'class_names', 'data'}),
     'run': (Settings, set()),
 }
-# An evaluation has no random crop, hence no min_area; it counts bad images and
-# has no limit for them; and it is read in the same way as `data`.
+# An evaluation has no random crop, hence no min_area, and no balance; it counts
+# bad images and has no limit for them; and it is read in the same way as `data`.
 EVALUATION = (pipeline.open_data, SECTIONS['data'][1] - {'labels'} | {
-    'min_area', 'max_bad_fraction', 'access', 'window', 'max_pixels'})
+    'min_area', 'max_bad_fraction', 'access', 'window', 'max_pixels', 'balance'})
 
 # Exact parameter counts at 224x224: without a head, with 1,000 classes, and
 # with 21,843. Table 1 of https://arxiv.org/abs/2105.01601 gives them rounded.
@@ -249,9 +249,9 @@ def test_the_whole_training_step_traces(name, argument):
   assert jax.tree.structure(before) == jax.tree.structure(after)
   assert spec(before) == spec(after)
   assert set(metrics) == {'loss', 'accuracy', 'gradient_norm',
-                          'learning_rate', 'bad'}
+                          'learning_rate', 'bad', 'skipped'}
   assert all(m.shape == () and m.dtype == (
-      jnp.int32 if k == 'bad' else jnp.float32) for k, m in metrics.items())
+      jnp.int32 if k in ('bad', 'skipped') else jnp.float32) for k, m in metrics.items())
 
 
 def test_recipe_adam_has_the_values_of_table_4():

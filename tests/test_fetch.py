@@ -45,6 +45,8 @@ class Server:
         self.send_header('Content-Length', str(len(body)))
         self.send_header('ETag', f'"{hashlib.sha1(body).hexdigest()}"')
         self.send_header('X-Repo-Commit', COMMIT)
+        if data == 404:
+          self.send_header('X-Error-Code', 'EntryNotFound')
         self.end_headers()
         if self.command == 'GET':
           cut = self.path in server.cut
@@ -193,6 +195,20 @@ def test_files_of_the_hub_by_repository_revision_and_name(hub, tmp_path):
   assert 'cannot be fetched' in refused('hf://timm/none')
   for bad in ('hf://timm', 'hf:///mixer', 'hf://timm/'):
     assert 'expected hf://OWNER/NAME' in refused(bad)
+
+
+def test_a_file_beside_another_on_the_hub_is_asked_for_once(hub):
+  """Also if there is none. Another error is none of these."""
+  at = '/timm/{}/resolve/main/config.json'.format
+  hub.files.update({at('mixer'): b'{}', at('odd'): 403})
+  for _ in range(2):
+    path = fetch.beside('hf://timm/mixer/model.safetensors', 'config.json')
+    assert open(path, 'rb').read() == b'{}'
+    assert fetch.beside('hf://timm/none', 'config.json') is None
+  assert len(set(hub.asked)) == 2 and len(hub.asked) <= 3
+  with pytest.raises(errors.UserError, match='config.json.*cannot be fetched'):
+    fetch.beside('hf://timm/odd', 'config.json')
+  assert fetch.beside('https://timm/odd/model.pth', 'config.json') is None
 
 
 def test_the_hub_needs_its_library(server, monkeypatch):

@@ -1,16 +1,19 @@
 """Files of the user's: only regular ones are opened."""
 import os
 
+import numpy as np
 import pytest
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.data import in_memory
 from mixer.data import listing
 from mixer.data import manifest
 from mixer.data import real_labels
 from mixer.data import tfrecord
 from mixer.images import decode_pillow
 from mixer.preparation import image_lists
+from mixer.pretrained import prediction
 
 
 @pytest.mark.parametrize('kind', ('FIFO', 'device'))
@@ -22,7 +25,7 @@ def test_no_reader_waits_for_a_fifo_or_a_device(tmp_path, kind):
     return path
   with pytest.raises(OSError, match=f'a {kind}, not a regular file'):
     files.open_regular(place('x'))
-  with pytest.raises(OSError, match='not a regular file'):
+  with pytest.raises(errors.UserError, match='not a regular file'):
     files.read(place('config.json'))
   image = listing._read(place('x.jpg'))
   assert isinstance(image, decode_pillow.BadImage) and kind in str(image)
@@ -32,6 +35,12 @@ def test_no_reader_waits_for_a_fifo_or_a_device(tmp_path, kind):
     manifest.load(place('x.csv'))
   with pytest.raises(errors.UserError, match=f"real.json'.*{kind}"):
     real_labels.load(place('real.json'), 10)
+  with pytest.raises(errors.UserError, match=f"x.npz' as npz.*{kind}"):
+    in_memory.arrays(place('x.npz'))
+  (_, image), = prediction.predict(
+      [place('z.jpg')], lambda images: np.zeros((len(images), 3)),
+      image_size=(8, 8), channels=3, crop='resize', interpolation='bilinear')
+  assert isinstance(image, decode_pillow.BadImage) and kind in str(image)
   with pytest.raises(OSError, match=kind):
     next(tfrecord.read_all(place('x.tfrecord')))
 

@@ -9,13 +9,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 from PIL import Image
 import pytest
 from sklearn import datasets
 from small_weights import release
-from small_weights import TINY
 
 from configs import finetune
 from mixer import models
@@ -25,7 +25,10 @@ from mixer.core import errors
 from mixer.core import trees
 from mixer.data import splits
 from mixer.data import vtab
+from mixer.models import catalog
 from mixer.pretrained import registry
+from mixer.training import assembly
+from mixer.training import resume
 from mixer.training import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -188,7 +191,6 @@ def test_the_command_fine_tunes_on_a_folder_at_another_size(tmp_path):
   flags = [
       f'--config=configs/finetune.py:s32,folder={tmp_path}/photos',
       f'--workdir={tmp_path}/run', f'--config.start.weights={tmp_path}/w.npz',
-      *(f'--config.model.{k}={v}' for k, v in TINY.items()),
       '--config.run.image_size=16', '--config.run.batch_size=32',
       '--config.run.total_steps=40', '--config.run.eval_every=20',
       '--config.checkpoint.every=20', '--config.schedule.warmup_steps=10',
@@ -231,6 +233,23 @@ def test_a_mistake_is_one_line_with_the_choices(flags, words, tmp_path):
     assert word in out.stderr
 
 
+def test_a_run_has_the_widths_of_its_weights_and_resumes_with_them(tmp_path):
+  """The config names a network of the paper, and sets no width."""
+  theirs, _ = release(tmp_path / 'w.npz')
+  c = finetune.get_config('s32,cifar10')
+  c.start.weights = f'{tmp_path}/w.npz'
+  c.run.image_size = 8
+  settings = assembly.check(c)
+  data = types.SimpleNamespace(num_classes=2, channels=3)
+  asked = assembly.make_model(c, settings, data)
+  model, *_ = assembly.load_start(c, settings, asked, None, None)
+  assert assembly.described(c, asked)['name'] == 'Mixer-S/32'
+  card = assembly.described(c, model)
+  assert card == dict(catalog.describe(theirs), num_classes=2)
+  (tmp_path / 'model.json').write_text(json.dumps(dict(model=card)))
+  assert resume.as_trained(asked, str(tmp_path)) == model
+
+
 @pytest.mark.slow   # whole runs
 def test_a_run_can_be_resumed_when_its_weights_are_gone(tmp_path):
   """It ends with the same bits as one that was not stopped."""
@@ -240,7 +259,6 @@ def test_a_run_can_be_resumed_when_its_weights_are_gone(tmp_path):
   np.savez(tmp_path / 'd.npz', train_images=images[:320], test_images=images[
       320:400], train_labels=labels[:320], test_labels=labels[320:400])
   c = finetune.get_config('s32,cifar10')
-  c.model.update(**TINY)
   c.data.name = f'arrays:{tmp_path}/d.npz'
   c.start.weights = f'{tmp_path}/w.npz'
   c.optimizer.frozen = 'MixerBlock_0/.*'

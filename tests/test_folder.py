@@ -57,8 +57,27 @@ def refused(function, path, expected):
     (('images/a.jpg',), ('images/a.jpg',), {'train': 1}),
     (('train/images/a.jpg', 'test/images/b.jpg'),
      ('train/images/a.jpg', 'test/images/b.jpg'), {'train': 1, 'test': 1}),
+    (('Training/c/a.jpg', 'Testing/c/a.jpg'),
+     ('Training/c/a.jpg', 'Testing/c/a.jpg'), {'train': 1, 'test': 1}),
+    (('training_set/c/a.jpg', 'test_set/c/a.jpg', 'evaluate/c/a.jpg'),
+     ('training_set/c/a.jpg', 'test_set/c/a.jpg'), {'train': 1, 'test': 1}),
+    (('train2017/c/a.jpg', 'val2017/c/a.jpg', 'Test-Images/c/a.jpg'),
+     ('train2017/c/a.jpg', 'val2017/c/a.jpg', 'Test-Images/c/a.jpg'),
+     {'train': 1, 'validation': 1, 'test': 1}),
+    (('train/car/a.jpg', 'train/test/a.jpg', 'train/train/a.jpg'),
+     ('train/car/a.jpg', 'train/test/a.jpg', 'train/train/a.jpg'),
+     {'train': 3}),
+    (('bus station/a.jpg', 'test tube/a.jpg', 'train station/a.jpg',
+      'trains/a.jpg', 'évaltest/a.jpg'),
+     ('bus station/a.jpg', 'test tube/a.jpg', 'train station/a.jpg',
+      'trains/a.jpg', 'évaltest/a.jpg'), {'train': 5}),
+    (('val/c/a.jpg', 'val/d/a.jpg'), ('val/c/a.jpg', 'val/d/a.jpg'),
+     {'validation': 2}),
+    (('n1/images/a.jpg',), ('n1/images/a.jpg',), {'train': 1}),
 ), ids=('splits', 'one root', 'valid', 'any case', 'ImageNet',
-        'one class named images', 'images is a class of training'))
+        'one class named images', 'images is a class of training', 'Training',
+        'training_set', 'years', 'classes named as splits', 'words of splits',
+        'validation alone', 'one class with a folder'))
 def test_folder_layouts(tmp_path, names, expected, sizes):
   out = folder.load(make(tmp_path, names))
   assert tuple(out.paths) == expected
@@ -233,18 +252,38 @@ def test_a_split_without_class_folders_is_left_out_and_logged(
     (('train/',), ("train' has no class folders", 'PATH/train/CLASS')),
     (('train/.git/a.jpg',), ("train' has no class folders",)),
     (('test/c/a.jpg', 'other/c/a.jpg'),
-     ("['test']", "'train' is missing", 'PATH/train/CLASS')),
+     ("['test']", "['other']", "no folder 'train'")),
     (('train/c/a.jpg', 'val/c/a.jpg', 'Valid/c/a.jpg'),
-     ("'val'", "'Valid'", 'a split has two folders')),
-    (('train/c/a.jpg', 'Train/c/a.jpg'),
-     ("'train'", "'Train'", 'has two folders')),
+     ("'val'", "'Valid'", "two folders for the split 'validation'")),
+    (('train/c/a.jpg', 'Training-Set/c/a.jpg'),
+     ("'train'", "'Training-Set'", 'two folders')),
+    (('bee/a.jpg', 'train/a.jpg'),
+     ("train' has no class folders", "if 'train' is a class")),
+    (('seg_train/c/a.jpg', 'seg_test/c/a.jpg', 'seg_pred/c/a.jpg'),
+     ("['seg_pred', 'seg_test', 'seg_train']", 'called after splits',
+      "d/seg_train;")),
+    (('my-Training/c/a.jpg', 'the testing data/c/a.jpg'),
+     ('called after splits',)),
+    (('train/train/c/a.jpg', 'train/test/c/a.jpg'),
+     ("['test', 'train']", 'names of splits', 'd/train')),
+    (('archive/train/c/a.jpg', 'archive/val/c/a.jpg', 'notes.txt'),
+     ("one class folder, 'archive'", "['train', 'val']", 'folder:',
+      'd/archive,')),
+    (('x/archive/train/c/a.jpg',), ("one class folder, 'x'", 'd/x/archive,')),
+    (('train/x/PetImages/Cat/a.jpg', 'train/x/PetImages/Dog/a.jpg'),
+     ("one class folder, 'x'", "['Cat', 'Dog']", 'd/train/x/PetImages,')),
+    (('val/images/0.jpg', 'val/val_annotations.txt'),
+     ('val_annotations.txt', 'the folder that holds both')),
     ((*PLAIN, 'train/eel/'), ("train/eel'", 'holds no image', '.jpeg')),
     ((*PLAIN, 'train/eel/a.txt'), ("train/eel'", 'holds no image')),
     ((*PLAIN, 'val/dog/x/'), ("val/dog'", 'holds no image')),
-    ((*PLAIN, 'test/eel/a.jpg'), ("test/eel'", 'training lacks', "'cat'")),
-    ((*PLAIN, 'val/images/a.jpg'), ("val/images'", 'training lacks')),
+    ((*PLAIN, 'test/eel/a.jpg'), ("test/eel'", "'train' lacks", "'cat'")),
+    ((*PLAIN, 'val/images/a.jpg'), ("val/images'", "'train' lacks")),
 ), ids=('nothing', 'loose images', 'loose in train', 'empty train',
-        'hidden only', 'no train', 'val twice', 'train twice', 'empty class',
+        'hidden only', 'no train', 'val twice', 'train twice',
+        'train is a class', 'seg_train', 'words', 'splits in a split',
+        'archive', 'train in archive', 'PetImages',
+        'a list without training', 'empty class',
         'class of notes', 'empty class elsewhere', 'class training lacks',
         'images beside classes'))
 def test_wrong_layouts_are_refused_in_one_line(tmp_path, names, expected):
@@ -350,6 +389,8 @@ def test_a_disk_error_is_reported_in_one_line(tmp_path, monkeypatch):
     return scandir(path)
   monkeypatch.setattr(os, 'scandir', failing)
   refused(folder.load, root, ('data.name', "train/dog'", 'Input/output'))
+  with pytest.raises(errors.UserError, match="^cannot read '.*/dog'"):
+    folder.images(root)   # for prediction, which has no key data.name
 
 
 def test_fingerprint_follows_names_sizes_and_classes(tmp_path):

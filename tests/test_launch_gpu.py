@@ -89,6 +89,17 @@ def test_restart_kills_the_command_at_a_second_ctrl_c(box):
   assert len(box.lines('mains0')) == 1 and box.lines('terms0') == ['TERM']
 
 
+def test_restart_keeps_the_code_of_a_child_that_ends_between_signals(box):
+  """The system may repeat a signal just when the child ends."""
+  for _ in range(6):   # each with a chance to meet that moment
+    run = box.begin('restart.sh', box.python, codes=[['wait']])
+    box.waiting(0)
+    launching.interrupt_until_end(run, signal.SIGTERM)
+    done = launching.finish(run)
+    assert done.returncode == 42, done.stdout
+    (box.path / 'waits0').unlink()
+
+
 def test_restart_ends_at_once_when_stopped_during_the_pause(box):
   run = box.begin('restart.sh', box.python, codes=[[9, 0]],
                   RESTART_SECONDS=str(2 * launching.LIMIT))

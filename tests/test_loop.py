@@ -6,6 +6,7 @@ import pytest
 
 from mixer.core import errors
 from mixer.training import loop
+from mixer.training import nonfinite
 
 
 class Recorder:
@@ -49,9 +50,10 @@ def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
   guard.asked = lambda step: guard.requested
 
   def step_fn(state, batch, resident):
-    if batch + 1 == stop_at:
+    number = batch['record'] + 1
+    if number == stop_at:
       guard.requested = 'SIGTERM'
-    loss = float('nan') if batch + 1 == bad_at else 1.0
+    loss = float('nan') if number == bad_at else 1.0
     return state, dict(loss=np.float32(loss), accuracy=np.float32(0))
 
   def evaluate(state):
@@ -60,9 +62,10 @@ def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
 
   periods = dict(log_every=2, eval_every=4, save_every=3, save_scored=False)
   job = loop.Job(
-      step_fn=step_fn, batches=iter(range(first, total)), resident=None,
-      evaluate=evaluate, save=seen.save, writer=seen, progress=seen,
-      guard=guard, total_steps=total, batch_size=8, flops=1.0, peak_flops=1.0,
+      step_fn=step_fn, resident=None, evaluate=evaluate, save=seen.save,
+      batches=(dict(record=i) for i in range(first, total)), writer=seen,
+      progress=seen, guard=guard,
+      watch=nonfinite.Watch('', norms=None), total_steps=total, batch_size=8, flops=1.0, peak_flops=1.0,
       **dict(periods, **settings))
   state = types.SimpleNamespace(step=first)
   try:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from mixer.core import errors
+from mixer.data import pipeline
+from mixer.training import class_weights
 from mixer.training import losses
 
 LOGITS = np.array([[0.3, -1.2, 2.0]], np.float32)
@@ -23,6 +25,79 @@ def test_softmax_loss_with_label_smoothing_equals_its_formula():
   log_p = np.log(np.exp(LOGITS) / np.exp(LOGITS).sum())
   np.testing.assert_allclose(
       loss(LOGITS, targets), [-(log_p * [0.1, 0.8, 0.1]).sum()], rtol=1e-5)
+
+
+def test_class_weights_multiply_the_softmax_loss_of_their_labels():
+  """Each label of a mixture counts by its own weight, and with label smoothing
+  the whole loss of the label does."""
+  logits = np.array([[0.3, -1.2, 2.0], [1.0, 0.0, -0.5]], np.float32)
+  weights = np.array([2.0, 0.5, 3.0], np.float32)
+  targets = np.array([[0.0, 1.0, 0.0], [0.75, 0.0, 0.25]], np.float32)
+  log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  plain = losses.make(weights=weights)(logits, targets)
+  np.testing.assert_allclose(plain, [
+      -0.5 * log_p[0, 1], -2 * 0.75 * log_p[1, 0] - 3 * 0.25 * log_p[1, 2]],
+                             rtol=1e-5)
+  smoothed = losses.make(weights=weights, label_smoothing=0.3)
+  of_label = lambda row, label: -(0.7 * log_p[row, label]
+                                  + 0.1 * log_p[row].sum())
+  np.testing.assert_allclose(smoothed(logits, targets), [
+      0.5 * of_label(0, 1), 2 * 0.75 * of_label(1, 0) + 3 * 0.25 * of_label(
+          1, 2)], rtol=1e-5)
+  ones = losses.make(weights=np.ones(3, np.float32), label_smoothing=0.3)
+  np.testing.assert_allclose(ones(logits, targets), losses.make(
+      label_smoothing=0.3)(logits, targets), rtol=1e-6)
+
+
+def test_class_weights_multiply_the_sigmoid_loss_of_present_classes():
+  weights = np.array([2.0, 5.0, 3.0], np.float32)
+  targets = np.array([[1.0, 0.0, 1.0]], np.float32)
+  p = 1 / (1 + np.exp(-LOGITS))
+  by_hand = -(2 * np.log(p[0, 0]) + np.log(1 - p[0, 1]) + 3 * np.log(p[0, 2]))
+  np.testing.assert_allclose(
+      losses.make(name='sigmoid', weights=weights)(LOGITS, targets), [by_hand],
+      rtol=1e-5)
+  for smoothing in (0.0, 0.2):
+    settings = dict(name='sigmoid', label_smoothing=smoothing)
+    np.testing.assert_allclose(
+        losses.make(weights=np.ones(3, np.float32), **settings)(
+            LOGITS, targets), losses.make(**settings)(LOGITS, targets),
+        rtol=1e-5)
+
+
+@pytest.fixture(name='pets', scope='module')
+def fixture_pets(tmp_path_factory):
+  """A training split of 8 images: 6 ants, 2 cats that are big, no dog."""
+  path = tmp_path_factory.mktemp('pets') / 'a.npz'
+  np.savez(path, images=np.full((8, 4, 4, 3), 99, np.uint8),
+           labels=np.array([0] * 6 + [1] * 2),
+           class_names=np.array(['ant', 'cat, big', 'dog']))
+  return pipeline.open_data(name=f'arrays:{path}', split='train', image_size=4,
+                            crop='resize')
+
+
+@pytest.mark.parametrize('text, weights', [
+    # 8 examples of 2 classes that occur: 8 / (2 * 6), 8 / (2 * 2).
+    ('balanced', [2 / 3, 2, 1, 1]),
+    ('cat, big=2.5', [1, 2.5, 1, 1]),
+    ('dog=0, cat, big=4,ant=1e-1', [0.1, 4, 0, 1]),
+    ('3,1,0.5', [3, 1, 0.5, 1]),
+])
+def test_a_config_gives_class_weights(text, weights, pets):
+  """A network may have more classes than the data; these weigh 1."""
+  found = class_weights.of(text, pets, 4)
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, weights, rtol=1e-6)
+
+
+@pytest.mark.parametrize('text, word', [
+    ('balance', "'balanced'"), ('owl=2', "'owl' is unknown"), ('1,2', 'all 3 classes'),
+    ('ant=-1', 'none below 0'), ('ant=nan', 'none below 0'),
+    ('ant=x', 'ant=x'), ('ant=2,dog', 'NAME=WEIGHT'), ('', 'NAME=WEIGHT')])
+def test_wrong_class_weights_are_refused(text, word, pets):
+  with pytest.raises(errors.UserError, match='loss.class_weights') as e:
+    class_weights.of(text, pets, 3)
+  assert word in str(e.value)
 
 
 def test_all_labels_of_an_example_become_targets():

@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+from small_weights import release
 
 from configs import digits
 from configs import finetune
@@ -76,10 +77,20 @@ def test_a_plan_of_the_digits_agrees_with_the_formulas():
   assert 0 <= memory['optimizer'] - memory['parameters'] < 16
   assert memory['temporaries'] > 0 and memory['estimate']
   assert memory['total'] >= memory['parameters'] * 2 + memory['temporaries']
+  assert memory['gradients'] == memory['parameters']
+  assert memory['least'] == 2 * memory['parameters'] + memory['optimizer']
   flops = 1200 * 128 * model['training_flops']
   assert time['device_hours'] == pytest.approx(flops / (.5 * 61.5e12) / 3600)
   assert [(row['what'], row['found']) for row in found['preflight']] == [
       ('data', True), ('evals.test', True)]
+
+
+
+
+def test_a_lower_bound_that_does_not_fit_has_remedies_of_its_own():
+  memory = dict(estimate=True, temporaries=2**40, total=2**41, parameters=2**34,
+                optimizer=2**34, least=3 * 2**34, strategy='replicated')
+  assert planning.remedies(memory) == ['--config.sharding.strategy=fsdp']
 
 
 @pytest.mark.slow   # compiles for several layouts
@@ -193,6 +204,18 @@ def test_larger_images_enlarge_the_network_as_the_run_does(compiled):
     assert compiled[-1].model.tokens_mlp_dim == width
 
 
+def test_a_plan_is_for_the_network_of_the_weights_that_are_here(
+    tmp_path, compiled):
+  theirs, _ = release(tmp_path / 'w.npz')
+  config = finetune.get_config('b16,cifar10')
+  config.start.weights = str(tmp_path / 'w.npz')
+  config.run.image_size = 16
+  found = planning.plan(config)
+  assert found['model']['name'] == 'Mixer-S/4'
+  assert (compiled[-1].model.hidden_dim, compiled[-1].model.tokens_mlp_dim) == (
+      theirs.hidden_dim, 4 * theirs.tokens_mlp_dim)
+
+
 def test_epochs_of_data_of_unknown_size_are_refused(compiled):
   config = small()
   config.data.update(name='my_own_set', dir='/nowhere')
@@ -222,8 +245,8 @@ def test_the_command_prints_tables_and_writes_json(tmp_path):
                     'augment.shift=0')), f'--json={tmp_path}/plan.json',
                 '--accelerator=H100')
   assert (out.returncode, out.stderr) == (0, '')
-  for words in ('Mixer-S/2', 'memory of one of 2 devices', 'an upper estimate',
-                'time on H100', 'digits train, 1,437 images: found'):
+  for words in ('Mixer-S/2', 'memory of one of 2 devices', 'time on H100',
+                'activations unknown', 'H100: fits, if the activations do', 'digits train, 1,437 images: found'):
     assert words in ' '.join(out.stdout.split())
   assert json.loads((tmp_path / 'plan.json').read_text())['memory'][
       'devices'] == 2

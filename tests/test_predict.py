@@ -19,6 +19,8 @@ from configs import recipe
 from mixer import models
 from mixer import pretrained
 from mixer.core import errors
+from mixer.core import provenance
+from mixer.data import folder
 from mixer.images import decode_pillow
 from mixer.images import eval_crops
 from mixer.pretrained import export
@@ -125,13 +127,16 @@ def test_predictions_equal_those_of_evaluation_without_tensorflow(
        str(root / 'validation')], cwd=ROOT, text=True, capture_output=True,
       timeout=300)
   assert out.returncode == 0, out.stderr
-  predicted = json.loads(out.stdout)
+  *predicted, score = json.loads(out.stdout)
   assert len(predicted) == 18
+  assert (score['path'], score['examples']) == (str(root / 'validation'), 18)
   assert difference(rows, predicted) < 1e-3
   right = sum(pathlib.Path(p['path']).parent.name == p['classes'][0]
               for p in predicted)
   assert scores['evals']['validation']['accuracy'] == right / 18
+  made = provenance.line(scores['provenance'])
   for p in predicted:
+    assert (p['checkpoint'], p['trained_with']) == (scores['checkpoint'], made)
     assert p['probabilities'] == sorted(p['probabilities'], reverse=True)
     assert sum(p['probabilities']) == pytest.approx(1, abs=1e-5)
 
@@ -150,7 +155,7 @@ def test_a_run_with_its_data_in_memory_uses_the_configs_crop(
   _, rows = evaluated((root, tmp_path / 'run'), tmp_path)
   out = command('predict', f'--checkpoint={tmp_path / "run"}',
                 '--format=json', root / 'validation')
-  assert difference(rows, json.loads(out.stdout)) < 1e-3
+  assert difference(rows, json.loads(out.stdout)[:-1]) < 1e-3
 
 
 def test_files_that_cannot_be_read_are_named_and_skipped(trained, tmp_path):
@@ -262,20 +267,46 @@ def test_a_file_of_weights_with_its_card_predicts_as_its_run(
   rows = [json.loads(command(
       'predict', f'--checkpoint={c}', '--format=json', photo).stdout)
           for c in (workdir, tmp_path / 'w.npz')]
+  for (row,), of in zip(rows, (network.name, str(tmp_path / 'w.npz'))):
+    assert row.pop('checkpoint') == of
   assert rows[0] == rows[1]
   assert set(rows[0][0]['classes']) == set(CLASSES)
 
 
-def test_expand_searches_folders_and_keeps_files(tmp_path):
-  for name in ('b/2.PNG', 'b/1.jpg', 'a.txt', 'c/d/3.webp'):
+def test_expand_lists_folders_as_training_does_and_keeps_files(tmp_path):
+  """Links are followed, and hidden files and folders are skipped."""
+  for name in ('d/b/2.PNG', 'd/b/1.jpg', 'a.txt', 'd/c/d/3.webp', 'd/b/._1.jpg',
+               'd/.ipynb_checkpoints/1.jpg', 'store/4.jpg'):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
-  found = prediction.expand([str(tmp_path), str(tmp_path / 'a.txt')])
+  (tmp_path / 'd' / 'e').symlink_to('../store')
+  found = prediction.expand([str(tmp_path / 'd'), str(tmp_path / 'a.txt')])
   assert [os.path.relpath(f, tmp_path) for f in found] == [
-      'b/1.jpg', 'b/2.PNG', 'c/d/3.webp', 'a.txt']
+      'd/b/1.jpg', 'd/b/2.PNG', 'd/c/d/3.webp', 'd/e/4.jpg', 'a.txt']
+  assert found[:-1] == [str(tmp_path / 'd' / name) for name in sorted(
+      folder.load(str(tmp_path / 'd')).paths)]
   with pytest.raises(errors.UserError, match='no images'):
     os.makedirs(tmp_path / 'none')
     prediction.expand([str(tmp_path / 'none')])
+
+
+def test_arguments_may_be_patterns_and_a_list_on_standard_input(
+    tmp_path, monkeypatch):
+  """A path that exists is no pattern; the lines of a list never are."""
+  for name in ('a/1.jpg', 'a/2.jpg', 'a/x.txt', '[1].jpg'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(
+      b'a/1.jpg\r\n\n*.jpg\n\xff.jpg\n')))
+  assert prediction.matches(['a/*.jpg', '-', '[1].jpg', '**/x.*', 'gone']) == [
+      'a/1.jpg', 'a/2.jpg', 'a/1.jpg', '*.jpg', os.fsdecode(b'\xff.jpg'),
+      '[1].jpg', 'a/x.txt', 'gone']
+  for given, said in (('b/*.jpg', 'no file matches'),
+                      ('https://host/a.jpg', 'download'),
+                      ('gs://bucket/a.jpg', 'download')):
+    with pytest.raises(errors.UserError, match=said):
+      prediction.matches([given])
 
 
 def test_images_above_max_pixels_yield_an_error(trained):

@@ -11,6 +11,7 @@ from mixer.analysis import planning
 from mixer.analysis import step_speed
 from mixer.core import accelerators
 from mixer.training import loop
+from mixer.training import nonfinite
 from mixer.training import progress
 
 
@@ -64,7 +65,8 @@ def recorded():
     return state, dict(loss=np.float32(1), accuracy=np.float32(0.5))
 
   job = loop.Job(
-      step_fn=step_fn, batches=iter(range(4)), resident=None,
+      step_fn=step_fn, batches=[dict(record=i) for i in range(4)],
+      resident=None, watch=nonfinite.Watch('', norms=None),
       evaluate=lambda state: {'eval/test/accuracy': 0.25}, save=seen.save,
       writer=seen, progress=seen,
       guard=types.SimpleNamespace(asked=lambda step: None), total_steps=4,

@@ -86,6 +86,25 @@ def test_errors_name_the_key_the_value_and_the_choices(spec, expected):
     assert part in str(error.value)
 
 
+@pytest.mark.parametrize('key,spec,stored,expected', (
+    ('evals.val.split', 'validation', ('train', 'test'),
+     ('set --config.evals.val.split=test, or ',
+      "--config.data.split='train[:90%]' and --config.evals.val.split='train[90"
+      "%:]'")),
+    ('evals.test.split', 'test', ('train',), ("set --config.data.split='train",
+                                              )),
+    ('evals.x.split', 'val', ('train', 'validation'),
+     ("expected 'validation'",)),
+    ('data.split', 'train', ('validation',), ('can only be evaluated',)),
+))
+def test_a_missing_split_gets_the_settings_that_replace_it(
+    key, spec, stored, expected):
+  with pytest.raises(errors.UserError) as error:
+    splits.select(splits.whole(dict.fromkeys(stored, 9)), spec, key)
+  for part in expected:
+    assert part in str(error.value)
+
+
 @pytest.mark.parametrize('count', (9, 10, 11, 1797))
 @pytest.mark.parametrize('every', (2, 5, 10))
 def test_every_nth_example_is_held_out(count, every):
@@ -113,6 +132,7 @@ def test_a_missing_split_is_held_out_from_the_only_one_and_logged(caplog):
 @pytest.mark.parametrize('stored,wanted', (
     ({'train': 95}, ['train']),
     ({'train': 95}, ['train', 'a', 'b']),
+    ({'validation': 95}, ['train', 'validation']),
     ({'train': 95, 'test': 5}, ['train', 'validation'])))
 def test_nothing_is_held_out_if_all_splits_exist_or_the_choice_is_unclear(
     stored, wanted):

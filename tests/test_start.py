@@ -42,17 +42,54 @@ def test_dont_load_keeps_the_initial_head_and_loads_the_rest(tmp_path):
       np.testing.assert_array_equal(merged[name], value, name)
 
 
-def test_weights_that_do_not_fit_are_an_error_with_every_difference(tmp_path):
+def test_weights_that_do_not_fit_are_an_error_with_the_remedy_first(tmp_path):
   release(tmp_path / 'w.npz', classes=5)
-  wide = dict(TINY, channels_mlp_dim=40)
+  wide = dict(TINY, hidden_dim=24)
   model = models.create('Mixer-S/4', num_classes=3, **wide)
   tuned, given = start.start(
-      model, image_size=(8, 8), weights=str(tmp_path / 'w.npz'))
+      model, image_size=(8, 8), weights=str(tmp_path / 'w.npz'), own=wide)
   with pytest.raises(errors.UserError) as e:
     start.merge(given, initial(tuned), 'w.npz')
-  for name in ('Dense_0/kernel', 'Dense_0/bias', 'Dense_1/kernel'):
-    assert f'MixerBlock_0/channel_mixing/{name}' in str(e.value)
-  assert 'head/bias: (5,), the model has (3,)' in str(e.value)
+  assert str(e.value).startswith(
+      "start.weights: 'w.npz' does not fit the model; to match their widths, "
+      'add --config.model.hidden_dim=16. They differ in MixerBlock_0/LayerNorm_')
+  assert str(e.value).endswith('; and 9 more') and len(str(e.value)) < 500
+
+
+def test_the_weights_decide_the_widths_that_the_config_leaves_open(
+    tmp_path, caplog):
+  caplog.set_level('INFO', 'mixer')
+  theirs, params = release(tmp_path / 'w.npz', classes=3)
+  begin = lambda name, **own: start.start(
+      models.create(name, num_classes=3, **own), image_size=(8, 8),
+      weights=str(tmp_path / 'w.npz'), own=own)
+  tuned, given = begin('Mixer-B/8')
+  assert tuned == theirs
+  assert ('start    using hidden_dim=16, num_blocks=1, channels_mlp_dim=32, '
+          'patch_size=4, as the weights do') in caplog.messages
+  merged = trees.flatten(start.merge(given, initial(tuned), 'w.npz'))
+  for name, value in trees.flatten(params).items():
+    np.testing.assert_array_equal(merged[name], value, name)
+  assert begin('Mixer-B/8', patch_size=8)[0].patch_size == 8
+  assert begin('Mixer-B/8', hidden_dim=24)[0] == theirs.clone(hidden_dim=24)
+  # Nothing is open here, and the name decides the patch, as it always did.
+  widths = {key: TINY[key] for key in TINY if key != 'patch_size'}
+  assert begin('Mixer-B/8', **widths)[0].patch_size == 8
+
+
+def test_weights_of_another_network_of_the_paper_are_refused(tmp_path):
+  """The config names one network of the paper, and the weights are another."""
+  theirs, mine = (models.create(name, num_classes=3)
+                  for name in ('Mixer-S/32', 'Mixer-B/32'))
+  with pytest.raises(errors.UserError) as e:
+    start._like(theirs, mine, ())
+  assert str(e.value) == (
+      'model.name: the config describes Mixer-B/32, and start.weights are '
+      'Mixer-S/32; add --config.model.name=Mixer-S/32, or give other weights')
+  mine = models.create('Mixer-S/16', num_classes=3)
+  assert start._like(theirs, mine, ()) == mine   # the patch is resampled
+  mixed = start._like(theirs.clone(token_mixing='other'), mine, ())
+  assert mixed == mine.clone(token_mixing='other')
 
 
 @pytest.mark.parametrize('mine, size, flags', (
@@ -67,13 +104,13 @@ def test_the_error_gives_flags_with_which_the_weights_fit(
     model = models.create('Mixer-S/4', num_classes=3, **dict(TINY, **sizes))
     tuned, given = start.start(
         model, image_size=(size, size), weights=str(tmp_path / 'w.npz'),
-        widen='tokens_mlp_dim' not in sizes)
+        own=dict(TINY, **sizes))
     start.merge(given, initial(tuned, size), 'w.npz')
 
   with pytest.raises(errors.UserError) as e:
     begin(**mine)
   told = str(e.value).partition('; to match their widths, add ')[2]
-  assert told == ' '.join(f'--config.model.{f}' for f in flags.split())
+  assert told.partition('. ')[0] == ' '.join(f'--config.model.{f}' for f in flags.split())
   begin(**dict(mine, **{key: int(value) for key, value in (
       flag.split('=') for flag in flags.split())}))
 

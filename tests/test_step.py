@@ -254,7 +254,7 @@ def test_gradient_norm_is_measured_before_clipping():
   after, metrics = setting.step(
       setting.state, setting.batch(0), setting.stored)
   assert set(metrics) == {'loss', 'accuracy', 'gradient_norm',
-                          'learning_rate', 'bad'}
+                          'learning_rate', 'bad', 'skipped'}
   assert by_hand > 10 * clip_norm
   np.testing.assert_allclose(metrics['gradient_norm'], by_hand, rtol=1e-5)
   moved = jax.tree.map(jnp.subtract, after.params, setting.state.params)

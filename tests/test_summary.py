@@ -38,7 +38,7 @@ def introduced(tmp_path, caplog, **optimizer):
 def test_it_tells_model_data_devices_length_memory_and_cost(tmp_path, caplog):
   params, lines = introduced(tmp_path, caplog)
   assert [line.split()[0] for line in lines if line[0] != ' '] == [
-      'model', 'data', 'devices', 'run', 'memory', 'cost', 'workdir']
+      'model', 'data', 'classes', 'devices', 'run', 'memory', 'cost', 'workdir']
   text = '\n'.join(lines)
   count = trees.count(params)
   for part in (f'{count:,} parameters; ', 'split train: 1,437 images of 10 '
@@ -46,7 +46,9 @@ def test_it_tells_model_data_devices_length_memory_and_cost(tmp_path, caplog):
                f'{jax.device_count()} x cpu, computing in float32; ',
                '1,200 steps of 128 images: 106.9 epochs',
                f'parameters {count * 4 / 2**20:.1f} MiB',
-               'the paper took 80 TPUv3 core-days', str(tmp_path)):
+               'classes  0 (1', ', ... 5 more',
+               'the paper took 80 TPUv3 core-days',
+               str(tmp_path)):
     assert part in text
   table = (tmp_path / 'parameters.txt').read_text()
   for name in trees.flatten(params):

@@ -13,6 +13,7 @@ from mixer.core.log import log
 from mixer.data import sources
 from mixer.evaluation import class_names
 from mixer.evaluation import confusion
+from mixer.evaluation import several_labels
 from mixer.evaluation import suite
 from mixer.training import losses
 from mixer.training import sharding
@@ -156,10 +157,10 @@ def evaluate(
 
   Returns:
     (results, predictions), both fit for JSON. Results have 'checkpoint',
-    'model', 'image_size', 'evals': {name: scores, worst classes, confused
-    pairs}, and 'fewshot': {name: {shots: accuracy}}. Predictions are one dict
-    for each image: 'eval', 'image', 'labels', and 'classes' with their
-    'probabilities', best first, or 'error'.
+    'model', 'image_size', 'provenance' of the network or None, 'evals': {name:
+    scores, worst classes, confused pairs}, and 'fewshot': {name: {shots:
+    accuracy}}. Predictions are one dict for each image: 'eval', 'image',
+    'labels', and 'classes' with their 'probabilities', best first, or 'error'.
 
   Raises:
     UserError: if there is nothing to evaluate, or the classes of a split are
@@ -186,6 +187,7 @@ def evaluate(
   results = dict(
       checkpoint=network.name, model=network.title,
       image_size=list(network.image_size),
+      provenance=network.card.get('provenance'),
       evals={name: dict(
           _scores_of(scores, name), split=split.split.spec,
           data=split.source.name, preprocessing=split.cut,
@@ -249,7 +251,10 @@ def _mistakes(found: Mapping[str, np.ndarray], names: list[str],
       worst_classes=confusion.worst_classes(
           found['labels'], best, names=names, most=worst),
       confused_pairs=confusion.confused_pairs(
-          found['labels'], best, names=names, most=worst))
+          found['labels'], best, names=names, most=worst),
+      **(dict(several_labels=[dict(row, name=names[row['class']])
+                              for row in several_labels.by_class(found)])
+         if 'scores' in found else {}))
 
 
 def _predictions(

@@ -8,6 +8,8 @@ A card is a dict with these keys:
   loss: 'softmax' or 'sigmoid', which turns logits into probabilities.
   preprocessing: the crop and interpolation of `mixer.images.eval_crops`. Pixels
     from 0 to 255 always enter the network as (x - 127.5) / 127.5.
+  provenance: what the network was trained with, see `core.provenance`; absent
+    if that is not known. A run keeps it in its config.json.
 
 A run keeps its card as model.json; a file of weights or a program has its card
 beside it, as FILE.json.
@@ -64,6 +66,7 @@ def parse(text: str, file: str, *, crops: Sequence[str],
                            'mixer.export write whole cards')
   size, like = card['image_size'], card['preprocessing']
   names, model = card['class_names'], card['model']
+  made = card.get('provenance')
   classes = model.get('num_classes', 1000) if isinstance(model, dict) else None
   for key, right in (
       ('model', isinstance(model, dict) and 'name' in model
@@ -78,7 +81,9 @@ def parse(text: str, file: str, *, crops: Sequence[str],
       ('preprocessing', isinstance(like, dict)
        and like.keys() == {'crop', 'interpolation'}
        and like['crop'] in crops
-       and like['interpolation'] in interpolations)):
+       and like['interpolation'] in interpolations),
+      ('provenance', made is None or isinstance(made, dict)
+       and isinstance(made.get('versions', {}), dict))):
     if not right:
       value = repr(card[key])
       value = value if len(value) < 200 else f'{value[:200]}...'

@@ -149,19 +149,19 @@ class Checkpoints:
                             + _one_line(damage))
     return None
 
-  def set_aside_after(self, step: int) -> None:
-    """Renames checkpoints after a step to 'STEP.damaged'.
+  def set_aside_after(self, step: int, why: str = 'damaged') -> None:
+    """Renames checkpoints after a step to 'STEP.damaged', or another `why`.
 
-    They could not be read. Renamed, they are not lost, and a resumed run can
-    save those steps again.
+    Renamed, they are not lost, and a run that goes on from the step can save
+    those steps again.
     """
     root = epath.Path(files.absolute(self.directory))
     for later in self.steps() if processes.first() else ():
       if later > step:
-        taken = sum(p.name.startswith(f'{later}.damaged')
-                    for p in root.iterdir())
-        (root / str(later)).rename(root / f'{later}.damaged{taken or ""}')
-    processes.meet('damaged checkpoints are set aside')
+        name = f'{later}.{why}'
+        taken = sum(p.name.startswith(name) for p in root.iterdir())
+        (root / str(later)).rename(root / f'{name}{taken or ""}')
+    processes.meet('later checkpoints are set aside')
     self._manager.reload()
 
   def close(self) -> None:

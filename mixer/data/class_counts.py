@@ -33,17 +33,42 @@ def of(data: pipeline.Data) -> np.ndarray | None:
                      ) if len(found) else None
 
 
+def overview(data: pipeline.Data) -> str:
+  """Returns the first class names of a split and how often each occurs.
+
+  Such as 'cat (1,200), dog (950), ... 35 more'; '' if labels can only be read
+  together with the images.
+  """
+  counts = of(data)
+  if counts is None:
+    return ''
+  names = data.source.class_names or range(len(counts))
+  parts = [f'{name} ({count:,})' for name, count in zip(names, counts[:_SHOWN])]
+  if len(counts) > _SHOWN:
+    parts.append(f'... {len(counts) - _SHOWN:,} more')
+  return ', '.join(parts)
+
+
 def check(train: pipeline.Data, evals: Mapping[str, pipeline.Data]) -> None:
   """Logs how many classes have no example in a split, and refuses a mismatch.
+
+  Training needs at least two classes, or images without labels.
 
   Args:
     train: the training split.
     evals: {name: evaluation split}.
 
   Raises:
-    UserError: if no class of an evaluation occurs in training.
+    UserError: if no class of an evaluation occurs in training, or if there is
+      only one class and all training images have it.
   """
-  trained = of(train)
+  trained, source = of(train), train.source
+  if source.num_classes == 1 and (
+      trained is None or trained[0] == len(train)):
+    raise errors.UserError(
+        f'data.name: all images of {source.name} are of one class, '
+        f'{(source.class_names or "0")[0]!r}, which leaves nothing to learn; '
+        'give data of at least two classes')
   for name, split in {'data': train, **{
       f'evals.{name}': split for name, split in evals.items()}}.items():
     counts = of(split)

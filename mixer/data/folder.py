@@ -2,14 +2,15 @@
 import collections
 import os
 import pathlib
+import re
 import stat
 
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import files
 from mixer.core.log import log
 from mixer.data import listing
-from mixer.data import splits
 from mixer.images import decode_pillow
 
 _SKIPPED = ('__MACOSX', '@eaDir')   # left by macOS's zip and by Synology
@@ -17,16 +18,23 @@ _SKIPPED = ('__MACOSX', '@eaDir')   # left by macOS's zip and by Synology
 _ANNOTATIONS = 'val_annotations.txt'
 _LAYOUT = ('expected PATH/train/CLASS/image.jpg, with PATH/validation and '
            'PATH/test laid out in the same way, or just PATH/CLASS/image.jpg')
+# What folders of splits are called, in lower case and without punctuation. The
+# groups are those of `listing.STORED`.
+_SPLIT = re.compile('(?:(train|training)|(val|valid|validation)|'
+                    '(test|testing|eval|evaluation))'
+                    '(?:set|data|images|[0-9]{4}){0,2}')
 
 
 def load(path: str) -> listing.Listing:
   """Lists PATH/train/CLASS/... and other splits, or PATH/CLASS/... as 'train'.
 
+  Folders of splits may have any usual name, such as 'Training', 'val2017' or
+  'test_set'. The first split has all classes; it is 'train', if there is one.
   Records are ordered by split, class, and path below PATH.
 
   Raises:
     UserError: if the folder is laid out in another way, a class is empty, or a
-      split has a class that training lacks.
+      split has a class that the first split lacks.
   """
   root = listing.local(path)
   if not os.path.isdir(root):
@@ -34,17 +42,18 @@ def load(path: str) -> listing.Listing:
   ignored: collections.Counter[str] = collections.Counter()
   found: list[tuple[int, str, int]] = []
   sizes: dict[str, int] = {}
-  for split, where in _split_folders(root, ignored).items():
+  classes: dict[str, int] = {}
+  split_folders = _split_folders(root, ignored)
+  first = next(iter(split_folders))
+  for split, where in split_folders.items():
     names, loose = _scan(where)
-    if split == 'train':
+    if split == first:
+      _check_classes(root, where, names, loose)
       classes = dict(zip(names, range(len(names))))
-    if not classes:
-      raise errors.UserError(f'data.name: {where!r} has no class folders (and '
-                             f'{len(loose)} files); {_LAYOUT}')
     # Tiny-ImageNet has val/images with a list of labels beside it, and
     # test/images without labels.
     if names and (names != ['images'] or 'images' in classes):
-      records = _labelled(root, where, names, classes, ignored)
+      records = _labelled(root, where, names, classes, first, ignored)
     elif _ANNOTATIONS in loose:
       loose.remove(_ANNOTATIONS)
       records = _annotated(root, where, names, classes, ignored)
@@ -75,12 +84,12 @@ def images(path: str) -> list[str]:
     Sorted paths that begin with `path`; none if there are no images.
 
   Raises:
-    UserError: if it is in a bucket, or a folder cannot be read.
+    UserError: if a folder cannot be read.
   """
-  root = listing.local(path)
+  root = files.absolute(path)
   ignored: collections.Counter[str] = collections.Counter()
   found = [os.path.join(os.path.expanduser(path), name)
-           for name, _ in _images(root, root, ignored)]
+           for name, _ in _images(root, root, ignored, key='')]
   _log_ignored(root, ignored)
   return sorted(found)
 
@@ -95,32 +104,117 @@ def _log_ignored(root, ignored):
 def _split_folders(root, ignored):
   """{split: its folder}, in the order of the records."""
   names, loose = _scan(root)
-  found = [splits.ALIASES.get(name.lower(), name.lower()) for name in names]
-  tops = {s: os.path.join(root, names[found.index(s)])
-          for s in listing.STORED if s in found}
-  if not tops:
+  found: dict[str, list[str]] = {}
+  for name in names:
+    found.setdefault(_split_of(name), []).append(name)
+  others = found.pop('', [])
+  if not found:
     return {'train': root}   # its subfolders are the classes
-  if 'train' not in tops or any(found.count(s) > 1 for s in tops):
-    given = [n for n, split in zip(names, found) if split in tops]
-    raise errors.UserError(f"data.name: {root!r} has {given}: 'train' is "
-                           f'missing, or a split has two folders; {_LAYOUT}')
-  others = [n for n, split in zip(names, found) if split not in tops]
+  for split, several in found.items():
+    if len(several) > 1:
+      raise errors.UserError(
+          f'data.name: {root!r} has two folders for the split {split!r}, '
+          f'{several}; move or rename one')
+  if others and 'train' not in found:
+    raise errors.UserError(
+        f'data.name: {root!r} has {others[:5]} beside '
+        f"{sum(found.values(), [])}, which are names of splits, and no folder "
+        "'train'; put all classes into a folder 'train', or move away what is "
+        'no split')
   if others:
     log.info('%r: these folders are no splits and are ignored: %s', root,
              others[:10])
   ignored.update(map(_suffix, loose))
-  return tops
+  return {split: os.path.join(root, *found[split])
+          for split in listing.STORED if split in found}
 
 
-def _labelled(root, where, names, classes, ignored):
+def _split_of(name):
+  """The split that a folder is called after; '' for any other folder."""
+  match = _SPLIT.fullmatch(''.join(filter(str.isalnum, name.lower())))
+  return listing.STORED[(match.lastindex or 1) - 1] if match else ''
+
+
+def _check_classes(root, where, names, loose):
+  """Refuses folders that are probably not the classes.
+
+  Args:
+    root: the folder that the user gave.
+    where: the folder of a split, or `root`.
+    names: of the folders in it.
+    loose: names of the files beside them.
+  """
+  if names == ['images'] and _ANNOTATIONS in loose:
+    raise errors.UserError(
+        f'data.name: the classes of {os.path.join(where, _ANNOTATIONS)!r} are '
+        'the folders of training; give the folder that holds both')
+  if not names:
+    among = ('' if where == root else
+             f'; if {os.path.basename(where)!r} is a class, put all classes '
+             "into a folder 'train'")
+    raise errors.UserError(f'data.name: {where!r} has no class folders (and '
+                           f'{len(loose)} files); {_LAYOUT}{among}')
+  at = _around(where) if len(names) == 1 else None
+  if at:
+    raise errors.UserError(
+        f'data.name: {where!r} holds one class folder, {names[0]!r}, but '
+        f'{at!r} holds the folders {_scan(at)[0][:5]}; if these are the splits '
+        f'or classes, give folder:{at}, or move them up into {where!r}')
+  if where != root and len(names) > 1 and all(map(_split_of, names)):
+    raise errors.UserError(
+        f'data.name: {where!r} holds {names}, which are names of splits; give '
+        f'folder:{where}')
+  if where == root and _like_splits(names):
+    raise errors.UserError(
+        f'data.name: {root!r} holds {names[:5]}, which would be classes but '
+        "are called after splits; rename them to 'train' and so on, or give "
+        f'one of them, such as folder:{os.path.join(root, names[-1])}; '
+        "if they are classes, put them into a folder 'train'")
+
+
+def _like_splits(names):
+  """Whether classes are called 'seg_train' and 'seg_test', say.
+
+  Either all names have a word for a split, and not all the same, or two names
+  differ in such a word alone.
+  """
+  found: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+  for name in names:
+    words = re.split(r'[\W_]+', name)
+    rest = tuple(word.lower() for word in words if not _split_of(word))
+    found.setdefault(rest, set()).add(
+        tuple(filter(None, map(_split_of, words))))
+  kinds = set().union(*found.values())
+  return () not in kinds and len(kinds) > 1 or any(
+      len(several - {()}) > 1 for several in found.values())
+
+
+def _around(path):
+  """The first folder with splits or classes, below a folder that has one.
+
+  Returns None if there are images on the way, or if no folder has several.
+  """
+  seen, top = set(), path
+  while os.path.realpath(path) not in seen:
+    seen.add(os.path.realpath(path))
+    folders, files = _scan(path)
+    if any(_suffix(name) in decode_pillow.SUFFIXES for name in files):
+      return None
+    if len(folders) != 1 or path != top and _split_of(*folders):
+      return path if folders else None
+    path = os.path.join(path, *folders)
+  return None
+
+
+def _labelled(root, where, names, classes, first, ignored):
   """[(class, path, size)] of a split that has a folder for each class."""
   records = []
   for name in names:
     inside = os.path.join(where, name)
     if name not in classes:
       raise errors.UserError(
-          f'data.name: {inside!r} is a class that training lacks; expected '
-          f'a class folder of training, such as {next(iter(classes))!r}')
+          f'data.name: {inside!r} is a class that {first!r} lacks; expected '
+          f'one of its class folders, such as {next(iter(classes))!r}')
     of_class = _images(root, inside, ignored)
     if not of_class:
       raise errors.UserError(
@@ -151,7 +245,7 @@ def _annotated(root, where, names, classes, ignored):
   return records
 
 
-def _images(root, inside, ignored):
+def _images(root, inside, ignored, key='data.name: '):
   """[(path relative to root, size)] of the images in a folder."""
   # A link is not followed if it leads to a folder that the walk has visited or
   # to a parent of one.
@@ -163,8 +257,8 @@ def _images(root, inside, ignored):
   if os.path.realpath(inside) in seen:
     return found
   seen.add(os.path.realpath(inside))
-  for at, folders, names in os.walk(inside, onerror=listing.cannot_read,
-                                    followlinks=True):
+  refuse = lambda error: listing.cannot_read(error, key)
+  for at, folders, names in os.walk(inside, onerror=refuse, followlinks=True):
     fresh: dict[str, str] = {}
     for name in sorted(filter(_visible, folders)):
       fresh.setdefault(os.path.realpath(os.path.join(at, name)), name)

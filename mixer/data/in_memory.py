@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import files
 from mixer.core.log import log
 from mixer.data import source
 from mixer.data import splits
@@ -75,7 +76,8 @@ def arrays(path: str) -> source.Source:
 
 def _load(path):
   try:
-    with np.load(path, allow_pickle=False) as f:
+    with (files.open_regular(path) as file,
+          np.load(file, allow_pickle=False) as f):
       return {k: f[k] for k in f.files}
   except (OSError, ValueError, EOFError, TypeError, AttributeError,
           zipfile.BadZipFile) as e:

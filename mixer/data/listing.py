@@ -131,9 +131,14 @@ def open_text(path: str) -> IO[str]:
     cannot_read(e)
 
 
-def cannot_read(error: OSError) -> NoReturn:
-  """Raises a UserError for a file or folder that cannot be read."""
-  raise errors.UserError(f'data.name: cannot read {error.filename!r}: '
+def cannot_read(error: OSError, key: str = 'data.name: ') -> NoReturn:
+  """Raises a UserError for a file or folder that cannot be read.
+
+  Args:
+    error: from the operating system.
+    key: begins the message; '' if no config names the file.
+  """
+  raise errors.UserError(f'{key}cannot read {error.filename!r}: '
                          f'{error.strerror}') from error
 
 

@@ -138,7 +138,8 @@ def carve(stored: Stored, wanted: Iterable[str], source: str) -> Stored:
   """
   asked = {name for spec in wanted for name in _names(spec)}
   missing = sorted(asked - set(stored))
-  if len(missing) != 1 or len(stored) != 1 or not asked & set(stored):
+  if (len(missing) != 1 or len(stored) != 1 or not asked & set(stored)
+      or missing == ['train']):   # no one trains on part of a test set
     return stored   # `select` raises an error for an unknown name
   (name, piece), = stored.items()
   assert isinstance(piece, Piece)   # only sources of several splits have Splits
@@ -169,7 +170,7 @@ def select(stored: Stored, spec: str, key: str) -> Split:
           f"{key}: {spec!r} is not a split; expected a form such as 'train', "
           "'train[:99%]' or 'train+validation[1000:]'")
     if match['name'] not in stored:
-      raise errors.unknown(key, match['name'], list(stored))
+      raise _unknown(key, match['name'], list(stored))
     piece = stored[match['name']]
     count = piece.stop - piece.start
     start = _bound(match['start'], count, 0)
@@ -198,6 +199,24 @@ def _cut(stored, start, stop):
                 .tolist())
     before += count
   return out
+
+
+def _unknown(key, name, stored):
+  """The error for a split that is not stored, with what to set instead."""
+  error = errors.unknown(key, name, stored)
+  known = ALIASES.get(name.lower(), name)
+  if name == 'train' and set(stored) <= {'validation', 'test'}:
+    return errors.UserError(f'{error}; without a training split, this data can '
+                            'only be evaluated')
+  if known in stored:
+    return errors.UserError(f'{error}; expected {known!r}')
+  if 'train' not in stored or known not in ('validation', 'test') or (
+      not key.startswith('evals.')):
+    return error
+  others = [f'--config.{key}={other}' for other in stored if other != 'train']
+  others.append("--config.data.split='train[:90%]' and "
+                f"--config.{key}='train[90%:]'")
+  return errors.UserError(f'{error}; set {", or ".join(others)}')
 
 
 def _names(spec):

@@ -32,6 +32,8 @@ class Model(nn.Module):
     SHARDING_RULES: (pattern for the end of a parameter's name, mesh axes of
       each array axis); the first that matches holds. See `training.sharding`.
     OWN_PARAMETER: pattern of a parameter's name that no other network has.
+    WIDTHS: settings that decide the shapes of parameters at any resolution. A
+      network that starts from weights has theirs where its config sets none.
     TIED_TO_SIZE: settings that a change of resolution may change.
     TAKEN_FROM_WEIGHTS: settings that shapes do not show, and that a network
       which starts from weights takes over from them.
@@ -40,6 +42,7 @@ class Model(nn.Module):
   CHOICES: ClassVar[Mapping[str, tuple[str, ...]]]
   SHARDING_RULES: ClassVar[tuple[tuple[str, tuple[Any, ...]], ...]]
   OWN_PARAMETER: ClassVar[re.Pattern[str]]
+  WIDTHS: ClassVar[tuple[str, ...]] = ()
   TIED_TO_SIZE: ClassVar[tuple[str, ...]] = ()
   TAKEN_FROM_WEIGHTS: ClassVar[tuple[str, ...]] = ()
 

@@ -120,6 +120,7 @@ class MlpMixer(interface.Model):
       ('.*', ('fsdp',)),
   )
   OWN_PARAMETER = re.compile(r'MixerBlock_(\d+)/.*')
+  WIDTHS = ('hidden_dim', 'num_blocks', 'channels_mlp_dim', 'token_mixing')
   TIED_TO_SIZE = ('tokens_mlp_dim',)
   TAKEN_FROM_WEIGHTS = ('approximate_gelu',)
 

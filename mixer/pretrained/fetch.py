@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+from typing import Any
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,7 +20,7 @@ from etils import epath
 from mixer.core import errors
 from mixer.core import files
 from mixer.core.log import log
-from mixer.pretrained import formats
+from mixer.pretrained import headers
 
 _TIMEOUT = 60   # seconds without a byte
 _BUCKETS = 'https://storage.googleapis.com/'
@@ -53,7 +54,7 @@ def local(url: str) -> str:
   named = _checksum_in_name(url)
   path = _place(url)
   folder, pin = os.path.dirname(path), path + '.sha256'
-  if os.path.exists(path) and formats.stand_in(path):
+  if os.path.exists(path) and headers.stand_in(path):
     for old in (path, pin):   # kept before files were looked at
       with contextlib.suppress(FileNotFoundError):
         os.remove(old)
@@ -65,7 +66,7 @@ def local(url: str) -> str:
     try:
       os.makedirs(folder, exist_ok=True)
       _fetch(url, part)
-      other = formats.stand_in(part)
+      other = headers.stand_in(part)
       if other:
         raise errors.UserError(
             f'{url!r} answers with {other}, not a file of weights; nothing is '
@@ -86,6 +87,39 @@ def local(url: str) -> str:
   return path
 
 
+def beside(url: str, name: str) -> str | None:
+  """Returns the path of a local copy of another file of the same folder on the
+  Hugging Face hub; None if there is none, or the folder is elsewhere.
+
+  Args:
+    url: of a file, as `local` takes it.
+    name: of the other file.
+
+  Raises:
+    UserError: if it cannot be fetched for another reason than that there is no
+      such file, or its checksum is wrong.
+  """
+  url = _of_file(url)
+  if url.startswith('hf://'):
+    repository, revision, file = _on_hub(url)
+    at = f'@{revision}' if revision else ''
+    url = f'hf://{repository}{at}/{file}'
+  elif not url.startswith('https://huggingface.co/'):
+    return None
+  url = f'{url.rpartition("/")[0]}/{name}'
+  path = _place(url)
+  if not os.path.exists(path):
+    try:
+      local(url)
+    except errors.UserError as e:
+      why: Any = e.__cause__
+      if 404 not in (getattr(why, 'code', None), getattr(
+          getattr(why, 'response', None), 'status_code', None)):
+        raise
+      files.write(path, '')   # so it is asked for once
+  return path if os.path.getsize(path) else None
+
+
 def _of_file(url: str) -> str:
   """Returns the address of a file, also if given the page that shows it on the
   Hugging Face hub."""
@@ -100,8 +134,7 @@ def check_name(path: str) -> None:
     UserError: if the file does not match, or there is no such file.
   """
   named = _checksum_in_name(path)
-  if not os.path.exists(path):
-    raise errors.UserError(f'{path!r}: no such file')
+  headers.check_kind(path)
   if named and not _digest(path).startswith(named):
     raise errors.UserError(
         f'{path!r}: its SHA-256 is {_digest(path)[:16]}..., but its name says '

@@ -5,10 +5,10 @@ are taken for the network that their shapes fit.
 """
 from collections.abc import Iterable
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import os
 import re
+import types
 import typing
 from typing import Any
 
@@ -18,7 +18,6 @@ import numpy as np
 
 from mixer import models
 from mixer.core import cards
-from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import trees
@@ -29,15 +28,17 @@ from mixer.models import catalog
 from mixer.models import grid
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
+from mixer.pretrained import misfits
+from mixer.pretrained import origin
 from mixer.pretrained import registry
+from mixer.pretrained import timm_config
 
 if typing.TYPE_CHECKING:
   from mixer.models import interface
 
 # Of weights without a card.
 _USUAL = dict(crop='resmall', interpolation='bilinear')
-# The first module of a name that has a number, such as the block.
-_NUMBERED = re.compile(r'(.*?[^\d/])(\d+)(/.*)')
+_OF_A_BLOCK = 4   # tensors at least: those of LayerNorm and of a layer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,8 +105,10 @@ def open_network(weights: str | os.PathLike[str], *, best: bool = False,
   params, layout = formats.read(path)
   text = files.read(path + '.json')
   card = None if text is None else _card(text, path + '.json')
+  timm = timm_config.beside(weights, path) if (
+      card is None and layout == 'timm') else {}
   return _checked(params, card, weights, from_size,
-                  approximate_gelu=layout != 'timm')
+                  approximate_gelu=layout != 'timm', timm=timm)
 
 
 def load(weights: str | os.PathLike[str], *,
@@ -135,39 +138,6 @@ def infer(params: Mapping[str, Any], source: str,
     raise errors.UserError(f'{source!r}: {e}') from e
 
 
-def misfits(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-  """Returns a line for every name or shape in which two trees differ.
-
-  Blocks that differ alike share a line: 'MixerBlock_0-3/...'.
-
-  Args:
-    params: nested dict of what there is.
-    wanted: nested dict of what the model has.
-  """
-  have, want = catalog.shapes(params), catalog.shapes(wanted)
-  lines: dict[tuple[str, str], list[int]] = {}
-  for name in have.keys() | want.keys():
-    ours, theirs = have.get(name, 'missing'), want.get(name, 'none')
-    if ours != theirs:
-      block = _NUMBERED.fullmatch(name)
-      before, number, after = block.groups() if block else (name, None, '')
-      line = before, f'{after}: {ours}, the model has {theirs}'
-      lines.setdefault(line, []).extend([] if number is None else [int(number)])
-  return [before + _ranges(numbers) + rest
-          for (before, rest), numbers in sorted(lines.items())]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-  """Returns '0-3,7' for [0, 1, 2, 3, 7]."""
-  runs: list[list[int]] = []
-  for n in sorted(numbers):
-    if runs and n == runs[-1][1] + 1:
-      runs[-1][1] = n
-    else:
-      runs.append([n, n])
-  return ','.join(str(a) if a == b else f'{a}-{b}' for a, b in runs)
-
-
 def _local(weights: str) -> str:
   """Returns the path of a file of weights, fetched if it is elsewhere."""
   return fetch.local(weights) if fetch.is_url(weights) else (
@@ -194,11 +164,15 @@ def _of_a_run(path: str, best: bool) -> Network:
     raise errors.UserError(
         f'{path!r}: expected a workdir, or a file of weights that ends in '
         f'{", ".join(formats.SUFFIXES)}')
-  where = checkpoint.find(path, best)
-  file = os.path.join(workdir.run_of(where) or where, workdir.CARD)
+  where, params = origin.read(path, best)
+  run = workdir.run_of(where) or where
+  file = os.path.join(run, workdir.CARD)
   text = files.read(file)
   card = None if text is None else _card(text, file)
-  return _checked(checkpoint.load_params(where), card, where)
+  made = workdir.provenance(run)
+  if card and made:
+    card['provenance'] = made
+  return _checked(params, card, where)
 
 
 def _released(release: registry.Release, weights: str) -> Network:
@@ -213,7 +187,7 @@ def _released(release: registry.Release, weights: str) -> Network:
     model = model.clone(approximate_gelu=release.approximate_gelu)
   like = release.preprocessing
   if like['scale'] == '(0, 1)':
-    params = _for_signed_pixels(params)
+    params = timm_config.for_signed_pixels(params)
   loss = 'softmax' if release.loss == registry.UNVERIFIED else release.loss
   card = cards.make(catalog.describe(model, release.model), image_size=size,
                     class_names=registry.class_names(release),
@@ -222,20 +196,10 @@ def _released(release: registry.Release, weights: str) -> Network:
   return _checked(params, card, release.name)
 
 
-def _for_signed_pixels(params: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns `params` with a stem for pixels in [-1, 1] in place of [0, 1].
-
-  The patch projection is linear, so this is exact but for rounding.
-  """
-  kernel_PPcC, bias_C = params['stem']['kernel'], params['stem']['bias']
-  return dict(params, stem=dict(
-      kernel=kernel_PPcC / 2,
-      bias=bias_C + kernel_PPcC.sum(axis=(0, 1, 2)) / 2))
-
-
 def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
              source: str, from_size: grid.Size | None = None,
-             approximate_gelu: bool = True) -> Network:
+             approximate_gelu: bool = True,
+             timm: Mapping[str, Any] = types.MappingProxyType({})) -> Network:
   """Returns a network whose parameters fit its card, or raises a UserError."""
   # Shapes alone do not tell the form of GELU, so the layout of names does.
   inferred = card is None
@@ -252,34 +216,42 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
         f'{source!r}: a name has a larger number than there are tensors '
         f'({len(flat)}); expected blocks numbered from 0 on')
   if card is None:
-    model, size = infer(params, source, from_size)
+    model, size = infer(params, source,
+                        from_size or timm_config.image_size(timm))
     if 'approximate_gelu' in model.TAKEN_FROM_WEIGHTS:
       model = model.clone(approximate_gelu=approximate_gelu)
-    card = cards.make(catalog.describe(model), image_size=size, **_USUAL)
+    card = cards.make(catalog.describe(model), image_size=size,
+                      **timm_config.card(timm, model.num_classes, _USUAL))
   else:
     try:
       model = models.create(**card['model'])
     except (errors.UserError, TypeError) as e:
       raise errors.UserError(f'{source!r}: its card: {e}') from e
   blocks = getattr(model, 'num_blocks', 0)
-  if blocks > len(flat):
+  if _OF_A_BLOCK * blocks > len(flat):
     raise errors.UserError(
-        f'{source!r}: its card: model.num_blocks is {blocks}, and the weights '
-        f'are {len(flat)} tensors; every block has some of its own')
+        f'{source!r}: {"its names" if inferred else "its card"}: '
+        f'model.num_blocks is {blocks}, and the weights are {len(flat)} '
+        f'tensors; every block has {_OF_A_BLOCK} or more of its own')
   images = jax.ShapeDtypeStruct(
       (1, *card['image_size'], model.in_channels), jnp.float32)
   wanted = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  wrong = misfits(params, wanted)
+  wrong = misfits.between(params, wanted)
   if wrong:
+    suggest = f'its shapes{" and config.json" if timm else ""} suggest'
     raise errors.UserError(
         f'{source!r} is not the {card["model"]["name"]} that '
-        f'{"its shapes suggest" if inferred else "its card says"}: '
-        f'{"; ".join(wrong)}')
+        f'{suggest if inferred else "its card says"}: '
+        f'{misfits.shortened(wrong)}')
   if inferred:
-    log.info('%s has no card: assuming images of %s pixels, crop %s, '
-             'interpolation %s', source,
+    log.info('%s has no card: %s images of %s pixels, crop %s, interpolation '
+             '%s%s', source, 'its config.json names' if timm else 'assuming',
              'x'.join(map(str, card['image_size'])),
-             *card['preprocessing'].values())
+             *card['preprocessing'].values(),
+             ''.join(f', {key} {timm[key]}' for key in ('mean', 'std')
+                     if key in timm))
+    if 'mean' in timm:
+      params = timm_config.for_signed_pixels(params, timm['mean'], timm['std'])
   return Network(model, params, card, source)
 
 

@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent import futures
 import functools
+import glob
 import itertools
 import os
+import sys
 import typing
 
 import jax
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import files
+from mixer.data import folder
 from mixer.images import augment
 from mixer.images import decode_pillow
 from mixer.images import eval_crops
@@ -29,24 +33,53 @@ if typing.TYPE_CHECKING:
 Found = Iterator[tuple[str, np.ndarray | decode_pillow.BadImage]]
 
 
+def matches(arguments: Iterable[str]) -> list[str]:
+  """Returns the files and folders that arguments of a command stand for.
+
+  Args:
+    arguments: paths, patterns such as 'photos/*.jpg' ('**' matches folders at
+      any depth), and '-' for the lines of standard input, which are paths.
+
+  Raises:
+    UserError: if an argument is an address on the web or in a bucket, or no
+      file matches a pattern.
+  """
+  out: list[str] = []
+  for path in arguments:
+    if path == '-':
+      lines = (os.fsdecode(line).rstrip('\r\n') for line in sys.stdin.buffer)
+      out += filter(None, lines)
+      continue
+    path = os.path.expanduser(path)
+    if files.is_remote(path):
+      raise errors.UserError(
+          f'{path!r} is an address; expected a file or folder of this machine, '
+          'so download it first')
+    # A file may be called '[1].jpg'.
+    pattern = glob.escape(path) != path and not os.path.lexists(path)
+    found = sorted(glob.glob(path, recursive=True)) if pattern else [path]
+    if not found:
+      raise errors.UserError(f'no file matches {path!r}')
+    out += found
+  return out
+
+
 def expand(paths: Iterable[str]) -> list[str]:
   """Returns paths of files: those given, and all images in folders given.
 
   Args:
-    paths: of files and folders; folders are searched with all below them.
+    paths: of files and folders; `folder.images` lists a folder, as training
+      does.
 
   Raises:
-    UserError: if a folder holds no image.
+    UserError: if a folder holds no image or cannot be read.
   """
   out = []
   for path in paths:
-    path = os.path.expanduser(path)
     if not os.path.isdir(path):
       out.append(path)
       continue
-    found = sorted(os.path.join(where, name)
-                   for where, _, names in os.walk(path) for name in names
-                   if name.lower().endswith(decode_pillow.SUFFIXES))
+    found = folder.images(path)
     if not found:
       raise errors.UserError(f'{path!r} holds no images '
                              f'({", ".join(decode_pillow.SUFFIXES)})')
@@ -153,7 +186,7 @@ def predict(paths: Iterable[str],
   """
   def load(path):
     try:
-      with open(path, 'rb') as f:
+      with files.open_regular(path) as f:
         pixels = decode_pillow.pixels(f.read(), channels=channels,
                                       max_pixels=max_pixels)
       return eval_crops.view(pixels, size=image_size, crop=crop,

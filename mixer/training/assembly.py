@@ -2,7 +2,7 @@
 
 A run's ConfigDict is opened here and nowhere else: the modules that do the work
 are handed values. Plans and experiments, which compare configs, read theirs.
- Each section is the keyword arguments of one function.
+Each section is the keyword arguments of one function.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -39,6 +39,7 @@ from mixer.training.settings import Settings
 
 # Initial parameters -> the same tree, with loaded values in place of some.
 Merge = Callable[[step.Params], step.Params]
+Origin = dict[str, str] | None   # `weights`, where they are, and `sha256`
 
 # The functions whose keyword arguments the sections are.
 _READERS: Mapping[str, Callable[..., Any]] = dict(
@@ -110,15 +111,12 @@ def open_splits(
     report: Callable[[dict[str, str]], None] | None = None
     ) -> tuple[pipeline.Data, dict[str, pipeline.Data],
                dict[str, suite.FewShot]]:
-  """Opens all splits that a config names.
+  """Returns all splits that a config names: (training split, {name: evaluation
+  split}, {name: few-shot evaluation}).
 
   Args:
-    config: of a run.
-    settings: of its `run` section.
+    config, settings: of a run, and of its `run` section.
     report: called with a dict for every image that cannot be decoded.
-
-  Returns:
-    (training split, {name: evaluation split}, {name: few-shot evaluation}).
   """
   return suite.open_splits(config.to_dict(), settings.image_size, report)
 
@@ -128,8 +126,7 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
   """Returns the network of a config.
 
   Args:
-    config: of a run.
-    settings: of its `run` section.
+    config, settings: of a run, and of its `run` section.
     source: gives the number of classes and channels if the config does not.
     platform: 'cpu', 'gpu' or 'tpu', which the program is for, as
       `sharding.Plan.platform`. None decides when the program is lowered, with
@@ -166,62 +163,72 @@ def open_checkpoints(config: ml_collections.ConfigDict,
 
 def load_start(config: ml_collections.ConfigDict, settings: Settings,
                model: interface.Model, class_names: Sequence[str] | None,
-               data: str | None) -> tuple[interface.Model, Merge | None]:
+               data: str | None
+               ) -> tuple[interface.Model, Merge | None, Origin]:
   """Loads the weights that a config starts from, if it names any.
 
   Args:
     config, settings, model: of the run.
-    class_names, data: its classes and its training set, as `start.start` takes
-      them.
+    class_names, data: its classes and training set, as for `start.start`.
 
   Returns:
     (the model with the settings that the weights need, a function that puts
-    them in the place of initial parameters or None without weights). Given
-    shapes instead of parameters, the function checks that the weights fit.
+    them in the place of initial parameters or, given shapes, checks that they
+    fit, their origin); the last two are None without weights.
 
   Raises:
     UserError: if the weights cannot be loaded, or cannot be resized.
   """
   if config.start.weights is None:
-    return model, None
+    return model, None, None
+  from mixer.pretrained import origin
   from mixer.training import start
+  section = origin.resolved(config.start)
   model, given = start.start(
       model, image_size=image_shape(model, settings)[:2],
-      widen=all(config.model.get(key) is None for key in model.TIED_TO_SIZE),
-      class_names=class_names, data=data, **config.start)
+      own=[key for key, value in config.model.items() if value is not None],
+      class_names=class_names, data=data, **section)
   return model, functools.partial(
       start.merge, given, source=config.start.weights,
-      dont_load=config.start.dont_load)
+      dont_load=config.start.dont_load), origin.of(section['weights'])
 
 
 def make_step(config: ml_collections.ConfigDict, settings: Settings,
-              model: interface.Model, total_steps: int
+              model: interface.Model, total_steps: int,
+              weights: losses.Weights = None
               ) -> tuple[optax.GradientTransformation, step.Step]:
-  """Returns (optimizer, step function) of a config; computes nothing yet."""
+  """Returns (optimizer, step function); `weights` is for `losses.make`."""
   schedule = schedules.make(total_steps=total_steps, **config.schedule)
   optimizer = optimizers.make(schedule=schedule, **config.optimizer)
   step_fn = step.make_train_step(
       model, optimizer, schedule=schedule, seed=settings.seed,
-      loss=losses.make(**config.loss),
+      loss=losses.make(weights=weights, **config.loss),
       augment=augment.make(**config.augment),
       num_classes=model.num_classes, micro_batches=settings.micro_batches,
-      frozen=config.optimizer.frozen)
+      frozen=config.optimizer.frozen, nonfinite=settings.nonfinite)
   return optimizer, step_fn
 
 
 def make_card(config: ml_collections.ConfigDict, model: interface.Model,
               data: pipeline.Data, evals: Mapping[str, pipeline.Data]
               ) -> dict[str, Any]:
-  """Returns the network's card, see `core.cards`.
-
-  Its preprocessing is that of the first evaluation.
+  """Returns the card (`core.cards`), with the first evaluation's preprocessing.
   """
   like = next(iter(evals.values()), data)
   return cards.make(
-      catalog.describe(model, config.model.name), image_size=data.image_size,
+      described(config, model), image_size=data.image_size,
       class_names=data.source.class_names, data=data.source.name,
       loss=config.loss.name, crop=like.cut['crop'] if evals else 'resmall',
       interpolation=like.cut['interpolation'])
+
+
+def described(config: ml_collections.ConfigDict,
+              model: interface.Model) -> dict[str, Any]:
+  """Returns `catalog.describe` of a run's network: under the config's name,
+  or the nearest one if its widths come from weights."""
+  asked = models.create(**dict(config.model))
+  same = all(getattr(asked, k) == getattr(model, k) for k in model.WIDTHS)
+  return catalog.describe(model, config.model.name if same else None)
 
 
 def stored(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -235,8 +242,8 @@ def trained(config: ml_collections.ConfigDict, params: step.Params) -> int:
   if not config.optimizer.frozen:
     return trees.count(params)
   still = trees.flatten(trees.matches(params, config.optimizer.frozen))
-  return trees.count([x for name, x in trees.flatten(params).items()
-                      if not still[name]])
+  flat = trees.flatten(params)
+  return trees.count([x for name, x in flat.items() if not still[name]])
 
 
 def paper_core_days(config: ml_collections.ConfigDict) -> int | None:
@@ -245,19 +252,13 @@ def paper_core_days(config: ml_collections.ConfigDict) -> int | None:
   None if the paper does not train this network on these data, or if this run
   does not start from scratch.
   """
-  if config.start.weights is not None:
-    return None
-  return cost.paper_core_days(config.model.name, config.data.name)
+  return None if config.start.weights is not None else cost.paper_core_days(
+      config.model.name, config.data.name)
 
 
 def edited(config: ml_collections.ConfigDict,
            **sections: Mapping[str, Any]) -> ml_collections.ConfigDict:
-  """Returns a copy of a config with some settings changed.
-
-  Args:
-    config: of a run.
-    **sections: {key: value} for each section that changes.
-  """
+  """Returns a copy of a config with changes: {key: value} for each section."""
   copy = config.copy_and_resolve_references()
   for name, settings in sections.items():
     for key, value in settings.items():

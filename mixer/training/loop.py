@@ -1,6 +1,7 @@
 """The training loop: steps through ready-made objects, and knows no config."""
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import math
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 import jax
 
 from mixer.core import errors
+from mixer.training import watchdog
 from mixer.training.step import Metrics
 from mixer.training.step import State
 from mixer.training.step import Step
 
 if TYPE_CHECKING:
   from mixer.training import metrics_file
+  from mixer.training import nonfinite
   from mixer.training import progress
   from mixer.training import stop
 
@@ -45,6 +48,7 @@ class Job:
     writer: of metrics.
     progress: what the user sees.
     guard: says whether a signal asks to stop.
+    watch: counts the updates that the step skipped.
     total_steps: number of updates of the run.
     log_every: period of training metrics, in steps.
     eval_every: period of evaluations, in steps.
@@ -56,6 +60,7 @@ class Job:
     peak_flops: FLOPs per second of all devices together, for the utilisation.
     devices: number of devices.
     spent: device-seconds that the run took before it was last resumed.
+    phase: is told what the loop waits for, and the number of updates done.
   """
   step_fn: Step
   batches: Iterable[Any]
@@ -65,6 +70,7 @@ class Job:
   writer: 'metrics_file.Writer'
   progress: 'progress.Progress'
   guard: 'stop.Guard'
+  watch: 'nonfinite.Watch'
   total_steps: int
   log_every: int
   eval_every: int
@@ -76,6 +82,7 @@ class Job:
   improves: Callable[[Mapping[str, float]], bool] = lambda scores: False
   devices: int = 1
   spent: float = 0.0
+  phase: watchdog.Phase = lambda what, step: None
 
 
 def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
@@ -85,15 +92,17 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
     (state, metrics of the final evaluation).
 
   Raises:
-    Diverged: at the first logged, evaluated or saved step with a metric that is
-      not finite.
+    Diverged: if too many updates were skipped; if the step skips none, at the
+      first logged, evaluated or saved step with a metric that is not finite.
     Stopped: after a signal, once the save of the state has begun.
   """
   step = first = int(state.step)
   scores: dict[str, float] = {}
-  pending = None   # (step, metrics) of the last step, if not logged yet
+  # (step, metrics, records) of the last step, if not logged yet.
+  pending: tuple[int, Metrics, Any] | None = None
   clock = _Clock(step, job)
-  for batch in job.batches:
+  for batch in _read(job, lambda: step):
+    job.phase(watchdog.COMPUTING if step > first else watchdog.COMPILING, step)
     with jax.transfer_guard('disallow'):
       state, metrics = job.step_fn(state, batch, job.resident)
     # Fetch the previous step's metrics while this step runs: the devices never
@@ -102,7 +111,7 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
       jax.block_until_ready(pending[1])
       _log(job, *pending, clock)
     step += 1
-    pending = (step, metrics)
+    pending = (step, metrics, batch['record'])
     job.progress.advance(step)
     if step == first + 1:
       jax.block_until_ready(metrics)
@@ -112,12 +121,16 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
     # A system that asks to stop may kill soon, so save without evaluating.
     evaluating = due(step, job.eval_every, job.total_steps) and not stopping
     saving = due(step, job.save_every, job.total_steps)
-    if evaluating or saving or stopping:
+    if evaluating or saving or stopping or job.watch.wary:
       jax.block_until_ready(metrics)
       _log(job, *pending, clock)
       _check_finite(step, metrics)
-      pending, scores = None, {}
+      job.watch.check(state, batch, job.resident)
+      pending = None
+    if evaluating or saving or stopping:
+      scores = {}
       if evaluating or (saving and job.save_scored and not stopping):
+        job.phase(watchdog.EVALUATING, step)
         scores = dict(job.evaluate(state))
         job.writer.write(step, scores)
         job.progress.say(f'evaluated at step {step:,}: {accuracies(scores)}')
@@ -126,6 +139,7 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
         # A resumed run keeps the metrics up to its checkpoint, so the line of
         # this step must be on disk before the checkpoint is.
         job.writer.flush()
+        job.phase(watchdog.SAVING, step)
         job.save(step, state, scores)
       clock.restart(step)
       if step == job.total_steps:
@@ -146,16 +160,30 @@ def accuracies(scores: Mapping[str, float]) -> str:
       for name, value in scores.items() if name.endswith('/accuracy'))
 
 
-def _log(job: Job, step: int, metrics: Metrics, clock: '_Clock') -> None:
-  """Writes and shows the training metrics of a step, if they are due."""
-  if not due(step, job.log_every, job.total_steps):
+def _read(job: Job, step: Callable[[], int]) -> Iterator[Any]:
+  """Yields the batches, and says when the loop waits for one."""
+  job.phase(watchdog.READING, step())
+  for batch in job.batches:
+    yield batch
+    job.phase(watchdog.READING, step())
+
+
+def _log(job: Job, step: int, metrics: Metrics, record: Any,
+         clock: '_Clock') -> None:
+  """Writes and shows the metrics of a step that is due or was skipped."""
+  skipped = job.watch.look(step, metrics, record)
+  if not skipped and not due(step, job.log_every, job.total_steps):
     return
   row = {f'train/{key}': float(value)
          for key, value in jax.device_get(metrics).items()}
-  if not all(map(math.isfinite, row.values())):
+  if 'skipped' in metrics:
+    row['train/skipped'] = len(job.watch.skipped)
+  if not skipped and not all(map(math.isfinite, row.values())):
     job.writer.write(step, row)   # the last line of a diverged run shows why
     job.writer.flush()
   _check_finite(step, metrics)
+  if not skipped:
+    job.watch.compare(step, row['train/loss'])
   seconds = clock.seconds_per_step(step)
   if seconds:
     speed = job.flops / seconds
@@ -168,6 +196,8 @@ def _log(job: Job, step: int, metrics: Metrics, clock: '_Clock') -> None:
 
 
 def _check_finite(step: int, metrics: Metrics) -> None:
+  if int(metrics.get('skipped', 0)):
+    return   # the watch has reported it
   bad = [f'{key} = {float(value)}'
          for key, value in jax.device_get(metrics).items()
          if not math.isfinite(float(value))]

@@ -14,9 +14,12 @@ from mixer.core.log import log
 
 # (logits [B, K], targets [B, K]) -> float32 [B]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Weights = np.ndarray | None   # of the classes, float32 [K]
 
 
-def make(*, name: str = 'softmax', label_smoothing: float = 0.0) -> Loss:
+def make(*, name: str = 'softmax', label_smoothing: float = 0.0,
+         class_weights: str | None = None,
+         weights: Weights = None) -> Loss:
   """Returns the training loss; a config's `loss` section.
 
   Args:
@@ -25,6 +28,14 @@ def make(*, name: str = 'softmax', label_smoothing: float = 0.0) -> Loss:
       per example and is what the official ImageNet recipe uses.
     label_smoothing: share of every target that is spread evenly over all
       classes, in [0, 1).
+    class_weights: None, or a text that says how much each class counts, see
+      `class_weights.of`, which makes `weights` of it for the classes of a data
+      set. The softmax loss counts a label as often as the weight of its class
+      says, whether it is an example's only one or one of a mixture. The sigmoid
+      loss multiplies the part of each class that is present, as PyTorch's
+      `pos_weight` does. The mean over a batch is not divided by the sum of the
+      weights, so that it does not depend on which examples come together.
+    weights: of the classes; None for 1.
 
   Returns:
     loss(logits [B, K], targets [B, K]) -> float32 [B].
@@ -37,6 +48,10 @@ def make(*, name: str = 'softmax', label_smoothing: float = 0.0) -> Loss:
                            f'{label_smoothing}')
   if name not in _LOSSES:
     raise errors.unknown('loss.name', name, list(_LOSSES))
+  del class_weights   # it says what `weights` holds
+  if weights is not None:
+    from mixer.training import class_weights as weighted
+    return weighted.make(name, label_smoothing, weights)
 
   def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     logits = logits.astype(jnp.float32)
@@ -81,8 +96,9 @@ def check_labels(name: str, labels: np.ndarray, source: str) -> None:
 def of_labels(name: str) -> Callable[..., jax.Array]:
   """Returns the loss that evaluations report.
 
-  It is the training loss without label smoothing, so that runs with different
-  smoothing can be compared, and a network's card is enough to compute it.
+  It is the training loss without label smoothing and class weights, so that
+  runs that differ in these can be compared, and a network's card is enough to
+  compute it.
 
   Args:
     name: as for `make`.

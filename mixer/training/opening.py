@@ -11,6 +11,8 @@ import ml_collections
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import processes
+from mixer.core import provenance
 from mixer.core import workdir
 from mixer.data import class_counts
 from mixer.data import pipeline
@@ -94,6 +96,25 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
   return model
 
 
+def class_weights(config: ml_collections.ConfigDict, train: pipeline.Data,
+                  num_classes: int) -> losses.Weights:
+  """Returns the weights of the classes in the loss; None for 1.
+
+  Args:
+    config: of the run.
+    train: the training split.
+    num_classes: of the network.
+
+  Raises:
+    UserError: if `loss.class_weights` does not fit the classes.
+  """
+  text = config.loss.get('class_weights')
+  if text is None:
+    return None
+  from mixer.training import class_weights as weighted  # few runs need it
+  return weighted.of(text, train, num_classes)
+
+
 def batch_shapes(data: pipeline.Data, size: int,
                   plan: sharding.Plan) -> tuple[Any, Any]:
   """Returns the shapes of a training batch, and of what the devices store.
@@ -117,3 +138,29 @@ def batch_shapes(data: pipeline.Data, size: int,
   images = np.zeros((0, *data.image_size, data.source.channels), np.uint8)
   _, targets = data.source.read(np.zeros(0, np.int64))
   return jax.tree.map(struct, dict(batch, image=images, **targets)), None
+
+
+def made_with(path: str, fingerprint: Mapping[str, Any],
+              origin: assembly.Origin, *, finished: bool | None
+              ) -> tuple[dict[str, Any] | None, str]:
+  """Returns what config.json says the run was made with, and a line on it.
+
+  A finished run keeps what it was trained with. Only process 0 looks.
+
+  Args:
+    path: the workdir.
+    fingerprint: of the training data.
+    origin: of the loaded weights; None if there are none.
+    finished: whether the run is finished; None for a new run.
+  """
+  if not processes.first():
+    return None, ''
+  made = provenance.collect(data=fingerprint, start=origin)
+  line = provenance.line(made)
+  if finished is None:
+    return made, line
+  before = workdir.provenance(path)
+  changed = provenance.differences(before, made) if before else ''
+  if changed:
+    line += f'; since the run was last started, {changed}'
+  return before if finished else made, line

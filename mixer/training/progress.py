@@ -1,14 +1,22 @@
 """Shows the progress of a run: a bar on a terminal, log lines elsewhere."""
+from collections.abc import Callable
 from collections.abc import Mapping
+import logging
+import sys
 import time
 from types import TracebackType
 
 from rich import console
 from rich import progress
+from rich import table
+from rich import text as rich_text
 
 from mixer.core.log import log
+from mixer.training import watchdog
 
 _LINE_SECONDS = 5.0   # between log lines; a script that logs needs no more
+_SLOW_SECONDS = 2.0   # a batch that takes longer is shown as such
+_BAR_COLUMNS = 8   # of a terminal, which the note leaves to the bar
 
 
 class Progress:
@@ -23,8 +31,9 @@ class Progress:
   def __init__(self, first: int, total: int,
                screen: console.Console | None = None):
     self._screen = screen or console.Console()
-    self._first, self._total = first, total
+    self._first, self._total, self._step = first, total, first
     self._began = self._shown = 0.0   # 0 means not yet
+    self._phase, self._parts = ('starting', time.monotonic()), ['training']
     self._bar: progress.Progress | None = None
     # Jupyter turns colours on although its output is a pipe, which would show
     # every movement of the bar as a new line.
@@ -33,16 +42,16 @@ class Progress:
       self._bar = progress.Progress(
           progress.BarColumn(bar_width=None),
           progress.TextColumn('{task.completed:,}/{task.total:,}'),
-          progress.TextColumn('[cyan]{task.fields[note]}'),
-          progress.TimeRemainingColumn(compact=True),
-          progress.TextColumn('left'),
+          _Column(self._note),
           console=self._screen, refresh_per_second=4, expand=True)
-      self._task = self._bar.add_task(
-          '', total=total, completed=first, note='compiling')
+      self._task = self._bar.add_task('', total=total, completed=first)
 
   def __enter__(self) -> 'Progress':
     if self._bar:
+      self._handlers = [h for h in log.handlers if isinstance(
+          h, logging.StreamHandler) and h.stream is sys.stdout]
       self._bar.start()
+      self._follow()
     return self
 
   def __exit__(self, kind: type[BaseException] | None,
@@ -50,6 +59,13 @@ class Progress:
                traceback: TracebackType | None) -> None:
     if self._bar:
       self._bar.stop()
+      self._follow()
+
+  def _follow(self) -> None:
+    """Sends log lines to standard output, which is the bar's while it is shown:
+    it puts them above itself."""
+    for handler in self._handlers:
+      handler.setStream(sys.stdout)
 
   def advance(self, step: int) -> None:
     """Shows that `step` updates are done.
@@ -57,10 +73,19 @@ class Progress:
     The time that is left is estimated from the second step on: the first one
     compiles.
     """
+    self._step = step
     if not self._began:
       self._began, self._first = time.monotonic(), step
     if self._bar:
       self._bar.update(self._task, completed=step)
+
+  def phase(self, what: str) -> None:
+    """Notes what the run does from now on; the bar shows it.
+
+    Args:
+      what: one of the phases of `watchdog`.
+    """
+    self._phase = what, time.monotonic()
 
   def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Shows the training metrics of a step; not all if they come often.
@@ -76,20 +101,16 @@ class Progress:
     if rate is not None:
       parts += [f'{rate:,.{0 if rate >= 10 else 1}f} images/s',
                 f'{metrics["train/utilisation"]:.0%} of peak FLOP/s']
-    note = '  '.join(parts)
     if self._bar:
-      # A terminal of 80 columns has no room for more.
-      self._bar.update(self._task, note=note.removesuffix(' FLOP/s'))
+      self._parts = parts
       return
     now = time.monotonic()
     if self._shown and now - self._shown < _LINE_SECONDS and (
         step != self._total):
       return
     self._shown = now
-    left = (now - self._began) / max(step - self._first, 1) * (
-        self._total - step)
-    log.info('step %s/%s  %s  %s left', f'{step:,}', f'{self._total:,}', note,
-             duration(left))
+    log.info('step %s/%s  %s  %s left', f'{step:,}', f'{self._total:,}',
+             '  '.join(parts), duration(self._left(step)))
 
   def say(self, text: str) -> None:
     """Shows a line, above the bar if there is one."""
@@ -97,6 +118,45 @@ class Progress:
       self._bar.console.print(text, highlight=False)
     else:
       log.info('%s', text)
+
+  def _left(self, step: int) -> float:
+    """Returns the seconds that are left after `step` updates."""
+    return (time.monotonic() - self._began) / max(step - self._first, 1) * (
+        self._total - step)
+
+  def _note(self) -> str:
+    """Returns what stands beside the bar: metrics, or what the run waits for.
+
+    Metrics that have no room on the terminal are left out, the last ones first.
+    """
+    what, since = self._phase
+    seconds = time.monotonic() - since
+    training = self._began and (
+        what == watchdog.COMPUTING or
+        what == watchdog.READING and seconds < _SLOW_SECONDS)
+    if not training:
+      return f'{what} {duration(seconds)}'
+    left = f'{duration(self._left(self._step))} left' if (
+        self._step > self._first) else ''
+    parts = [part.removesuffix(' FLOP/s') for part in self._parts]
+    room = self._screen.width - _BAR_COLUMNS - len(
+        f' {self._step:,}/{self._total:,} ')
+    while parts and len('  '.join([*parts, left])) > room:
+      parts.pop()
+    return '  '.join([*parts, left])
+
+
+class _Column(progress.ProgressColumn):
+  """Shows the text that a function returns, anew with every refresh."""
+
+  def __init__(self, note: Callable[[], str]):
+    # Only the bar gives way if the terminal is narrow.
+    super().__init__(table.Column(no_wrap=True))
+    self._note = note
+
+  def render(self, task: progress.Task) -> rich_text.Text:
+    """Returns the text of now."""
+    return rich_text.Text(self._note(), style='cyan')
 
 
 def duration(seconds: float) -> str:

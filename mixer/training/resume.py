@@ -9,6 +9,7 @@ from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import workdir
+from mixer.models import grid
 from mixer.models import interface
 from mixer.training import step
 
@@ -26,15 +27,19 @@ def as_trained(model: interface.Model, path: str) -> interface.Model:
     path: the workdir.
   """
   kept = _card(path).get('model', {})
-  return model.clone(**{
-      key: kept[key] for key in (*model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
-      if key in kept})
+  taken = {key: kept[key] for key in (
+      *model.WIDTHS, *model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
+           if key in kept}
+  patch = grid.pair(kept.get('patch_size', model.patch_size))
+  return model.clone(
+      patch_size=patch if patch[0] != patch[1] else patch[0], **taken)
 
 
 def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
-             card: Mapping[str, Any], fingerprint: Mapping[str, Any]
-             ) -> step.State | None:
-  """Returns the newest saved state, or None if nothing was saved.
+             card: Mapping[str, Any], fingerprint: Mapping[str, Any],
+             total_steps: int | None = None) -> (
+                 tuple[step.State, list[int]] | None):
+  """Returns the newest saved state and the steps that were skipped before it.
 
   Args:
     path: the workdir.
@@ -42,16 +47,19 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
     shapes: State of jax.ShapeDtypeStruct, with shardings.
     card: of the network, see `core.cards`. Its classes must be the saved ones.
     fingerprint: of the data and their order, which must be the saved one.
+    total_steps: length of the run; None for any.
+
+  Returns:
+    (state, steps whose update was skipped), or None if nothing was saved.
 
   Raises:
-    UserError: if the data differ from those of the saved run.
+    UserError: if the data differ from those of the saved run, or it has done
+      more than `total_steps`.
     RunError: if there are checkpoints and none can be read.
   """
   # The classes come first: with another number of them, no checkpoint fits.
   _check_classes(_card(path), card)
-  found = checkpoints.restore(
-      shapes.params, dict(step=shapes.step, opt_state=shapes.opt_state,
-                          bad=shapes.bad))
+  found = checkpoints.restore(shapes.params, shapes.rest)
   if found is None:
     return None
   params, rest, meta = found
@@ -63,8 +71,13 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
         'data: the run in the workdir was trained on other data, or in another '
         f'order: {"; ".join(differ)}; resume it with the same data, or choose '
         'another --workdir')
-  checkpoints.set_aside_after(int(rest['step']))
-  return step.State(params=params, **rest)
+  done = int(rest['step'])
+  if total_steps is not None and done > total_steps:
+    raise errors.UserError(
+        f'run.total_steps: {total_steps}, but the run in the workdir has done '
+        f'{done} steps already; give at least {done}')
+  checkpoints.set_aside_after(done)
+  return step.State(params=params, **rest), meta.get('skipped', [])
 
 
 def _card(path: str) -> dict[str, Any]:

@@ -26,12 +26,14 @@ from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import losses
 from mixer.training import metrics_file
+from mixer.training import nonfinite
 from mixer.training import opening
 from mixer.training import progress
 from mixer.training import sharding
 from mixer.training import step
 from mixer.training import stop
 from mixer.training import summary
+from mixer.training import watchdog
 from mixer.training.settings import Settings
 
 
@@ -51,6 +53,7 @@ class _Run:
     image_flops: FLOPs of one image in training.
     merge: puts loaded weights in the place of initial parameters; None if there
       are none, or if the run is resumed.
+    origin: of the loaded weights; None if there are none.
     checkpoints: of the workdir.
   """
   path: str
@@ -63,6 +66,7 @@ class _Run:
   total_steps: int
   image_flops: int
   merge: assembly.Merge | None
+  origin: assembly.Origin
   checkpoints: checkpoint.Checkpoints
 
 
@@ -86,6 +90,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   plan = assembly.make_plan(config)
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
+    stall = stack.enter_context(watchdog.Watch(settings.stall_seconds))
     stack.enter_context(workdir.claimed(path))
     workdir.meet(path)
     checkpoints = stack.enter_context(contextlib.closing(
@@ -95,34 +100,36 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     # empty workdir. A run that saved nothing has nothing to protect.
     if checkpoints.steps():
       workdir.check_config(path, assembly.stored(config))
+    stall.phase(watchdog.OPENING)
     splits = opening.open_splits(config, settings, plan, path)
+    stall.phase('building the network')
     model = opening.make_model(config, settings, plan, splits)
     run = _assemble(config, settings, plan, splits, model, checkpoints, path)
     _check(run)
     fingerprint = splits.train.fingerprint(settings.batch_size, settings.seed)
-    state = None
-    if checkpoints.steps():
-      from mixer.training import resume
-      state = resume.restored(path, checkpoints, run.sharded.state, run.card,
-                              fingerprint)
-    workdir.write_json(os.path.join(path, workdir.CONFIG),
-                       assembly.stored(config))
-    if state is None or files.read(os.path.join(path, workdir.CARD)) is None:
+    stall.phase(watchdog.RESTORING)
+    found = _restored(run, fingerprint) if checkpoints.steps() else None
+    made, code = opening.made_with(
+        path, fingerprint, run.origin, finished=None if found is None else (
+            int(found[0].step) >= run.total_steps))
+    workdir.write_config(path, assembly.stored(config), made)
+    if found is None or files.read(os.path.join(path, workdir.CARD)) is None:
       workdir.write_json(os.path.join(path, workdir.CARD), run.card)
     summary.introduce(
         path=path, title=catalog.title(run.card['model']), settings=settings,
-        plan=plan, data=splits.train, evals=splits.evals, model=run.model,
-        state=run.sharded.state,
+        code=code, plan=plan, data=splits.train, evals=splits.evals,
+        model=run.model, state=run.sharded.state,
         trained=assembly.trained(config, run.sharded.state.params),
         image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
+    stall.phase('making the first state')
     with stop.Guard() as guard:   # before anything compiles
-      if state is None:
-        state = _initial(run)
+      if found is None:
+        found = _initial(run), []
       else:
-        log.info('resuming at step %s', f'{int(state.step):,}')
+        log.info('resuming at step %s', f'{int(found[0].step):,}')
       guard.check()
-      return _train(run, state, fingerprint, guard)
+      return _train_or_go_back(run, *found, fingerprint, guard, stall)
 
 
 def keep_compiled(path: str) -> None:
@@ -144,12 +151,15 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
   if checkpoints.steps():
     from mixer.training import resume  # a new run does not load it
     model, merge = resume.as_trained(model, path), None
+    origin = (workdir.provenance(path) or {}).get('start')
   else:
     source = splits.train.source
-    model, merge = assembly.load_start(
+    model, merge, origin = assembly.load_start(
         config, settings, model, source.class_names, source.name)
   total = settings.steps(len(splits.train))
-  optimizer, step_fn = assembly.make_step(config, settings, model, total)
+  optimizer, step_fn = assembly.make_step(
+      config, settings, model, total,
+      opening.class_weights(config, splits.train, model.num_classes))
   sharded = step.shard(
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
@@ -157,14 +167,15 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
   flops = cost.training_flops(model, settings.image_size,
                               config.optimizer.frozen, sharded.state.params)
   return _Run(path, settings, plan, splits, model, card, sharded, total, flops,
-              merge, checkpoints)
+              merge, origin, checkpoints)
 
 
 def _check(run: _Run) -> None:
   """Raises a UserError if a metric is unknown or the weights do not fit, and
   whatever the trace of a step raises."""
   best = run.checkpoints.best
-  known = suite.metrics(run.splits.evals, run.splits.fewshots)
+  known = suite.metrics(run.splits.evals, run.splits.fewshots,
+                        run.card['loss'])
   if best is not None and best not in known:
     raise errors.unknown('checkpoint.best', best, known)
   if run.merge:
@@ -184,8 +195,41 @@ def _initial(run: _Run) -> step.State:
       run.merge(state.params), run.sharded.shardings.params))
 
 
-def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
-           guard: stop.Guard) -> dict[str, float]:
+def _restored(run: _Run, fingerprint: Mapping[str, Any]
+              ) -> tuple[step.State, list[int]] | None:
+  """Returns the newest saved state, and which steps were skipped before it."""
+  from mixer.training import resume  # a new run does not load it
+  return resume.restored(run.path, run.checkpoints, run.sharded.state, run.card,
+                         fingerprint, run.total_steps)
+
+
+def _train_or_go_back(
+    run: _Run, state: step.State, skipped: list[int],
+    fingerprint: Mapping[str, Any], guard: stop.Guard, stall: watchdog.Watch
+    ) -> dict[str, float]:
+  """Trains to the end; goes back once if too many updates are skipped."""
+  while True:
+    watch = nonfinite.Watch(run.path, step=int(state.step), skipped=skipped,
+                            norms=run.sharded.norms)
+    try:
+      return _train(run, state, watch, fingerprint, guard, stall)
+    except errors.Diverged as e:
+      from mixer.training import diverged
+      if not (watch.exhausted
+              and diverged.can_go_back(run.path, run.checkpoints)):
+        raise
+      log.warning('%s', e)
+    # Leaving the `except` block has freed the state that diverged.
+    stall.phase(watchdog.RESTORING)
+    diverged.go_back(run.path, run.checkpoints, watch.skipped[-1], watch.first)
+    found = _restored(run, fingerprint)
+    assert found is not None   # go_back keeps a checkpoint
+    state, skipped = found
+
+
+def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
+           fingerprint: Mapping[str, Any], guard: stop.Guard,
+           stall: watchdog.Watch) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
   settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
   data, size, total = run.splits.train, settings.batch_size, run.total_steps
@@ -196,38 +240,45 @@ def _train(run: _Run, state: step.State, fingerprint: Mapping[str, Any],
                    loss_of=losses.of_labels(run.card['loss']))
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
-    checkpoints.save(done, state.params,
-                     dict(step=state.step, opt_state=state.opt_state,
-                          bad=state.bad),
-                     dict(data=fingerprint), scores)
+    checkpoints.save(done, state.params, state.rest,
+                     dict(data=fingerprint, skipped=list(watch.skipped)),
+                     scores)
 
   batches = data.train_batches(
       seed=settings.seed, batch_size=size, first=first, last=total,
       slots=plan.slots(size))
   writer = metrics_file.Writer(run.path, resumed_at=first)
   bar = progress.Progress(first, total)
+
+  def phase(what: str, step: int) -> None:
+    stall.phase(what, step)
+    bar.phase(what)
+
   try:
     with bar:
       job = loop.Job(
           step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
           resident=stored, evaluate=lambda state: ask(state.params), save=save,
-          writer=writer, progress=bar, guard=guard, total_steps=total,
+          writer=writer, progress=bar, guard=guard, watch=watch,
+          total_steps=total,
           log_every=settings.log_every, eval_every=settings.eval_every,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
           improves=checkpoints.improves, batch_size=size,
           flops=size * run.image_flops, devices=plan.mesh.size,
-          spent=writer.spent,
+          spent=writer.spent, phase=phase,
           peak_flops=jax.process_count() * peak.flops_per_second(
               settings.dtype_on(plan.platform)))
       try:
         if first < total:
           return loop.train(state, job)[1]
+        phase(watchdog.EVALUATING, first)
         scores = ask(state.params)
         bar.say(f'already finished at step {total:,}; evaluated again: '
                 f'{loop.accuracies(scores)}')
         return scores
       finally:   # the guard lets no signal cut the last save short
         batches.close()
+        phase(watchdog.SAVING, total)
         checkpoints.wait()
   finally:
     writer.close()

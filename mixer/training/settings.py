@@ -1,6 +1,7 @@
 """The `run` section of a config: length, batch size, image size, seed, periods.
 """
 import dataclasses
+import math
 
 import jax
 
@@ -8,6 +9,7 @@ from mixer.core import errors
 from mixer.core import rng
 
 PRECISIONS = ('float32', 'bfloat16')
+NONFINITE = ('skip', 'stop')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,14 @@ class Settings:
     eval_every: steps between evaluations; 0 evaluates only after the last step.
     micro_batches: number of parts into which each batch is split to save
       memory; their gradients are averaged before the update.
+    nonfinite: what happens to an update that is not finite: 'skip' leaves it
+      out, and after 3 skipped updates in a row or 10 in a run goes back once to
+      the last checkpoint before them, then stops; 'stop' ends the run at the
+      next logged step.
     heartbeat_timeout_seconds: with several processes, how long one may be
       silent before the others treat it as dead and exit.
+    stall_seconds: how long a read of a batch, a step, an evaluation or a
+      checkpoint may take before the log reports it; 0 reports nothing.
   """
   batch_size: int
   total_steps: int | None = None
@@ -41,7 +49,9 @@ class Settings:
   log_every: int = 50
   eval_every: int = 0
   micro_batches: int = 1
+  nonfinite: str = 'skip'
   heartbeat_timeout_seconds: int = 30
+  stall_seconds: float = 300.0
 
   def __post_init__(self) -> None:
     for key in ('batch_size', 'log_every', 'micro_batches',
@@ -49,6 +59,10 @@ class Settings:
       if getattr(self, key) < 1:
         raise errors.UserError(f'run.{key}: expected at least 1, got '
                                f'{getattr(self, key)}')
+    if not 0 <= self.stall_seconds < math.inf:
+      raise errors.UserError(
+          'run.stall_seconds: expected a number of seconds, or 0 for no '
+          f'reports, got {self.stall_seconds}')
     if self.image_width is not None:
       if not isinstance(self.image_size, int):
         raise errors.UserError(
@@ -66,6 +80,8 @@ class Settings:
     rng.check_seed(self.seed)
     if self.precision not in (None, *PRECISIONS):
       raise errors.unknown('run.precision', self.precision, PRECISIONS)
+    if self.nonfinite not in NONFINITE:
+      raise errors.unknown('run.nonfinite', self.nonfinite, NONFINITE)
 
   def dtype_on(self, platform: str | None) -> str:
     """Returns the dtype of the computation on a platform.

@@ -1,4 +1,5 @@
 """Loads the parameters that a run starts from, and fits them to its model."""
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import re
@@ -13,6 +14,7 @@ from mixer.core import trees
 from mixer.core.log import log
 from mixer.models import catalog
 from mixer.models import interface
+from mixer.pretrained import misfits
 from mixer.pretrained import network
 from mixer.pretrained.resize import resize
 
@@ -20,8 +22,8 @@ _SYNSET = re.compile(r'n\d{8}( |$)')
 
 
 def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
-          widen: bool = True, best: bool = False, dont_load: str | None = None,
-          method: str | None = None,
+          own: Collection[str] = (), best: bool = False,
+          dont_load: str | None = None, method: str | None = None,
           class_names: Sequence[str] | None = None, data: str | None = None
           ) -> tuple[interface.Model, dict[str, Any]]:
   """Loads weights for a run's model; a config's `start` section.
@@ -35,9 +37,10 @@ def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
     image_size: (height, width) of the run's images.
     weights: anything that `network.open_network` takes; '' if weights are
       needed and the user has to choose some.
-    widen: whether the model takes over D_S of the resized weights, which the
-      paper's block-diagonal form multiplies. If False, the model keeps its own
-      D_S, except when that is the D_S of the weights before resizing.
+    own: settings of the model that the config itself sets; the weights decide
+      the other widths. D_S is that of the resized weights, which the paper's
+      block-diagonal form multiplies, unless the config sets another than the
+      weights have before resizing.
     best: whether to take the best checkpoint of a workdir, not its latest.
     dont_load: regular expression for the whole names of parameters that are
       initialised afresh, such as 'head/.*'; None for none.
@@ -53,7 +56,8 @@ def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
 
   Raises:
     UserError: if the weights cannot be found or read, or cannot be resized, or
-      if `dont_load` matches no parameter.
+      are another network of the paper than the config names, or if `dont_load`
+      matches no parameter.
   """
   if not weights:
     raise errors.UserError(
@@ -65,6 +69,7 @@ def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
     source = network.open_network(weights, best=best)
   except errors.UserError as e:
     raise errors.UserError(f'start.weights: {e}') from e
+  model = _like(source.model, model, own)
   try:
     resized, params = resize(
         source.model, source.params, image_size=image_size,
@@ -72,13 +77,8 @@ def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
         patch_size=model.patch_size, in_channels=model.in_channels)
   except errors.UserError as e:
     raise errors.UserError(f'start: {e}') from e
-  for key in model.TAKEN_FROM_WEIGHTS:
-    value = getattr(source.model, key)
-    if value != getattr(model, key):
-      log.info('start    using %s=%s, as the weights do', key, value)
-      model = model.clone(**{key: value})
   for key in model.TIED_TO_SIZE:
-    if widen or getattr(model, key) == getattr(source.model, key):
+    if key not in own or getattr(model, key) == getattr(source.model, key):
       model = model.clone(**{key: getattr(resized, key)})
   flat = trees.flatten(params)
   kept = {name: value for name, value in flat.items()
@@ -110,7 +110,7 @@ def merge(given: Mapping[str, Any], initial: Mapping[str, Any], source: str,
     dont_load: as `start` was given it: these parameters are initial ones.
 
   Raises:
-    UserError: if any other names or shapes differ; lists all of them.
+    UserError: if any other names or shapes differ; names the first ones.
   """
   flat = trees.flatten(initial)
   afresh = {name: value for name, value in flat.items()
@@ -118,12 +118,47 @@ def merge(given: Mapping[str, Any], initial: Mapping[str, Any], source: str,
   merged = trees.unflatten(dict(afresh, **{
       name: _filled(value, flat.get(name))
       for name, value in trees.flatten(given).items()}))
-  wrong = network.misfits(merged, initial)
+  wrong = misfits.between(merged, initial)
   if wrong:
     raise errors.UserError(
-        f'start.weights: {source!r} does not fit the model: '
-        f'{"; ".join(wrong)}{_remedy(wrong, merged, initial)}')
+        f'start.weights: {source!r} does not fit the model'
+        f'{_remedy(wrong, merged, initial)}. They differ in '
+        f'{misfits.shortened(wrong)}')
   return merged
+
+
+def _like(source: interface.Model, model: interface.Model,
+          own: Collection[str]) -> interface.Model:
+  """Returns a model with the settings that it takes from weights; says so.
+
+  A config always names a network. That name stands for widths, but weights
+  with widths of their own have none that would suit them.
+
+  Args:
+    source: of the weights.
+    model: of the run, as its config describes it.
+    own: as `start` takes it.
+
+  Raises:
+    UserError: if the two are different networks of the paper.
+  """
+  differs = lambda key: getattr(source, key) != getattr(model, key)
+  taken = [key for key in model.WIDTHS if key not in own and differs(key)]
+  theirs, ours = (catalog.describe(m)['name'] for m in (source, model))
+  named = source.settings(theirs)
+  if any(key in named for key in taken):
+    if all(getattr(source, key) == named.get(key, getattr(source, key))
+           for key in model.WIDTHS):
+      raise errors.UserError(
+          f'model.name: the config describes {ours}, and start.weights are '
+          f'{theirs}; add --config.model.name={theirs}, or give other weights')
+    taken += [key for key in ('patch_size',)
+              if key not in own and differs(key)]
+  taken += filter(differs, model.TAKEN_FROM_WEIGHTS)
+  if taken:
+    log.info('start    using %s, as the weights do', ', '.join(
+        f'{key}={getattr(source, key)}' for key in taken))
+  return model.clone(**{key: getattr(source, key) for key in taken})
 
 
 def _fit_head(kept: dict[str, Any], card: Mapping[str, Any], num_classes: int,

@@ -43,6 +43,11 @@ class State:
   opt_state: optax.OptState
   bad: jax.Array
 
+  @property
+  def rest(self) -> dict[str, Any]:
+    """All but the parameters, as a checkpoint has it."""
+    return dict(step=self.step, opt_state=self.opt_state, bad=self.bad)
+
 
 # (state, batch, the split on the device or None) -> (state, metrics)
 Step = Callable[..., tuple[State, Metrics]]
@@ -70,8 +75,8 @@ def init_state(model: interface.Model,
 def make_train_step(
     model: interface.Model, optimizer: optax.GradientTransformation, *,
     schedule: optax.Schedule, loss: losses.Loss, augment: Augment, seed: int,
-    num_classes: int, micro_batches: int = 1, frozen: str | None = None
-    ) -> Step:
+    num_classes: int, micro_batches: int = 1, frozen: str | None = None,
+    nonfinite: str = 'skip') -> Step:
   """Returns the training step, a pure function that is not jitted yet.
 
   Args:
@@ -88,14 +93,19 @@ def make_train_step(
       so the result differs from the whole batch's only by rounding.
     frozen: regular expression for the whole names of parameters that get no
       gradient.
+    nonfinite: 'skip' leaves parameters and optimizer state as they were where
+      the loss, or the norm of the gradient or of the update, is not finite.
+      'stop' makes every update.
 
   Returns:
-    step(state, batch, stored=None) -> (state, metrics). `batch` is a training
-    batch as `data.pipeline` describes it, and `stored` the split that it
-    indexes if that lives on the device. Metrics are scalars: 'loss' and
+    step(state, batch, stored=None, by_layer=False) -> (state, metrics). `batch`
+    is a training batch as `data.pipeline` describes it, and `stored` the split
+    that it indexes if that lives on the device. Metrics are scalars: 'loss' and
     'accuracy' of the augmented batch (of the examples that have a label),
     'gradient_norm' of the trained parameters before clipping, 'learning_rate',
-    and 'bad', the state's count after this step.
+    'bad', the state's count after this step, and with 'skip' also 'skipped',
+    int32: 1 if this step changed no parameter. With `by_layer` they are instead
+    'parameters' and 'gradient': trees with the norm of every leaf.
   """
   def gradient(params, images, targets, rows, rngs):
     def objective(params):
@@ -107,10 +117,7 @@ def make_train_step(
           {'params': params}, images, train=True, rows=rows, rngs=rngs)
       return jnp.mean(loss(logits, targets)), logits
     (value, logits), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    labelled = jnp.any(targets > 0, axis=-1)
-    accuracy = (jnp.sum(right(logits, targets) * labelled)
-                / jnp.maximum(jnp.sum(labelled), 1))
-    return grads, dict(loss=value, accuracy=accuracy)
+    return grads, dict(loss=value, accuracy=_accuracy(logits, targets))
 
   def accumulated(params, images, targets, rows, rngs):
     # A part takes every n-th row, so that no row has to move to another device.
@@ -129,7 +136,7 @@ def make_train_step(
     return (jax.tree.map(lambda g: g / micro_batches, grads),
             jax.tree.map(mean, metrics))
 
-  def step(state, batch, stored=None):
+  def step(state, batch, stored=None, by_layer=False):
     key = lambda name: jax.random.fold_in(rng.stream(seed, name), state.step)
     images, labels, weights = resident.fetch(batch, stored)
     images, targets = augment(
@@ -140,14 +147,49 @@ def make_train_step(
     compute = gradient if micro_batches == 1 else accumulated
     grads, metrics = compute(state.params, images, targets,
                              jnp.arange(images.shape[0]), rngs)
+    if by_layer:
+      return state, _norms(dict(parameters=state.params, gradient=grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     bad = state.bad + jnp.sum(batch['bad'].astype(jnp.int32))
+    rate = jnp.asarray(schedule(_updates_done(state)), jnp.float32)
     metrics = dict(metrics, gradient_norm=optax.tree.norm(grads), bad=bad,
-                   learning_rate=jnp.asarray(schedule(state.step), jnp.float32))
-    return State(step=state.step + 1, opt_state=opt_state, bad=bad,
-                 params=optax.apply_updates(state.params, updates)), metrics
+                   learning_rate=rate)
+    after = State(step=state.step + 1, opt_state=opt_state, bad=bad,
+                  params=optax.apply_updates(state.params, updates))
+    if nonfinite == 'skip':
+      return _if_finite(state, after, metrics, optax.tree.norm(updates))
+    return after, metrics
 
   return step
+
+
+def _accuracy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Returns the share of examples that are right, of those with a label."""
+  labelled = jnp.any(targets > 0, axis=-1)
+  return (jnp.sum(right(logits, targets) * labelled)
+          / jnp.maximum(jnp.sum(labelled), 1))
+
+
+def _if_finite(before: State, after: State, metrics: Metrics,
+               update_norm: jax.Array) -> tuple[State, Metrics]:
+  """Returns a step's result, without its update if that is not finite."""
+  finite = jnp.isfinite(jnp.stack([
+      metrics['loss'], metrics['gradient_norm'], update_norm])).all()
+  params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (after.params, after.opt_state), (before.params, before.opt_state))
+  return (dataclasses.replace(after, params=params, opt_state=opt_state),
+          dict(metrics, skipped=1 - finite.astype(jnp.int32)))
+
+
+def _updates_done(state: State) -> jax.Array:
+  """Returns the count of the optimizer, which skipped updates leave out."""
+  counts = optax.tree.get_all_with_path(state.opt_state, 'count')
+  return counts[0][1] if counts else state.step
+
+
+def _norms(tree: Any) -> Any:
+  return jax.tree.map(lambda x: optax.tree.norm([x]), tree)
 
 
 def right(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -174,11 +216,14 @@ class ShardedStep:
     init: () -> State, jitted; every array is created where it stays.
     step: (state, batch, stored) -> (state, metrics), jitted. It reuses the
       memory of the state that it is given, which must not be used again.
+    norms: (state, batch, stored) -> the norms by layer, jitted; see
+      `make_train_step`.
     state: State of jax.ShapeDtypeStruct, with shardings.
     shardings: State of jax.sharding.NamedSharding.
   """
   init: Callable[[], State]
   step: jax.stages.Wrapped
+  norms: jax.stages.Wrapped
   state: State
   shardings: State
 
@@ -208,6 +253,8 @@ def shard(step_fn: Step, model: interface.Model,
       init=jax.jit(init, out_shardings=shardings),
       step=jax.jit(step_fn, donate_argnums=0,
                    out_shardings=(shardings, plan.replicated)),
+      norms=jax.jit(lambda *batch: step_fn(*batch, by_layer=True)[1],
+                    out_shardings=plan.replicated),
       state=jax.tree.map(
           lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
           shapes, shardings),

@@ -10,6 +10,7 @@ from mixer.core import processes
 from mixer.core import trees
 from mixer.core import workdir
 from mixer.core.log import log
+from mixer.data import class_counts
 from mixer.data import pipeline
 from mixer.models import cost
 from mixer.models import interface
@@ -27,7 +28,7 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
               data: pipeline.Data, evals: Mapping[str, pipeline.Data],
               model: interface.Model, state: step.State, trained: int,
               image_flops: int, total_steps: int,
-              paper_core_days: int | None) -> None:
+              paper_core_days: int | None, code: str = '') -> None:
   """Logs what is about to run, and writes the table of all parameters.
 
   Args:
@@ -43,6 +44,7 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
     image_flops: FLOPs of one image in training.
     total_steps: length of the run.
     paper_core_days: TPUv3 core-days of the same run in the paper, or None.
+    code: commit and versions, '' if they are not known.
   """
   say = log.info
   device, count = plan.mesh.devices.flat[0], trees.count(state.params)
@@ -56,6 +58,8 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
   for name, split in evals.items():
     say('         evaluation %r on %s, split %s: %s images', name,
         split.source.name, split.split.spec, f'{len(split):,}')
+  if classes := class_counts.overview(data):
+    say('classes  %s', classes)
   mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.shape.items()
                     if size > 1)
   say('devices  %d x %s, computing in %s; %s%s', plan.mesh.size,
@@ -70,6 +74,8 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
   say('cost     %s', '; '.join(_cost(
       image_flops, total_steps * settings.batch_size * image_flops,
       plan.platform, device.device_kind, paper_core_days)))
+  if code:
+    say('code     %s', code)
   say('workdir  %s', path)
   if processes.several():
     for number, host, devices in processes.table():
