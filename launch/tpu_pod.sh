@@ -12,11 +12,14 @@
 #              resumes from its checkpoint.
 #   log        follow the log of the first VM, or of --worker=N
 #   interrupt  make the run save and end; the slice stays
-#   stop       delete the slice and its disks, which ends the charges
+#   stop       delete the slice and its disks, which ends the charges; a `run`
+#              that follows it ends with 1
 #
 # Prerequisites: the gcloud CLI, logged in; a project with the Cloud TPU API
 # enabled and quota for the type; git and tar. All VMs read the data and write
-# the workdir, so both belong in a bucket.
+# the workdir, so both belong in a bucket: a TFDS data set as TFRecord files.
+# Any other data has to be at the same path on every VM, such as in a bucket
+# mounted with gcsfuse.
 # Flags:
 #   --project=ID    default: the project that gcloud is set to
 #   --type=TYPE     such as v3-32, v4-16, v5litepod-16, v5p-16 or v6e-16
@@ -46,7 +49,7 @@ RESTART_SECONDS=${RESTART_SECONDS:-40}
 POLL_SECONDS=${POLL_SECONDS:-30}
 readonly MOST_SILENT=10   # polls in a row without an answer
 workers=--worker=all
-preemptions=0 follower='' complaint=/dev/null
+preemptions=0 follower='' complaint=/dev/null seen=no
 
 # ---- The slice.
 
@@ -69,18 +72,35 @@ delete_slice() {
   queued_resource delete "$name" --force --quiet
 }
 
+# Returns whether waiting does not help against the error in `complaint`.
+is_lasting() {
+  local errors='required property|permission|unauthenticated|active account'
+  errors+='|invalid[_ ](argument|value|choice)|unrecognized arguments'
+  grep -qiE "$errors|command not found" "$complaint"
+}
+
+# Exits with gcloud's error in `complaint`.
+end_refused() {
+  local said
+  said=$(sed -n 's/^ERROR: *//p' "$complaint" | head -n 1)
+  end 2 "gcloud refused: ${said:-$(tail -n 1 "$complaint")} Check --project," \
+    "--zone, --type, and that gcloud is installed, logged in and allowed to" \
+    "use Cloud TPUs; waiting would not help"
+}
+
 # Prints the state of the slice: none (there is no request), waiting, ready,
-# gone (preempted) or failed.
+# gone (preempted), failed, refused (gcloud cannot be used like this) or unknown
+# (an error that may pass, such as one of the network).
 state_of_slice() {
   local state
   if ! state=$(state_of_request 2>"$complaint"); then
-    # Any other error, such as one of the network, does not mean that there is
-    # no slice.
-    if grep -qi 'not.found' "$complaint"; then
+    if is_lasting; then
+      echo refused
+    elif grep -qi 'not.found' "$complaint"; then
       echo none
     else
       cat "$complaint" >&2
-      echo waiting
+      echo unknown
     fi
     return
   fi
@@ -104,7 +124,20 @@ wait_for_slice() {
   most=$(awk "BEGIN { print int($wait * 3600 / ($POLL_SECONDS + 0.001)) }")
   while now=$(state_of_slice) && [[ $now != ready ]]; do
     case $now in
-    none) request_slice || end 1 "could not request the slice; see above" ;;
+    none)
+      # Whoever deleted it does not want to pay for another one.
+      [[ $seen == no ]] ||
+        end 1 "the slice was deleted, as by $me stop; run this again to" \
+          "request another one"
+      if ! request_slice 2>"$complaint"; then
+        ! is_lasting || end_refused
+        cat "$complaint" >&2
+        end 1 "could not request the slice; see above"
+      fi
+      cat "$complaint" >&2
+      ;;
+    refused) end_refused ;;
+    waiting) seen=yes ;;
     failed)
       end 1 "the request for the slice failed:" \
         "$(queued_resource describe "$name" \
@@ -112,6 +145,7 @@ wait_for_slice() {
         "that, run $me stop --name=$name --zone=$zone, and run this again"
       ;;
     gone)
+      seen=no   # this script deletes it
       [[ $preemptions -lt $retries ]] ||
         end 1 "the slice was preempted more than --retries=$retries times;" \
           "run this again to continue"
@@ -131,6 +165,7 @@ wait_for_slice() {
     polls=$((polls + 1))
     sleep "$POLL_SECONDS"
   done
+  seen=yes
 }
 
 # ---- The run.
@@ -173,7 +208,7 @@ hide_log() {
 }
 
 # Exits with the run's code when the run has ended. Returns when the slice is
-# gone or has not answered for long.
+# gone or deleted, or has not answered for long.
 watch() {
   local now lines worst code host silent=0 from=+1
   while [[ $silent -lt $MOST_SILENT ]]; do
@@ -181,7 +216,7 @@ watch() {
     from=0
     sleep "$POLL_SECONDS"
     now=$(state_of_slice)
-    [[ $now != gone ]] || break
+    [[ $now != gone && $now != none ]] || break
     [[ $now != ready ]] || lines=$(outcomes)
     if [[ $now != ready || -z $lines ]]; then
       silent=$((silent + 1))
@@ -254,6 +289,9 @@ set -- "${rest[@]+"${rest[@]}"}"
 check_command run log interrupt stop
 check_flags
 [[ ${type##*-} =~ ^($POSITIVE)$ ]] || fail "--type is '$type'; expected $types"
+[[ $command != run || ! ${type##*-} =~ ^[1248]$ ]] ||
+  fail "--type=$type is a single VM; expected $types; for one VM use" \
+    "launch/tpu_vm.sh run --type=$type"
 expect wait "$WHOLE" 'a number of hours'
 expect retries "$WHOLE" 'a number'
 expect worker "$WHOLE" 'a number'

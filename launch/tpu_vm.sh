@@ -11,8 +11,9 @@
 #   stop       delete the VM and its disk, which ends the charges
 #
 # Prerequisites: the gcloud CLI, logged in; a project with the Cloud TPU API
-# enabled and quota for the type; git and tar. The data has to be on the VM: on
-# a disk, or in a bucket mounted with gcsfuse.
+# enabled and quota for the type; git and tar. A TFDS data set may be in a
+# bucket (gs://) as TFRecord files. Any other data has to be on the VM: on a
+# disk, or in a bucket mounted with gcsfuse.
 # Flags:
 #   --project=ID    default: the project that gcloud is set to
 #   --type=TYPE     v3-8 (default), v2-8, v4-8, v5p-8, v5litepod-1, v5litepod-4,
@@ -24,7 +25,7 @@
 # Example:
 #   launch/tpu_vm.sh run --name=mixer --zone=europe-west4-a -- \
 #     --config=configs/mixer_b16.py --workdir=gs://BUCKET/b16 \
-#     --config.data.dir=/mnt/tfds
+#     --config.data.dir=gs://BUCKET/tfds
 #
 # A workdir on gs:// survives the VM. When a spot VM was preempted, the same
 # command creates a new one and resumes the run. On the VM, mixer.main is

@@ -143,6 +143,22 @@ def _show(results: dict[str, Any]) -> None:
          [(r['name'], r['examples'], percent(r['accuracy']),
            r['taken_for_name'] or '', percent(r['share']))
           for r in e['worst_classes'] if r['accuracy'] < 1])
+  for name, e in results['evals'].items():
+    show(f'{name}: each class on its own, worst first',
+         ('class', 'examples', 'average precision', 'precision', 'recall',
+          'F1'), _each_class(e) if 'several_labels' in e else [])
+
+
+def _each_class(e: dict[str, Any]) -> list[tuple[Any, ...]]:
+  """Returns the rows of an evaluation of images with several labels."""
+  kinds = 'precision', 'recall', 'f1'
+  rows = [(label, '', e[f'mAP{end}'], *(e[kind + end] for kind in kinds))
+          for label, end in (('mean of the classes', ''),
+                             ('all classes as one', '_micro'))]
+  worst = sorted(e['several_labels'], key=lambda r: r['average_precision'])
+  rows += [(r['name'], r['examples'], r['average_precision'],
+            *(r[kind] for kind in kinds)) for r in worst[:_WORST.value]]
+  return [(*row[:2], *map('{:.2%}'.format, row[2:])) for row in rows]
 
 
 if __name__ == '__main__':

@@ -12,8 +12,8 @@ checkpoint that the config names.
 With --topology the training step is compiled for that TPU slice, and its memory
 is exact. This needs libtpu, but no TPU. A topology counts chips: v3:2x2,
 v4:2x2x1 or v5e:4x4; the generations are v2, v3, v4, v5e, v5p and v6e. Without
---topology the step is compiled for CPU devices, and the memory is an upper
-estimate.
+--topology the report has a lower bound of the memory: parameters, their
+gradients and the optimizer state.
 
 Exit codes: 0 even if data is missing, 1 the step does not fit the TPU, 2 wrong
 usage or config.
@@ -98,23 +98,28 @@ def _memory(memory: Mapping[str, Any],
   title = 'memory of ' + ('the device' if memory['devices'] == 1 else
                           f'one of {memory["devices"]} devices')
   title += f' ({memory["strategy"]}' + (f': {mesh})' if mesh else ')')
-  compiled = memory['kind']
-  if memory['estimate']:
-    compiled = 'a CPU, so this is an upper estimate'
-    if accelerators.ACCELERATORS[memory['of']].kind.startswith('TPU v'):
-      compiled += ('; the program of a TPU needs several times less, see '
-                   '--topology')
-  verdict = (f'{_bytes(memory["total"])} of the '
-             f'{_bytes(memory["available"])} of {memory["of"]}: ')
-  if memory['total'] <= memory['available']:
-    total = tables.styled(verdict + 'fits', 'green')
-  else:
+  estimate = memory['estimate']
+  held = memory['least' if estimate else 'total']
+  verdict = (f'{_bytes(held)} of the {_bytes(memory["available"])} of '
+             f'{memory["of"]}: ')
+  if held > memory['available']:
     total = tables.styled(
         f'{verdict}does not fit; try {", ".join(remedies)}', 'red')
+  elif estimate:
+    total = tables.styled(f'{verdict}fits, if the activations do', 'yellow')
+  else:
+    total = tables.styled(verdict + 'fits', 'green')
+  rows: _Rows = [('parameters', _bytes(memory['parameters'])),
+                 ('optimizer state', _bytes(memory['optimizer']))]
+  if estimate:
+    tpu = accelerators.ACCELERATORS[memory['of']].kind.startswith('TPU v')
+    return title, [
+        *rows, ('gradients', _bytes(memory['gradients'])),
+        ('activations', 'unknown: they depend on the compiler' + (
+            '; give --topology, which needs libtpu' if tpu else '')),
+        ('at least', total)]
   return title, [
-      ('compiled for', compiled),
-      ('parameters', _bytes(memory['parameters'])),
-      ('optimizer state', _bytes(memory['optimizer'])),
+      ('compiled for', memory['kind']), *rows,
       ('batch', _bytes(memory['batch'])),
       ('activations and the rest', _bytes(memory['temporaries'])),
       ('total', total)]

@@ -5,8 +5,10 @@
 
 The checkpoint is a workdir, WORKDIR/checkpoints/STEP, a file (npz, safetensors,
 pth), an address (https://, gs://, hf://) or the name of a release. A run brings
-its class names and its preprocessing. Folders are searched for images. Files
-that cannot be read are named and skipped; the exit code is then 1.
+its class names and its preprocessing. Folders are searched for images. If their
+sub-folders have the names of classes, the accuracy is printed too. '-' stands
+for paths on standard input, one a line. Files that cannot be read are named and
+skipped; the exit code is then 1.
 """
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from absl import flags
 
 from mixer.core import command
 from mixer.core import errors
+from mixer.core.log import log
 
 if typing.TYPE_CHECKING:
   import numpy as np
@@ -53,14 +56,24 @@ def main(argv: Sequence[str]) -> None:
   if _CHECKPOINT.value is None:
     raise errors.UserError('--checkpoint is required, such as '
                            '--checkpoint=runs/digits')
-  if len(argv) < 2:
-    raise errors.UserError('expected image files or folders after the flags')
   from mixer.pretrained import prediction
-  paths = prediction.expand(argv[1:])
+  given = prediction.matches(argv[1:])
+  if not given:
+    raise errors.UserError('expected image files or folders after the flags, '
+                           "or '-' and their paths on standard input")
+  paths = prediction.expand(given)
   network, names, found = _predictions(_CHECKPOINT.value, paths)
-  rows = [_row(path, x, names) for path, x in found]
+  from mixer.evaluation import class_folders
+  labels = class_folders.labels(paths, given,
+                                network.card['class_names'] or ())
+  rows: list[Row] = []
+  places = []
+  for (path, x), label in zip(found, labels):
+    rows.append(_row(path, x, names, label))
+    places.append(class_folders.place(label, x))
+  scores = class_folders.scores(labels, places, len(names))
   show = dict(table=_table, json=_json, csv=_csv)[_FORMAT.value]
-  show(rows, network)
+  show(rows, scores, network)
   bad = [row for row in rows if 'error' in row]
   if bad:
     listed = ', '.join(f'{row["path"]} ({row["error"]})' for row in bad[:10])
@@ -81,16 +94,19 @@ def _predictions(checkpoint: str, paths: Sequence[str]) -> tuple[
 
 
 def _row(path: str, found: 'np.ndarray | decode_pillow.BadImage',
-         names: Sequence[str]) -> Row:
+         names: Sequence[str], label: tuple[str, int] | None) -> Row:
   import numpy as np
+  row = dict(path=path) if label is None else dict(path=path,
+                                                   label=names[label[1]])
   if isinstance(found, Exception):
-    return dict(path=path, error=str(found))
+    return dict(row, error=str(found))
   best = np.argsort(-found, kind='stable')[:_TOP.value]
-  return dict(path=path, classes=[names[i] for i in best],
+  return dict(row, classes=[names[i] for i in best],
               probabilities=[float(found[i]) for i in best])
 
 
-def _table(rows: Sequence[Row], network: 'networks.Network') -> None:
+def _table(rows: Sequence[Row], scores: Sequence[Row],
+           network: 'networks.Network') -> None:
   from mixer.core import tables
   cells: list[Sequence[Any]] = []
   for row in rows:
@@ -106,17 +122,29 @@ def _table(rows: Sequence[Row], network: 'networks.Network') -> None:
   tables.show(tables.make(
       cells, ('image', 'class', 'probability'), left=2,
       title=f'{network.title}, at {size}: {network.name}'))
+  if scores:
+    tables.show(tables.make(
+        [(s['path'], f'{s["examples"]:,}', *_percents(s)) for s in scores],
+        ('folder', 'images', *('top-1', 'top-5')[:len(_percents(scores[0]))]),
+        title='accuracy, by the names of the folders'))
 
 
-def _json(rows: Sequence[Row], network: 'networks.Network') -> None:
+def _percents(score: Row) -> list[str]:
+  return [f'{score[key]:.2%}' for key in ('accuracy', 'accuracy_top5')
+          if key in score]
+
+
+def _json(rows: Sequence[Row], scores: Sequence[Row],
+          network: 'networks.Network') -> None:
   from mixer.core import provenance
   origin = dict(checkpoint=network.name)
   if 'provenance' in network.card:
     origin['trained_with'] = provenance.line(network.card['provenance'])
-  print(json.dumps([dict(row, **origin) for row in rows], indent=2))
+  print(json.dumps([dict(row, **origin) for row in (*rows, *scores)], indent=2))
 
 
-def _csv(rows: Sequence[Row], network: 'networks.Network') -> None:
+def _csv(rows: Sequence[Row], scores: Sequence[Row],
+         network: 'networks.Network') -> None:
   del network
   out = csv.writer(sys.stdout)
   out.writerow(['path', 'rank', 'class', 'probability', 'error'])
@@ -126,6 +154,9 @@ def _csv(rows: Sequence[Row], network: 'networks.Network') -> None:
     for i, pair in enumerate(zip(row.get('classes', ()),
                                  row.get('probabilities', ())), 1):
       out.writerow([row['path'], i, *pair, ''])
+  for score in scores:
+    log.info('%s: accuracy over %d images: %s', score['path'],
+             score['examples'], ', '.join(_percents(score)))
 
 
 if __name__ == '__main__':

@@ -207,3 +207,11 @@ def test_ctrl_c_before_training_ends_with_one_line_and_code_130():
   out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True,
                        capture_output=True, timeout=TIMEOUT)
   assert (out.returncode, out.stderr) == (130, 'stopped: by Ctrl-C\n')
+
+
+def test_windows_without_wsl_is_refused_in_one_line():
+  code = ('import sys; sys.platform = "win32"; from mixer.core import command; '
+          'command.run(print)')
+  out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True,
+                       capture_output=True, timeout=TIMEOUT)
+  assert_one_line(out, 'Linux and macOS', 'WSL')

@@ -27,9 +27,11 @@ def not_numbers(images):
   return np.full((len(images), 5), np.nan)
 
 
-@pytest.mark.parametrize('format', export.SUFFIXES)
+@pytest.mark.parametrize('format,more', (
+    *((format, {}) for format in export.SUFFIXES),
+    ('onnx', dict(precision='float16')), ('onnx', dict(precision='int8'))))
 def test_a_wrong_parameter_in_the_file_is_noticed(
-    tmp_path, monkeypatch, format):
+    tmp_path, monkeypatch, format, more):
   """No file is left, and one that was there stays."""
   network = small_networks.make()
   other = network.params['MixerBlock_1']['channel_mixing']['Dense_0']['bias']
@@ -46,7 +48,7 @@ def test_a_wrong_parameter_in_the_file_is_noticed(
     monkeypatch.setattr(formats, 'save', lambda path, params, layout: save(
         path, wrong, layout))
   with pytest.raises(errors.RunError, match='nothing was exported'):
-    export.export(network, str(path), format=format)
+    export.export(network, str(path), format=format, **more)
   assert os.listdir(tmp_path) == [path.name]
   assert path.read_text() == 'older'
 

@@ -200,7 +200,7 @@ def test_files_of_the_hub_by_repository_revision_and_name(hub, tmp_path):
 def test_a_file_beside_another_on_the_hub_is_asked_for_once(hub):
   """Also if there is none. Another error is none of these."""
   at = '/timm/{}/resolve/main/config.json'.format
-  hub.files.update({at('mixer'): b'{}', at('odd'): 500})
+  hub.files.update({at('mixer'): b'{}', at('odd'): 403})
   for _ in range(2):
     path = fetch.beside('hf://timm/mixer/model.safetensors', 'config.json')
     assert open(path, 'rb').read() == b'{}'

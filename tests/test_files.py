@@ -25,7 +25,7 @@ def test_no_reader_waits_for_a_fifo_or_a_device(tmp_path, kind):
     return path
   with pytest.raises(OSError, match=f'a {kind}, not a regular file'):
     files.open_regular(place('x'))
-  with pytest.raises(OSError, match='not a regular file'):
+  with pytest.raises(errors.UserError, match='not a regular file'):
     files.read(place('config.json'))
   image = listing._read(place('x.jpg'))
   assert isinstance(image, decode_pillow.BadImage) and kind in str(image)

@@ -242,7 +242,7 @@ def test_a_run_has_the_widths_of_its_weights_and_resumes_with_them(tmp_path):
   settings = assembly.check(c)
   data = types.SimpleNamespace(num_classes=2, channels=3)
   asked = assembly.make_model(c, settings, data)
-  model, _ = assembly.load_start(c, settings, asked, None, None)
+  model, *_ = assembly.load_start(c, settings, asked, None, None)
   assert assembly.described(c, asked)['name'] == 'Mixer-S/32'
   card = assembly.described(c, model)
   assert card == dict(catalog.describe(theirs), num_classes=2)

@@ -41,10 +41,17 @@ def test_shellcheck_finds_nothing(path):
   assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize('flag', ['--help', '-h'])
 @_each_command
-def test_help_prints_the_comment_at_the_top(path, tmp_path):
-  done = launching.run(path, '--help', cwd=tmp_path)
+def test_help_prints_the_comment_at_the_top_and_starts_nothing(
+    path, flag, tmp_path):
+  box = launching.Sandbox(tmp_path)
+  for tool in ('gcloud', 'git', 'kubectl', 'nvidia-smi', 'pip', 'python',
+               'python3', 'python3.12', 'sbatch', 'srun', 'uv'):
+    box.tool(tool, 'echo "$0 $*" >>"$BOX/called"')
+  done = box.call(path.name, flag)
   assert done.returncode == 0 and done.stderr == ''
+  assert box.lines('called') == [] and not (box.copy / '.venv').exists()
   assert done.stdout.startswith(f'usage: launch/{path.name} ')
   assert 'set -e' not in done.stdout and '#!' not in done.stdout
 

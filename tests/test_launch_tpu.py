@@ -218,6 +218,8 @@ def test_vm_note_when_the_workdir_of_a_spot_vm_is_not_in_a_bucket(vm):
     (['walk', *_VM], "COMMAND is 'walk'"),
     (['run', *_VM, '--', '-x'], "--type is ''"),
     (['run', *_POD, '--type=v3', '--', '-x'], "--type is 'v3'"),
+    (['run', *_POD, '--type=v3-8', '--', '-x'],
+     'for one VM use launch/tpu_vm.sh run --type=v3-8'),
     (['run', *_POD], 'the flags of mixer.main are missing'),
     (['run', *_POD, '--wait=long', '--', '-x'], "--wait is 'long'"),
     (['run', *_POD, '--retries=-1', '--', '-x'], "--retries is '-1'"),
@@ -363,6 +365,39 @@ exit 1''')
   assert done.returncode == 1
   assert done.stderr.endswith(
       'error: could not request the slice; see above\n')
+
+
+@pytest.mark.parametrize('verb', ['describe', 'create'])
+@pytest.mark.parametrize('error', [
+    'The required property [project] is not currently set.\nIt can be set',
+    "PERMISSION_DENIED: Permission denied on 'locations/x' (or it may not exist)",
+    'INVALID_ARGUMENT: Accelerator type "v3-33" not found.'])
+def test_pod_ends_at_an_error_that_waiting_does_not_mend(pod, verb, error):
+  pod.tool('gcloud', f'''
+echo "$4" >>"$BOX/calls"
+[[ $4 == {verb} ]] && echo 'ERROR: (gcloud) {error.replace("'", '"')}' >&2 ||
+  echo 'NOT_FOUND: it' >&2
+exit 1''')
+  done = pod.run('run', *_POD, *_ARGS)
+  said = error.partition('\n')[0].replace("'", '"')
+  launching.check_usage_error(done, f'gcloud refused: (gcloud) {said} Check ')
+  assert pod.lines('calls') == ['describe', 'create'][:1 + (verb == 'create')]
+
+
+@pytest.mark.parametrize('began', [True, False])
+def test_pod_does_not_request_a_slice_again_that_was_stopped(pod, began):
+  if began:
+    run = _begin_waiting(pod)
+  else:   # it still waits for the slice
+    pod.births.write_text('WAITING_FOR_RESOURCES\n')
+    run = pod.start('run', *_POD, *_ARGS)
+    launching.until(
+        lambda: pod.lines('calls').count('queued-resources describe') > 2)
+  assert pod.run('stop', *_POD).returncode == 0
+  done = launching.finish(run)
+  assert done.returncode == 1
+  assert 'error: the slice was deleted, as by ' in done.stderr
+  assert pod.lines('calls').count('queued-resources create') == 1
 
 
 def test_pod_reports_why_a_request_failed(pod):

@@ -179,7 +179,7 @@ CSV_MISTAKES = {
     'no rows': ('path,label\n', ('lists no images',)),
     'nothing': ('', ('lists no images',)),
     'no path column': ('file,label\na.jpg,0\n', ('line 1', "'file'", "'path'")),
-    'no label column': ('path,class\na.jpg,0\n', ('line 1', "'labels'")),
+    'no label column': ('path,a,b\na.jpg,0,1\n', ('line 1', "'labels'")),
     'no header': ('a.jpg,0\nb.jpg,1\n', ('line 1', "'a.jpg'", "'path'")),
     'semicolons': ('path;label\na.jpg;0\n', ('line 1', "'path;label'")),
     'column twice': (

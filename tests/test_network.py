@@ -1,5 +1,7 @@
 """Networks by their weights: what differs is named, in few words."""
 import json
+import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import small_networks
 from mixer import pretrained
 from mixer.core import errors
 from mixer.core import trees
-from mixer.pretrained import network
+from mixer.pretrained import misfits
 
 
 def tree(**shapes):
@@ -19,7 +21,7 @@ def tree(**shapes):
 
 def test_misfits_of_equal_trees_are_none():
   a = tree(MixerBlock_0__scale=(3,), head__bias=(5,))
-  assert network.misfits(a, a) == []
+  assert misfits.between(a, a) == []
 
 
 def test_blocks_that_differ_alike_share_a_line():
@@ -28,7 +30,7 @@ def test_blocks_that_differ_alike_share_a_line():
       for i in range(9)})
   want = tree(head__bias=(6,), stem__bias=(3,), **{
       f'MixerBlock_{i}__Dense_1__bias': (8,) for i in range(9)})
-  assert sorted(network.misfits(have, want)) == [
+  assert sorted(misfits.between(have, want)) == [
       'MixerBlock_0-3,7/Dense_1/bias: (4,), the model has (8,)',
       'extra/kernel: (2,), the model has none',
       'head/bias: (5,), the model has (6,)',
@@ -40,7 +42,7 @@ def test_misfits_name_blocks_of_any_network():
               Transformer__encoderblock_1__scale=(3,))
   want = tree(Transformer__encoderblock_0__scale=(4,),
               Transformer__encoderblock_1__scale=(4,))
-  assert network.misfits(have, want) == [
+  assert misfits.between(have, want) == [
       'Transformer/encoderblock_0-1/scale: (3,), the model has (4,)']
 
 
@@ -108,6 +110,67 @@ def test_a_card_with_sizes_that_cannot_be_is_refused(tmp_path):
   (tmp_path / 'w.npz.json').write_text('[' * 100_000)
   with pytest.raises(errors.UserError, match="not a network's card"):
     pretrained.open_network(tmp_path / 'w.npz')
+
+
+@pytest.mark.parametrize('header, body, words', (
+    (b'{}', b'', 'its header would have 1,000 bytes, and can have 2'),
+    (dict(a=(0, 16)), b'12345678', 'not fully covered'),
+    (dict(a=(0, 16), b=(8, 24)), bytes(24), 'invalid offset'),
+    (b'{"a":', b'', 'invalid JSON'),
+))
+def test_a_header_that_the_file_cannot_have_is_refused(
+    tmp_path, header, body, words):
+  """It is too long for the file, or its tensors are, or they overlap."""
+  if isinstance(header, dict):
+    header = json.dumps({name: dict(dtype='F32', shape=[4], data_offsets=at)
+                         for name, at in header.items()}).encode()
+  length = 1000 if header == b'{}' else len(header)
+  path = tmp_path / 'w.safetensors'
+  path.write_bytes(length.to_bytes(8, 'little') + header + body)
+  with pytest.raises(errors.UserError, match=words):
+    pretrained.open_network(path)
+
+
+def test_a_pth_file_that_unpacks_to_far_more_is_refused_before_it_is_read(
+    tmp_path):
+  path = tmp_path / 'w.pth'
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as f:
+    f.writestr('archive/data/0', bytes(2**27))
+  with pytest.raises(errors.UserError, match='would unpack to 0.1 GiB'):
+    pretrained.open_network(path)
+
+
+def test_names_and_numbers_that_no_network_has_are_refused(tmp_path):
+  def many(flat):
+    flat.update({f'MixerBlock_{i}/a': np.zeros(0, 'f4') for i in range(5000)})
+  def empty_blocks(flat):
+    flat.update({f'MixerBlock_{i}/a': np.zeros(0, 'f4') for i in range(99)})
+  def deep(flat):
+    flat['a/' * 5000] = np.zeros(3, 'f4')
+  assert 'holds 5,030 tensors' in refused(tmp_path, many)
+  assert 'num_blocks is 99, and the weights are 129' in refused(
+      tmp_path, empty_blocks)
+  assert 'a name has 5000 slashes' in refused(tmp_path, deep)
+
+
+@pytest.mark.parametrize('name', (
+    'w.npz', 'w.safetensors', 'w.pth', 'jx_mixer_b16_224-76587d61.pth'))
+def test_weights_are_read_from_regular_files_only(tmp_path, name):
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(errors.UserError, match=f'{name}.* a FIFO, not a regular'):
+    pretrained.open_network(tmp_path / name)
+
+
+def test_a_card_that_is_no_text_is_refused(tmp_path):
+  path = tmp_path / 'w.npz'
+  np.savez(path, **trees.flatten(small_networks.make().params))
+  (tmp_path / 'w.npz.json').write_bytes(b'\xff\xfe')
+  with pytest.raises(errors.UserError, match='json.* is not a text file'):
+    pretrained.open_network(path)
+  (tmp_path / 'w.npz.json').unlink()
+  os.mkfifo(tmp_path / 'w.npz.json')
+  with pytest.raises(errors.UserError, match='json.* a FIFO'):
+    pretrained.open_network(path)
 
 
 def test_an_archive_that_unpacks_to_far_more_than_its_length_is_refused(

@@ -30,7 +30,7 @@ def _run(name, folder, monkeypatch):
   """Executes a notebook offline with few steps, in an empty folder.
 
   Returns:
-    (what it prints, how many pictures it shows).
+    (what it prints, how many photos it shows, how many figures it draws).
   """
   monkeypatch.setenv('MIXER_OFFLINE', '1')
   monkeypatch.setenv('MIXER_NOTEBOOK_STEPS', '20')
@@ -50,7 +50,8 @@ def _run(name, folder, monkeypatch):
                   if out.output_type == 'display_data')
   assert os.listdir(folder) == ['runs']
   assert 'Training will run on CPU: 1 x cpu\n' in printed
-  return printed, shown.count('<img src="data:image/png;base64,')
+  drawn = sum('image/png' in out.get('data', ()) for out in outputs)
+  return printed, shown.count('<img src="data:image/png;base64,'), drawn
 
 
 @_each
@@ -187,7 +188,8 @@ def test_every_fourth_photo_of_the_user_is_held_out(how, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_digits_notebook_trains_and_predicts(tmp_path, monkeypatch):
-  printed, _ = _run('digits', tmp_path, monkeypatch)
+  printed, _, drawn = _run('digits', tmp_path, monkeypatch)
+  assert drawn == (2 if importlib.util.find_spec('matplotlib') else 0)
   assert re.search(r'accuracy on held-out digits: \d+\.\d+%', printed), printed
   right = int(re.search(r'(\d+) of 360 right', printed)[1])
   counted = float(re.search(r'digits: (.*)%', printed)[1])
@@ -197,7 +199,8 @@ def test_digits_notebook_trains_and_predicts(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_finetune_notebook_trains_predicts_and_exports(tmp_path, monkeypatch):
-  printed, pictures = _run('finetune', tmp_path, monkeypatch)
+  printed, pictures, drawn = _run('finetune', tmp_path, monkeypatch)
+  assert drawn == (1 if importlib.util.find_spec('matplotlib') else 0)
   for name in ('flower', 'leaves', 'temple'):
     assert f'{name}: 18 photos to train on\n' in printed
   assert 'digits/checkpoints/20: ' in printed   # the initial weights

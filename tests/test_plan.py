@@ -77,10 +77,20 @@ def test_a_plan_of_the_digits_agrees_with_the_formulas():
   assert 0 <= memory['optimizer'] - memory['parameters'] < 16
   assert memory['temporaries'] > 0 and memory['estimate']
   assert memory['total'] >= memory['parameters'] * 2 + memory['temporaries']
+  assert memory['gradients'] == memory['parameters']
+  assert memory['least'] == 2 * memory['parameters'] + memory['optimizer']
   flops = 1200 * 128 * model['training_flops']
   assert time['device_hours'] == pytest.approx(flops / (.5 * 61.5e12) / 3600)
   assert [(row['what'], row['found']) for row in found['preflight']] == [
       ('data', True), ('evals.test', True)]
+
+
+
+
+def test_a_lower_bound_that_does_not_fit_has_remedies_of_its_own():
+  memory = dict(estimate=True, temporaries=2**40, total=2**41, parameters=2**34,
+                optimizer=2**34, least=3 * 2**34, strategy='replicated')
+  assert planning.remedies(memory) == ['--config.sharding.strategy=fsdp']
 
 
 @pytest.mark.slow   # compiles for several layouts
@@ -235,8 +245,8 @@ def test_the_command_prints_tables_and_writes_json(tmp_path):
                     'augment.shift=0')), f'--json={tmp_path}/plan.json',
                 '--accelerator=H100')
   assert (out.returncode, out.stderr) == (0, '')
-  for words in ('Mixer-S/2', 'memory of one of 2 devices', 'an upper estimate',
-                'time on H100', 'digits train, 1,437 images: found'):
+  for words in ('Mixer-S/2', 'memory of one of 2 devices', 'time on H100',
+                'activations unknown', 'H100: fits, if the activations do', 'digits train, 1,437 images: found'):
     assert words in ' '.join(out.stdout.split())
   assert json.loads((tmp_path / 'plan.json').read_text())['memory'][
       'devices'] == 2

@@ -127,8 +127,9 @@ def test_predictions_equal_those_of_evaluation_without_tensorflow(
        str(root / 'validation')], cwd=ROOT, text=True, capture_output=True,
       timeout=300)
   assert out.returncode == 0, out.stderr
-  predicted = json.loads(out.stdout)
+  *predicted, score = json.loads(out.stdout)
   assert len(predicted) == 18
+  assert (score['path'], score['examples']) == (str(root / 'validation'), 18)
   assert difference(rows, predicted) < 1e-3
   right = sum(pathlib.Path(p['path']).parent.name == p['classes'][0]
               for p in predicted)
@@ -154,7 +155,7 @@ def test_a_run_with_its_data_in_memory_uses_the_configs_crop(
   _, rows = evaluated((root, tmp_path / 'run'), tmp_path)
   out = command('predict', f'--checkpoint={tmp_path / "run"}',
                 '--format=json', root / 'validation')
-  assert difference(rows, json.loads(out.stdout)) < 1e-3
+  assert difference(rows, json.loads(out.stdout)[:-1]) < 1e-3
 
 
 def test_files_that_cannot_be_read_are_named_and_skipped(trained, tmp_path):
@@ -287,6 +288,25 @@ def test_expand_lists_folders_as_training_does_and_keeps_files(tmp_path):
   with pytest.raises(errors.UserError, match='no images'):
     os.makedirs(tmp_path / 'none')
     prediction.expand([str(tmp_path / 'none')])
+
+
+def test_arguments_may_be_patterns_and_a_list_on_standard_input(
+    tmp_path, monkeypatch):
+  """A path that exists is no pattern; the lines of a list never are."""
+  for name in ('a/1.jpg', 'a/2.jpg', 'a/x.txt', '[1].jpg'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(
+      b'a/1.jpg\r\n\n*.jpg\n\xff.jpg\n')))
+  assert prediction.matches(['a/*.jpg', '-', '[1].jpg', '**/x.*', 'gone']) == [
+      'a/1.jpg', 'a/2.jpg', 'a/1.jpg', '*.jpg', os.fsdecode(b'\xff.jpg'),
+      '[1].jpg', 'a/x.txt', 'gone']
+  for given, said in (('b/*.jpg', 'no file matches'),
+                      ('https://host/a.jpg', 'download'),
+                      ('gs://bucket/a.jpg', 'download')):
+    with pytest.raises(errors.UserError, match=said):
+      prediction.matches([given])
 
 
 def test_images_above_max_pixels_yield_an_error(trained):

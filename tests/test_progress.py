@@ -1,6 +1,8 @@
 """What a user sees of a run: a bar on a terminal, lines elsewhere."""
 import io
+import logging
 import re
+import sys
 
 import pytest
 from rich import console
@@ -105,6 +107,23 @@ def test_lines_stand_above_the_bar(bar):
   shown, last = bar
   shown.say('evaluated at step 5')
   assert 'evaluated at step 5\n' in shown._screen.file.getvalue()
+
+
+def test_log_lines_stand_above_the_bar_too(monkeypatch):
+  """They would begin in the middle of its line, and be torn by it."""
+  out, lines = Terminal(), logging.StreamHandler()
+  monkeypatch.setattr(sys, 'stdout', out)
+  lines.setStream(out)
+  monkeypatch.setattr(progress.log, 'handlers', [lines])
+  screen = console.Console(file=out, force_terminal=True, width=80,
+                           color_system=None)
+  with progress.Progress(0, 10, screen):
+    progress.log.warning('a file is bad')
+  progress.log.warning('after it')
+  assert sys.stdout is out is lines.stream
+  shown = out.getvalue()
+  assert re.search(r'\x1b\[2Ka file is bad *\n', shown)   # on an erased line
+  assert shown.endswith('after it\n')
 
 
 @pytest.mark.parametrize('seconds, text', [

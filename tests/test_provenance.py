@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import types
 
 import jax
 import pytest
@@ -17,6 +16,7 @@ from mixer.pretrained import export
 from mixer.pretrained import network as networks
 from mixer.pretrained import origin
 from mixer.training import assembly
+from mixer.training import opening
 from mixer.training import run
 
 DATA = dict(source='0123', split='train')
@@ -154,15 +154,14 @@ def test_a_network_its_scores_and_its_exports_carry_it(path, tmp_path):
 
 def test_a_resumed_run_tells_what_changed_and_a_finished_one_keeps_what_it_was(
     tmp_path):
-  at = lambda step: run._made_with(types.SimpleNamespace(
-      path=tmp_path, origin=None, total_steps=4), DATA, step and (
-          types.SimpleNamespace(step=step)))
+  at = lambda finished: opening.made_with(
+      tmp_path, DATA, None, finished=finished)
   new, line = at(None)
   assert line == provenance.line(new)
-  assert at(2) == (new, line) and at(4) == (None, line)   # of older code
+  assert at(False) == (new, line) and at(True) == (None, line)   # of older code
   old = dict(new, versions=dict(new['versions'], optax='0.1'))
   workdir.write_config(tmp_path, {}, old)
   said = ('; since the run was last started, optax was 0.1, is '
           + new['versions']['optax'])
-  assert at(2) == (new, line + said) and at(4) == (old, line + said)
+  assert at(False) == (new, line + said) and at(True) == (old, line + said)
   assert at(None) == (new, line)   # the run saved nothing

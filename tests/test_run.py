@@ -179,6 +179,44 @@ def test_a_run_that_saved_nothing_gives_its_workdir_to_a_corrected_config(
     run.train(config, str(tmp_path))
 
 
+def test_a_run_is_not_resumed_beyond_its_length(tmp_path):
+  """That would call the run finished at another step than it is."""
+  number = jax.ShapeDtypeStruct((), jnp.int32)
+  shapes = step.State(step=number, params={}, opt_state={}, bad=number)
+  aside = []
+  saved = types.SimpleNamespace(
+      steps=lambda: [3], set_aside_after=aside.append, restore=lambda *a: (
+          {}, dict(step=jnp.array(3), opt_state={}, bad=0), dict(data={})))
+  with pytest.raises(errors.UserError, match='run.total_steps: 2, .* 3 steps'):
+    resume.restored(str(tmp_path), saved, shapes, {}, {}, 2)
+  assert not aside
+  for total in (3, 4):
+    resume.restored(str(tmp_path), saved, shapes, {}, {}, total)
+  assert aside == [3, 3]
+
+
+@pytest.mark.slow   # three runs
+def test_a_finished_run_of_constant_rate_trains_on_as_if_never_stopped(
+    tmp_path):
+  """Then it has more steps than a shorter config has."""
+  config = tiny()
+  config.schedule.update(decay='constant', warmup_steps=0)
+  params = {}
+  for name, lengths in (('one', (1, 2)), ('two', (2,))):
+    for config.run.total_steps in lengths:
+      run.train(config, str(tmp_path / name))
+    params[name] = trees.flatten(checkpoint.load_params(
+        str(tmp_path / name / 'checkpoints' / '2')))
+  for key, value in params['one'].items():
+    np.testing.assert_array_equal(value, params['two'][key], err_msg=key)
+  assert workdir.config_of(tmp_path / 'one')['run']['total_steps'] == 2
+  before = contents(tmp_path / 'one')
+  config.run.total_steps = 1
+  with pytest.raises(errors.UserError, match='run.total_steps: 1, .* 2 steps'):
+    run.train(config, str(tmp_path / 'one'))
+  assert contents(tmp_path / 'one') == before
+
+
 @pytest.mark.parametrize('name, words', (
     ('a[1]', r'\[ and \]'), ('a\\b', 'in its path'), ('http://x/y', 'gs://')))
 def test_a_workdir_that_cannot_hold_checkpoints_is_refused(

@@ -163,6 +163,34 @@ def test_the_error_for_a_missing_set_says_how_to_get_it(name, tmp_path):
     assert part in str(error.value)
 
 
+@pytest.mark.parametrize('given', ('photos', 'photos/1.0.0', '..'))
+def test_a_set_is_found_above_and_below_the_directory_that_was_given(
+    photos, tmp_path, given):
+  """The error then says which one to give, and nothing of downloads."""
+  data_dir, _ = copy_of(photos, tmp_path)
+  where = os.path.normpath(f'{data_dir}/{given}')
+  with pytest.raises(errors.UserError) as error:
+    sources.open_source('photos', data_dir=where)
+  assert str(error.value).endswith(
+      f'in {where!r}; set --config.data.dir={data_dir}, which has it')
+
+
+@pytest.mark.parametrize('name,given,expected,absent', (
+    ('photo', '', ('prepared there: photos:1.0.0',), 'download'),
+    ('photo', 'photos/1.0.0', ('prepared there: photos:1.0.0',), 'download'),
+    ('photos:2.0.0', '', ('prepared there: photos:1.0.0',), 'download'),
+    ('cifar-10', '', ('TFDS knows cifar10',), 'photos'),
+    ('cifar10', '', ('download_and_prepare',), 'photos')))
+def test_a_misspelt_set_gets_the_names_that_are_near(
+    photos, name, given, expected, absent):
+  with pytest.raises(errors.UserError) as error:
+    sources.open_source(name, data_dir=f'{photos[0]}/{given}')
+  for part in expected:
+    assert part in str(error.value)
+  assert absent not in str(error.value).split('; ', 1)[1].replace(
+      photos[0], '').replace('needs no download', '')
+
+
 def test_a_set_without_images_is_refused(photos):
   """The message says which features it has."""
   data_dir, _ = photos

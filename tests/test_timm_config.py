@@ -1,5 +1,4 @@
-"""timm's config.json beside its weights: predictions are those of timm's module.
-"""
+"""Predictions of weights beside timm's config.json are those of timm's module."""
 import json
 import math
 

@@ -1,71 +1,125 @@
 """A run that waits too long for something says what it is, again and again."""
+import re
 import time
 import types
 
+import numpy as np
 import pytest
 
 from mixer.training import loop
 from mixer.training import watchdog
 
 
-def train(watch, *, read=0.0, step=0.0, evaluate=0.0):
-  """Runs the loop for three steps; the second one takes as long as given."""
+def watched(seconds, monkeypatch, until, phases):
+  """Watches a made clock up to a time; returns the seconds of all reports.
+
+  Args:
+    phases: (time) -> what begins then, or None.
+  """
+  now, reports = [0.0], []
+  watch = watchdog.Watch(seconds)
+
+  def wait(pause):
+    now[0] += pause
+    if phases(now[0]):
+      watch.phase(phases(now[0]))
+    return now[0] > until
+
+  monkeypatch.setattr(watchdog.time, 'monotonic', lambda: now[0])
+  watch._end = types.SimpleNamespace(wait=wait)
+  watch._report = lambda what, step, took: reports.append((what, now[0]))
+  watch._watch()
+  return reports
+
+
+def test_a_stall_is_reported_at_growing_intervals(monkeypatch):
+  """After 300 seconds, and after 2, 4 and 8 times as long."""
+  begins = lambda now: 'saving' if now == 1000 else None
+  reports = watched(300, monkeypatch, 4000, begins)
+  assert [(what, round(at, -1)) for what, at in reports] == [
+      ('starting', 300), ('starting', 600), ('saving', 1300), ('saving', 1600),
+      ('saving', 2200), ('saving', 3400)]
+
+
+def test_many_short_phases_are_no_stall(monkeypatch):
+  """Also if two that follow one another have the same name."""
+  assert watched(300, monkeypatch, 4000, lambda now: (
+      'computing a step' if now % 100 == 0 else None)) == []
+
+
+def train(watch, stall, at):
+  """Runs the loop for three steps; `stall` is called in the second step's part
+  that is named, and in the evaluation after the last one."""
   def batches():
     for i in range(3):
-      time.sleep(read if i == 1 else 0)
-      yield i
+      if (i, at) == (1, 'reading a batch'):
+        stall()
+      yield dict(record=i)
 
   def compute(state, batch, resident):
-    time.sleep(step if batch == 1 else 0)
-    return state, {}
+    if (batch['record'], at) in ((1, 'computing a step'),
+                                 (0, 'compiling the first step')):
+      stall()
+    return state, dict(loss=np.float32(1))
 
   def score(state):
-    time.sleep(evaluate)
+    if at == 'evaluating':
+      stall()
     return {}
+
+  def save(*args):
+    if at == 'saving':
+      stall()
 
   deaf = types.SimpleNamespace(
       write=lambda *a: None, flush=lambda: None, say=lambda text: None,
       advance=lambda step: None, metrics=lambda *a: None,
-      asked=lambda step: None)
+      asked=lambda step: None, wary=False, look=lambda *a: False,
+      check=lambda *a: None, compare=lambda *a: None)
   loop.train(types.SimpleNamespace(step=0), loop.Job(
       step_fn=compute, batches=batches(), resident=None, evaluate=score,
-      save=lambda *a: None, writer=deaf, progress=deaf, guard=deaf,
+      save=save, writer=deaf, progress=deaf, guard=deaf, watch=deaf,
       total_steps=3, log_every=100, eval_every=0, save_every=100,
-      save_scored=False, batch_size=1, flops=1.0, peak_flops=1.0,
-      phase=watch.phase))
+      save_scored=False, batch_size=1, flops=1.0, peak_flops=1.0, phase=watch.phase))
 
 
-@pytest.mark.parametrize('what, step, took', [
-    ('reading a batch', 1, dict(read=1.2)),
-    ('computing a step', 1, dict(step=1.2)),
-    ('evaluating', 3, dict(evaluate=1.2))])
-def test_a_stall_is_reported_at_growing_intervals_with_the_stacks(
-    what, step, took, caplog, capfd, monkeypatch):
-  """At 0.2 and 0.4 and 0.8 seconds of 1.2."""
+@pytest.mark.parametrize('what, step', [
+    ('reading a batch', 1), ('computing a step', 1), ('evaluating', 3),
+    ('saving', 3), ('compiling the first step', 0)])
+def test_what_the_loop_waits_for_is_said_with_the_stacks(
+    what, step, caplog, capfd, monkeypatch):
+  """Each report takes twice as long as the one before it."""
   monkeypatch.setattr(watchdog.sys, '__stderr__', watchdog.sys.stderr)
-  with watchdog.Watch(0.2) as watch:
-    train(watch, **took)
-  assert [m.partition(' has taken ')[0] for m in caplog.messages] == [
-      f'stalled  {what}'] * 3
-  first, second, third = (r.created for r in caplog.records)
-  assert third - second > second - first
-  assert all(f'after step {step} (run.stall_seconds=0.2)' in m
-             for m in caplog.messages)
-  stacks = capfd.readouterr().err
-  assert stacks.count('in train\n') >= 3 and 'test_watchdog.py' in stacks
 
+  def stall():
+    end = time.monotonic() + 60
+    while len(caplog.messages) < 2 and time.monotonic() < end:
+      time.sleep(0.01)
 
-@pytest.mark.parametrize('seconds, took', [(0, 0.3), (60, 0.3)])
-def test_without_a_stall_nothing_is_said(seconds, took, caplog):
-  """A limit of 0 reports nothing."""
-  with watchdog.Watch(seconds) as watch:
-    train(watch, read=took)
-  assert caplog.messages == []
-
-
-def test_many_short_phases_are_no_stall(caplog):
   with watchdog.Watch(0.3) as watch:
-    for step in range(40):
-      watch.phase(watchdog.READING, step % 2)
-      time.sleep(0.02)
+    train(watch, stall, what)
+  found = [re.fullmatch(
+      rf'stalled  {what} has taken ([\d.]+) s so far, after step {step} '
+      r'\(run.stall_seconds=0.3\); standard error has the stacks of all threads',
+      message) for message in caplog.messages[:2]]
+  assert float(found[0][1]) >= 0.3 and float(found[1][1]) >= 0.6
+  stacks = capfd.readouterr().err
+  assert 'in stall\n' in stacks and 'test_watchdog.py' in stacks
+
+
+def test_a_run_without_a_stall_says_nothing(caplog):
+  """A limit of 0 is none."""
+  for seconds in (0, 60):
+    with watchdog.Watch(seconds) as watch:
+      train(watch, lambda: time.sleep(0.05), 'reading a batch')
   assert caplog.messages == []
+
+
+def test_of_several_processes_it_is_said_which_one_waits(caplog, monkeypatch):
+  monkeypatch.setattr(watchdog.processes, 'several', lambda: True)
+  monkeypatch.setattr('jax.process_index', lambda: 3)
+  monkeypatch.setattr('jax.process_count', lambda: 8)
+  watchdog.Watch(300)._report('saving', 1200, 600.0)
+  assert re.fullmatch(
+      r'stalled  saving has taken 600 s so far in process 3 of 8 on \S+, after '
+      r'step 1,200 \(run.stall_seconds=300\); .*', caplog.messages[0])

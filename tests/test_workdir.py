@@ -53,3 +53,41 @@ def test_a_bad_image_is_written_once_also_after_a_restart(tmp_path):
       report({'file': name})
   lines = (tmp_path / 'bad_images.jsonl').read_text().splitlines()
   assert list(map(json.loads, lines)) == [{'file': 'a.jpg'}, {'file': 'b.jpg'}]
+
+
+def lengths(decay='cosine', warmup=0, start=None, **run):
+  """A config of a schedule and a length."""
+  return {'run': run, 'start': start or {},
+          'schedule': dict(decay=decay, warmup_steps=warmup)}
+
+
+@pytest.mark.parametrize('old, new', [
+    (lengths('constant', total_steps=10), lengths('constant', total_steps=20)),
+    (lengths('constant', total_steps=10), lengths('constant', total_epochs=3)),
+    (lengths('constant', 9, total_steps=10),
+     lengths('constant', 9, total_steps=20))])
+def test_the_length_may_change_if_the_learning_rate_does_not_depend_on_it(
+    old, new, tmp_path):
+  workdir.agree(tmp_path, old)
+  workdir.agree(tmp_path, new)
+
+
+@pytest.mark.parametrize('decay, warmup', [('cosine', 0), ('linear', 0),
+                                           ('constant', 10)])
+@pytest.mark.parametrize('dont_load', [None, 'head/.*'])
+def test_another_length_is_refused_with_the_flags_that_train_on(
+    decay, warmup, dont_load, tmp_path):
+  """A warm-up of at least the run's length is cut to a tenth of it. The head
+  of the finished run is kept."""
+  start = dict(dont_load=dont_load)
+  workdir.agree(tmp_path, lengths(decay, warmup, start, total_steps=10))
+  with pytest.raises(errors.UserError) as refused:
+    workdir.agree(tmp_path, lengths(decay, warmup, start, total_steps=20))
+  flags = f'add --workdir=NEW --config.start.weights={tmp_path}' + (
+      ' --config.start.dont_load=' if dont_load else '') + ' to the command'
+  assert 'run.total_steps was 10, is 20. ' in str(refused.value)
+  assert flags in str(refused.value)
+  # Another change besides has no such remedy.
+  with pytest.raises(errors.UserError, match='Give the same config'):
+    workdir.agree(tmp_path, dict(
+        lengths(decay, warmup, start, total_steps=20), loss=dict(name='x')))

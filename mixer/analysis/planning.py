@@ -38,7 +38,8 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
   Args:
     config: the config of the run.
     topology: a TPU slice to compile for, such as 'v3:2x2'; needs libtpu. None
-      compiles for CPU devices instead, whose memory is an estimate.
+      compiles for CPU devices instead, whose activations say little about
+      other devices: 'memory' then has 'estimate', and only its 'least' holds.
     devices: number of devices. With a topology the default is all of it, and
       fewer are its first; without one the default is 1.
     accelerator: a key of `accelerators.ACCELERATORS`, whose memory and peak are
@@ -80,10 +81,15 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
   images = total * settings.batch_size
   flops = cost.training_flops(model, settings.image_size,
                               config.optimizer.frozen, program.state.params)
+  held = program.bytes()
+  count = trees.count(program.state.params)
+  # The gradients of the trained parameters, which lie as the parameters do.
+  gradients = held['parameters'] * assembly.trained(
+      config, program.state.params) // max(count, 1)
   return dict(
       model=dict(
           name=assembly.described(config, model)['name'],
-          parameters=trees.count(program.state.params),
+          parameters=count,
           forward_flops=cost.forward_flops(model, settings.image_size),
           training_flops=flops),
       run=dict(
@@ -94,7 +100,8 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
           devices=len(chosen), kind=chosen[0].device_kind,
           estimate=topology is None, layout=dict(layout.mesh.shape),
           strategy=layout.strategy, of=device.name,
-          available=device.memory_bytes, **program.bytes()),
+          available=device.memory_bytes, gradients=gradients,
+          least=held['parameters'] + held['optimizer'] + gradients, **held),
       xla=dict(program.cost(), compile_seconds=program.seconds),
       time=_time(
           device, len(chosen), images=images, flops=images * flops,
@@ -111,6 +118,8 @@ def remedies(memory: Mapping[str, Any]) -> list[str]:
     memory: 'memory' of a plan.
   """
   out = []
+  if memory['estimate']:   # the activations are unknown
+    memory = dict(memory, temporaries=0, total=memory['least'])
   if memory['temporaries'] > 0.5 * memory['total']:
     out += ['--config.model.remat=block', '--config.run.micro_batches=N',
             'a smaller --config.run.batch_size']

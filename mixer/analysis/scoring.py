@@ -13,6 +13,7 @@ from mixer.core.log import log
 from mixer.data import sources
 from mixer.evaluation import class_names
 from mixer.evaluation import confusion
+from mixer.evaluation import several_labels
 from mixer.evaluation import suite
 from mixer.training import losses
 from mixer.training import sharding
@@ -250,7 +251,10 @@ def _mistakes(found: Mapping[str, np.ndarray], names: list[str],
       worst_classes=confusion.worst_classes(
           found['labels'], best, names=names, most=worst),
       confused_pairs=confusion.confused_pairs(
-          found['labels'], best, names=names, most=worst))
+          found['labels'], best, names=names, most=worst),
+      **(dict(several_labels=[dict(row, name=names[row['class']])
+                              for row in several_labels.by_class(found)])
+         if 'scores' in found else {}))
 
 
 def _predictions(

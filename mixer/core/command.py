@@ -47,6 +47,8 @@ def run(main: Callable[[list[str]], None], positional: int | None = 0,
     several: whether the command may be one of several processes; then it has
       the three flags that `join` reads.
   """
+  if sys.platform == 'win32':
+    _die('this runs on Linux and macOS; on Windows, run it inside WSL', USAGE)
   log.setup(log_to)
   if several:
     _define_process_flags()

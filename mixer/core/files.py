@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 from etils import epath
 
+from mixer.core import errors
+
 Path: TypeAlias = str | os.PathLike[str]
 
 
@@ -62,15 +64,25 @@ def descriptor(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def read(path: Path) -> str | None:
-  """Returns the text of a file, or None if it does not exist."""
-  if is_remote(path):
-    file = epath.Path(path)
-    return file.read_text() if file.exists() else None
+  """Returns the text of a file, or None if it does not exist.
+
+  Raises:
+    UserError: if it is not a regular file, or does not hold text.
+  """
   try:
+    if is_remote(path):
+      file = epath.Path(path)
+      return file.read_text() if file.exists() else None
     with open_regular(path, 'r') as f:
       return f.read()
   except (FileNotFoundError, NotADirectoryError):
     return None
+  except (OSError, UnicodeDecodeError) as e:
+    if getattr(e, 'errno', errno.EINVAL) not in (errno.EINVAL, errno.EISDIR):
+      raise
+    raise errors.UserError(
+        f'{str(path)!r} is not a text file: '
+        f'{getattr(e, "strerror", None) or "it holds other bytes"}') from e
 
 
 def cache() -> str:

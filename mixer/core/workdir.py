@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import socket
 import threading
 import time
@@ -38,6 +39,7 @@ _MAY_CHANGE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
                'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
                'run.micro_batches', 'run.nonfinite',
                'run.heartbeat_timeout_seconds', 'run.stall_seconds')
+_LENGTH = ('run.total_steps', 'run.total_epochs')
 _BUCKETS = ('gs://', 's3://', 'az://')   # what epath can write to
 # How long a network file system may take to show one host's file to another.
 _VISIBLE_SECONDS = 10
@@ -192,14 +194,16 @@ def check_config(path: files.Path, config: Mapping[str, Any]) -> None:
   new, old = json.loads(json.dumps(config)), config_of(path)
   if old is not None:
     was, now = _flat(old), _flat(new)
-    differ = [f'{k} was {_shown(was.get(k))}, is {_shown(now.get(k))}'
-              for k in sorted(was.keys() | now.keys())
-              if was.get(k) != now.get(k) and not k.startswith(_MAY_CHANGE)]
+    free = _MAY_CHANGE + (_LENGTH if _any_length(was, now) else ())
+    differ = [k for k in sorted(was.keys() | now.keys())
+              if was.get(k) != now.get(k) and not k.startswith(free)]
     if differ:
+      listed = '; '.join(f'{k} was {_shown(was.get(k))}, is '
+                         f'{_shown(now.get(k))}' for k in differ)
       raise errors.UserError(
-          f'--workdir: {str(path)!r} holds a run of another config: '
-          f'{"; ".join(differ)}. Give the same config to resume it, or '
-          'another --workdir')
+          f'--workdir: {str(path)!r} holds a run of another config: {listed}. '
+          + (_train_on(path, now) if set(differ) <= set(_LENGTH) else
+             'Give the same config to resume it, or another --workdir'))
 
 
 class BadImages:
@@ -235,6 +239,33 @@ def write_json(path: files.Path, value: Any) -> None:
   """Writes an indented JSON file atomically; only process 0 writes."""
   if processes.first():
     files.write(path, json.dumps(value, indent=2) + '\n')
+
+
+def _any_length(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+  """Returns whether the learning rate by step is the same for any length.
+
+  A warm-up that is not shorter than the run is cut, see `schedules.make`.
+
+  Args:
+    was, now: as `_flat` returns them.
+  """
+  warmup = now.get('schedule.warmup_steps', 0)
+  return now.get('schedule.decay') == 'constant' and (
+      not warmup or all(flat.get('run.total_steps', 0) > warmup
+                        for flat in (was, now)))
+
+
+def _train_on(path: files.Path, now: Mapping[str, Any]) -> str:
+  """Returns how to train further a run whose length cannot change."""
+  flags = f'--workdir=NEW --config.start.weights={shlex.quote(str(path))}'
+  if now.get('start.dont_load'):
+    flags += ' --config.start.dont_load='
+  return (
+      'Its learning rate depends on the length (schedule.decay='
+      f'{now.get("schedule.decay")}, schedule.warmup_steps='
+      f'{now.get("schedule.warmup_steps", 0)}), so a run of another length is '
+      f'another run. To train on from its weights, add {flags} to the command; '
+      'the length is then that of the new run alone')
 
 
 def _stored(path: files.Path) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable
 from collections.abc import Iterator
-import csv
 import dataclasses
 import json
 import os
@@ -16,6 +15,7 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core.log import log
+from mixer.data import csv_tables
 from mixer.data import label_names
 from mixer.data import listing
 from mixer.data import source
@@ -57,7 +57,7 @@ def load(path: str) -> listing.Listing:
     UserError: if there are no rows, or `rows` refuses one.
   """
   table = list(rows(path))
-  path = listing.local(path)
+  path = file_of(path)
   if not table:
     raise errors.UserError(f'data.name: {path!r} lists no images; expected a '
                            'row for each image with its path and labels')
@@ -87,6 +87,11 @@ def load(path: str) -> listing.Listing:
   return dataclasses.replace(listed, sizes=dict(zip(names, sizes.values())))
 
 
+def file_of(path: str) -> str:
+  """Returns the absolute path of a manifest, without columns after a '?'."""
+  return csv_tables.parts(listing.local(path))[0]
+
+
 def split_name(split: str) -> str:
   """Returns the name under which the rows of a split are found."""
   return splits.ALIASES.get(split.lower(), split)
@@ -95,23 +100,24 @@ def split_name(split: str) -> str:
 def rows(path: str) -> Iterator[Row]:
   """Yields the rows of a manifest one by one and checks each.
 
-  A CSV file has a header, and ';' between several labels or weights. A JSONL
+  A CSV file has a header, and ';' between several labels or weights. Other
+  columns are guessed, or given as 'FILE.csv?path=PATTERN,label=COLUMN'. A JSONL
   file has an object on each line, with scalars or lists. Both have 'path' and
   'labels' or 'label', which may be empty; 'weights' and 'split' are optional.
 
   Raises:
     UserError: at the first row that is wrong, with its line.
   """
-  path = listing.local(path)
-  read = {'.csv': _csv_rows, '.jsonl': _json_rows}.get(
-      os.path.splitext(path)[1].lower())
-  if read is None:
+  path, columns = csv_tables.parts(listing.local(path))
+  suffix = os.path.splitext(path)[1].lower()
+  if suffix not in ('.csv', '.jsonl'):
     raise errors.UserError(f'data.name: {path!r} is not a manifest; expected '
                            'the suffix .csv or .jsonl')
   ignored: dict[str, None] = {}
   mended = 0
   with listing.open_text(path) as f:
-    for line, cells in read(path, f):
+    for line, cells in (csv_tables.rows(path, f, columns) if suffix == '.csv'
+                        else _json_rows(path, f)):
       ignored.update((k, None) for k in cells if k not in _COLUMNS)
       row = _row(path, line, cells)
       found = _file(os.path.dirname(path), row['path'])
@@ -216,30 +222,6 @@ def _file(folder, path):
   spellings = (path, path.strip(), path.strip().replace('\\', '/'))
   return next((spelling for spelling in spellings
                if os.path.exists(os.path.join(folder, spelling))), path)
-
-
-def _csv_rows(path, f):
-  reader, header = csv.reader(f, strict=True), None
-  try:
-    for cells in filter(None, reader):   # an empty line has no cells
-      line = reader.line_num
-      if header is None:
-        header = [cell.strip() for cell in cells]
-        if ('path' not in header or not {'label', 'labels'} & set(header)
-            or len(set(header)) < len(header)):
-          raise listing.wrong(path, line, 'columns', header,
-                              "'path', 'labels' and optionally 'weights' and "
-                              "'split', each once")
-        continue
-      if len(cells) != len(header):
-        raise listing.wrong(path, line, 'row', cells,
-                            f'a cell for each of {header}')
-      row: dict[str, Any] = dict(zip(header, cells))
-      for key in {'label', 'labels', 'weights'} & set(row):
-        row[key] = row[key].split(';')
-      yield line, row
-  except csv.Error as e:
-    raise listing.wrong(path, reader.line_num, 'row', str(e), 'CSV') from e
 
 
 def _json_rows(path, f):

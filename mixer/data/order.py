@@ -7,7 +7,12 @@ TensorFlow and Grain lose an index at some sizes (at 65,537, for one), and their
 four rounds are measurably uneven; six rounds of splitmix64 show no unevenness
 in the same tests (tests/test_order.py).
 """
+from collections.abc import Callable
+
 import numpy as np
+
+# (seed, step, batch size, number of examples, slots) -> (epoch, position)
+Draw = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 VERSION = 1  # part of the data's fingerprint: a changed order cannot resume
 _ROUNDS = 6
@@ -37,40 +42,50 @@ def keys(seed: int, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
   Returns:
     int32 [n, 2].
   """
+  return mixed(seed, 2, epoch, index).view(np.int32).reshape(-1, 2)
+
+
+def mixed(seed: int, stream: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Returns keys for `permute`, one for each pair of numbers: uint64 [n].
+
+  Args:
+    seed: of the run.
+    stream: what the keys are for.
+    a, b: int [n].
+  """
   with np.errstate(over='ignore'):
-    k = _mix(np.uint64(key(seed, 2)) ^ _mix(np.asarray(epoch, np.uint64)))
-    k = _mix(k ^ _mix(np.asarray(index, np.uint64) + _GOLDEN))
-  return k.view(np.int32).reshape(-1, 2)
+    k = _mix(np.uint64(key(seed, stream)) ^ _mix(np.asarray(a, np.uint64)))
+    return _mix(k ^ _mix(np.asarray(b, np.uint64) + _GOLDEN))
 
 
-def permute(i: np.ndarray, n: int, k: int) -> np.ndarray:
+def permute(i: np.ndarray, n: int | np.ndarray,
+            k: int | np.ndarray) -> np.ndarray:
   """Returns where the permutation with key `k` of [0, n) sends indices: int64.
 
   Args:
     i: indices in [0, n).
-    n: how many there are.
-    k: from `key`.
+    n: how many there are; for all indices or, if `k` is too, for each.
+    k: from `key` or `mixed`.
   """
-  i = np.asarray(i, np.uint64)
-  bits = max(2, (int(n) - 1).bit_length())
-  bits += bits % 2
-  half = np.uint64(bits // 2)
-  mask = np.uint64((1 << (bits // 2)) - 1)
+  i, n, k = (np.asarray(x, np.uint64) for x in (i, n, k))
+  bits = np.frexp((n - np.uint64(1)).astype(np.float64))[1]   # of n - 1
+  half = ((np.maximum(2, bits) + 1) // 2).astype(np.uint64)
+  mask = (np.uint64(1) << half) - np.uint64(1)
   with np.errstate(over='ignore'):
-    round_keys = _mix(
-        np.uint64(k) + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN)
+    rounds = [_mix(k + np.uint64(r) * _GOLDEN) for r in range(1, _ROUNDS + 1)]
 
-    def once(v):
+    def once(v, half, mask, *rounds):
       left, right = v >> half, v & mask
-      for r in round_keys:
+      for r in rounds:
         left, right = right, left ^ (_mix(right ^ r) & mask)
       return (left << half) | right
 
-    out = once(i)
-    outside = out >= np.uint64(n)
+    out = once(i, half, mask, *rounds)
+    outside = out >= n
     while outside.any():
-      out[outside] = once(out[outside])
-      outside = out >= np.uint64(n)
+      out[outside] = once(out[outside], *(
+          x[outside] if x.ndim else x for x in (half, mask, *rounds)))
+      outside = out >= n
   return out.astype(np.int64)
 
 

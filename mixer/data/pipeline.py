@@ -56,6 +56,8 @@ class Data:
       'position': 'image', uint8 [N, H, W, C], 'labels', int32 [N, L], and
       perhaps 'weights', float32 [N, L].
     bad: bool [N], the positions of a resident split that cannot be decoded.
+    draw: gives the examples of a training batch; `order.batch`, or that of
+      `balance.Classes`.
   """
   source: Source
   split: splits.Split
@@ -66,6 +68,7 @@ class Data:
   reader: bad_images.CheckedReader | None = None
   resident: dict[str, np.ndarray] | None = None
   bad: np.ndarray | None = None
+  draw: order.Draw = order.batch
 
   def __len__(self) -> int:
     return len(self.split)
@@ -77,6 +80,8 @@ class Data:
                order=order.VERSION)
     if self.split.mixed:
       out.update(slices='permuted')
+    if self.draw is not order.batch:
+      out.update(balance='classes')
     if self.source.shards:
       from mixer.data import sequential_order
       out.update(readers=sequential_order.readers_for(batch_size, len(self)),
@@ -87,14 +92,7 @@ class Data:
     """Raises a UserError if the processes cannot share the batches."""
     if self.source.shards and self.resident is None:
       from mixer.data import sequential_order
-      readers = sequential_order.readers_for(batch_size, len(self))
-      share = slots[1] - slots[0]
-      if share % (batch_size // readers):
-        raise errors.UserError(
-            f'run.batch_size: a batch of {batch_size} from {len(self)} '
-            f'examples is read in sequence by {readers} readers, which do not '
-            f'divide among {batch_size // share} processes; choose a batch '
-            'size with a larger power of two, or set data.access=random')
+      sequential_order.check(batch_size, len(self), slots[1] - slots[0])
 
   def preflight(self) -> None:
     """Decodes the first images, to fail before the first step of a run.
@@ -131,7 +129,7 @@ class Data:
     if self.bad is not None:
       yield from resident.training_batches(
           self.split, self.bad, self.reader, seed=seed, batch_size=batch_size,
-          first=first, last=last, slots=slots)
+          first=first, last=last, slots=slots, draw=self.draw)
       return
     from mixer.data import prefetch
     rows = self.training_rows(
@@ -171,7 +169,7 @@ class Data:
           slots=slots, window=self.window)
     from mixer.data import rows
     return rows.training(self.reader, seed=seed, batch_size=batch_size,
-                         slots=slots)
+                         slots=slots, draw=self.draw)
 
   def evaluation_rows(self, *, batch_size: int, slots: tuple[int, int]
                       ) -> Rows:
@@ -198,8 +196,8 @@ def open_data(
     min_area: float = 0.05, interpolation: str | None = None,
     max_pixels: int = options.MAX_PIXELS,
     max_bad_fraction: float | None = None, on_device: bool = False,
-    labels: str | None = None, image_size: int | Sequence[int] = 224,
-    wanted: Sequence[str] = (),
+    balance: str | None = None, labels: str | None = None,
+    image_size: int | Sequence[int] = 224, wanted: Sequence[str] = (),
     report: Callable[[dict[str, str]], None] | None = None, key: str = 'data'
 ) -> Data:
   """Opens a split of a data set; a config's `data` and `evals.NAME` sections.
@@ -223,6 +221,8 @@ def open_data(
       Evaluation crops are then the same as on the host. Random crops cannot be
       kept, so training images are resized whole. Arrays of size `image_size`
       stay as they are, whatever the crop.
+    balance: None, or 'classes' to draw every class equally often in training,
+      see `balance`; an epoch has as many examples as without.
     labels: a JSON file of labels by file name that replace the set's own, such
       as ReaL's; see `real_labels`.
     image_size: an int, or (height, width).
@@ -242,6 +242,9 @@ def open_data(
   if interpolation not in (None, *options.INTERPOLATIONS):
     raise errors.unknown(f'{key}.interpolation', interpolation,
                          options.INTERPOLATIONS)
+  choices = (None, 'classes') if key == 'data' else (None,)
+  if balance not in choices:
+    raise errors.unknown(f'{key}.balance', balance, choices)
   _in_range(f'{key}.min_area', min_area, 0 < min_area <= 1, '0 < x <= 1')
   _in_range(f'{key}.max_bad_fraction', max_bad_fraction,
             0 <= (max_bad_fraction or 0) <= 1, '0 <= x <= 1')
@@ -260,9 +263,14 @@ def open_data(
   if source.decoded:
     arrays, cut = resident.load_arrays(
         source, chosen, key=key, image_size=data.image_size, cut=data.cut)
-    return dataclasses.replace(data, resident=arrays, cut=cut,
+    data = dataclasses.replace(data, resident=arrays, cut=cut,
                                bad=np.zeros(len(data), bool))
-  return _with_reader(data, max_bad_fraction, max_pixels, report, on_device)
+  else:
+    data = _with_reader(data, max_bad_fraction, max_pixels, report, on_device)
+  if balance is None:
+    return data
+  from mixer.data import balance as balancing
+  return dataclasses.replace(data, draw=balancing.of(data).batch)
 
 
 def _in_range(key, value, inside, expected):

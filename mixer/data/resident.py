@@ -113,7 +113,8 @@ def load_files(reader: bad_images.CheckedReader, *,
 def training_batches(
     split: splits.Split, bad: np.ndarray,
     reader: bad_images.CheckedReader | None, *, seed: int, batch_size: int,
-    first: int, last: int, slots: tuple[int, int]
+    first: int, last: int, slots: tuple[int, int],
+    draw: order.Draw = order.batch
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields training batches of positions, [first, last) in order.
 
@@ -126,9 +127,10 @@ def training_batches(
     first: number of the first batch.
     last: number of the last batch + 1.
     slots: (first, last + 1) row of the global batch for this process.
+    draw: gives the examples of a batch.
   """
   for step in range(first, last):
-    epoch, position = order.batch(seed, step, batch_size, len(split), slots)
+    epoch, position = draw(seed, step, batch_size, len(split), slots)
     replaced = bad[position]
     for row in np.flatnonzero(replaced):
       assert reader is not None

@@ -34,7 +34,7 @@ class Rows:
 
 
 def training(reader: bad_images.CheckedReader, *, seed: int, batch_size: int,
-             slots: tuple[int, int]) -> Rows:
+             slots: tuple[int, int], draw: order.Draw = order.batch) -> Rows:
   """Returns the rows of training batches.
 
   The other arrays are 'epoch', 'record' and 'bad' (whether the row replaces a
@@ -45,10 +45,11 @@ def training(reader: bad_images.CheckedReader, *, seed: int, batch_size: int,
     seed: of the run.
     batch_size: of the global batch.
     slots: (first, last + 1) row of the global batch for this process.
+    draw: gives the examples of a batch.
   """
   @functools.lru_cache(maxsize=4)   # a batch is loaded in several parts
   def plan(step):
-    return order.batch(seed, step, batch_size, len(reader), slots)
+    return draw(seed, step, batch_size, len(reader), slots)
 
   def load(step, lo, hi):
     epoch, position = (x[lo:hi].copy() for x in plan(step))

@@ -12,6 +12,7 @@ import dataclasses
 
 import numpy as np
 
+from mixer.core import errors
 from mixer.data import order
 from mixer.data import splits
 
@@ -111,3 +112,20 @@ def readers_for(batch_size: int, examples: int) -> int:
   """
   return max(r for r in range(1, min(MOST_READERS, examples, batch_size) + 1)
              if batch_size % r == 0)
+
+
+def check(batch_size: int, examples: int, share: int) -> None:
+  """Raises a UserError if the processes cannot share the readers.
+
+  Args:
+    batch_size: of the global batch.
+    examples: N.
+    share: how many rows of the global batch each process reads.
+  """
+  readers = readers_for(batch_size, examples)
+  if share % (batch_size // readers):
+    raise errors.UserError(
+        f'run.batch_size: a batch of {batch_size} from {examples} examples is '
+        f'read in sequence by {readers} readers, which do not divide among '
+        f'{batch_size // share} processes; choose a batch size with a larger '
+        'power of two, or set data.access=random')

@@ -1,7 +1,25 @@
 """Which feature classes the files of a prepared TFDS set name."""
 import json
+from typing import Any
 
 from mixer.core import errors
+
+
+def directory(name: str, where: str) -> Any | None:
+  """Returns the directory of a prepared set's version, None if there is none.
+
+  Args:
+    name: of the set, 'set' or 'set/config', perhaps with a version.
+    where: the data_dir.
+  """
+  import tensorflow_datasets as tfds
+  # TFDS's search adds to the context of an error, so it needs one.
+  try:
+    with tfds.core.utils.error_utils.reraise_with_context(Exception):
+      return tfds.core.read_only_builder._find_builder_dir(
+          name, data_dir=where)
+  except ValueError:   # the name has characters that no set's name has
+    return None
 
 
 def check(name: str, where: str) -> None:
@@ -17,10 +35,7 @@ def check(name: str, where: str) -> None:
   Raises:
     UserError: if a class is not one of TFDS's.
   """
-  import tensorflow_datasets as tfds
-  # TFDS's search adds to the context of an error, so it needs one.
-  with tfds.core.utils.error_utils.reraise_with_context(Exception):
-    found = tfds.core.read_only_builder._find_builder_dir(name, data_dir=where)
+  found = directory(name, where)
   if found is None:
     return
   for file, key in (('features.json', None), ('dataset_info.json', 'features')):

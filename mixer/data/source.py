@@ -40,6 +40,7 @@ class Source:
       published ImageNet figures ignore both.
     shards: the files of a set that is read in sequence, else None.
     directory: of the version of a TFDS set, else None.
+    relabelled: whether labels of a file replace its own, see `real_labels`.
     targets: record numbers -> the targets alone, as `read` gives them; None if
       they can only be read together with the images.
   """
@@ -57,4 +58,5 @@ class Source:
   upright: bool = False
   shards: Shards | None = None
   directory: str | None = None
+  relabelled: bool = False
   targets: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None

@@ -4,9 +4,11 @@ None of this imports TensorFlow.
 """
 from collections.abc import Collection
 import dataclasses
+import os
 import re
 
 from mixer.core import errors
+from mixer.core.log import log
 from mixer.data import source
 from mixer.data import splits
 
@@ -22,7 +24,8 @@ def open_source(name: str, *, data_dir: str | None = None,
   """Opens the data set `name`.
 
   Args:
-    name: 'digits', 'arrays:PATH.npz', 'folder:PATH', 'manifest:PATH',
+    name: 'digits', 'arrays:PATH.npz', 'folder:PATH', 'manifest:PATH' (or, of
+      a CSV file, 'manifest:PATH?path=images/{id}.jpg,label=breed'),
       'vtab:TASK' (see `vtab.TASKS`), or the name of a TFDS set, with its
       config and version if it has several: 'imagenet_v2/topimages:3.0.0'.
     data_dir: directory of prepared TFDS sets; by default TFDS's own
@@ -71,7 +74,8 @@ def open_source(name: str, *, data_dir: str | None = None,
     from mixer.data import real_labels
     real_labels.check(opened)
   return dataclasses.replace(
-      opened, stored=splits.carve(opened.stored, wanted, name))
+      opened, stored=splits.carve(opened.stored, wanted, name),
+      relabelled=bool(labels))
 
 
 def is_tfds_name(name: str) -> bool:
@@ -84,7 +88,24 @@ def is_tfds_name(name: str) -> bool:
 def _open_files(name, kind, path, labels):
   from mixer.data import listing
   if kind == 'folder':
-    from mixer.data import folder
-    return listing.open_files(name, folder.load(path), labels)
+    return listing.open_files(name, _folder(path), labels)
   from mixer.data import manifest
   return listing.open_files(name, manifest.load(path), labels)
+
+
+def _folder(path):
+  """The images of a folder; a list of labels beside them is pointed out."""
+  from mixer.data import csv_tables
+  from mixer.data import folder
+  from mixer.data import listing
+  root = listing.local(path)
+  try:
+    listed = folder.load(path)
+  except errors.UserError as e:
+    advice = csv_tables.advice(root) or csv_tables.advice(os.path.dirname(root))
+    if advice:
+      raise errors.UserError(f'{e}; {advice}') from e
+    raise
+  if advice := csv_tables.advice(root):
+    log.info('%s', advice)
+  return listed

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
-import re
 import typing
 from typing import Any
 
@@ -28,26 +27,6 @@ if typing.TYPE_CHECKING:
 Features = Mapping[str, Any]   # {name: tf.train.Feature} of an example
 # Sets name the feature that holds an image's file name in different ways.
 _FILE_NAMES = ('file_name', 'filename', 'image/file_name')
-_DOWNLOAD = (
-    'python -c "import tensorflow_datasets as t; '
-    't.builder(\'NAME\', data_dir=\'DIR\').download_and_prepare()"')
-_BY_HAND = f'run once: {_DOWNLOAD}, which says what to download by hand first'
-_HOW_TO_PREPARE = {
-    'imagenet2012': (
-        'put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into '
-        f'DIR/downloads/manual and run once: {_DOWNLOAD}'),
-    'imagenet21k': (
-        'make it once from the per-synset tars: python -m mixer.prepare build '
-        '--source=tars:TARS --data_dir=DIR'),
-    'jft': (
-        'use a large data set of your own, because JFT is not public: '
-        '--config.data.name=manifest:PATH, or prepare it once with python -m '
-        'mixer.prepare build --source=manifest:PATH --name=jft --data_dir=DIR'),
-    'resisc45': _BY_HAND,
-    'diabetic_retinopathy_detection': _BY_HAND,
-}
-_DEFAULT = ('let TFDS download and prepare it once, if TFDS knows it: '
-            f'{_DOWNLOAD} (--config.data.name=digits needs no download)')
 
 
 def integers(key: str) -> Callable[[Features], Sequence[int]]:
@@ -187,9 +166,16 @@ def info_of(name: str, where: str) -> tfds.core.DatasetInfo:
     where: the data_dir.
 
   Raises:
-    UserError: if it is not there; the message says how to get it.
+    UserError: if it is not there, or TFDS is not; the message says how to get
+      it.
   """
-  import tensorflow_datasets as tfds
+  try:
+    import tensorflow_datasets as tfds
+  except Exception as e:   # also whatever a broken TensorFlow raises
+    raise errors.UserError(
+        f'data.name: {name!r} is read with tensorflow_datasets, and importing '
+        f'it fails ({type(e).__name__}: {str(e)[:200]}); run pip install '
+        "'.[data]' in this project's folder") from e
   try:
     set_features.check(name, where)
     builder = tfds.core.read_only_builder.builder_from_files(
@@ -197,13 +183,10 @@ def info_of(name: str, where: str) -> tfds.core.DatasetInfo:
   except errors.UserError:
     raise
   except Exception as e:
-    how = _HOW_TO_PREPARE.get(re.split('[/:]', name)[0], _DEFAULT)
-    how = how.replace('NAME', name).replace('DIR', where)
-    if os.path.exists(name):
-      how = f'give folder:{name} if it is a folder of classes'
+    from mixer.data import missing_sets
     raise errors.UserError(
-        f'data.name: no prepared TFDS set {name!r} in {where!r}; set '
-        f'--config.data.dir to its directory, or {how}') from e
+        f'data.name: no prepared TFDS set {name!r} in {where!r}; '
+        f'{missing_sets.remedy(name, where)}') from e
   return builder.info
 
 

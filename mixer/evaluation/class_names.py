@@ -34,10 +34,7 @@ def numbers(source: 'Source', num_classes: int | None,
     if wrong:
       raise errors.UserError(wrong)
     return None
-  # Released weights name a synset with a word: 'n01440764 tench'.
-  ours = {name.partition(' ')[0]: i for i, name in enumerate(names)
-          if _SYNSET.match(name)}
-  ours |= {name: i for i, name in enumerate(names)}
+  ours = by_name(names)
   lacking = [i for i, name in enumerate(theirs) if name not in ours]
   if lacking:
     raise errors.UserError(
@@ -46,3 +43,15 @@ def numbers(source: 'Source', num_classes: int | None,
   found = np.array([ours[name] for name in theirs], np.int32)
   return None if len(found) == len(names) and (
       found == np.arange(len(names))).all() else found
+
+
+def by_name(names: Sequence[str]) -> dict[str, int]:
+  """Returns the number of each class name and of each synset among the names.
+
+  Args:
+    names: of the classes in order; released weights name a synset with a word,
+      such as 'n01440764 tench'.
+  """
+  synsets = {name.partition(' ')[0]: i for i, name in enumerate(names)
+             if _SYNSET.match(name)}
+  return synsets | {name: i for i, name in enumerate(names)}

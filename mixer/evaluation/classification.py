@@ -44,7 +44,8 @@ def make_outcome(predict: Predict,
                  targets_of: Callable[[Batch, Resident], tuple[
                      jax.Array, jax.Array | None]],
                  loss_of: LossOf, loss: str = 'softmax',
-                 classes: np.ndarray | None = None) -> Outcome:
+                 classes: np.ndarray | None = None,
+                 several: bool = False) -> Outcome:
   """Returns a function that compares predictions with labels.
 
   Args:
@@ -55,6 +56,7 @@ def make_outcome(predict: Predict,
     loss: what the network was trained with, see `probabilities`.
     classes: int [k], the network's number of each class that the labels are
       of; None if the numbers are the same.
+    several: whether to keep the probabilities of all classes.
 
   Returns:
     (params, batch, resident) -> dict. Jit it with a replicated result.
@@ -62,16 +64,19 @@ def make_outcome(predict: Predict,
       'best': int32 [B, T], the most likely classes, best first.
       'probabilities': float32 [B, T], of the classes in 'best'.
       'loss': float32 [B], the training loss.
+      'scores', with `several`: float32 [B, K], the probability of each class.
       'mask', 'bad': bool [B], and 'position': int32 [B], as in the batch.
-      'subset', with `classes`: the first four over the logits of these classes
+      'subset', with `classes`: the first five over the logits of these classes
       alone, in the numbering of the labels.
   """
   def compare(logits, labels, weights):
     _, best = jax.lax.top_k(logits, min(MOST, logits.shape[-1]))
+    scores = probabilities(logits, loss)
     return dict(
         labels=labels, best=best, probabilities=jnp.take_along_axis(
-            probabilities(logits, loss), best, axis=-1),
-        loss=loss_of(logits, labels, weights))
+            scores, best, axis=-1),
+        loss=loss_of(logits, labels, weights),
+        **(dict(scores=scores) if several else {}))
 
   def outcome(params, batch, resident):
     logits = predict(params, batch, resident).astype(jnp.float32)

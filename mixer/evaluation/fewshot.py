@@ -12,11 +12,15 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mixer.core import errors
 from mixer.core.log import log
+
+if TYPE_CHECKING:
+  from mixer.data.pipeline import Data
 
 # The defaults of a config's `fewshot.NAME` section, which are big_vision's.
 SHOTS = (1, 5, 10, 25)
@@ -154,6 +158,35 @@ def means(results: Mapping[tuple[int, int], Any]) -> dict[int, Any]:
       shot: np.mean([v for (s, _), v in results.items() if s == shot],
                     axis=0).tolist()
       for shot in dict.fromkeys(s for s, _ in results)}
+
+
+def scored(train: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray],
+           **settings: Any) -> dict[int, Any]:
+  """Returns {shot: mean accuracy} from the outcomes of two splits.
+
+  Args:
+    train, test: 'features' [N, D], 'labels' [N], the first of each example, and
+      'mask' [N], whether it can be decoded.
+    **settings: of `accuracies`.
+  """
+  labels = lambda found: np.where(found['mask'], found['labels'], -1)
+  return means(accuracies(train['features'], labels(train), test['features'],
+                          labels(test), **settings))
+
+
+def log_shared(name: str, train: 'Data', test: 'Data') -> None:
+  """Warns if a linear model is tested on examples that it is fitted to.
+
+  Args:
+    name: of the few-shot evaluation.
+    train, test: its splits.
+  """
+  if train.source.fingerprint == test.source.fingerprint:
+    one, other = (s.split.records(np.arange(len(s))) for s in (train, test))
+    shared = np.intersect1d(one, other).size
+    if shared:
+      log.warning('fewshot.%s: %d of the %d test examples may be picked for '
+                  'training too', name, shared, len(test))
 
 
 def ridge(x_NE: np.ndarray, y_NK: np.ndarray,

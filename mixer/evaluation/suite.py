@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 from typing import Protocol
 from typing import TYPE_CHECKING
@@ -17,7 +18,6 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
-from mixer.core.log import log
 from mixer.data import pipeline
 from mixer.data import resident
 from mixer.evaluation import classification
@@ -131,7 +131,8 @@ def _evaluations(found: Mapping[str, Any], settings: Mapping[str, Any],
                        opened[f'fewshot.{name}.test'], more)
          for name, more in settings.items()}
   for name, parts in few.items():
-    _log_shared(name, parts)
+    from mixer.evaluation import fewshot
+    fewshot.log_shared(name, parts.train, parts.test)
   return ({key.removeprefix('evals.'): split for key, split in opened.items()
            if key.startswith('evals.')}, few)
 
@@ -171,12 +172,26 @@ def other_classes(source: 'Source', num_classes: int | None,
 
 
 def metrics(evals: Mapping[str, pipeline.Data],
-            fewshots: Mapping[str, FewShot]) -> list[str]:
-  """Returns the names of all metrics of which higher values are better."""
-  return [f'eval/{name}/{kind}' for name in evals
-          for kind in ('accuracy', 'accuracy_top5')] + [
+            fewshots: Mapping[str, FewShot], loss: str) -> list[str]:
+  """Returns the names of all metrics of which higher values are better.
+
+  Args:
+    evals, fewshots, loss: as for `make`.
+  """
+  kinds = lambda split: ('accuracy', 'accuracy_top5', *(
+      _several(split, loss).METRICS if _several(split, loss) else ()))
+  return [f'eval/{name}/{kind}' for name, split in evals.items()
+          for kind in kinds(split)] + [
               _fewshot_metric(name, shot) for name, few in fewshots.items()
               for shot in few.settings['shots']]
+
+
+def _several(split: pipeline.Data, loss: str) -> Any:
+  """Returns `several_labels` if its metrics suit a split, or else None."""
+  if loss != 'sigmoid':
+    return None
+  from mixer.evaluation import several_labels
+  return several_labels if several_labels.possible(split) else None
 
 
 def make(plan: Plan, model: 'interface.Model',
@@ -203,10 +218,12 @@ def make(plan: Plan, model: 'interface.Model',
   """
   targets_of = lambda batch, stored: resident.fetch(batch, stored)[1:]
   replicated = lambda f: jax.jit(f, out_shardings=plan.replicated)
-  made = lambda numbers: replicated(classification.make_outcome(
-      make_predict(model), targets_of, loss_of, loss, numbers))
-  common, mapped = made(None), {
-      name: made(numbers) for name, numbers in (classes or {}).items()}
+  made = functools.lru_cache(lambda name, several: replicated(
+      classification.make_outcome(make_predict(model), targets_of, loss_of,
+                                  loss, (classes or {}).get(name), several)))
+  outcome_of = {name: made(name if name in (classes or {}) else None,
+                           bool(_several(split, loss)))
+                for name, split in evals.items()}
   features = make_features(model)
   featured = replicated(lambda params, batch, stored: dict(
       features=features(params, batch, stored), mask=batch['mask'],
@@ -227,19 +244,27 @@ def make(plan: Plan, model: 'interface.Model',
   def evaluate(params, details=None):
     scores = {}
     for name, split in evals.items():
-      found = collect(f'evals.{name}', mapped.get(name, common), params, split)
+      found = collect(f'evals.{name}', outcome_of[name], params, split)
       part, parts = found.pop('subset', None), {name: found}
       if part and split.source.num_classes < model.num_classes:
         parts[f'{name}_subset'] = found | part
       for kind, outcomes in parts.items():
         scores.update(classification.score(kind, outcomes))
+        if 'scores' in outcomes:
+          from mixer.evaluation import several_labels
+          scores.update({f'eval/{kind}/{key}': value for key, value in
+                         several_labels.means(outcomes).items()})
       if details is not None:
         details.update(parts)
     for name, few in fewshots.items():
       train, test = (collect(f'fewshot.{name}.{part}', featured, params, split)
                      for part, split in (('train', few.train),
                                          ('test', few.test)))
-      scores.update(_score_few_shot(name, few, train, test))
+      from mixer.evaluation import fewshot
+      most = max(s.source.num_classes for s in (few.train, few.test))
+      scores.update({
+          _fewshot_metric(name, shot): value for shot, value in fewshot.scored(
+              train, test, num_classes=most, **few.settings).items()})
     return scores
 
   return evaluate
@@ -268,32 +293,6 @@ def make_features(model: 'interface.Model') -> Callable[..., jax.Array]:
     _, out = model.apply({'params': params}, augment.normalise(images))
     return out['pre_logits']
   return features
-
-
-def _log_shared(name: str, few: FewShot) -> None:
-  """Warns if a linear model is tested on examples that it is fitted to."""
-  if few.train.source.fingerprint == few.test.source.fingerprint:
-    train, test = (s.split.records(np.arange(len(s)))
-                   for s in (few.train, few.test))
-    shared = np.intersect1d(train, test).size
-    if shared:
-      log.warning('fewshot.%s: %d of the %d test examples may be picked for '
-                  'training too', name, shared, len(test))
-
-
-def _score_few_shot(
-    name: str, few: FewShot, train: Mapping[str, np.ndarray],
-    test: Mapping[str, np.ndarray]) -> dict[str, float]:
-  """Returns the metrics of linear models fitted to features of a split."""
-  from mixer.evaluation import fewshot
-  # The first label of each example, -1 if it cannot be decoded.
-  labels = lambda found: np.where(found['mask'], found['labels'], -1)
-  results = fewshot.accuracies(
-      train['features'], labels(train), test['features'], labels(test),
-      num_classes=max(few.train.source.num_classes,
-                      few.test.source.num_classes), **few.settings)
-  return {_fewshot_metric(name, shot): value
-          for shot, value in fewshot.means(results).items()}
 
 
 def _fewshot_metric(name: str, shot: int) -> str:

@@ -150,7 +150,7 @@ def _folder_entries(path: str) -> Iterator[Entry]:
                 None, images.file(record))
 
 
-def _manifest(path: str) -> ImageList:
+def _manifest(source: str) -> ImageList:
   """Reads the manifest once, and keeps its classes but not its rows."""
   sizes: dict[str, int] = {}
   line_of: dict[str, int] = {}   # where each label occurs first
@@ -158,7 +158,7 @@ def _manifest(path: str) -> ImageList:
   digest = hashlib.sha256()
   multi_label = weighted = False
   draw = random.Random(0)
-  for n, row in enumerate(manifest.rows(path)):
+  for n, row in enumerate(manifest.rows(source)):
     split = manifest.split_name(row['split'])
     sizes[split] = sizes.get(split, 0) + 1
     for label in row['labels']:
@@ -170,6 +170,7 @@ def _manifest(path: str) -> ImageList:
     place = n if n < _SAMPLED_FILES else draw.randrange(n + 1)
     if place < _SAMPLED_FILES:
       sample[place:place + 1] = [row['path']]
+  path = manifest.file_of(source)
   if not sizes:
     raise errors.UserError(f'--source: {path!r} has no rows; expected one row '
                            'for each image')
@@ -180,7 +181,7 @@ def _manifest(path: str) -> ImageList:
   class_names, numbers = manifest.classes(path, [
       dict(labels=[label], line=line) for label, line in line_of.items()])
   return ImageList(
-      parts=[path], class_names=class_names,
+      parts=[source], class_names=class_names,
       multi_label=multi_label or weighted, weighted=weighted, sizes=sizes,
       fingerprint=digest.hexdigest()[:16],
       entries_of=functools.partial(
@@ -189,10 +190,10 @@ def _manifest(path: str) -> ImageList:
                  * sum(sizes.values())))
 
 
-def _manifest_entries(path: str, *, numbers: Mapping[str, int], weighted: bool
+def _manifest_entries(source: str, *, numbers: Mapping[str, int], weighted: bool
                       ) -> Iterator[Entry]:
-  root = os.path.dirname(path)
-  for row in manifest.rows(path):
+  path = manifest.file_of(source)
+  for row in manifest.rows(source):
     labels = tuple(numbers[str(label)] for label in row['labels'])
     if len(set(labels)) < len(labels):   # once by name and once by number
       raise errors.UserError(
@@ -200,7 +201,7 @@ def _manifest_entries(path: str, *, numbers: Mapping[str, int], weighted: bool
           'class twice; expected each class once')
     weights = tuple(row['weights'] or (1.,) * len(labels)) if weighted else None
     yield Entry(row['path'], manifest.split_name(row['split']), labels, weights,
-                os.path.join(root, row['path']))
+                os.path.join(os.path.dirname(path), row['path']))
 
 
 def _tars(path: str) -> ImageList:

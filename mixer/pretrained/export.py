@@ -5,9 +5,11 @@ Weights are npz or safetensors (`formats`), programs are StableHLO or ONNX
 gets its name (`export_check`); its card lies beside it as FILE.json.
 """
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
+from typing import Any
 
 from mixer.core import errors
 from mixer.core import files
@@ -21,7 +23,9 @@ from mixer.pretrained import program
 SUFFIXES = dict(npz='.npz', safetensors='.safetensors', stablehlo='.stablehlo',
                 onnx='.onnx')
 PROGRAMS = ('stablehlo', 'onnx')
-LAYOUTS = ('official', 'timm')
+# The first is the default.
+LAYOUTS = dict(npz=('official',), safetensors=('official', 'timm'),
+               stablehlo=program.LAYOUTS, onnx=program.LAYOUTS)
 _LIBRARIES = dict(safetensors=('safetensors',),
                   onnx=('onnx', 'onnxruntime', 'jax2onnx'))
 # Protocol buffers and flat buffers both end at 2 GiB; the program takes some.
@@ -29,16 +33,15 @@ _MOST_BYTES = 2**31 - 2**25
 
 
 def export(network: networks.Network, path: str, *, format: str,
-           layout: str = 'official', preprocess: bool = False,
-           input_size: program.Size | None = None) -> dict[str, float]:
+           layout: str | None = None, **options: Any) -> dict[str, float]:
   """Writes a network, checks what was written, and writes its card.
 
   Args:
     network: to be exported.
     path: of the file; its card is `path`.json.
     format: a key of SUFFIXES.
-    layout: of the names of weights, one of LAYOUTS; timm's for safetensors.
-    preprocess, input_size: of a program, see `program.Options`.
+    layout: of the names of weights, or of a program's images: one of LAYOUTS.
+    **options: of a program, see `program.Options`.
 
   Returns:
     dict: `bytes`, the size of the file; `difference`, the largest between the
@@ -49,23 +52,25 @@ def export(network: networks.Network, path: str, *, format: str,
       the file cannot be written.
     RunError: if what was written is not the network; nothing is left at `path`.
   """
-  options = program.Options(preprocess, input_size)
-  check(path, format, layout, options)
+  wanted = check(path, format, layout, **options)
   root, suffix = os.path.splitext(path)
   partial = f'{root}.partial{suffix}'
   card = dict(network.card)
   try:
     if format not in PROGRAMS:
-      formats.save(partial, network.params, layout)
+      formats.save(partial, network.params, layout or 'official')
       difference = export_check.weights(network, partial)
     else:
       _check_size(network, path)
       save, run = dict(
           stablehlo=(program.save_stablehlo, program.open_stablehlo),
           onnx=(program.save_onnx, program.open_onnx))[format]
-      save(network, partial, options)
-      difference = export_check.outputs(network, run(partial), path, options)
-      card.update(program.interface(network, options))
+      # A program is checked in float32 before it loses precision.
+      for precision in dict.fromkeys(('float32', wanted.precision)):
+        step = dataclasses.replace(wanted, precision=precision)
+        save(network, partial, step)
+        difference = export_check.outputs(network, run(partial), path, step)
+      card.update(program.interface(network, wanted))
     # The card comes first: a file that has its name is complete.
     size = os.path.getsize(partial)
     files.write(path + '.json', json.dumps(card, indent=2) + '\n')
@@ -79,14 +84,25 @@ def export(network: networks.Network, path: str, *, format: str,
   return dict(bytes=size, difference=difference)
 
 
-def check(path: str, format: str, layout: str,
-          options: program.Options) -> None:
-  """Raises a UserError if the arguments of `export` do not go together, or a
-  library that the format needs is missing."""
+def check(path: str, format: str, layout: str | None = None,
+          **options: Any) -> program.Options:
+  """Returns the options of a program, from the arguments of `export`.
+
+  Raises:
+    UserError: if they do not go together, or a library that the format needs
+      is missing.
+  """
   if format not in SUFFIXES:
     raise errors.unknown('--format', format, SUFFIXES)
-  if layout not in LAYOUTS:
-    raise errors.unknown('--layout', layout, LAYOUTS)
+  known = LAYOUTS[format]
+  layout = layout or known[0]
+  if layout not in known:
+    fit = [key for key, layouts in LAYOUTS.items() if layout in layouts]
+    if not fit:
+      raise errors.unknown('--layout', layout, known)
+    raise errors.UserError(f'--layout: {layout} is for --format='
+                           f'{" or ".join(fit)}, not {format}')
+  made = program.Options(layout=layout, **options)
   suffix = os.path.splitext(path)[1]
   others = {*SUFFIXES.values(), '.pth', '.pt', '.json'} - {SUFFIXES[format]}
   if suffix != SUFFIXES[format] and (
@@ -97,16 +113,22 @@ def check(path: str, format: str, layout: str,
   if files.is_remote(path) or not os.path.isdir(folder) or os.path.isdir(path):
     raise errors.UserError(f'--out: {path!r}: expected a file in a local '
                            'folder that exists; make the folder first')
-  if layout == 'timm' and format != 'safetensors':
-    raise errors.UserError('--layout: timm is for --format=safetensors, not '
-                           f'{format}')
-  if options.preprocess and format not in PROGRAMS:
+  if made.preprocess and format not in PROGRAMS:
     raise errors.UserError('--preprocess: is for the programs, stablehlo and '
                            f'onnx; {format} holds weights, and its card says '
                            'how to prepare images')
-  if options.input_size is not None and not options.preprocess:
+  if made.input_size is not None and not made.preprocess:
     raise errors.UserError('--input_size: is for programs that crop photos '
                            'themselves; add --preprocess')
+  if made.precision not in program.PRECISIONS:
+    raise errors.unknown('--precision', made.precision, program.PRECISIONS)
+  if made.opset not in program.OPSETS:
+    raise errors.UserError(
+        f'--opset: {made.opset}: expected {program.OPSETS[0]} to '
+        f'{program.OPSETS[-1]}; ONNX Runtime reads 20 since its version 1.17')
+  for key, value in dict(precision='float32', opset=program.OPSETS[0]).items():
+    if format != 'onnx' and getattr(made, key) != value:
+      raise errors.UserError(f'--{key}: is for --format=onnx, not {format}')
   for name in _LIBRARIES.get(format, ()):
     try:
       with program.quiet():
@@ -115,6 +137,7 @@ def check(path: str, format: str, layout: str,
       raise errors.UserError(
           f'--format: {format} needs {name}, which cannot be imported ({e}): '
           "pip install '.[export]', in this project's folder") from e
+  return made
 
 
 def _check_size(network: networks.Network, path: str) -> None:

@@ -1,7 +1,7 @@
 """Checks that an exported file gives the network's own outputs.
 
 Weights have to be the same bits. A program has to give the same outputs for
-random images, up to `TOLERANCE`.
+random images, up to `tolerance`.
 
 A program that crops cuts its pixels to whole levels, so a last bit of a float32
 sum can move a pixel by a whole level. Its images are therefore drawn so that no
@@ -21,7 +21,10 @@ from mixer.pretrained import formats
 from mixer.pretrained import network as networks
 from mixer.pretrained import program
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4   # of float32
+# int8 has no bound by rounding: outputs so far off are lost. What it costs is
+# measured on real images instead.
+_LOST = 0.5
 _BATCHES = 1, 3   # images of the two calls that a program is checked by
 # How far from a whole level, in levels, a pixel of the crop is in doubt.
 _DOUBT = 1e-4
@@ -47,6 +50,22 @@ def weights(network: networks.Network, path: str) -> float:
   return 0.0
 
 
+def tolerance(network: networks.Network, precision: str) -> float:
+  """Returns the largest difference of outputs that a program may have.
+
+  In float16, every array of parameters enters an operation that rounds its
+  result by up to 2**-11. Independent errors add up like the root of their
+  number.
+
+  Args:
+    network: that was written.
+    precision: one of `program.PRECISIONS`.
+  """
+  operations = len(trees.flatten(network.params))
+  return dict(float32=TOLERANCE, int8=_LOST,
+              float16=TOLERANCE + 2**-11 * operations**.5)[precision]
+
+
 def outputs(network: networks.Network, run: program.Run, path: str,
             options: program.Options) -> float:
   """Returns the largest difference between the outputs of a program and of the
@@ -68,6 +87,8 @@ def outputs(network: networks.Network, run: program.Run, path: str,
   as_output = lambda x: np.asarray(
       program.probabilities(network, jnp.asarray(x)))
   with _on_cpu():
+    if options.layout == 'nchw':
+      images = images.transpose(0, 3, 1, 2)
     got = np.concatenate([run(x) for x in np.split(images, _BATCHES[:-1])])
     logits = np.asarray(jax.jit(network.model.apply)(
         {'params': network.params}, np.concatenate(shown))[0])
@@ -77,12 +98,14 @@ def outputs(network: networks.Network, run: program.Run, path: str,
       worst = _largest(got, logits) / max(1.0, float(np.abs(logits).max()))
       got = as_output(got)
   worst = max(worst, _largest(got, wanted))
-  allowed = TOLERANCE + (_largest(*extremes) if extremes else 0)
+  allowed = tolerance(network, options.precision) + (
+      _largest(*extremes) if extremes else 0)
   if not worst <= allowed < np.inf:
     raise errors.RunError(
         f'the program written to {path!r} differs from {network.name!r} by '
         f'{worst:.1e}, more than the allowed {allowed:.1e}: nothing was '
-        'exported')
+        'exported' + '; take --precision=float32' * (
+            options.precision != 'float32'))
   return worst
 
 

@@ -20,7 +20,7 @@ from etils import epath
 from mixer.core import errors
 from mixer.core import files
 from mixer.core.log import log
-from mixer.pretrained import formats
+from mixer.pretrained import headers
 
 _TIMEOUT = 60   # seconds without a byte
 _BUCKETS = 'https://storage.googleapis.com/'
@@ -54,7 +54,7 @@ def local(url: str) -> str:
   named = _checksum_in_name(url)
   path = _place(url)
   folder, pin = os.path.dirname(path), path + '.sha256'
-  if os.path.exists(path) and formats.stand_in(path):
+  if os.path.exists(path) and headers.stand_in(path):
     for old in (path, pin):   # kept before files were looked at
       with contextlib.suppress(FileNotFoundError):
         os.remove(old)
@@ -66,7 +66,7 @@ def local(url: str) -> str:
     try:
       os.makedirs(folder, exist_ok=True)
       _fetch(url, part)
-      other = formats.stand_in(part)
+      other = headers.stand_in(part)
       if other:
         raise errors.UserError(
             f'{url!r} answers with {other}, not a file of weights; nothing is '
@@ -134,8 +134,7 @@ def check_name(path: str) -> None:
     UserError: if the file does not match, or there is no such file.
   """
   named = _checksum_in_name(path)
-  if not os.path.exists(path):
-    raise errors.UserError(f'{path!r}: no such file')
+  headers.check_kind(path)
   if named and not _digest(path).startswith(named):
     raise errors.UserError(
         f'{path!r}: its SHA-256 is {_digest(path)[:16]}..., but its name says '

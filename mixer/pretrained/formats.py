@@ -24,6 +24,7 @@ import numpy as np
 from mixer.core import errors
 from mixer.core import trees
 from mixer.pretrained import before_linen
+from mixer.pretrained import headers
 
 SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt', '.bin', '.pth.tar')
 Flat = dict[str, np.ndarray]   # arrays by name
@@ -31,9 +32,6 @@ Flat = dict[str, np.ndarray]   # arrays by name
 _INSIDE = ('params/', 'opt/target/')
 # What wrappers of PyTorch's models put before the names.
 _WRAPPED = re.compile(r'((_orig_mod|module|model)\.)+')
-
-# An npz may unpack to so many bytes, or to so many times its length.
-_SMALL, _PACKED = 64 * 2**20, 100
 
 _NORM = (('scale', 'weight'), ('bias', 'bias'))
 _DENSE = (('kernel', 'weight', (1, 0)), ('bias', 'bias', None))
@@ -83,13 +81,9 @@ def read(path: str) -> tuple[dict[str, Any], str]:
     raise errors.UserError(f'{path!r}: expected a file of weights that ends in '
                            f'{", ".join(SUFFIXES)}')
   flat_of = {'.npz': _npz, '.safetensors': _safetensors}.get(suffix, _torch)
-  if not os.path.isfile(path):
-    raise errors.UserError(f'{path!r}: no such file')
+  headers.check_kind(path)
   try:
-    other = stand_in(path)
-    if other:
-      raise errors.UserError(f'{path!r} is {other}, not a file of weights; '
-                             'fetch the file itself')
+    headers.check_size(path)
     flat = _unwrapped(flat_of(path), path)
   except errors.UserError:
     raise
@@ -102,21 +96,11 @@ def read(path: str) -> tuple[dict[str, Any], str]:
       why = f'it is cut short or damaged ({why[:200]})'
     raise errors.UserError(
         f'{path!r} cannot be read as {suffix[1:]}: {why[:200]}') from e
+  headers.check_names(path, flat)
   flat = {name: _float32(value, name, path) for name, value in flat.items()}
   if 'stem.proj.weight' in flat:
     return from_timm(flat, path), 'timm'
   return _official(flat, path), 'official'
-
-
-def stand_in(path: str) -> str | None:
-  """Returns what a file is that was saved in place of weights, by its first
-  bytes: 'a web page' or 'a Git LFS pointer'; None for any other file."""
-  with open(path, 'rb') as f:
-    begin = f.read(256).removeprefix(b'\xef\xbb\xbf').lstrip()
-  if begin.startswith(b'<'):
-    return 'a web page'
-  return ('a Git LFS pointer'
-          if begin.startswith(b'version https://git-lfs') else None)
 
 
 def save(path: str, params: Mapping[str, Any],
@@ -225,13 +209,6 @@ def _official(flat: Flat, path: str) -> dict[str, Any]:
 
 
 def _npz(path: str) -> Flat:
-  if zipfile.is_zipfile(path):   # its directory tells the sizes unpacked
-    with zipfile.ZipFile(path) as f:
-      total = sum(entry.file_size for entry in f.infolist())
-    if total > max(_SMALL, _PACKED * os.path.getsize(path)):
-      raise errors.UserError(
-          f'{path!r} would unpack to {total / 2**30:.1f} GiB, more than '
-          f'{_PACKED} times its length; weights never shrink as much')
   with np.load(path, allow_pickle=False) as f:
     inside = next((p for p in _INSIDE
                    if any(name.startswith(p) for name in f.files)), '')
@@ -255,6 +232,9 @@ def _torch(path: str) -> Flat:
     raise errors.UserError(
         f'{path!r} holds {", ".join(map(str, others[:4]))}; expected tensors '
         "by name, or a dict of them under 'state_dict' or 'model'")
+  # A tensor may be a view that repeats one number at will.
+  headers.check_total(path, sum(
+      value.numel() * value.element_size() for value in state.values()))
   return {name: value.float().numpy() for name, value in state.items()}
 
 

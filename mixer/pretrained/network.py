@@ -5,7 +5,6 @@ are taken for the network that their shapes fit.
 """
 from collections.abc import Iterable
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import os
 import re
@@ -19,7 +18,6 @@ import numpy as np
 
 from mixer import models
 from mixer.core import cards
-from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import trees
@@ -30,6 +28,8 @@ from mixer.models import catalog
 from mixer.models import grid
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
+from mixer.pretrained import misfits
+from mixer.pretrained import origin
 from mixer.pretrained import registry
 from mixer.pretrained import timm_config
 
@@ -38,9 +38,7 @@ if typing.TYPE_CHECKING:
 
 # Of weights without a card.
 _USUAL = dict(crop='resmall', interpolation='bilinear')
-_SHOWN = 4   # tensors that an error names
-# The first module of a name that has a number, such as the block.
-_NUMBERED = re.compile(r'(.*?[^\d/])(\d+)(/.*)')
+_OF_A_BLOCK = 4   # tensors at least: those of LayerNorm and of a layer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,45 +138,6 @@ def infer(params: Mapping[str, Any], source: str,
     raise errors.UserError(f'{source!r}: {e}') from e
 
 
-def misfits(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-  """Returns a line for every name or shape in which two trees differ.
-
-  Blocks that differ alike share a line: 'MixerBlock_0-3/...'.
-
-  Args:
-    params: nested dict of what there is.
-    wanted: nested dict of what the model has.
-  """
-  have, want = catalog.shapes(params), catalog.shapes(wanted)
-  lines: dict[tuple[str, str], list[int]] = {}
-  for name in have.keys() | want.keys():
-    ours, theirs = have.get(name, 'missing'), want.get(name, 'none')
-    if ours != theirs:
-      block = _NUMBERED.fullmatch(name)
-      before, number, after = block.groups() if block else (name, None, '')
-      line = before, f'{after}: {ours}, the model has {theirs}'
-      lines.setdefault(line, []).extend([] if number is None else [int(number)])
-  return [before + _ranges(numbers) + rest
-          for (before, rest), numbers in sorted(lines.items())]
-
-
-def shortened(misfits: Sequence[str]) -> str:
-  """Returns lines of `misfits` as one text that names the first ones."""
-  more = len(misfits) - _SHOWN
-  return '; '.join(misfits[:_SHOWN]) + (f'; and {more} more' * (more > 0))
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-  """Returns '0-3,7' for [0, 1, 2, 3, 7]."""
-  runs: list[list[int]] = []
-  for n in sorted(numbers):
-    if runs and n == runs[-1][1] + 1:
-      runs[-1][1] = n
-    else:
-      runs.append([n, n])
-  return ','.join(str(a) if a == b else f'{a}-{b}' for a, b in runs)
-
-
 def _local(weights: str) -> str:
   """Returns the path of a file of weights, fetched if it is elsewhere."""
   return fetch.local(weights) if fetch.is_url(weights) else (
@@ -205,7 +164,7 @@ def _of_a_run(path: str, best: bool) -> Network:
     raise errors.UserError(
         f'{path!r}: expected a workdir, or a file of weights that ends in '
         f'{", ".join(formats.SUFFIXES)}')
-  where = checkpoint.find(path, best)
+  where, params = origin.read(path, best)
   run = workdir.run_of(where) or where
   file = os.path.join(run, workdir.CARD)
   text = files.read(file)
@@ -213,7 +172,7 @@ def _of_a_run(path: str, best: bool) -> Network:
   made = workdir.provenance(run)
   if card and made:
     card['provenance'] = made
-  return _checked(checkpoint.load_params(where), card, where)
+  return _checked(params, card, where)
 
 
 def _released(release: registry.Release, weights: str) -> Network:
@@ -269,20 +228,21 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
     except (errors.UserError, TypeError) as e:
       raise errors.UserError(f'{source!r}: its card: {e}') from e
   blocks = getattr(model, 'num_blocks', 0)
-  if blocks > len(flat):
+  if _OF_A_BLOCK * blocks > len(flat):
     raise errors.UserError(
-        f'{source!r}: its card: model.num_blocks is {blocks}, and the weights '
-        f'are {len(flat)} tensors; every block has some of its own')
+        f'{source!r}: {"its names" if inferred else "its card"}: '
+        f'model.num_blocks is {blocks}, and the weights are {len(flat)} '
+        f'tensors; every block has {_OF_A_BLOCK} or more of its own')
   images = jax.ShapeDtypeStruct(
       (1, *card['image_size'], model.in_channels), jnp.float32)
   wanted = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  wrong = misfits(params, wanted)
+  wrong = misfits.between(params, wanted)
   if wrong:
     suggest = f'its shapes{" and config.json" if timm else ""} suggest'
     raise errors.UserError(
         f'{source!r} is not the {card["model"]["name"]} that '
         f'{suggest if inferred else "its card says"}: '
-        f'{shortened(wrong)}')
+        f'{misfits.shortened(wrong)}')
   if inferred:
     log.info('%s has no card: %s images of %s pixels, crop %s, interpolation '
              '%s%s', source, 'its config.json names' if timm else 'assuming',

@@ -1,5 +1,4 @@
-"""Which weights a run starts from: the checkpoint of a workdir, and a checksum.
-"""
+"""Weights of a workdir: which checkpoint, its parameters, and a checksum."""
 from collections.abc import Mapping
 import hashlib
 import os
@@ -8,8 +7,10 @@ from typing import Any
 from etils import epath
 
 from mixer.core import checkpoint
+from mixer.core import errors
 from mixer.core import files
 from mixer.core import workdir
+from mixer.core.log import log
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
 
@@ -28,6 +29,32 @@ def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
     return dict(section)
   return dict(section, best=False,
               weights=checkpoint.find(weights, section['best']))
+
+
+def read(path: str, best: bool = False,
+         tries: int = 5) -> tuple[str, dict[str, Any]]:
+  """Returns the directory of a workdir's checkpoint and its parameters.
+
+  A run that saves meanwhile may remove the checkpoint. Then its next one is
+  read.
+
+  Args:
+    path, best: as `checkpoint.find` takes them.
+    tries: how many checkpoints to try.
+
+  Raises:
+    UserError: if there is no checkpoint, or it cannot be read and no other has
+      taken its place.
+  """
+  where = checkpoint.find(path, best)
+  try:
+    return where, checkpoint.load_params(where)
+  except errors.UserError:
+    # A run has saved another checkpoint before it removes one.
+    if tries == 1 or checkpoint.find(path, best) == where:
+      raise
+  log.info('%s was removed meanwhile; reading the next checkpoint', where)
+  return read(path, best, tries - 1)
 
 
 def of(weights: str) -> dict[str, str]:

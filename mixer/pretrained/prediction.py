@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent import futures
 import functools
+import glob
 import itertools
 import os
+import sys
 import typing
 
 import jax
@@ -31,6 +33,37 @@ if typing.TYPE_CHECKING:
 Found = Iterator[tuple[str, np.ndarray | decode_pillow.BadImage]]
 
 
+def matches(arguments: Iterable[str]) -> list[str]:
+  """Returns the files and folders that arguments of a command stand for.
+
+  Args:
+    arguments: paths, patterns such as 'photos/*.jpg' ('**' matches folders at
+      any depth), and '-' for the lines of standard input, which are paths.
+
+  Raises:
+    UserError: if an argument is an address on the web or in a bucket, or no
+      file matches a pattern.
+  """
+  out: list[str] = []
+  for path in arguments:
+    if path == '-':
+      lines = (os.fsdecode(line).rstrip('\r\n') for line in sys.stdin.buffer)
+      out += filter(None, lines)
+      continue
+    path = os.path.expanduser(path)
+    if files.is_remote(path):
+      raise errors.UserError(
+          f'{path!r} is an address; expected a file or folder of this machine, '
+          'so download it first')
+    # A file may be called '[1].jpg'.
+    pattern = glob.escape(path) != path and not os.path.lexists(path)
+    found = sorted(glob.glob(path, recursive=True)) if pattern else [path]
+    if not found:
+      raise errors.UserError(f'no file matches {path!r}')
+    out += found
+  return out
+
+
 def expand(paths: Iterable[str]) -> list[str]:
   """Returns paths of files: those given, and all images in folders given.
 
@@ -43,7 +76,6 @@ def expand(paths: Iterable[str]) -> list[str]:
   """
   out = []
   for path in paths:
-    path = os.path.expanduser(path)
     if not os.path.isdir(path):
       out.append(path)
       continue

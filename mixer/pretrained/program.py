@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 from typing import Any
 
@@ -23,6 +24,10 @@ from mixer.images import eval_crops
 from mixer.pretrained import network as networks
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+LAYOUTS = ('nhwc', 'nchw')
+PRECISIONS = ('float32', 'float16', 'int8')
+# ONNX has an operator for GELU since 20; jax2onnx writes nothing after 24.
+OPSETS = range(20, 25)
 Size = tuple[int, int]   # height, width
 # What runs a file: images -> outputs, NumPy arrays.
 Run = Callable[[np.ndarray], np.ndarray]
@@ -41,9 +46,19 @@ class Options:
       program makes the evaluation's crop: by one matrix product for each side,
       then clipped and cut to whole levels as in `eval_crops.view`. None for
       images of the network's own size.
+    layout: 'nhwc' for images [B, height, width, channels], or 'nchw' for
+      [B, channels, height, width].
+    precision: of an ONNX file's weights and products. float16 leaves the
+      preprocessing, means and probabilities in float32; int8 quantises the
+      weights of dense layers, and activations as they come. The images and the
+      results have the same dtypes with each.
+    opset: version of an ONNX file's operators, in OPSETS.
   """
   preprocess: bool = False
   input_size: Size | None = None
+  layout: str = 'nhwc'
+  precision: str = 'float32'
+  opset: int = OPSETS[0]
 
 
 def function(network: networks.Network, options: Options,
@@ -56,8 +71,8 @@ def function(network: networks.Network, options: Options,
     platform: for which matrix products are formed, see `MlpMixer.platform`.
 
   Returns:
-    images [B, height, width, channels] -> [B, classes] float32; for a network
-    without a head, its pre-logits [B, C].
+    images, as the options say -> [B, classes] float32; for a network without a
+    head, its pre-logits [B, C].
   """
   model = network.model.clone(platform=platform)
   maps = (None if options.input_size is None else
@@ -67,12 +82,15 @@ def function(network: networks.Network, options: Options,
     return model.apply({'params': network.params}, images)[0]
 
   def whole(images):
-    x = images.astype(jnp.float32)
+    x = images if options.layout == 'nhwc' else images.transpose(0, 2, 3, 1)
+    if not options.preprocess:
+      return logits(x)
+    x = x.astype(jnp.float32)
     if maps is not None:
       x = crop(x, *maps)
     return probabilities(network, logits((x - 127.5) / 127.5))
 
-  return whole if options.preprocess else logits
+  return whole
 
 
 def crop_maps(network: networks.Network,
@@ -114,14 +132,21 @@ def probabilities(network: networks.Network, logits: jax.Array) -> jax.Array:
 def interface(network: networks.Network, options: Options) -> dict[str, Any]:
   """Returns what goes in and comes out of a program, for its card."""
   preprocess, size = options.preprocess, options.input_size
-  shape = [*(size or network.image_size), network.model.in_channels]
+  sides, channels = size or network.image_size, network.model.in_channels
+  shape = ([*sides, channels] if options.layout == 'nhwc' else
+           [channels, *sides])
   dtype = 'uint8' if preprocess else 'float32'
   name = 'probabilities' if preprocess else 'logits'
   out = jax.eval_shape(function(network, options),
                        jax.ShapeDtypeStruct((1, *shape), dtype))
+  # Pixels x in [0, 1] are given as (x - mean) / std.
+  half = [0.5] * channels
+  given = {} if preprocess else dict(mean=half, std=half)
   return dict(
+      precision=options.precision,
       input=dict(name='images', dtype=dtype, shape=['B', *shape],
-                 range=[0, 255] if preprocess else [-1, 1],
+                 layout=options.layout,
+                 range=[0, 255] if preprocess else [-1, 1], **given,
                  whole_photos=size is not None),
       output=dict(name=name if network.model.num_classes else 'pre_logits',
                   dtype='float32', shape=['B', out.shape[-1]]))
@@ -148,7 +173,7 @@ def open_stablehlo(path: str) -> Run:
 
 def save_onnx(network: networks.Network, path: str,
               options: Options) -> None:
-  """Writes a network as ONNX."""
+  """Writes a network as ONNX, with its card as the file's metadata."""
   import jax2onnx
   import onnx
   form = interface(network, options)
@@ -159,8 +184,47 @@ def save_onnx(network: networks.Network, path: str,
         [jax.ShapeDtypeStruct(tuple(form['input']['shape']),
                               form['input']['dtype'])],
         model_name='mixer', input_names=[form['input']['name']],
-        output_names=[form['output']['name']])
-  onnx.save(made, path)
+        output_names=[form['output']['name']], opset=options.opset)
+  # Old runtimes refuse a file of a newer form than its operators need.
+  made.ir_version = min(made.ir_version, onnx.helper.find_min_ir_version_for(
+      made.opset_import))
+  if options.precision == 'float16':
+    made = _in_float16(made, options)
+  card = dict(network.card, network=network.title, **form)
+  onnx.helper.set_model_props(made, {
+      key: value if isinstance(value, str) else json.dumps(value)
+      for key, value in card.items()})
+  if options.precision != 'int8':
+    onnx.save(made, path)
+    return
+  from onnxruntime import quantization
+  # Products of unsigned numbers do not saturate on CPUs without VNNI.
+  with quiet():
+    quantization.quantize_dynamic(
+        made, path, op_types_to_quantize=['MatMul', 'Gemm'], per_channel=True,
+        weight_type=quantization.QuantType.QUInt8)
+
+
+def _in_float16(made: Any, options: Options) -> Any:
+  """Returns an ONNX model in float16, by ONNX Runtime's own converter.
+
+  jax2onnx cannot convert a float16 network: it casts all constants to float32.
+  """
+  from onnxruntime.transformers import float16
+  from onnxruntime.transformers import onnx_model
+  kinds = [node.op_type for node in made.graph.node]
+  # What comes before the patch projection makes whole levels of pixels.
+  before = kinds.index('Conv') if options.preprocess else 0
+  out = onnx_model.OnnxModel(made)
+  with quiet():
+    out.convert_float_to_float16(
+        use_symbolic_shape_infer=False,
+        node_block_list=[node.name for node in made.graph.node[:before]],
+        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, 'ReduceMean', 'Softmax',
+                       'Sigmoid'])
+    out.topological_sort()
+  del out.model.graph.value_info[:]   # they have the old types
+  return out.model
 
 
 def open_onnx(path: str) -> Run:

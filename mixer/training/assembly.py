@@ -111,14 +111,12 @@ def open_splits(
     report: Callable[[dict[str, str]], None] | None = None
     ) -> tuple[pipeline.Data, dict[str, pipeline.Data],
                dict[str, suite.FewShot]]:
-  """Opens all splits that a config names.
+  """Returns all splits that a config names: (training split, {name: evaluation
+  split}, {name: few-shot evaluation}).
 
   Args:
     config, settings: of a run, and of its `run` section.
     report: called with a dict for every image that cannot be decoded.
-
-  Returns:
-    (training split, {name: evaluation split}, {name: few-shot evaluation}).
   """
   return suite.open_splits(config.to_dict(), settings.image_size, report)
 
@@ -214,9 +212,7 @@ def make_step(config: ml_collections.ConfigDict, settings: Settings,
 def make_card(config: ml_collections.ConfigDict, model: interface.Model,
               data: pipeline.Data, evals: Mapping[str, pipeline.Data]
               ) -> dict[str, Any]:
-  """Returns the network's card, see `core.cards`.
-
-  Its preprocessing is that of the first evaluation.
+  """Returns the card (`core.cards`), with the first evaluation's preprocessing.
   """
   like = next(iter(evals.values()), data)
   return cards.make(

@@ -1,10 +1,18 @@
-"""Weights of the classes in the training loss, from a config's text."""
+"""Training losses with a weight for each class, and what a config says of it.
+
+Axes: B batch, K classes.
+"""
+from collections.abc import Callable
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mixer.core import errors
 from mixer.data import class_counts
+from mixer.data import order
 from mixer.data import pipeline
 
 _PAIR = re.compile(r'\s*([^=]+?)\s*=([^=,]*)(?:,|$)')   # names may hold commas
@@ -56,6 +64,10 @@ def of(text: str, data: pipeline.Data, num_classes: int) -> np.ndarray:
 
 def _balanced(data: pipeline.Data) -> np.ndarray:
   """Returns N / (C n_k) of each class; 1 for a class without examples."""
+  if data.draw is not order.batch:
+    raise errors.UserError(
+        "loss.class_weights: 'balanced' weights classes by how rare they are, "
+        'and data.balance draws all equally often already; unset one of them')
   counts = class_counts.of(data)
   if counts is None:
     raise errors.UserError(
@@ -65,3 +77,31 @@ def _balanced(data: pipeline.Data) -> np.ndarray:
         'data.on_device=True')
   have = counts > 0
   return np.where(have, counts.sum() / (have.sum() * np.maximum(counts, 1)), 1)
+
+
+def make(name: str, smoothing: float, weights: np.ndarray
+         ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """Returns a training loss, see `losses.make`.
+
+  Args:
+    name: 'softmax' or 'sigmoid'.
+    smoothing: share of every target that is spread evenly over all classes.
+    weights: of the classes, float32 [K].
+
+  Returns:
+    loss(logits [B, K], targets [B, K]) -> float32 [B].
+  """
+  def softmax(logits, targets):
+    targets = targets * weights[None]
+    evenly = jnp.mean(targets, axis=-1, keepdims=True)
+    return optax.softmax_cross_entropy(
+        logits.astype(jnp.float32),
+        (1 - smoothing) * targets + smoothing * evenly)
+
+  def sigmoid(logits, targets):
+    logits = logits.astype(jnp.float32)
+    targets = optax.smooth_labels(targets, smoothing)
+    return -jnp.sum(weights[None] * targets * jax.nn.log_sigmoid(logits)
+                    + (1 - targets) * jax.nn.log_sigmoid(-logits), axis=-1)
+
+  return softmax if name == 'softmax' else sigmoid

@@ -48,13 +48,13 @@ def make(*, name: str = 'softmax', label_smoothing: float = 0.0,
                            f'{label_smoothing}')
   if name not in _LOSSES:
     raise errors.unknown('loss.name', name, list(_LOSSES))
-  del class_weights   # `weights` holds what it says
+  del class_weights   # it says what `weights` holds
+  if weights is not None:
+    from mixer.training import class_weights as weighted
+    return weighted.make(name, label_smoothing, weights)
 
   def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     logits = logits.astype(jnp.float32)
-    if weights is not None:
-      return _WEIGHTED[name](logits, targets, jnp.asarray(weights)[None],
-                             label_smoothing)
     if label_smoothing:
       targets = optax.smooth_labels(targets, label_smoothing)
     return _LOSSES[name](logits, targets)
@@ -133,22 +133,5 @@ def _sigmoid(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return jnp.sum(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
 
 
-def _weighted_softmax(logits: jax.Array, targets: jax.Array,
-                      weights: jax.Array, smoothing: float) -> jax.Array:
-  targets = targets * weights
-  evenly = jnp.mean(targets, axis=-1, keepdims=True)
-  return optax.softmax_cross_entropy(
-      logits, (1 - smoothing) * targets + smoothing * evenly)
-
-
-def _weighted_sigmoid(logits: jax.Array, targets: jax.Array,
-                      weights: jax.Array, smoothing: float) -> jax.Array:
-  targets = optax.smooth_labels(targets, smoothing)
-  return -jnp.sum(weights * targets * jax.nn.log_sigmoid(logits)
-                  + (1 - targets) * jax.nn.log_sigmoid(-logits), axis=-1)
-
-
 _LOSSES: dict[str, Loss] = {
     'softmax': optax.softmax_cross_entropy, 'sigmoid': _sigmoid}
-_WEIGHTED: dict[str, Callable[..., jax.Array]] = {
-    'softmax': _weighted_softmax, 'sigmoid': _weighted_sigmoid}

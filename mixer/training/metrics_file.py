@@ -108,7 +108,8 @@ def read(path: str) -> list[dict[str, Any]]:
 
 
 def _board(path: str) -> Any:
-  """Returns a TensorBoard writer, or None if a library is missing."""
+  """Returns a TensorBoard writer, or None if a library is missing or
+  broken."""
   missing = [name for name in ('tensorflow', 'tensorboard')
              if importlib.util.find_spec(name) is None]
   if missing:
@@ -116,7 +117,11 @@ def _board(path: str) -> Any:
              'install %s)', missing[0], missing[0])
     return None
   from mixer.images import tf_setup
-  tf_setup.hide_accelerators()   # or TensorFlow takes the GPUs' memory
+  problem = tf_setup.hide_accelerators()   # or it takes the GPUs' memory
+  if problem:
+    log.warning('no TensorBoard files are written: TensorFlow is not usable: '
+                '%s', problem)
+    return None
   from clu import metric_writers
   return metric_writers.AsyncWriter(metric_writers.SummaryWriter(path))
 

@@ -96,6 +96,25 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
   return model
 
 
+def class_weights(config: ml_collections.ConfigDict, train: pipeline.Data,
+                  num_classes: int) -> losses.Weights:
+  """Returns the weights of the classes in the loss; None for 1.
+
+  Args:
+    config: of the run.
+    train: the training split.
+    num_classes: of the network.
+
+  Raises:
+    UserError: if `loss.class_weights` does not fit the classes.
+  """
+  text = config.loss.get('class_weights')
+  if text is None:
+    return None
+  from mixer.training import class_weights as weighted  # few runs need it
+  return weighted.of(text, train, num_classes)
+
+
 def batch_shapes(data: pipeline.Data, size: int,
                   plan: sharding.Plan) -> tuple[Any, Any]:
   """Returns the shapes of a training batch, and of what the devices store.

@@ -1,6 +1,8 @@
 """Shows the progress of a run: a bar on a terminal, log lines elsewhere."""
 from collections.abc import Callable
 from collections.abc import Mapping
+import logging
+import sys
 import time
 from types import TracebackType
 
@@ -46,7 +48,10 @@ class Progress:
 
   def __enter__(self) -> 'Progress':
     if self._bar:
+      self._handlers = [h for h in log.handlers if isinstance(
+          h, logging.StreamHandler) and h.stream is sys.stdout]
       self._bar.start()
+      self._follow()
     return self
 
   def __exit__(self, kind: type[BaseException] | None,
@@ -54,6 +59,13 @@ class Progress:
                traceback: TracebackType | None) -> None:
     if self._bar:
       self._bar.stop()
+      self._follow()
+
+  def _follow(self) -> None:
+    """Sends log lines to standard output, which is the bar's while it is shown:
+    it puts them above itself."""
+    for handler in self._handlers:
+      handler.setStream(sys.stdout)
 
   def advance(self, step: int) -> None:
     """Shows that `step` updates are done.

@@ -36,8 +36,9 @@ def as_trained(model: interface.Model, path: str) -> interface.Model:
 
 
 def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
-             card: Mapping[str, Any], fingerprint: Mapping[str, Any]
-             ) -> tuple[step.State, list[int]] | None:
+             card: Mapping[str, Any], fingerprint: Mapping[str, Any],
+             total_steps: int | None = None) -> (
+                 tuple[step.State, list[int]] | None):
   """Returns the newest saved state and the steps that were skipped before it.
 
   Args:
@@ -46,12 +47,14 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
     shapes: State of jax.ShapeDtypeStruct, with shardings.
     card: of the network, see `core.cards`. Its classes must be the saved ones.
     fingerprint: of the data and their order, which must be the saved one.
+    total_steps: length of the run; None for any.
 
   Returns:
     (state, steps whose update was skipped), or None if nothing was saved.
 
   Raises:
-    UserError: if the data differ from those of the saved run.
+    UserError: if the data differ from those of the saved run, or it has done
+      more than `total_steps`.
     RunError: if there are checkpoints and none can be read.
   """
   # The classes come first: with another number of them, no checkpoint fits.
@@ -68,7 +71,12 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
         'data: the run in the workdir was trained on other data, or in another '
         f'order: {"; ".join(differ)}; resume it with the same data, or choose '
         'another --workdir')
-  checkpoints.set_aside_after(int(rest['step']))
+  done = int(rest['step'])
+  if total_steps is not None and done > total_steps:
+    raise errors.UserError(
+        f'run.total_steps: {total_steps}, but the run in the workdir has done '
+        f'{done} steps already; give at least {done}')
+  checkpoints.set_aside_after(done)
   return step.State(params=params, **rest), meta.get('skipped', [])
 
 

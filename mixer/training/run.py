@@ -157,13 +157,9 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
     model, merge, origin = assembly.load_start(
         config, settings, model, source.class_names, source.name)
   total = settings.steps(len(splits.train))
-  weights = None
-  if config.loss.get('class_weights'):
-    from mixer.training import class_weights  # few runs need it
-    weights = class_weights.of(config.loss.class_weights, splits.train,
-                               model.num_classes)
   optimizer, step_fn = assembly.make_step(
-      config, settings, model, total, weights)
+      config, settings, model, total,
+      opening.class_weights(config, splits.train, model.num_classes))
   sharded = step.shard(
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
@@ -178,7 +174,8 @@ def _check(run: _Run) -> None:
   """Raises a UserError if a metric is unknown or the weights do not fit, and
   whatever the trace of a step raises."""
   best = run.checkpoints.best
-  known = suite.metrics(run.splits.evals, run.splits.fewshots)
+  known = suite.metrics(run.splits.evals, run.splits.fewshots,
+                        run.card['loss'])
   if best is not None and best not in known:
     raise errors.unknown('checkpoint.best', best, known)
   if run.merge:
@@ -203,7 +200,7 @@ def _restored(run: _Run, fingerprint: Mapping[str, Any]
   """Returns the newest saved state, and which steps were skipped before it."""
   from mixer.training import resume  # a new run does not load it
   return resume.restored(run.path, run.checkpoints, run.sharded.state, run.card,
-                         fingerprint)
+                         fingerprint, run.total_steps)
 
 
 def _train_or_go_back(

@@ -14,6 +14,7 @@ from mixer.core import trees
 from mixer.core.log import log
 from mixer.models import catalog
 from mixer.models import interface
+from mixer.pretrained import misfits
 from mixer.pretrained import network
 from mixer.pretrained.resize import resize
 
@@ -117,12 +118,12 @@ def merge(given: Mapping[str, Any], initial: Mapping[str, Any], source: str,
   merged = trees.unflatten(dict(afresh, **{
       name: _filled(value, flat.get(name))
       for name, value in trees.flatten(given).items()}))
-  wrong = network.misfits(merged, initial)
+  wrong = misfits.between(merged, initial)
   if wrong:
     raise errors.UserError(
         f'start.weights: {source!r} does not fit the model'
         f'{_remedy(wrong, merged, initial)}. They differ in '
-        f'{network.shortened(wrong)}')
+        f'{misfits.shortened(wrong)}')
   return merged
 
 

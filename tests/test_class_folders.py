@@ -1,0 +1,37 @@
+"""Accuracy over images in folders with the names of classes."""
+import numpy as np
+import pytest
+
+from mixer.evaluation import class_folders
+
+NAMES = ('n01440764 tench', 'cat', 'dog', 'fox', 'owl', 'rat')
+
+
+def test_images_in_folders_of_classes_are_labelled(tmp_path, caplog):
+  """By the first folder below one that is given; synsets by their number."""
+  root, file = str(tmp_path), 'cat/6.jpg'
+  below = ('cat/1.jpg', 'cat/dog/2.jpg', 'n01440764/3.jpg', 'bird/dog/4.jpg',
+           'dog')
+  paths = [f'{root}/{name}' for name in below] + [file]
+  found = class_folders.labels(paths, [file, root], NAMES)
+  assert found == [(root, 1), (root, 1), (root, 0), None, None, None]
+  assert '3 images' in caplog.text and '3 others' in caplog.text
+  caplog.clear()
+  assert class_folders.labels(paths, [root + '/'], ()) == [None] * 6
+  assert class_folders.labels(paths[:1], [f'{root}/cat'], NAMES) == [None]
+  assert class_folders.labels(paths[:1], [root + '/'], NAMES) == [
+      (root + '/', 1)]
+  assert not caplog.text
+
+
+def test_accuracies_are_over_the_readable_images_of_each_folder():
+  likely = np.array([.05, .1, .4, .2, .1, .15])   # from best: 2 3 5 1 4 0
+  labels = [('a', 2), ('a', 0), ('b', 4), ('a', 3), None, ('b', 2)]
+  found = [likely, likely, likely, likely, likely, OSError()]
+  places = [class_folders.place(*both) for both in zip(labels, found)]
+  assert places == [0, 5, 4, 1, None, None]
+  a, b = class_folders.scores(labels, places, 6)
+  assert a == dict(path='a', examples=3, accuracy=pytest.approx(1 / 3),
+                   accuracy_top5=pytest.approx(2 / 3))
+  assert b == dict(path='b', examples=1, accuracy=0.0, accuracy_top5=1.0)
+  assert 'accuracy_top5' not in class_folders.scores(labels, places, 5)[0]
