@@ -33,15 +33,25 @@ Images have the shape [number, height, width, channels]; with --layout=nchw,
 
 --precision=float16 halves an ONNX file. It may differ from the network by
 2**-11 times the root of the number of parameter arrays, 0.6% for Mixer-B/16.
+--precision=int8 quantises dense layers by ONNX Runtime. The command then prints
+the accuracy of the network and of the file on the run's evaluations, or on
+--data.
 """
+from collections.abc import Mapping
 from collections.abc import Sequence
 import re
+import typing
 from typing import Any
 
 from absl import flags
 
 from mixer.core import command
 from mixer.core import errors
+
+if typing.TYPE_CHECKING:
+  from mixer.analysis import quantization
+  from mixer.pretrained import network as networks
+  from mixer.pretrained import program
 
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'The network: a workdir, WORKDIR/checkpoints/STEP, a '
@@ -67,6 +77,13 @@ _PRECISION = flags.DEFINE_enum(
 _OPSET = flags.DEFINE_integer('opset', 20, 'Version of the operators of an '
                               'ONNX file, 20 to 24.')
 
+_DATA = flags.DEFINE_string(
+    'data', None, 'With --precision=int8, a data set to measure the accuracy '
+    "on, in place of the evaluations of the network's run: folder:PATH, "
+    'manifest:PATH, arrays:PATH.npz or a TFDS name.')
+_IMAGES = flags.DEFINE_integer('images', 2000, 'How many images of each split '
+                               'to measure it on, at most; 0 for none.', 0)
+
 
 def main(argv: Sequence[str]) -> None:
   """Exports the network that the flags name."""
@@ -79,24 +96,64 @@ def main(argv: Sequence[str]) -> None:
   options: dict[str, Any] = dict(
       layout=_LAYOUT.value, preprocess=_PREPROCESS.value,
       input_size=_input_size(), precision=_PRECISION.value, opset=_OPSET.value)
-  export.check(path, format, **options)
+  wanted = export.check(path, format, **options)
+  if _DATA.value and (wanted.precision != 'int8' or wanted.input_size):
+    raise errors.UserError('--data: is for --precision=int8 without '
+                           '--input_size, whose accuracy it measures')
   network = pretrained.open_network(checkpoint, best=_BEST.value)
   model = network.card['model']
   height, width = network.image_size
   print(f'{network.name}: {network.title}, for {height}x{width} images, '
         f'{model["num_classes"] or "no"} classes')
+  measured = _measured(network, wanted) if wanted.precision == 'int8' else None
   out = export.export(network, path, format=format, **options)
-  print(f'{path}: {format}, {out["bytes"] / 2**20:,.1f} MiB; '
+  whole = (f' (in float32 {out["float32_bytes"] / 2**20:,.1f} MiB)'
+           if wanted.precision != 'float32' else '')
+  print(f'{path}: {format}, {out["bytes"] / 2**20:,.1f} MiB{whole}; '
         'read back: ' + (
             f'outputs differ by at most {out["difference"]:.1e}'
             if format in export.PROGRAMS else 'every bit is the same'))
   print(f'{path}.json: its card')
+  if measured:
+    _show_loss(network, path, wanted, *measured)
   if _LAYOUT.value == 'timm':
     print('made for pixels in [-1, 1]: use mean 0.5 and std 0.5 in timm')
     print('trained with the tanh form of GELU; timm computes the exact form, '
           'and its outputs differ by up to a few 1e-3'
           if model.get('approximate_gelu') else
           'trained with the exact form of GELU, which timm computes')
+
+
+def _measured(network: 'networks.Network', options: 'program.Options'
+              ) -> tuple[dict[str, Any], 'quantization.Scores'] | None:
+  """Returns (the evaluations to measure int8 on, the network's own scores), or
+  says why there are none. Data that cannot be read ends the command here,
+  before it writes a file."""
+  from mixer.analysis import quantization
+  no = 'the accuracy of int8 is not measured: '
+  if options.input_size:
+    print(f'{no}the program crops photos; export without --input_size too')
+  elif not network.model.num_classes:
+    print(f'{no}the network has no head')
+  elif _IMAGES.value:
+    config = quantization.config_of(network, _DATA.value, _IMAGES.value)
+    if config:
+      return config, quantization.measure(network, config)
+    print(f'{no}no evaluation split is known; add --data=folder:PATH')
+  return None
+
+
+def _show_loss(network: 'networks.Network', path: str,
+               options: 'program.Options', config: Mapping[str, Any],
+               scores: 'quantization.Scores') -> None:
+  """Prints the accuracy of the network and of its int8 file."""
+  from mixer.analysis import quantization
+  from mixer.core import tables
+  after = quantization.measure_file(network, path, options, config)
+  tables.show(tables.make(
+      quantization.rows(scores, after),
+      ('split', 'images', 'float32', 'int8', 'points', 'same class'),
+      title='top-1 accuracy of the network and of its int8 file'))
 
 
 def _required(flag: flags.FlagHolder, example: str) -> str:

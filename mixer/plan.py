@@ -106,7 +106,7 @@ def _memory(memory: Mapping[str, Any],
     total = tables.styled(
         f'{verdict}does not fit; try {", ".join(remedies)}', 'red')
   elif estimate:
-    total = tables.styled(f'{verdict}fits, if the activations do', 'yellow')
+    total = tables.styled(verdict + 'fits, if the activations do', 'yellow')
   else:
     total = tables.styled(verdict + 'fits', 'green')
   rows: _Rows = [('parameters', _bytes(memory['parameters'])),

@@ -96,12 +96,14 @@ def test_a_prepared_set_reads_the_same_columns(tmp_path):
 
 
 @pytest.mark.parametrize('given', ('', 'train'))
+@pytest.mark.parametrize('open_it', (
+    sources.open_source, image_lists.open_list))
 def test_a_list_of_labels_beside_a_folder_is_named_in_its_error(
-    tmp_path, given):
+    tmp_path, open_it, given):
   path = make(tmp_path, f'id,breed\n{ROWS}',
               ('train/a1.jpg', 'train/b2.jpg', 'train/c3.jpg'))
   with pytest.raises(errors.UserError, match='no class folders') as error:
-    sources.open_source(f'folder:{tmp_path / given}')
+    open_it(f'folder:{tmp_path / given}')
   assert str(error.value).endswith(
       f"lists images with labels in 'breed'; to use it, give manifest:{path}")
 

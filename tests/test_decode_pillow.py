@@ -1,4 +1,5 @@
 """Decoding of image files of every kind, sound and damaged, with Pillow."""
+import io
 import pathlib
 import resource
 import struct
@@ -583,6 +584,16 @@ def test_large_images_take_turns_and_shrink():
                        capture_output=True, timeout=200)
   assert run.returncode == 0, run.stderr
   assert int(run.stdout) < 2**20   # KB
+
+
+@pytest.mark.parametrize('how', (
+    dict(), dict(lossless=True), dict(exif=exif()), dict(quality=1)))
+def test_the_size_of_webp_is_in_its_header(how):
+  """Small ones do not wait for their turn."""
+  out = io.BytesIO()
+  Image.new('RGB', (300, 2000)).save(out, 'WEBP', **how)
+  assert decode_pillow._webp_pixels(out.getvalue()) == 600_000
+  assert decode_pillow._webp_pixels(b'no image of this kind, but of 30 bytes') == 0
 
 
 @pytest.mark.parametrize('kind', (

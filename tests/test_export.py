@@ -166,6 +166,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
                         f'--out={tmp_path}/w.{format}')
   line, = err.splitlines()
   assert code == 2 and f'needs {library}' in line and "'.[export]'" in line
+  assert 'environment of its own, as docs/launching.md shows' in line
 
 
 def test_a_failed_check_ends_with_exit_code_1(tmp_path, called, monkeypatch):
@@ -175,3 +176,27 @@ def test_a_failed_check_ends_with_exit_code_1(tmp_path, called, monkeypatch):
                         f'--out={tmp_path}/w.stablehlo')
   assert code == 1 and 'differs from' in err
   assert sorted(os.listdir(tmp_path)) == ['given.npz', 'given.npz.json']
+
+
+def test_the_command_measures_int8_on_data_or_says_that_it_did_not(
+    tmp_path, called):
+  network = small_networks.make(num_blocks=1)
+  data = tmp_path / 'a.npz'
+  rng = np.random.default_rng(0)
+  np.savez(data, images=rng.integers(0, 256, (30, 32, 32, 3), np.uint8),
+           labels=rng.integers(0, 5, 30), class_names=small_networks.CLASSES)
+  weights = saved(network, tmp_path / 'given.npz')
+  out = tmp_path / 'out'
+  out.mkdir()
+  args = [f'--checkpoint={weights}', '--format=onnx', f'--out={out}/w.onnx']
+  int8 = [*args, '--precision=int8']
+  for wrong, said in (([*args, f'--data=arrays:{data}'], '--data: is for'),
+                      ([*int8, '--data=arrays:no.npz'], 'no.npz')):
+    code, _, err = called(*wrong)
+    assert code == 2 and said in err.splitlines()[-1]
+    assert os.listdir(out) == []
+  code, text, _ = called(*int8)
+  assert code == 0 and 'is not measured: no evaluation split is known' in text
+  code, text, _ = called(*int8, f'--data=arrays:{data}', '--images=20')
+  row, = (line.split() for line in text.splitlines() if '%' in line)
+  assert code == 0 and row[:2] == ['all', '20'], text

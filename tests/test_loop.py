@@ -107,6 +107,20 @@ def test_every_new_best_is_saved_at_the_step_of_its_evaluation():
   assert [step for step, _ in seen.saved] == [2, 4, 10]
 
 
+@pytest.mark.parametrize('patience, stale, last', [
+    (0, 9, 10), (1, 0, 2), (2, 0, 8), (2, 1, 2), (3, 0, 10)])
+def test_evaluations_without_a_new_best_end_a_run(patience, stale, last):
+  """Of those at 2, 4, 6, 8 and 10, the second is a new best. Those before a
+  restart count; at the last step the run ends as always."""
+  better = iter([False, True, False, False, False])
+  seen = run(eval_every=2, save_every=100, patience=patience, stale=stale,
+             improves=lambda scores: next(better))
+  assert seen.saved[-1][0] == max(seen.rows) == last
+  early = [line for line in seen.lines if 'stopped early' in line]
+  assert early == ([loop.early(last, patience)] if last < 10 else [])
+  assert sum('device-hours' in line for line in seen.lines) == 1
+
+
 @pytest.mark.parametrize('stop_at', [4, 6, 7])
 def test_a_signal_makes_it_save_at_once_without_an_evaluation(stop_at):
   seen = run(stop_at=stop_at, save_scored=True)

@@ -3,6 +3,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from mixer.training import losses
 from mixer.training import nonfinite
 from mixer.training import opening
 from mixer.training import optimizers
+from mixer.training import resume
 from mixer.training import run
 from mixer.training import schedules
 from mixer.training import settings
@@ -140,6 +142,21 @@ def test_a_jump_of_the_loss_is_reported_in_one_line(tmp_path, caplog):
   assert [r.getMessage() for r in caplog.records] == [
       'step 9: the loss jumped to 21, from a median of 2 in the last 7 logged '
       'steps']
+
+
+def test_a_checkpoint_of_an_older_run_has_skipped_nothing(tmp_path):
+  number = jnp.array(3)
+  shapes = step.State(step=number, params={}, opt_state={}, bad=number)
+  saved = types.SimpleNamespace(
+      set_aside_after=lambda step: None,
+      restore=lambda params, rest: (params, rest, dict(data={})))
+  state, skipped = resume.restored(str(tmp_path), saved, shapes, {}, {})
+  assert int(state.step) == 3 and skipped == []
+
+
+def test_an_unknown_policy_is_refused():
+  with pytest.raises(errors.UserError, match="run.nonfinite: 'skipp' .*'skip'"):
+    settings.Settings(batch_size=8, total_steps=2, nonfinite='skipp')
 
 
 def config(**settings):

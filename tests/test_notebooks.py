@@ -72,9 +72,9 @@ def test_both_notebooks_begin_with_the_same_cells():
   digits, finetune = map(_cells, _NOTEBOOKS)
   for name in ('install-text', 'devices-text', 'devices'):
     assert digits[name] == finetune[name]
-  # The installation of the second one has additional lines.
+  # The installation of the second one needs more, and has additional lines.
   ours = [line for line in digits['install'].splitlines()
-          if "install('mlp-mixer')" not in line]
+          if not re.search("NEEDED =|install.'-e'", line)]
   assert ours == [line for line in finetune['install'].splitlines()
                   if line in ours]
 
@@ -112,8 +112,7 @@ def test_install_keeps_the_versions_of_colab(path, tmp_path, monkeypatch):
   clone, *pips = _install(path, tmp_path, monkeypatch, absent=('mixer',))
   assert clone[:2] == ['git', 'clone']
   assert clone[-2:] == ['https://host/it.git', 'mlp-mixer']
-  assert [pip[-1] for pip in pips] == ['mlp-mixer', 'mlp-mixer[export]'][
-      :1 + (path.stem == 'finetune')]
+  assert [pip[-1] for pip in pips] == ['mlp-mixer']
   for pip in pips:
     assert pip[:4] == [sys.executable, '-m', 'pip', 'install']
     assert pip[pip.index('-c') + 1] == 'kept.txt'
@@ -142,14 +141,25 @@ def test_failed_installation_is_reported(path, tmp_path, monkeypatch):
     _install(path, tmp_path, monkeypatch, absent=('mixer',), fails='mlp-mixer')
 
 
-def test_install_adds_a_missing_tensorflow_and_tolerates_missing_onnx(
+def test_install_after_the_other_notebook_adds_what_is_missing(
     tmp_path, monkeypatch, capsys):
+  """digits.ipynb leaves the package without TensorFlow and ONNX Runtime."""
   path = _ROOT / 'launch' / 'colab' / 'finetune.ipynb'
   (tmp_path / 'mlp-mixer').mkdir()
-  commands = _install(path, tmp_path, monkeypatch, fails='[export]',
-                      absent=('mixer', 'tensorflow'))
-  assert [c[-1] for c in commands] == ['mlp-mixer[data]', 'mlp-mixer[export]']
-  assert 'ONNX could not be installed' in capsys.readouterr().out
+  commands = _install(path, tmp_path, monkeypatch, fails='onnxruntime',
+                      absent=('tensorflow', 'onnxruntime'))
+  assert [c[-1] for c in commands] == ['mlp-mixer[data]', 'onnxruntime']
+  assert 'onnxruntime could not be installed' in capsys.readouterr().out
+
+
+def test_the_export_goes_to_an_environment_of_its_own_where_it_must():
+  """The commands are those of the documents, and the error names the page."""
+  cell = _cells(_ROOT / 'launch' / 'colab' / 'finetune.ipynb')['export']
+  assert "if not has('jax2onnx'):" in cell
+  page = (_ROOT / 'docs' / 'launching.md').read_text()
+  for words in (['-m', 'venv', '--without-pip'], ['-m', 'pip', '--python']):
+    assert str(words)[1:-1] in cell and ' '.join(words) in page
+  assert '[export]' in cell and "mlp-mixer[export]'" in page
 
 
 @pytest.mark.parametrize('how', ('upload', 'folder'))

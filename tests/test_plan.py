@@ -85,8 +85,6 @@ def test_a_plan_of_the_digits_agrees_with_the_formulas():
       ('data', True), ('evals.test', True)]
 
 
-
-
 def test_a_lower_bound_that_does_not_fit_has_remedies_of_its_own():
   memory = dict(estimate=True, temporaries=2**40, total=2**41, parameters=2**34,
                 optimizer=2**34, least=3 * 2**34, strategy='replicated')

@@ -203,6 +203,7 @@ def test_a_grey_image_gives_the_same_logits_whatever_the_channels(channels):
     (dict(image_size=13), '13x13 is not a multiple.*4x4.*12 or 16'),
     (dict(image_size=2), '2x2 is not a multiple'),
     (dict(image_size=24, method='blocks'), "method.*did you mean 'block'"),
+    (dict(image_size=1200), '10000 times the patches.*25.2 billion parameters'),
 ])
 def test_sizes_and_methods_that_do_not_fit_are_refused(settings, message):
   model, params = make()

@@ -41,7 +41,8 @@ def test_metrics_of_each_class_equal_scikit_learns():
         one, score >= 0.5, average='binary', zero_division=0)
     assert row['examples'] == one.sum()
     np.testing.assert_allclose(
-        [row[key] for key in ('average_precision', 'precision', 'recall', 'f1')],
+        [row[key] for key in (
+            'average_precision', 'precision', 'recall', 'f1')],
         [metrics.average_precision_score(one, score), precision, recall, f1])
 
 

@@ -3,17 +3,60 @@ import json
 
 import pytest
 
+from mixer.core import claims
 from mixer.core import errors
 from mixer.core import workdir
 
 
 def test_a_workdir_serves_one_run_at_a_time(tmp_path):
-  with workdir.claimed(str(tmp_path)):
+  with claims.claimed(str(tmp_path)):
     with pytest.raises(errors.UserError, match='in use by another run'):
-      with workdir.claimed(str(tmp_path)):
+      with claims.claimed(str(tmp_path)):
         pass
-  with workdir.claimed(str(tmp_path)):
+  with claims.claimed(str(tmp_path)):
     pass
+
+
+def test_a_refused_command_leaves_no_workdir(tmp_path):
+  path = tmp_path / 'runs' / 'one'
+  for _ in '12':
+    with pytest.raises(errors.UserError, match='wrong'):
+      with claims.claimed(path):
+        raise errors.UserError('wrong')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_command_keeps_what_others_made(tmp_path):
+  (tmp_path / 'notes').touch()
+  with pytest.raises(errors.UserError):
+    with claims.claimed(tmp_path):
+      raise errors.UserError('wrong')
+  assert [p.name for p in tmp_path.iterdir()] == ['notes']
+  with claims.claimed(tmp_path):   # a run, which keeps its lock file
+    pass
+  with pytest.raises(errors.UserError):
+    with claims.claimed(tmp_path):
+      raise errors.UserError('wrong')
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['.lock', 'notes']
+
+
+def test_a_lock_file_that_is_removed_meanwhile_is_locked_again(
+    tmp_path, monkeypatch):
+  """Else the next run would lock a new file of that name, too."""
+  flock, calls = claims.fcntl.flock, []
+
+  def slow(file, how):
+    calls.append(file)
+    if len(calls) == 1:   # a refused command ends just now
+      (tmp_path / '.lock').unlink()
+    flock(file, how)
+
+  monkeypatch.setattr(claims.fcntl, 'flock', slow)
+  with claims.claimed(tmp_path):
+    with pytest.raises(errors.UserError, match='in use by another run'):
+      with claims.claimed(tmp_path):
+        pass
+  assert len(calls) == 3
 
 
 def test_a_resumed_run_may_change_where_its_data_is_but_not_its_seed(tmp_path):

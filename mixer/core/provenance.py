@@ -32,13 +32,10 @@ def collect(*, data: Mapping[str, Any],
     a checkout or without git), `devices` with their `kind` and `count` over all
     processes, `data`, and `start` if there is any.
   """
-  out = dict(versions=_versions(), **_commit(os.path.abspath(__file__)))
-  out['devices'] = dict(kind=jax.devices()[0].device_kind,
-                        count=jax.device_count())
-  out['data'] = dict(data)
-  if start:
-    out['start'] = dict(start)
-  return out
+  return dict(
+      versions=_versions(), **_commit(os.path.abspath(__file__)),
+      devices=dict(kind=jax.devices()[0].device_kind, count=jax.device_count()),
+      data=dict(data), **({'start': dict(start)} if start else {}))
 
 
 def line(made: Mapping[str, Any]) -> str:
@@ -56,12 +53,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
   Args:
     old, new: as `collect` returns them.
   """
-  flat = lambda made: {
-      'commit': made.get('commit'), 'uncommitted': made.get('uncommitted'),
-      **made.get('versions', {}),
-      **{f'device {key}': value
-         for key, value in made.get('devices', {}).items()}}
-  was, now = flat(old), flat(new)
+  was, now = ({key: made.get(key) for key in ('commit', 'uncommitted')} | {
+      f'{prefix}{key}': value
+      for section, prefix in (('versions', ''), ('devices', 'device '))
+      for key, value in made.get(section, {}).items()} for made in (old, new))
   return ', '.join(
       f'{name} was {was.get(name)}, is {now.get(name)}'
       for name in dict.fromkeys((*was, *now)) if was.get(name) != now.get(name))
@@ -73,9 +68,8 @@ def _versions() -> dict[str, str]:
                            if module in sys.modules)):
     try:
       out[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:   # tensorflow-cpu
-      module = sys.modules.get(_IF_IMPORTED.get(name, name))
-      out[name] = str(getattr(module, '__version__', 'unknown'))
+    except importlib.metadata.PackageNotFoundError:   # such as tensorflow-cpu
+      out[name] = str(getattr(sys.modules.get(name), '__version__', 'unknown'))
   return out
 
 

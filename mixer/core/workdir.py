@@ -1,24 +1,16 @@
-"""A run's directory: the names of its files, its lock, and its config."""
-from collections.abc import Iterator
+"""A run's directory: the names of its files, and its config."""
 from collections.abc import Mapping
-import contextlib
-import fcntl
 import json
 import os
 import shlex
-import socket
 import threading
-import time
 from typing import Any
-import zlib
 
-from etils import epath
 import jax
 
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import processes
-from mixer.core.log import log
 
 _PROVENANCE = 'provenance'   # a key of config.json that is no section
 # Names inside a workdir.
@@ -37,12 +29,10 @@ LOCK = '.lock'
 # where and how it computes and how it is evaluated, but not what it learns.
 _MAY_CHANGE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
                'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
-               'run.micro_batches', 'run.nonfinite',
+               'run.patience', 'run.micro_batches', 'run.nonfinite',
                'run.heartbeat_timeout_seconds', 'run.stall_seconds')
 _LENGTH = ('run.total_steps', 'run.total_epochs')
 _BUCKETS = ('gs://', 's3://', 'az://')   # what epath can write to
-# How long a network file system may take to show one host's file to another.
-_VISIBLE_SECONDS = 10
 
 
 def run_of(checkpoint: files.Path) -> str | None:
@@ -99,70 +89,6 @@ def check_path(path: files.Path) -> None:
     raise errors.UserError(
         f'--workdir: {text!r}: expected a local folder, or an address that '
         f'begins with {" or ".join(_BUCKETS)}')
-
-
-@contextlib.contextmanager
-def claimed(path: files.Path) -> Iterator[None]:
-  """Makes a workdir and locks it, so that no second run writes to it.
-
-  Process 0 holds the lock for all processes. Buckets have no locks: there the
-  directory is only made.
-
-  Raises:
-    UserError: if the path cannot be a workdir, the directory is not writable,
-      or another run holds it.
-  """
-  check_path(path)
-  if not processes.first():
-    yield
-    return
-  if files.is_remote(path):
-    epath.Path(path).mkdir(parents=True, exist_ok=True)
-    yield
-    return
-  try:
-    os.makedirs(path, exist_ok=True)
-    file = open(os.path.join(path, LOCK), 'a+')
-  except OSError as e:
-    raise errors.UserError(f'--workdir: cannot write to {str(path)!r}: '
-                           f'{e.strerror}; choose another')
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      raise errors.UserError(
-          f'--workdir: {str(path)!r} is in use by another run ({file.read()}); '
-          'stop it or choose another') from None
-    except OSError as e:   # some network file systems have no locks
-      log.info('%s cannot be locked (%s): make sure that only one run uses it',
-               path, e.strerror)
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
-    os.fsync(file.fileno())   # `meet` reads it on other hosts
-    yield
-
-
-def meet(path: files.Path) -> None:
-  """Waits until all processes see the workdir that process 0 claimed.
-
-  Raises:
-    UserError: if a process sees another directory, such as one on its own
-      host's disk. Saving the first checkpoint would hang.
-  """
-  if files.is_remote(path):
-    processes.meet('the workdir is there')
-    return
-  seen = lambda: zlib.crc32(
-      (files.read(os.path.join(path, LOCK)) or '').encode()) >> 1
-  wanted, end = processes.of_first(seen()), time.monotonic() + _VISIBLE_SECONDS
-  while seen() != wanted and time.monotonic() < end:
-    time.sleep(0.1)
-  if not processes.all_agree(seen() == wanted):
-    raise errors.UserError(
-        f'--workdir: {str(path)!r} is not the same directory for all '
-        'processes; choose one that all hosts share')
 
 
 def agree(path: files.Path, config: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ and the photos as images/ID.jpg.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import csv
@@ -27,7 +28,7 @@ _LABELS = ('label', 'labels', 'class', 'classes', 'classname', 'classlabel',
 _KNOWN = ('path', 'weights', 'split')   # columns that are not labels
 _COLUMN = re.compile(r'\{([^{}]*)\}')   # in a pattern of paths
 _ROWS, _SHARE = 100, 0.9   # rows to look at, share of them whose files exist
-_FOLDERS = 100   # to look into
+_MOST_COLUMNS, _MOST_FOLDERS = 20, 20   # to look into; each look costs time
 _EXAMPLE = "'?path=images/{id}.jpg,label=breed'"
 
 
@@ -131,6 +132,28 @@ def choose(path: str, header: Sequence[str], given: str = '',
   return Columns(**found)
 
 
+def beside(path: str, load: Callable[[str], listing.Listing]
+           ) -> listing.Listing:
+  """Returns `load(path)`, and points out a CSV file that lists its images.
+
+  Args:
+    path: a folder of images.
+    load: lists it.
+
+  Raises:
+    UserError: that of `load`, with the CSV file in or beside the folder.
+  """
+  root = listing.local(path)
+  try:
+    listed = load(path)
+  except errors.UserError as e:
+    more = advice(root) or advice(os.path.dirname(root))
+    raise errors.UserError(f'{e}; {more}' if more else str(e)) from e
+  if more := advice(root):
+    log.info('%s', more)
+  return listed
+
+
 def advice(folder: str) -> str:
   """Returns which CSV file in a folder lists images, as advice; '' if none."""
   try:
@@ -182,7 +205,7 @@ def _patterns(path, header):
   suffixes = [y for x in decode_pillow.SUFFIXES for y in (x, x.upper())]
   found: dict[str, str] = {}   # by the pattern in lower case
   for column, place, suffix in itertools.product(
-      header, ('', *below[:_FOLDERS]), ('', *suffixes)):
+      header[:_MOST_COLUMNS], ('', *below[:_MOST_FOLDERS]), ('', *suffixes)):
     pattern = os.path.join(place, f'{{{column}}}{suffix}')
     exists = lambda row: bool(row.get(column)) and not (
         place and os.path.isabs(row[column])) and os.path.isfile(

@@ -4,11 +4,9 @@ None of this imports TensorFlow.
 """
 from collections.abc import Collection
 import dataclasses
-import os
 import re
 
 from mixer.core import errors
-from mixer.core.log import log
 from mixer.data import source
 from mixer.data import splits
 
@@ -88,24 +86,9 @@ def is_tfds_name(name: str) -> bool:
 def _open_files(name, kind, path, labels):
   from mixer.data import listing
   if kind == 'folder':
-    return listing.open_files(name, _folder(path), labels)
+    from mixer.data import csv_tables
+    from mixer.data import folder
+    return listing.open_files(
+        name, csv_tables.beside(path, folder.load), labels)
   from mixer.data import manifest
   return listing.open_files(name, manifest.load(path), labels)
-
-
-def _folder(path):
-  """The images of a folder; a list of labels beside them is pointed out."""
-  from mixer.data import csv_tables
-  from mixer.data import folder
-  from mixer.data import listing
-  root = listing.local(path)
-  try:
-    listed = folder.load(path)
-  except errors.UserError as e:
-    advice = csv_tables.advice(root) or csv_tables.advice(os.path.dirname(root))
-    if advice:
-      raise errors.UserError(f'{e}; {advice}') from e
-    raise
-  if advice := csv_tables.advice(root):
-    log.info('%s', advice)
-  return listed

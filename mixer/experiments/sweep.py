@@ -17,6 +17,7 @@ from typing import Any
 import ml_collections
 
 from mixer.analysis import data_sizes
+from mixer.core import claims
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import tables
@@ -96,7 +97,7 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
   runs.check_evaluated(config)
   grid = grid or {sweep_grid.RATE: [float(rate) for rate in learning_rates]}
   trials = _trials(config, grid)
-  with workdir.claimed(path):
+  with claims.claimed(path):
     file = os.path.join(path, 'sweep.json')
     text = files.read(file)
     found = json.loads(text or '{}') or dict(

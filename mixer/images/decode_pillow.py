@@ -163,9 +163,7 @@ def encode_png(image: np.ndarray, compress_level: int = 0) -> bytes:
 def _opened(file: bytes, max_pixels: int) -> Iterator[Image.Image]:
   """Opens an image; of large ones, one at a time."""
   # Pillow allocates all of a WebP image when it opens it.
-  webp = file[:4] == b'RIFF' and (
-      1 + int.from_bytes(file[24:27], 'little')) * (
-          1 + int.from_bytes(file[27:30], 'little')) > options.LARGE
+  webp = _webp_pixels(file) > options.LARGE
   with contextlib.ExitStack() as stack:
     if webp:
       stack.enter_context(_TURN)
@@ -176,6 +174,18 @@ def _opened(file: bytes, max_pixels: int) -> Iterator[Image.Image]:
       # malloc keeps freed blocks of up to 32 MiB, in each thread.
       Image.core.set_block_size(2**26)
     yield image
+
+
+def _webp_pixels(file: bytes) -> int:
+  """Returns the number of pixels by the header of a WebP file; else 0."""
+  number = lambda start, stop: int.from_bytes(file[start:stop], 'little')
+  kind = file[12:16] if file[:4] == b'RIFF' and file[8:12] == b'WEBP' else b''
+  if kind == b'VP8X':
+    return (1 + number(24, 27)) * (1 + number(27, 30))
+  if kind == b'VP8L':
+    bits = number(21, 25)
+    return (1 + bits % 2**14) * (1 + (bits >> 14) % 2**14)
+  return (number(26, 28) % 2**14) * (number(28, 30) % 2**14) * (kind == b'VP8 ')
 
 
 def _shrink(image):

@@ -21,6 +21,7 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.data import csv_tables
 from mixer.data import folder
 from mixer.data import manifest
 from mixer.images import decode_pillow
@@ -131,7 +132,7 @@ def open_list(source: str) -> ImageList:
 
 
 def _folder(path: str) -> ImageList:
-  images = folder.load(path)
+  images = csv_tables.beside(path, folder.load)
   sample = random.Random(0).sample(
       images.paths, min(_SAMPLED_FILES, len(images.paths)))
   return ImageList(

@@ -45,7 +45,8 @@ def export(network: networks.Network, path: str, *, format: str,
 
   Returns:
     dict: `bytes`, the size of the file; `difference`, the largest between the
-    file and the network: 0 for weights, a difference of outputs for a program.
+    file and the network: 0 for weights, a difference of outputs for a program;
+    and `float32_bytes`, the size of a program in float32.
 
   Raises:
     UserError: if the arguments do not go together, a library is missing, or
@@ -56,6 +57,7 @@ def export(network: networks.Network, path: str, *, format: str,
   root, suffix = os.path.splitext(path)
   partial = f'{root}.partial{suffix}'
   card = dict(network.card)
+  more: dict[str, float] = {}
   try:
     if format not in PROGRAMS:
       formats.save(partial, network.params, layout or 'official')
@@ -69,6 +71,7 @@ def export(network: networks.Network, path: str, *, format: str,
       for precision in dict.fromkeys(('float32', wanted.precision)):
         step = dataclasses.replace(wanted, precision=precision)
         save(network, partial, step)
+        more.setdefault('float32_bytes', os.path.getsize(partial))
         difference = export_check.outputs(network, run(partial), path, step)
       card.update(program.interface(network, wanted))
     # The card comes first: a file that has its name is complete.
@@ -81,7 +84,7 @@ def export(network: networks.Network, path: str, *, format: str,
   finally:
     with contextlib.suppress(OSError):
       os.remove(partial)
-  return dict(bytes=size, difference=difference)
+  return dict(bytes=size, difference=difference, **more)
 
 
 def check(path: str, format: str, layout: str | None = None,
@@ -136,7 +139,9 @@ def check(path: str, format: str, layout: str | None = None,
     except ImportError as e:
       raise errors.UserError(
           f'--format: {format} needs {name}, which cannot be imported ({e}): '
-          "pip install '.[export]', in this project's folder") from e
+          "pip install '.[export]', in this project's folder; if versions "
+          'conflict, as on Colab, into an environment of its own, as '
+          'docs/launching.md shows') from e
   return made
 
 

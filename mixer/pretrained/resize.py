@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
   from mixer.models import interface
 
 METHODS = ('block', 'resample')
+_LARGEST = 2**32   # parameters
 
 
 def resize(model: 'interface.Model', params: Mapping[str, Any], *,
@@ -58,7 +59,8 @@ def resize(model: 'interface.Model', params: Mapping[str, Any], *,
     (model, params), params NumPy arrays.
 
   Raises:
-    UserError: if the sizes do not fit the patches, or the method the sizes.
+    UserError: if the sizes do not fit the patches, or the method the sizes, or
+      the network would fit no memory.
   """
   if method is not None and method not in METHODS:
     raise errors.unknown('method', method, METHODS)
@@ -80,10 +82,25 @@ def resize(model: 'interface.Model', params: Mapping[str, Any], *,
     stem = _with_patch(stem, patch)
   params = dict(params, stem=dict(
       params['stem'], kernel=_with_channels(stem, channels)))
+  if method == 'block':   # D_S grows with the number of parts
+    _check_enlarged(model.clone(patch_size=patch, in_channels=channels),
+                    image_size, (new[0] // old[0]) * (new[1] // old[1]))
   if new != old:
     model, params = model.resized(params, old, new, method)
   return model.clone(patch_size=patch if patch[0] != patch[1] else patch[0],
                      in_channels=channels), params
+
+
+def _check_enlarged(model: 'interface.Model', image_size: grid.Size,
+                    parts: int) -> None:
+  """Raises a UserError if the enlarged network fits no memory."""
+  count = model.enlarged(parts).parameters(image_size)
+  if count > _LARGEST:
+    raise errors.UserError(
+        f'image_size: {image_size} has {parts} times the patches that the '
+        f'weights are for, and the method block would make {count / 1e9:.1f} '
+        'billion parameters of them; use smaller images, larger patches, or '
+        'the method resample')
 
 
 def _with_patch(kernel_PPcC: np.ndarray, patch: tuple[int, int]) -> np.ndarray:

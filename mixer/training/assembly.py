@@ -1,8 +1,7 @@
 """Makes the objects that the sections of a config ask for.
 
-A run's ConfigDict is opened here and nowhere else: the modules that do the work
-are handed values. Plans and experiments, which compare configs, read theirs.
-Each section is the keyword arguments of one function.
+A run's ConfigDict is opened here; the modules that do the work are handed
+values. Each section of it is the keyword arguments of one function.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -175,8 +174,7 @@ def load_start(config: ml_collections.ConfigDict, settings: Settings,
   """Loads the weights that a config starts from, if it names any.
 
   Args:
-    config, settings, model: of the run.
-    class_names, data: its classes and training set, as for `start.start`.
+    config, settings, model, class_names, data: of the run; see `start.start`.
 
   Returns:
     (the model with the settings that the weights need, a function that puts

@@ -58,6 +58,8 @@ class Job:
     batch_size: images of one step.
     flops: FLOPs of one step, by formula.
     peak_flops: FLOPs per second of all devices together, for the utilisation.
+    patience: how many evaluations without a new best end the run; 0: none do.
+    stale: how many came since the last best before the run was resumed.
     devices: number of devices.
     spent: device-seconds that the run took before it was last resumed.
     phase: is told what the loop waits for, and the number of updates done.
@@ -80,6 +82,8 @@ class Job:
   flops: float
   peak_flops: float
   improves: Callable[[Mapping[str, float]], bool] = lambda scores: False
+  patience: int = 0
+  stale: int = 0
   devices: int = 1
   spent: float = 0.0
   phase: watchdog.Phase = lambda what, step: None
@@ -98,6 +102,7 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
   """
   step = first = int(state.step)
   scores: dict[str, float] = {}
+  stale, ended = job.stale, False
   # (step, metrics, records) of the last step, if not logged yet.
   pending: tuple[int, Metrics, Any] | None = None
   clock = _Clock(step, job)
@@ -134,7 +139,10 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
         scores = dict(job.evaluate(state))
         job.writer.write(step, scores)
         job.progress.say(f'evaluated at step {step:,}: {accuracies(scores)}')
-        saving = saving or job.improves(scores)
+        better = job.improves(scores)
+        stale = 0 if better else stale + 1
+        ended = 0 < job.patience <= stale and step < job.total_steps
+        saving = saving or better or ended
       if saving or stopping:
         # A resumed run keeps the metrics up to its checkpoint, so the line of
         # this step must be on disk before the checkpoint is.
@@ -142,14 +150,23 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
         job.phase(watchdog.SAVING, step)
         job.save(step, state, scores)
       clock.restart(step)
-      if step == job.total_steps:
+      if ended or step == job.total_steps:
         job.progress.say('training took '
                          f'{clock.device_seconds() / 3600:,.3g} device-hours')
+      if ended:
+        job.progress.say(early(step, stale))
+        break
       if stopping:
         raise errors.Stopped(
             f'{signal} at step {step:,}, which is saved; run the same command '
             'again to resume')
   return state, scores
+
+
+def early(step: int, stale: int) -> str:
+  """Returns why a run ended at a step, after so many worse evaluations."""
+  return (f'stopped early at step {step:,}: the last {stale} evaluations '
+          'brought no new best (run.patience; a larger number goes on)')
 
 
 def accuracies(scores: Mapping[str, float]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from mixer.core import files
+from mixer.core import processes
 from mixer.core import workdir
 from mixer.core.log import log
 
@@ -99,6 +100,29 @@ class Writer:
     """Writes the whole file again, since a bucket cannot append."""
     files.write(self._path, ''.join(self._lines))
     self._uploaded = time.monotonic()
+
+
+def since_best(path: str, metric: str | None, last: int) -> int:
+  """Returns how many evaluations came after the one with the highest value.
+
+  All processes must call it, after the `Writer` is made; process 0 reads.
+
+  Args:
+    path: the workdir.
+    metric: its key in the lines; None gives 0.
+    last: the last step that counts.
+  """
+  if metric is None:
+    return 0
+  values = []
+  for line in (files.read(os.path.join(path, workdir.METRICS)) or ''
+               ).splitlines() if jax.process_index() == 0 else ():
+    row = _row(line) or {}
+    if metric in row and row['step'] <= last:
+      value = float(row[metric])
+      values.append(value if math.isfinite(value) else -math.inf)
+  best = values.index(max(values)) + 1 if values else 0
+  return processes.of_first(len(values) - best)
 
 
 def read(path: str) -> list[dict[str, Any]]:

@@ -46,6 +46,11 @@ def open_splits(config: ml_collections.ConfigDict, settings: Settings,
     UserError: if a split cannot be opened or read, is too small, or has labels
       that the loss cannot use.
   """
+  if settings.patience and config.checkpoint.best is None:
+    raise errors.UserError(
+        f'run.patience: {settings.patience} evaluations without a new best end '
+        'the run, and checkpoint.best is unset; name a metric, as in '
+        '--config.checkpoint.best=eval/NAME/accuracy')
   train, evals, fewshots = assembly.open_splits(
       config, settings, workdir.BadImages(path))
   train.check(settings.batch_size, plan.slots(settings.batch_size))

@@ -13,6 +13,7 @@ import jax
 import ml_collections
 
 from mixer.core import checkpoint
+from mixer.core import claims
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import peak
@@ -91,8 +92,8 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
     stall = stack.enter_context(watchdog.Watch(settings.stall_seconds))
-    stack.enter_context(workdir.claimed(path))
-    workdir.meet(path)
+    stack.enter_context(claims.claimed(path))
+    claims.meet(path)
     checkpoints = stack.enter_context(contextlib.closing(
         assembly.open_checkpoints(config, path)))
     # Whatever can refuse the config or the data comes before the first file is
@@ -171,8 +172,7 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
 
 
 def _check(run: _Run) -> None:
-  """Raises a UserError if a metric is unknown or the weights do not fit, and
-  whatever the trace of a step raises."""
+  """Raises a UserError for a wrong metric or weights, or as tracing does."""
   best = run.checkpoints.best
   known = suite.metrics(run.splits.evals, run.splits.fewshots,
                         run.card['loss'])
@@ -248,6 +248,7 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
       seed=settings.seed, batch_size=size, first=first, last=total,
       slots=plan.slots(size))
   writer = metrics_file.Writer(run.path, resumed_at=first)
+  stale = metrics_file.since_best(run.path, checkpoints.best, first)
   bar = progress.Progress(first, total)
 
   def phase(what: str, step: int) -> None:
@@ -260,20 +261,20 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
           step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
           resident=stored, evaluate=lambda state: ask(state.params), save=save,
           writer=writer, progress=bar, guard=guard, watch=watch,
-          total_steps=total,
-          log_every=settings.log_every, eval_every=settings.eval_every,
+          total_steps=total, log_every=settings.log_every,
+          eval_every=settings.eval_every, patience=settings.patience,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
           improves=checkpoints.improves, batch_size=size,
           flops=size * run.image_flops, devices=plan.mesh.size,
-          spent=writer.spent, phase=phase,
+          spent=writer.spent, phase=phase, stale=stale,
           peak_flops=jax.process_count() * peak.flops_per_second(
               settings.dtype_on(plan.platform)))
       try:
-        if first < total:
+        if first < total and not 0 < settings.patience <= stale:
           return loop.train(state, job)[1]
         phase(watchdog.EVALUATING, first)
         scores = ask(state.params)
-        bar.say(f'already finished at step {total:,}; evaluated again: '
+        bar.say(f'already finished at step {first:,}; evaluated again: '
                 f'{loop.accuracies(scores)}')
         return scores
       finally:   # the guard lets no signal cut the last save short

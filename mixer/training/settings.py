@@ -28,6 +28,8 @@ class Settings:
       CPU.
     log_every: steps between logged training metrics.
     eval_every: steps between evaluations; 0 evaluates only after the last step.
+    patience: how many evaluations without a new best of `checkpoint.best` end
+      the run; 0 for never.
     micro_batches: number of parts into which each batch is split to save
       memory; their gradients are averaged before the update.
     nonfinite: what happens to an update that is not finite: 'skip' leaves it
@@ -48,6 +50,7 @@ class Settings:
   precision: str | None = None
   log_every: int = 50
   eval_every: int = 0
+  patience: int = 0
   micro_batches: int = 1
   nonfinite: str = 'skip'
   heartbeat_timeout_seconds: int = 30
