@@ -84,8 +84,8 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
   held = program.bytes()
   count = trees.count(program.state.params)
   # The gradients of the trained parameters, which lie as the parameters do.
-  gradients = held['parameters'] * assembly.trained(
-      config, program.state.params) // max(count, 1)
+  gradients = held['parameters'] * cost.trained(
+      program.state.params, config.optimizer.frozen) // max(count, 1)
   return dict(
       model=dict(
           name=assembly.described(config, model)['name'],
