@@ -139,13 +139,11 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
         scores = dict(job.evaluate(state))
         job.writer.write(step, scores)
         job.progress.say(f'evaluated at step {step:,}: {accuracies(scores)}')
-        better = job.improves(scores)
-        stale = 0 if better else stale + 1
+        stale = 0 if job.improves(scores) else stale + 1
         ended = 0 < job.patience <= stale and step < job.total_steps
-        saving = saving or better or ended
+        saving = saving or stale == 0 or ended
       if saving or stopping:
-        # A resumed run keeps the metrics up to its checkpoint, so the line of
-        # this step must be on disk before the checkpoint is.
+        # Metrics first: a resumed run keeps them up to its checkpoint.
         job.writer.flush()
         job.phase(watchdog.SAVING, step)
         job.save(step, state, scores)
