@@ -28,7 +28,9 @@ from mixer.evaluation import suite
 from mixer.experiments import sweep
 from mixer.images import augment
 from mixer.models import cost
+from mixer.models.bit import ResNet
 from mixer.models.mixer import MlpMixer
+from mixer.models.vit import VisionTransformer
 from mixer.training import assembly
 from mixer.training import losses
 from mixer.training import optimizers
@@ -146,13 +148,14 @@ def mismatch(section, function, supplied):
   keys = set(section)
   missing = known - supplied - keys
   if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-    known |= {f.name for f in dataclasses.fields(MlpMixer)}
+    known |= {f.name for network in (MlpMixer, VisionTransformer, ResNet)
+              for f in dataclasses.fields(network)}
   return keys - (known - supplied), missing
 
 
 def test_every_scale_of_the_paper_has_a_config():
   assert set(SCALES) <= set(NAMES)
-  assert set(SCALES.values()) == set(models.names()) == set(PARAMETERS)
+  assert set(SCALES.values()) == set(MlpMixer.NAMES) == set(PARAMETERS)
   for name, scale in SCALES.items():
     assert load(name).model.name == scale
 
