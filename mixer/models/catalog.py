@@ -97,10 +97,11 @@ def without_effect(settings: Mapping[str, Any]) -> tuple[str, ...]:
   family = str(settings['name']).partition('-')[0]
   if family not in _NETWORKS:
     return ()
-  fields = {name: _network(name).__dataclass_fields__ for name in _NETWORKS}
+  has = lambda name, key: key in _network(name).__dataclass_fields__
   return tuple(key for key, value in settings.items()
-               if value is not None and key not in (*fields[family], *_OFF)
-               and any(key in known for known in fields.values()))
+               if value is not None and key not in _OFF
+               and not has(family, key)
+               and any(has(name, key) for name in _NETWORKS))
 
 
 def describe(model: 'nn.Module', name: str | None = None) -> dict[str, Any]:
