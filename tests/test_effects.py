@@ -151,8 +151,8 @@ CHANGEABLE = {
     'data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals.test.split',
     'fewshot.few.train', 'checkpoint.every', 'checkpoint.best',
     'sharding.strategy', 'sharding.model', 'model.remat', 'model.scan',
-    'run.micro_batches', 'run.nonfinite', 'run.heartbeat_timeout_seconds',
-    'run.stall_seconds'}
+    'run.micro_batches', 'run.nonfinite', 'run.patience',
+    'run.heartbeat_timeout_seconds', 'run.stall_seconds'}
 
 
 def flat(tree, prefix=''):

@@ -73,4 +73,4 @@ def test_a_run_ends_early_stays_finished_and_resumes_exactly(
 def test_patience_needs_a_metric(tmp_path):
   with pytest.raises(errors.UserError, match='run.patience: 2 .*checkpoint.b'):
     run.train(config(tmp_path, best=None), str(tmp_path / 'run'))
-  assert workdir.CONFIG not in os.listdir(tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
