@@ -30,6 +30,8 @@ _CHECKPOINT = flags.DEFINE_string(
     'name of a release.')
 _BEST = flags.DEFINE_bool('best', False, "Use a workdir's best checkpoint "
                           'instead of its latest.')
+_AVERAGE = flags.DEFINE_bool(
+    'average', False, 'Use the averaged parameters of a run with run.average.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config with the `evals` and `fewshot` to compute; by '
     "default the run's own.", lock_config=True)
@@ -72,7 +74,8 @@ def main(argv: list[str]) -> None:
   # Loading JAX takes seconds; mistakes in the flags are reported before.
   from mixer import pretrained
   from mixer.analysis import scoring
-  network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value)
+  network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value,
+                                    average=_AVERAGE.value)
   _check_overrides(network.image_size)
   config = (_CONFIG.value.to_dict() if _CONFIG.value
             else scoring.config_of(network, _DATA.value))

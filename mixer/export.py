@@ -58,6 +58,8 @@ _CHECKPOINT = flags.DEFINE_string(
     'file or address of weights, or the name of a release.')
 _BEST = flags.DEFINE_bool('best', False, "Export a workdir's best checkpoint "
                           'instead of its latest.')
+_AVERAGE = flags.DEFINE_bool(
+    'average', False, 'Use the averaged parameters of a run with run.average.')
 _FORMAT = flags.DEFINE_enum('format', None, ['npz', 'safetensors', 'stablehlo',
                                              'onnx'], 'Output format.')
 _OUT = flags.DEFINE_string('out', None, 'Output file.')
@@ -100,7 +102,8 @@ def main(argv: Sequence[str]) -> None:
   if _DATA.value and (wanted.precision != 'int8' or wanted.input_size):
     raise errors.UserError('--data: is for --precision=int8 without '
                            '--input_size, whose accuracy it measures')
-  network = pretrained.open_network(checkpoint, best=_BEST.value)
+  network = pretrained.open_network(checkpoint, best=_BEST.value,
+                                    average=_AVERAGE.value)
   model = network.card['model']
   height, width = network.image_size
   print(f'{network.name}: {network.title}, for {height}x{width} images, '

@@ -35,6 +35,8 @@ _CHECKPOINT = flags.DEFINE_string(
     'file or address of weights, or the name of a release.')
 _BEST = flags.DEFINE_bool('best', False, "Use a workdir's best checkpoint "
                           'instead of its latest.')
+_AVERAGE = flags.DEFINE_bool(
+    'average', False, 'Use the averaged parameters of a run with run.average.')
 _FORMAT = flags.DEFINE_enum(
     'format', 'table', ['table', 'json', 'csv'], 'Output format. json: a list '
     'of objects with path, classes and probabilities (best first), or error, '
@@ -88,7 +90,8 @@ def _predictions(checkpoint: str, paths: Sequence[str]) -> tuple[
   """Returns (the network, its class names, predictions by path)."""
   from mixer import pretrained
   from mixer.pretrained import prediction
-  network = pretrained.open_network(checkpoint, best=_BEST.value)
+  network = pretrained.open_network(checkpoint, best=_BEST.value,
+                                    average=_AVERAGE.value)
   return network, prediction.class_names(network), prediction.of_network(
       network, paths, batch_size=_BATCH.value, max_pixels=_MAX_PIXELS.value)
 

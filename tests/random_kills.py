@@ -56,14 +56,14 @@ def complete(workdir: pathlib.Path) -> int:
 
 def outcome(workdir: pathlib.Path) -> tuple[dict, str, list]:
   """Returns (parameters, digest, metrics without times) of a finished run."""
-  from mixer.core import checkpoint
+  from mixer.core import checkpoint_reader
   from mixer.core import trees
   path = workdir / 'checkpoints' / str(STEPS)
   digest = json.loads((path / 'meta' / 'metadata').read_text())['digest']
   rows = [{k: v for k, v in json.loads(line).items()
            if 'second' not in k and 'utilisation' not in k}
           for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return trees.flatten(checkpoint.load_params(str(path))), digest, rows
+  return trees.flatten(checkpoint_reader.load_params(str(path))), digest, rows
 
 
 class Harness:

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from configs import digits
-from mixer.core import checkpoint
+from mixer.core import checkpoint_reader
 from mixer.core import errors
 from mixer.core import trees
 from mixer.data import order
@@ -147,10 +147,10 @@ def test_a_balanced_run_with_class_weights_resumes_with_the_same_bits(tmp_path):
   path = tmp_path / 'run'
   run.train(run_config('1=3,7=0.5'), str(path))
   last = path / 'checkpoints' / '4'
-  whole = trees.flatten(checkpoint.load_params(str(last)))
+  whole = trees.flatten(checkpoint_reader.load_params(str(last)))
   shutil.rmtree(last)   # as if the run was killed before it saved
   run.train(run_config('1=3,7=0.5'), str(path))
-  for name, value in trees.flatten(checkpoint.load_params(str(last))).items():
+  for name, value in trees.flatten(checkpoint_reader.load_params(str(last))).items():
     np.testing.assert_array_equal(value, whole[name], err_msg=name)
   with pytest.raises(errors.UserError, match="class_weights was '1=3,7=0.5'"):
     run.train(run_config(None), str(path))

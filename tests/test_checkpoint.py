@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mixer.core import checkpoint
+from mixer.core import checkpoint_reader
 from mixer.core import errors
 from mixer.core import trees
 from mixer.core import workdir
@@ -98,7 +99,7 @@ def test_after_a_flipped_bit_the_checkpoint_before_is_restored(
   assert meta['step'] == 3 and same(params, state(3)[0])
   assert '7 cannot be used' in caplog.text
   with pytest.raises(errors.UserError, match='damaged|cannot be read'):
-    checkpoint.load_params(str(tmp_path / '7'))
+    checkpoint_reader.load_params(str(tmp_path / '7'))
 
 
 def test_a_damaged_checkpoint_is_renamed_and_its_step_saved_again(tmp_path):
@@ -163,7 +164,7 @@ def test_a_sharded_state_is_restored_on_fewer_devices(tmp_path):
 
 
 def load(path, best=False):
-  return checkpoint.load_params(checkpoint.find(path, best))
+  return checkpoint_reader.load_params(checkpoint_reader.find(path, best))
 
 
 def test_a_checkpoint_is_found_by_its_workdir_or_its_own_path(tmp_path):
@@ -196,8 +197,8 @@ def test_parameters_saved_on_eight_devices_load_on_fewer(tmp_path, devices):
   checkpoints.save(3, *jax.device_put((params, rest), everywhere), {})
   checkpoints.wait()
   checkpoints.close()
-  code = ('import sys; from mixer.core import checkpoint, trees; '
-          'p = checkpoint.load_params(sys.argv[1]); '
+  code = ('import sys; from mixer.core import checkpoint_reader, trees; '
+          'p = checkpoint_reader.load_params(sys.argv[1]); '
           'print(trees.digest(p).tolist())')
   out = subprocess.run(
       [sys.executable, '-c', code, str(tmp_path / 'checkpoints' / '3')],

@@ -20,7 +20,7 @@ from small_weights import release
 from configs import finetune
 from mixer import models
 from mixer import pretrained
-from mixer.core import checkpoint
+from mixer.core import checkpoint_reader
 from mixer.core import errors
 from mixer.core import trees
 from mixer.data import splits
@@ -266,11 +266,11 @@ def test_a_run_can_be_resumed_when_its_weights_are_gone(tmp_path):
   c.checkpoint.every = 3
   run.train(c, str(tmp_path / 'whole'))
   last = tmp_path / 'whole' / 'checkpoints' / '6'
-  whole = trees.flatten(checkpoint.load_params(str(last)))
+  whole = trees.flatten(checkpoint_reader.load_params(str(last)))
   last.rename(tmp_path / 'last')   # as if it was killed after step 3
   (tmp_path / 'w.npz').unlink()
   run.train(c, str(tmp_path / 'whole'))
-  for name, value in trees.flatten(checkpoint.load_params(str(last))).items():
+  for name, value in trees.flatten(checkpoint_reader.load_params(str(last))).items():
     np.testing.assert_array_equal(value, whole[name], name)
   with pytest.raises(errors.UserError, match='start.weights.*no such file'):
     run.train(c, str(tmp_path / 'new'))

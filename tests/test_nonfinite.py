@@ -12,7 +12,7 @@ import pytest
 
 from configs import digits
 from mixer import models
-from mixer.core import checkpoint
+from mixer.core import checkpoint_reader
 from mixer.core import errors
 from mixer.core import trees
 from mixer.data import pipeline
@@ -231,7 +231,7 @@ def rows(path, name='metrics.jsonl'):
 
 
 def params(path, number=10):
-  tree = checkpoint.load_params(str(path / 'checkpoints' / str(number)))
+  tree = checkpoint_reader.load_params(str(path / 'checkpoints' / str(number)))
   return np.asarray(trees.digest(tree)).tolist()
 
 
@@ -299,6 +299,6 @@ def test_a_run_that_diverges_stops_with_a_report_and_keeps_its_state(
   assert layers['stem/kernel']['gradient'] == 'nan'
   assert layers['stem/kernel']['parameters'] > 0
   # Skipped updates change nothing: the parameters are those before the fault.
-  kept = checkpoint.find(str(tmp_path / 'diverged' / '7'))
-  assert np.asarray(trees.digest(checkpoint.load_params(kept))).tolist() == (
+  kept = checkpoint_reader.find(str(tmp_path / 'diverged' / '7'))
+  assert np.asarray(trees.digest(checkpoint_reader.load_params(kept))).tolist() == (
       params(tmp_path, 6))

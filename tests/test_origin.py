@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mixer.core import checkpoint
+from mixer.core import checkpoint_reader
 from mixer.core import errors
 from mixer.core import workdir
 from mixer.pretrained import origin
@@ -28,7 +29,7 @@ def run(path, steps):
 def test_a_checkpoint_that_is_removed_meanwhile_is_replaced_by_the_next(
     tmp_path, monkeypatch, best):
   """Also if some of its files are still there."""
-  path, load = tmp_path / 'run', checkpoint.load_params
+  path, load = tmp_path / 'run', checkpoint_reader.load_params
   run(path, [1, 2])
   other = path / 'checkpoints' / '3'
   def late(where):

@@ -13,7 +13,7 @@ import pictures
 from PIL import Image
 import pytest
 
-from mixer.core import checkpoint
+from mixer.core import checkpoint_reader
 from mixer.core import trees
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -82,7 +82,7 @@ def final(workdir):
   path = os.path.join(workdir, 'checkpoints', str(STEPS))
   assert os.path.isdir(path)
   with open(os.path.join(path, 'meta', 'metadata')) as f:
-    return trees.flatten(checkpoint.load_params(path)), json.load(f)['digest']
+    return trees.flatten(checkpoint_reader.load_params(path)), json.load(f)['digest']
 
 
 def assert_equal(a, b, stopped_at=None):

@@ -12,7 +12,7 @@ import pytest
 
 from configs import digits
 from mixer import models
-from mixer.core import checkpoint
+from mixer.core import checkpoint_reader
 from mixer.core import errors
 from mixer.core import trees
 from mixer.core import workdir
@@ -50,10 +50,10 @@ def test_a_plain_run_can_be_resumed_with_scan_and_remat(tmp_path):
   path = tmp_path / 'run'
   run.train(tiny(), str(path))
   last = path / 'checkpoints' / '4'
-  whole = trees.flatten(checkpoint.load_params(str(last)))
+  whole = trees.flatten(checkpoint_reader.load_params(str(last)))
   shutil.rmtree(last)   # as if the run was killed before it saved
   run.train(tiny(scan=True, remat='block'), str(path))
-  for name, value in trees.flatten(checkpoint.load_params(str(last))).items():
+  for name, value in trees.flatten(checkpoint_reader.load_params(str(last))).items():
     np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=1e-6,
                                err_msg=name)
 
@@ -205,7 +205,7 @@ def test_a_finished_run_of_constant_rate_trains_on_as_if_never_stopped(
   for name, lengths in (('one', (1, 2)), ('two', (2,))):
     for config.run.total_steps in lengths:
       run.train(config, str(tmp_path / name))
-    params[name] = trees.flatten(checkpoint.load_params(
+    params[name] = trees.flatten(checkpoint_reader.load_params(
         str(tmp_path / name / 'checkpoints' / '2')))
   for key, value in params['one'].items():
     np.testing.assert_array_equal(value, params['two'][key], err_msg=key)

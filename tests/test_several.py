@@ -24,7 +24,7 @@ import psutil
 import pytest
 import tfds_sets
 
-from mixer.core import checkpoint
+from mixer.core import checkpoint_reader
 from mixer.core import trees
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -139,7 +139,7 @@ def losses(workdir, total=STEPS):
 
 
 def parameters(workdir, total=STEPS):
-  return trees.flatten(checkpoint.load_params(
+  return trees.flatten(checkpoint_reader.load_params(
       str(workdir / 'checkpoints' / str(total))))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
-import logging
 import os
 from typing import Any
 
@@ -22,10 +21,9 @@ from mixer.core import errors
 from mixer.core import files
 from mixer.core import processes
 from mixer.core import trees
-from mixer.core import workdir
 from mixer.core.log import log
 
-_ITEMS = ('params', 'rest', 'meta')
+ITEMS = ('params', 'rest', 'meta')
 _State = tuple[trees.Tree, trees.Tree, dict[str, Any]]   # params, rest, meta
 
 
@@ -60,7 +58,7 @@ class Checkpoints:
       partial.get().rmtree()
     processes.meet('partial checkpoints are gone')
     self._manager = ocp.CheckpointManager(
-        root, item_names=_ITEMS,
+        root, item_names=ITEMS,
         options=ocp.CheckpointManagerOptions(
             save_decision_policy=managers.FixedIntervalPolicy(1),
             preservation_policy=managers.AnyPreservationPolicy(keepers),
@@ -79,7 +77,8 @@ class Checkpoints:
 
   def save(self, step: int, params: trees.Tree, rest: trees.Tree,
            meta: Mapping[str, Any],
-           metrics: Mapping[str, float] | None = None) -> None:
+           metrics: Mapping[str, float] | None = None,
+           average: trees.Tree | None = None) -> None:
     """Begins to save a step; does nothing if it is saved already.
 
     Args:
@@ -88,6 +87,7 @@ class Checkpoints:
       rest: all other arrays of the training state.
       meta: what else a resumed run needs, fit for JSON.
       metrics: of the evaluation; `best` is one of them.
+      average: of the parameters, a subtree of `rest` that is named so.
 
     Raises:
       RunError: if this or an earlier checkpoint cannot be written.
@@ -99,6 +99,8 @@ class Checkpoints:
       if self.best:
         self._top = max(self._top, _metric(self.best)(metrics))
       meta = dict(meta, step=step, digest=_digest(params, rest))
+      if average is not None:
+        meta['average'], = _digest(average)
       self._manager.save(
           step, force=True, metrics=metrics or {}, args=ocp.args.Composite(
               params=ocp.args.StandardSave(params),
@@ -142,11 +144,11 @@ class Checkpoints:
           return found
         damage = 'its checksum does not match: a bit has changed on disk'
       log.warning('checkpoint %s/%d cannot be used (%s); trying an earlier one',
-                  self.directory, step, _one_line(damage))
+                  self.directory, step, one_line(damage))
     if steps:
       raise errors.RunError(f'none of the checkpoints {steps} in '
                             f'{self.directory!r} can be read; the last error: '
-                            + _one_line(damage))
+                            + one_line(damage))
     return None
 
   def set_aside_after(self, step: int, why: str = 'damaged') -> None:
@@ -182,7 +184,7 @@ class Checkpoints:
         primary_host=own, active_processes={own},
         barrier_sync_key_prefix=f'process{own}')
     with ocp.CheckpointManager(
-        files.absolute(self.directory), item_names=_ITEMS,
+        files.absolute(self.directory), item_names=ITEMS,
         options=ocp.CheckpointManagerOptions(
             read_only=True, multiprocessing_options=alone)) as manager:
       out = manager.restore(step, args=ocp.args.Composite(
@@ -204,97 +206,14 @@ class Checkpoints:
           f'{str(e)[:300]}') from e
 
 
-def find(path: files.Path, best: bool = False) -> str:
-  """Returns the directory of one checkpoint.
-
-  Args:
-    path: that directory itself, or a workdir.
-    best: in a workdir, take the best checkpoint instead of the latest.
-
-  Raises:
-    UserError: if there is none.
-  """
-  where = epath.Path(files.absolute(path))
-  if (where / 'params').is_dir():
-    return str(where)
-  root = where / workdir.CHECKPOINTS
-  if not root.is_dir():
-    raise errors.UserError(
-        f'checkpoint: {str(where)!r} is neither a workdir with checkpoints/ '
-        'nor one of its checkpoints')
-  steps = [int(p.name) for p in root.iterdir() if p.name.isdecimal()]
-  if not steps:
-    raise errors.UserError(f'checkpoint: {str(root)!r} holds no checkpoint yet')
-  return str(root / str(_best(where, steps) if best else max(steps)))
-
-
-def _best(path: epath.Path, steps: list[int]) -> int:
-  """Returns the saved step with the highest `checkpoint.best` of its run."""
-  config = workdir.config_of(path) or {}
-  metric = config.get('checkpoint', {}).get('best')
-  with ocp.CheckpointManager(path / workdir.CHECKPOINTS,
-                             item_names=_ITEMS) as manager:
-    metrics = {s: manager.metrics(s) or {} for s in steps}
-  scored = [(m[metric], s) for s, m in metrics.items() if metric in m]
-  if not scored:
-    raise errors.UserError(
-        f'checkpoint: {str(path)!r} kept no best one: checkpoint.best was '
-        f'{metric!r} and no checkpoint has it')
-  return max(scored)[1]
-
-
-def load_params(path: str) -> dict[str, Any]:
-  """Returns the parameters in one checkpoint directory, as NumPy arrays.
-
-  Raises:
-    UserError: if they cannot be read, or their checksum does not match.
-  """
-  step = os.path.basename(path)
-  try:
-    with _quiet(), ocp.CheckpointManager(
-        os.path.dirname(path), item_handlers=dict(
-            params=ocp.StandardCheckpointHandler(),
-            meta=ocp.JsonCheckpointHandler()),
-        options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-      # Restore to this process's first device: by default Orbax looks for the
-      # devices that saved, of which there may have been more.
-      shapes = manager.item_metadata(int(step))['params']
-      device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      abstract = jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-          shapes.tree if hasattr(shapes, 'tree') else shapes)
-      out = manager.restore(int(step), args=ocp.args.Composite(
-          params=ocp.args.StandardRestore(abstract),
-          meta=ocp.args.JsonRestore()))
-    params, expected = out['params'], out['meta']['digest'][0]
-  except Exception as e:
-    raise errors.UserError(
-        f'checkpoint: {path!r} cannot be read: {_one_line(e)}') from e
-  if np.asarray(trees.digest(params)).tolist() != expected:
-    raise errors.UserError(f'checkpoint: {path!r} is damaged: its checksum '
-                           'does not match')
-  return jax.tree.map(np.asarray, params)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Hides Orbax's warnings about items that are left out on purpose."""
-  logger = logging.getLogger('absl')
-  before = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    yield
-  finally:
-    logger.setLevel(before)
-
-
-def _digest(params: trees.Tree, rest: trees.Tree) -> list[list[int]]:
-  return [np.asarray(trees.digest(t)).tolist() for t in (params, rest)]
+def _digest(*parts: trees.Tree) -> list[list[int]]:
+  return [np.asarray(trees.digest(part)).tolist() for part in parts]
 
 
 def _metric(name: str) -> Callable[[Mapping[str, float] | None], float]:
   return lambda metrics: (metrics or {}).get(name, -np.inf)
 
 
-def _one_line(error: object) -> str:
+def one_line(error: object) -> str:
+  """Returns the text of an error as one line of at most 300 characters."""
   return ' '.join(str(error).split())[:300]

@@ -76,6 +76,7 @@ class Network:
 
 
 def open_network(weights: str | os.PathLike[str], *, best: bool = False,
+                 average: bool = False,
                  from_size: grid.Size | None = None) -> Network:
   """Returns the network whose weights are named.
 
@@ -85,6 +86,8 @@ def open_network(weights: str | os.PathLike[str], *, best: bool = False,
       `formats.SUFFIXES`; an https://, gs:// or hf:// address of such a file; or
       the name of a release, one of `registry.names()`.
     best: whether to take a workdir's best checkpoint instead of the latest.
+    average: whether to take the averaged parameters of a run with
+      `run.average`.
     from_size: image size, an int or (height, width), that a file without a card
       is for, if that is not square.
 
@@ -95,10 +98,12 @@ def open_network(weights: str | os.PathLike[str], *, best: bool = False,
   weights = str(weights)
   release = registry.find(weights)
   if release is None and not _is_file(weights):
-    return _of_a_run(weights, best)
-  if best:
-    raise errors.UserError(f'--best: only a workdir has a best checkpoint, and '
-                           f'{weights!r} is not a workdir')
+    return _of_a_run(weights, best, average)
+  if best or average:
+    raise errors.UserError(
+        f'--{"best" if best else "average"}: only a workdir has '
+        f'{"a best checkpoint" if best else "averaged parameters"}, and '
+        f'{weights!r} is not a workdir')
   if release is not None:
     return _released(release, weights)
   path = _local(weights)
@@ -149,7 +154,7 @@ def _is_file(weights: str) -> bool:
       ('hf://', 'http://', 'https://'))
 
 
-def _of_a_run(path: str, best: bool) -> Network:
+def _of_a_run(path: str, best: bool, average: bool) -> Network:
   local = os.path.expanduser(path)
   if not files.is_remote(path) and not os.path.exists(local):
     steps = os.path.dirname(local)
@@ -164,7 +169,7 @@ def _of_a_run(path: str, best: bool) -> Network:
     raise errors.UserError(
         f'{path!r}: expected a workdir, or a file of weights that ends in '
         f'{", ".join(formats.SUFFIXES)}')
-  where, params = origin.read(path, best)
+  where, params = origin.read(path, best, average)
   run = workdir.run_of(where) or where
   file = os.path.join(run, workdir.CARD)
   text = files.read(file)

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from mixer.core import checkpoint
+from mixer.core import checkpoint_reader
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import workdir
@@ -28,10 +28,10 @@ def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
   if registry.find(weights) or fetch.is_url(weights) or not there.is_dir():
     return dict(section)
   return dict(section, best=False,
-              weights=checkpoint.find(weights, section['best']))
+              weights=checkpoint_reader.find(weights, section['best']))
 
 
-def read(path: str, best: bool = False,
+def read(path: str, best: bool = False, average: bool = False,
          tries: int = 5) -> tuple[str, dict[str, Any]]:
   """Returns the directory of a workdir's checkpoint and its parameters.
 
@@ -39,22 +39,23 @@ def read(path: str, best: bool = False,
   read.
 
   Args:
-    path, best: as `checkpoint.find` takes them.
+    path, best: as `checkpoint_reader.find` takes them.
+    average: as `checkpoint_reader.load_params` takes it.
     tries: how many checkpoints to try.
 
   Raises:
     UserError: if there is no checkpoint, or it cannot be read and no other has
       taken its place.
   """
-  where = checkpoint.find(path, best)
+  where = checkpoint_reader.find(path, best)
   try:
-    return where, checkpoint.load_params(where)
+    return where, checkpoint_reader.load_params(where, average)
   except errors.UserError:
     # A run has saved another checkpoint before it removes one.
-    if tries == 1 or checkpoint.find(path, best) == where:
+    if tries == 1 or checkpoint_reader.find(path, best) == where:
       raise
   log.info('%s was removed meanwhile; reading the next checkpoint', where)
-  return read(path, best, tries - 1)
+  return read(path, best, average, tries - 1)
 
 
 def of(weights: str) -> dict[str, str]:

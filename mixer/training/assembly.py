@@ -205,6 +205,8 @@ def make_step(config: ml_collections.ConfigDict, settings: Settings,
   """Returns (optimizer, step function); `weights` is for `losses.make`."""
   schedule = schedules.make(total_steps=total_steps, **config.schedule)
   optimizer = optimizers.make(schedule=schedule, **config.optimizer)
+  if settings.average:
+    optimizer = optimizers.averaged(optimizer, settings.average)
   step_fn = step.make_train_step(
       model, optimizer, schedule=schedule, seed=settings.seed,
       loss=losses.make(weights=weights, **config.loss),

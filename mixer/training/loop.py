@@ -167,6 +167,13 @@ def early(step: int, stale: int) -> str:
           'brought no new best (run.patience; a larger number goes on)')
 
 
+def of_average(metric: str) -> str:
+  """Returns the name of a metric of the averaged parameters, such as
+  'eval/test/average/accuracy' of 'eval/test/accuracy'."""
+  split, _, kind = metric.rpartition('/')
+  return f'{split}/average/{kind}'
+
+
 def accuracies(scores: Mapping[str, float]) -> str:
   """Returns the accuracies among metrics as text: 'accuracy on test 98.61%'."""
   return ', '.join(

@@ -2,14 +2,29 @@
 from collections.abc import Mapping
 import re
 from typing import Any
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mixer.core import errors
 from mixer.core import trees
 
 NAMES = ('sgd', 'adam')
+
+
+class Averaged(NamedTuple):
+  """The state of `averaged`.
+
+  Attributes:
+    made: int32 scalar, the number of updates done.
+    average: the averaged parameters.
+    inner: the state of the optimizer itself.
+  """
+  made: jax.Array
+  average: Any
+  inner: optax.OptState
 
 
 def make(*, schedule: optax.Schedule, name: str = 'sgd',
@@ -81,6 +96,45 @@ def make(*, schedule: optax.Schedule, name: str = 'sgd',
     return optimizer.init(params)
 
   return optax.GradientTransformationExtraArgs(init, optimizer.update)
+
+
+def averaged(optimizer: optax.GradientTransformationExtraArgs, decay: float
+             ) -> optax.GradientTransformationExtraArgs:
+  """Returns an optimizer that also keeps an average of the parameters.
+
+  After update t, the average moves to the parameters by 1 - d of the way, where
+  d = min(decay, (1 + t) / (10 + t)): early on it forgets fast, so that it does
+  not hold on to initial values.
+
+  Args:
+    optimizer: as `make` makes it.
+    decay: from 0 to below 1.
+  """
+  def init(params: Any) -> Averaged:
+    return Averaged(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+  def update(updates: Any, state: Averaged, params: Any = None,
+             **more: Any) -> tuple[Any, Averaged]:
+    updates, inner = optimizer.update(updates, state.inner, params, **more)
+    made = state.made + 1
+    keep = jnp.minimum(decay, (1 + made) / (10 + made))
+    average = jax.tree.map(lambda a, p: a + (1 - keep) * (p - a), state.average,
+                           optax.apply_updates(params, updates))
+    return updates, Averaged(made, average, inner)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def average_of(state: Any) -> Any:
+  """Returns the averaged parameters in an optimizer's state, or None."""
+  return state.average if isinstance(state, Averaged) else None
+
+
+def averaging_from(state: Any, params: Any) -> Any:
+  """Returns an optimizer's state whose average, if any, is a copy of params."""
+  if average_of(state) is None:
+    return state
+  return state._replace(average=jax.tree.map(jnp.copy, params))
 
 
 def _check(name: str, clip_norm: float | None, momentum: float,

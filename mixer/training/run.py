@@ -29,6 +29,7 @@ from mixer.training import losses
 from mixer.training import metrics_file
 from mixer.training import nonfinite
 from mixer.training import opening
+from mixer.training import optimizers
 from mixer.training import progress
 from mixer.training import sharding
 from mixer.training import step
@@ -176,6 +177,8 @@ def _check(run: _Run) -> None:
   best = run.checkpoints.best
   known = suite.metrics(run.splits.evals, run.splits.fewshots,
                         run.card['loss'])
+  if run.settings.average:
+    known = [*known, *map(loop.of_average, known)]
   if best is not None and best not in known:
     raise errors.unknown('checkpoint.best', best, known)
   if run.merge:
@@ -191,8 +194,10 @@ def _initial(run: _Run) -> step.State:
   state = run.sharded.init()
   if run.merge is None:
     return state
-  return dataclasses.replace(state, params=run.plan.place(
-      run.merge(state.params), run.sharded.shardings.params))
+  params = run.plan.place(run.merge(state.params), run.sharded.shardings.params)
+  return dataclasses.replace(
+      state, params=params,
+      opt_state=optimizers.averaging_from(state.opt_state, params))
 
 
 def _restored(run: _Run, fingerprint: Mapping[str, Any]
@@ -235,14 +240,20 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
   data, size, total = run.splits.train, settings.batch_size, run.total_steps
   first = int(state.step)
   stored = None if data.resident is None else plan.place(data.resident)
-  ask = suite.make(plan, run.model, run.splits.evals, run.splits.fewshots,
-                   batch_size=size, loss=run.card['loss'],
-                   loss_of=losses.of_labels(run.card['loss']))
+  of_params = suite.make(
+      plan, run.model, run.splits.evals, run.splits.fewshots, batch_size=size,
+      loss=run.card['loss'], loss_of=losses.of_labels(run.card['loss']))
+
+  def ask(state: step.State) -> dict[str, float]:
+    average = optimizers.average_of(state.opt_state)
+    scores = {} if average is None else of_params(average)
+    return {**of_params(state.params),
+            **{loop.of_average(key): value for key, value in scores.items()}}
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
     checkpoints.save(done, state.params, state.rest,
                      dict(data=fingerprint, skipped=list(watch.skipped)),
-                     scores)
+                     scores, optimizers.average_of(state.opt_state))
 
   batches = data.train_batches(
       seed=settings.seed, batch_size=size, first=first, last=total,
@@ -259,7 +270,7 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
     with bar:
       job = loop.Job(
           step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
-          resident=stored, evaluate=lambda state: ask(state.params), save=save,
+          resident=stored, evaluate=ask, save=save,
           writer=writer, progress=bar, guard=guard, watch=watch,
           total_steps=total, log_every=settings.log_every,
           eval_every=settings.eval_every, patience=settings.patience,
@@ -273,7 +284,7 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
         if first < total and not 0 < settings.patience <= stale:
           return loop.train(state, job)[1]
         phase(watchdog.EVALUATING, first)
-        scores = ask(state.params)
+        scores = ask(state)
         bar.say(f'already finished at step {first:,}; evaluated again: '
                 f'{loop.accuracies(scores)}')
         return scores

@@ -32,6 +32,9 @@ class Settings:
       the run; 0 for never.
     micro_batches: number of parts into which each batch is split to save
       memory; their gradients are averaged before the update.
+    average: decay of an exponential moving average of the parameters, such as
+      0.999, which is evaluated beside them; 0 for none. See
+      `optimizers.averaged`.
     nonfinite: what happens to an update that is not finite: 'skip' leaves it
       out, and after 3 skipped updates in a row or 10 in a run goes back once to
       the last checkpoint before them, then stops; 'stop' ends the run at the
@@ -52,6 +55,7 @@ class Settings:
   eval_every: int = 0
   patience: int = 0
   micro_batches: int = 1
+  average: float = 0.0
   nonfinite: str = 'skip'
   heartbeat_timeout_seconds: int = 30
   stall_seconds: float = 300.0
@@ -83,6 +87,9 @@ class Settings:
     rng.check_seed(self.seed)
     if self.precision not in (None, *PRECISIONS):
       raise errors.unknown('run.precision', self.precision, PRECISIONS)
+    if not 0 <= self.average < 1:
+      raise errors.UserError('run.average: expected a number from 0 to below '
+                             f'1, got {self.average}')
     if self.nonfinite not in NONFINITE:
       raise errors.unknown('run.nonfinite', self.nonfinite, NONFINITE)
 
