@@ -86,7 +86,8 @@ def base() -> ml_collections.ConfigDict:
                total_epochs=optional(float), image_size=224,
                image_width=optional(int), precision=optional(str), log_every=50,
                eval_every=0, patience=0, micro_batches=1, average=0.0,
-               nonfinite='skip', heartbeat_timeout_seconds=30, stall_seconds=300.0)))
+               nonfinite='skip', heartbeat_timeout_seconds=30,
+               stall_seconds=300.0)))
 
 
 def evaluation(split: str, **settings: object) -> dict[str, object]:

@@ -20,7 +20,7 @@ HOMES = {
                    'mixer/preparation/'),
     'tensorflow_datasets': ('mixer/data/', 'mixer/preparation/'),
     'array_record': ('mixer/data/', 'mixer/preparation/'),
-    'orbax': ('mixer/core/checkpoint.py',),
+    'orbax': ('mixer/core/checkpoint.py', 'mixer/core/checkpoint_reader.py'),
     'clu': ('mixer/training/',),
     'matplotlib': ('mixer/experiments/figures.py',),
     'sklearn': ('mixer/data/',),

@@ -2,6 +2,7 @@
 
 All of it comes before a run writes its first file.
 """
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
@@ -19,8 +20,11 @@ from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.models import interface
 from mixer.training import assembly
+from mixer.training import loop
 from mixer.training import losses
+from mixer.training import optimizers
 from mixer.training import sharding
+from mixer.training import step
 from mixer.training.settings import Settings
 
 
@@ -169,3 +173,28 @@ def made_with(path: str, fingerprint: Mapping[str, Any],
   if changed:
     line += f'; since the run was last started, {changed}'
   return before if finished else made, line
+
+
+def evaluation(splits: Splits, model: interface.Model, plan: sharding.Plan,
+               batch_size: int, loss: str
+               ) -> Callable[[step.State], dict[str, float]]:
+  """Returns a function: state -> metrics of its parameters and their average.
+
+  Args:
+    splits: as `open_splits` opens them.
+    model: the network.
+    plan: how batches lie on the devices.
+    batch_size: B, of the global batch.
+    loss: name of the training loss.
+  """
+  of_params = suite.make(
+      plan, model, splits.evals, splits.fewshots, batch_size=batch_size,
+      loss=loss, loss_of=losses.of_labels(loss))
+
+  def ask(state: step.State) -> dict[str, float]:
+    average = optimizers.average_of(state.opt_state)
+    scores = {} if average is None else of_params(average)
+    return {**of_params(state.params),
+            **{loop.of_average(key): value for key, value in scores.items()}}
+
+  return ask

@@ -25,7 +25,6 @@ from mixer.models import cost
 from mixer.models import interface
 from mixer.training import assembly
 from mixer.training import loop
-from mixer.training import losses
 from mixer.training import metrics_file
 from mixer.training import nonfinite
 from mixer.training import opening
@@ -240,15 +239,7 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
   data, size, total = run.splits.train, settings.batch_size, run.total_steps
   first = int(state.step)
   stored = None if data.resident is None else plan.place(data.resident)
-  of_params = suite.make(
-      plan, run.model, run.splits.evals, run.splits.fewshots, batch_size=size,
-      loss=run.card['loss'], loss_of=losses.of_labels(run.card['loss']))
-
-  def ask(state: step.State) -> dict[str, float]:
-    average = optimizers.average_of(state.opt_state)
-    scores = {} if average is None else of_params(average)
-    return {**of_params(state.params),
-            **{loop.of_average(key): value for key, value in scores.items()}}
+  ask = opening.evaluation(run.splits, run.model, plan, size, run.card['loss'])
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
     checkpoints.save(done, state.params, state.rest,
