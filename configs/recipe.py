@@ -85,8 +85,8 @@ def base() -> ml_collections.ConfigDict:
       run=dict(seed=0, batch_size=4096, total_steps=optional(int),
                total_epochs=optional(float), image_size=224,
                image_width=optional(int), precision=optional(str), log_every=50,
-               eval_every=0, patience=0, micro_batches=1, average=0.0,
-               nonfinite='skip', heartbeat_timeout_seconds=30,
+               eval_every=0, patience=0, average=optional(float),
+               micro_batches=1, nonfinite='skip', heartbeat_timeout_seconds=30,
                stall_seconds=300.0)))
 
 

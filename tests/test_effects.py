@@ -1,5 +1,7 @@
 """Every setting of a config that is easily read and forgotten has its effect.
 """
+import os
+import shutil
 import types
 
 import jax
@@ -188,6 +190,14 @@ def test_settings_that_may_not_change_on_resume_are_refused_by_name(tmp_path):
       with pytest.raises(errors.UserError, match=key.replace('.', r'\.')):
         workdir.agree(str(tmp_path), other)
       assert (tmp_path / 'config.json').read_text() == kept
+
+
+def test_a_run_of_the_first_release_is_resumed_by_the_same_config(tmp_path):
+  """A key that the release did not have must be unset, or free to change."""
+  then = os.path.join(os.path.dirname(__file__), 'golden',
+                      'config_of_digits_0.1.0.json')
+  shutil.copy(then, tmp_path / 'config.json')
+  workdir.check_config(str(tmp_path), digits.get_config().to_dict())
 
 
 # Few-shot evaluations.

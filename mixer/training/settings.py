@@ -33,7 +33,7 @@ class Settings:
     micro_batches: number of parts into which each batch is split to save
       memory; their gradients are averaged before the update.
     average: decay of an exponential moving average of the parameters, such as
-      0.999, which is evaluated beside them; 0 for none. See
+      0.999, which is evaluated beside them; None for none. See
       `optimizers.averaged`.
     nonfinite: what happens to an update that is not finite: 'skip' leaves it
       out, and after 3 skipped updates in a row or 10 in a run goes back once to
@@ -55,7 +55,7 @@ class Settings:
   eval_every: int = 0
   patience: int = 0
   micro_batches: int = 1
-  average: float = 0.0
+  average: float | None = None
   nonfinite: str = 'skip'
   heartbeat_timeout_seconds: int = 30
   stall_seconds: float = 300.0
@@ -87,7 +87,7 @@ class Settings:
     rng.check_seed(self.seed)
     if self.precision not in (None, *PRECISIONS):
       raise errors.unknown('run.precision', self.precision, PRECISIONS)
-    if not 0 <= self.average < 1:
+    if not 0 <= (self.average or 0) < 1:
       raise errors.UserError('run.average: expected a number from 0 to below '
                              f'1, got {self.average}')
     if self.nonfinite not in NONFINITE:
