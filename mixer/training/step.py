@@ -94,7 +94,7 @@ def make_train_step(
     frozen: regular expression for the whole names of parameters that get no
       gradient.
     nonfinite: 'skip' leaves parameters and optimizer state as they were where
-      the loss, or the norm of the gradient or of the update, is not finite.
+      the loss or the norm of the gradient is not finite.
       'stop' makes every update.
 
   Returns:
@@ -157,7 +157,7 @@ def make_train_step(
     after = State(step=state.step + 1, opt_state=opt_state, bad=bad,
                   params=optax.apply_updates(state.params, updates))
     if nonfinite == 'skip':
-      return _if_finite(state, after, metrics, optax.tree.norm(updates))
+      return _if_finite(state, after, metrics)
     return after, metrics
 
   return step
@@ -170,11 +170,13 @@ def _accuracy(logits: jax.Array, targets: jax.Array) -> jax.Array:
           / jnp.maximum(jnp.sum(labelled), 1))
 
 
-def _if_finite(before: State, after: State, metrics: Metrics,
-               update_norm: jax.Array) -> tuple[State, Metrics]:
+def _if_finite(before: State, after: State,
+               metrics: Metrics) -> tuple[State, Metrics]:
   """Returns a step's result, without its update if that is not finite."""
+  # The norm of the update would be one more pass over all parameters. If only
+  # the update is not finite, the loss of the next step is not.
   finite = jnp.isfinite(jnp.stack([
-      metrics['loss'], metrics['gradient_norm'], update_norm])).all()
+      metrics['loss'], metrics['gradient_norm']])).all()
   params, opt_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
       (after.params, after.opt_state), (before.params, before.opt_state))
