@@ -22,7 +22,7 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STEPS = 200
+STEPS = 80
 FLAGS = (
     '--config=configs/digits.py', '--config.model.num_blocks=2',
     '--config.model.hidden_dim=16', '--config.model.dropout_rate=0.1',

@@ -162,11 +162,11 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_bits(
 @pytest.mark.slow   # tests/random_kills.py takes many more
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
   out = subprocess.run(
-      [sys.executable, 'tests/random_kills.py', '--kills=5',
+      [sys.executable, 'tests/random_kills.py', '--kills=3',
        f'--dir={tmp_path}'], cwd=ROOT, capture_output=True, text=True,
       timeout=600)
   assert out.returncode == 0, out.stdout + out.stderr
-  assert '5 kills; 1 runs ended, all with the same bits' in out.stdout
+  assert '3 kills; ' in out.stdout and 'all with the same bits' in out.stdout
 
 
 @pytest.mark.parametrize('devices, number', [
