@@ -32,13 +32,13 @@ def test_a_checkpoint_that_is_removed_meanwhile_is_replaced_by_the_next(
   path, load = tmp_path / 'run', checkpoint_reader.load_params
   run(path, [1, 2])
   other = path / 'checkpoints' / '3'
-  def late(where):
+  def late(where, average):
     if where.endswith('2'):   # as if the run has just saved and removed
       shutil.rmtree(path / 'checkpoints' / '2' / 'params')
       os.rename(tmp_path / 'later' / 'checkpoints' / '3', other)
-    return load(where)
+    return load(where, average)
   run(tmp_path / 'later', [3])
-  monkeypatch.setattr(checkpoint, 'load_params', late)
+  monkeypatch.setattr(checkpoint_reader, 'load_params', late)
   where, params = origin.read(str(path), best)
   assert where == str(other)
   np.testing.assert_array_equal(params['a'], [3, 3, 3])
