@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, devices, data and start weights.
+"""Records what a run was made with: versions, commit, devices, data, weights.
 
 A run keeps it in its config.json under the key `provenance`.
 """

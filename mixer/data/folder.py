@@ -173,7 +173,7 @@ def _check_classes(root, where, names, loose):
 
 
 def _like_splits(names):
-  """Whether classes are called 'seg_train' and 'seg_test', say.
+  """Returns whether classes seem to be splits: 'seg_train' and 'seg_test'.
 
   Either all names have a word for a split, and not all the same, or two names
   differ in such a word alone.

@@ -1,4 +1,4 @@
-"""What to do about a TFDS set that is not where it was looked for."""
+"""Finds out where a missing TFDS set is, or which sets have near names."""
 from collections.abc import Iterator
 import difflib
 import glob

@@ -189,11 +189,7 @@ class ResNet(interface.Model):
   @classmethod
   def published(cls, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """See `interface.Model`: the first release's layout, or big_vision's."""
-    out = {}
-    for name, value in flat.items():
-      for theirs, ours in _PUBLISHED:
-        name = re.sub(f'^{theirs}', ours, name)
-      out[name] = value
+    out = interface.renamed(flat, _PUBLISHED)
     if not any(map(cls.OWN_PARAMETER.fullmatch, out)):
       return out
     # Normalisations are [1, 1, 1, C] there, and the head is a convolution.

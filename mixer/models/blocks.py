@@ -1,5 +1,4 @@
-"""What networks share: their first and last layer, the MLP of a block, and the
-stack of equal blocks.
+"""Layers of several networks: patch projection, head, MLP, stack of blocks.
 
 Axes: B batch, T any axis, F features.
 """

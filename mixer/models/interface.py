@@ -16,6 +16,23 @@ Params = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+def renamed(flat: Mapping[str, np.ndarray],
+            names: tuple[tuple[str, str], ...]) -> dict[str, np.ndarray]:
+  """Returns arrays by other names.
+
+  Args:
+    flat: arrays by name.
+    names: (pattern of the beginning of a name, what takes its place), which are
+      applied in turn.
+  """
+  out = {}
+  for name, value in flat.items():
+    for theirs, ours in names:
+      name = re.sub(f'^{theirs}', ours, name)
+    out[name] = value
+  return out
+
+
 class Model(nn.Module):
   """A network that classifies images; `models.catalog` has one row for each.
 

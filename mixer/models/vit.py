@@ -195,11 +195,7 @@ class VisionTransformer(interface.Model):
   @classmethod
   def published(cls, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """See `interface.Model`: the official code's layout, or big_vision's."""
-    out = {}
-    for name, value in flat.items():
-      for theirs, ours in _PUBLISHED:
-        name = re.sub(f'^{theirs}', ours, name)
-      out[name] = value
+    out = interface.renamed(flat, _PUBLISHED)
     place = out.get('pos_embedding')
     if 'cls' in out and place is not None and grid.square(place.shape[1]):
       # big_vision adds no position to the class token.

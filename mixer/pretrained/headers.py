@@ -1,4 +1,4 @@
-"""What a file of weights claims to be and to hold, before it is unpacked.
+"""Checks the headers of a file of weights before it is unpacked.
 
 Files come from strangers: their sizes and counts are held to what the length of
 the file and a network can be.

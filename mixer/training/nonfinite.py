@@ -45,7 +45,7 @@ class Watch:
 
   @property
   def wary(self) -> bool:
-    """Whether one more skipped update may be one too many.
+    """Returns whether the run may give up at the next skipped update.
 
     The loop then waits for every step before it starts the next.
     """

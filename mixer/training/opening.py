@@ -1,6 +1,6 @@
-"""Opens a run's data and network, and refuses those that do not fit together.
+"""Opens a run's data, network and evaluation; refuses what does not fit.
 
-All of it comes before a run writes its first file.
+A run calls this before it writes its first file.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
