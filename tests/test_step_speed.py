@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from mixer import models
-from mixer.analysis import compiled_step
 from mixer.analysis import peers
 from mixer.analysis import step_speed
 from mixer.analysis import tpu_speed

@@ -6,8 +6,8 @@ Their sum predicts measured speed better than `optimal_seconds` does, which
 knows neither layouts nor products that are computed twice. An op inside a
 fusion has no estimate of its own, and collectives have none at all.
 """
-from collections.abc import Iterable
 import collections
+from collections.abc import Iterable
 import dataclasses
 import re
 

@@ -77,7 +77,7 @@ def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
 
 def _figures(compiled: jax.stages.Compiled, flops: float, generation: str,
              images: int) -> tuple[dict[str, Any], list[cycles.Op]]:
-  ops = cycles.ops(compiled.as_text())
+  ops = cycles.ops(compiled.as_text() or '')
   total = cycles.total(ops)
   seconds = cycles.seconds(total, generation)
   return dict(

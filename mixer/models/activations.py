@@ -25,9 +25,9 @@ def gelu(platform: str | None, *, train: bool, approximate: bool,
     separate: whether a TPU should finish the activation before the next product
       begins, in programs without a backward pass.
   """
-  usual = functools.partial(nn.gelu, approximate=approximate)
+  usual: Activation = functools.partial(nn.gelu, approximate=approximate)
   if train:
-    on_tpu = functools.partial(_gelu, approximate)
+    on_tpu: Activation = functools.partial(_gelu, approximate)
   elif separate:
     on_tpu = lambda x: _apart(usual(x))
   else:
