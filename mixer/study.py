@@ -109,7 +109,8 @@ def main(argv: Sequence[str]) -> None:
   workdir.write_json(written[0], found)
   module.show(found)
   if hasattr(module, 'draw'):
-    written += figures.save(module.draw(found), path, name)
+    with figures.style():
+      written += figures.save(module.draw(found), path, name)
   print('Written:', *written, sep='\n  ')
 
 
