@@ -32,6 +32,9 @@ _WORKDIR = flags.DEFINE_string(
 _TUNING_STEPS = flags.DEFINE_integer(
     'tuning_steps', 150, 'left_out, sizes: steps of fine-tuning.', 1)
 
+_SIZES = flags.DEFINE_list(
+    'sizes', [], 'sizes, complexity: image sizes in pixels.')
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -70,10 +73,13 @@ EXPERIMENTS = {
     'sizes': Experiment(
         'image_sizes', 'What does a network lose at another image size, and '
         'regain by fine-tuning?',
-        (flags.DEFINE_list('sizes', [], 'sizes: image sizes in pixels.'),
+        (_SIZES,
          flags.DEFINE_list('methods', ['resample'], 'sizes: ways to resize the '
                            'network: block, resample, or both.'),
          _TUNING_STEPS)),
+    'complexity': Experiment(
+        'complexity', 'How does the cost grow with the number of patches? '
+        'Trains nothing.', (_SIZES,)),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())
