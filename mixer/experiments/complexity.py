@@ -79,7 +79,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
             for name, model in models.items()}
   timed = _timed(path, models, shapes, plan)
   found = []
-  for name, model in models.items():
+  for name in models:
     points = [dict(count, **times[name])
               for count, times in zip(counts[name], timed)]
     found.append(dict(
