@@ -32,6 +32,15 @@ _WORKDIR = flags.DEFINE_string(
 _TUNING_STEPS = flags.DEFINE_integer(
     'tuning_steps', 150, 'left_out, sizes: steps of fine-tuning.', 1)
 
+_NETWORKS = flags.DEFINE_list(
+    'networks', ['Mixer', 'ViT', 'BiT'], 'scaling: networks to compare, of '
+    "about the cost of the config's Mixer.")
+_SEEDS = flags.DEFINE_integer(
+    'seeds', None, 'scaling, optimizers: runs of each kind, from seeds that '
+    'count up from run.seed. The default is 1.', 1)
+_SIZES = flags.DEFINE_list(
+    'sizes', [], 'sizes, complexity: image sizes in pixels.')
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -70,10 +79,19 @@ EXPERIMENTS = {
     'sizes': Experiment(
         'image_sizes', 'What does a network lose at another image size, and '
         'regain by fine-tuning?',
-        (flags.DEFINE_list('sizes', [], 'sizes: image sizes in pixels.'),
+        (_SIZES,
          flags.DEFINE_list('methods', ['resample'], 'sizes: ways to resize the '
                            'network: block, resample, or both.'),
          _TUNING_STEPS)),
+    'scaling': Experiment(
+        'scaling', 'What does more training data do for each network? (figure '
+        '2, right)',
+        (flags.DEFINE_list('fractions', ['0.03', '0.1', '0.3', '1'],
+                           'scaling: shares of the training images.'),
+         _NETWORKS, _SEEDS)),
+    'complexity': Experiment(
+        'complexity', 'How does the cost grow with the number of patches? '
+        'Trains nothing.', (_SIZES,)),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())
@@ -109,7 +127,8 @@ def main(argv: Sequence[str]) -> None:
   workdir.write_json(written[0], found)
   module.show(found)
   if hasattr(module, 'draw'):
-    written += figures.save(module.draw(found), path, name)
+    with figures.style():
+      written += figures.save(module.draw(found), path, name)
   print('Written:', *written, sep='\n  ')
 
 
