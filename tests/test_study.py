@@ -70,6 +70,9 @@ def test_help_lists_every_experiment_with_its_question(rows):
      ('--sizes', 'complexity only', 'left_out')),
     (('sizes', '--config=configs/digits.py', '--sizes=6,big'),
      ('--sizes', "'6,big'", '--sizes=20,48')),
+    (('filters', '--checkpoint=gone', '--config=configs/digits.py'),
+     ('--config', '--checkpoint', 'leave it out')),
+    (('filters', '--checkpoint=gone'), ("'gone'", 'no release')),
 ])
 def test_a_mistake_is_told_in_one_line(flags, words, tmp_path):
   out = run('-m', 'mixer.study', *flags, f'--workdir={tmp_path}/w')
@@ -92,3 +95,19 @@ def test_the_figures_are_in_result_json_and_in_the_table(tmp_path):
   assert (row['size'], row['method']) == (6, 'resample')
   assert f'{row["tuned"]:.2%}' in out.stdout
   assert f'{tmp_path}/w/result.json' in out.stdout
+
+
+@pytest.mark.slow   # a run
+def test_the_units_of_a_run_are_drawn(tmp_path):
+  done = run('-m', 'mixer.main', '--config=configs/digits.py',
+             '--config.run.total_steps=2', f'--workdir={tmp_path}/digits')
+  assert done.returncode == 0, done.stderr
+  out = run('-m', 'mixer.study', 'filters', f'--workdir={tmp_path}/w',
+            f'--checkpoint={tmp_path}/digits', '--layers=0,3')
+  assert out.returncode == 0, out.stderr
+  found = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  assert [row['layer'] for row in found['layers']] == [0, 3]
+  for row in found['layers']:
+    assert f'{row["opposition"]:.3f}' in out.stdout
+  for kind in ('png', 'svg'):
+    assert (tmp_path / 'w' / f'filters.{kind}').stat().st_size > 1000
