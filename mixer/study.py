@@ -32,6 +32,13 @@ _WORKDIR = flags.DEFINE_string(
 _TUNING_STEPS = flags.DEFINE_integer(
     'tuning_steps', 150, 'left_out, sizes: steps of fine-tuning.', 1)
 
+_OF_RUNS = (
+    flags.DEFINE_list('runs', [], 'table, frontier: workdirs of your runs.'),
+    flags.DEFINE_string(
+        'metric', None, 'table, frontier: what to compare runs by, a key of '
+        'metrics.jsonl. The default is the accuracy of their first '
+        'evaluation.'))
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -74,6 +81,12 @@ EXPERIMENTS = {
          flags.DEFINE_list('methods', ['resample'], 'sizes: ways to resize the '
                            'network: block, resample, or both.'),
          _TUNING_STEPS)),
+    'table': Experiment(
+        'table', "How do this code's networks, and your runs, compare with the "
+        "paper's tables?", _OF_RUNS, needs_config=False),
+    'frontier': Experiment(
+        'frontier', 'Which runs are the most accurate for their cost and speed?',
+        _OF_RUNS, needs_config=False),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())

@@ -25,7 +25,7 @@ for name, row in study.EXPERIMENTS.items():
 print(json.dumps(out))
 """
 # Modules of mixer/experiments that are no experiment themselves.
-SHARED = ('__init__', 'networks', 'runs', 'sweep_grid')
+SHARED = ('__init__', 'networks', 'run_records', 'runs', 'sweep_grid')
 
 
 def run(*args):
@@ -70,6 +70,7 @@ def test_help_lists_every_experiment_with_its_question(rows):
      ('--sizes', 'sizes only', 'left_out')),
     (('sizes', '--config=configs/digits.py', '--sizes=6,big'),
      ('--sizes', "'6,big'", '--sizes=20,48')),
+    (('table', '--runs=nowhere'), ('--runs', "'nowhere'", 'metrics.jsonl')),
 ])
 def test_a_mistake_is_told_in_one_line(flags, words, tmp_path):
   out = run('-m', 'mixer.study', *flags, f'--workdir={tmp_path}/w')
