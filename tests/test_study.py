@@ -93,3 +93,15 @@ def test_the_figures_are_in_result_json_and_in_the_table(tmp_path):
   assert (row['size'], row['method']) == (6, 'resample')
   assert f'{row["tuned"]:.2%}' in out.stdout
   assert f'{tmp_path}/w/result.json' in out.stdout
+
+
+@pytest.mark.slow   # processes of their own
+def test_tables_and_figures_of_runs_need_no_config(tmp_path):
+  out = run('-m', 'mixer.study', 'frontier', f'--workdir={tmp_path}/f')
+  assert out.returncode == 0, out.stderr
+  assert sorted(os.listdir(tmp_path / 'f')) == [
+      'frontier.png', 'frontier.svg', 'result.json']
+  out = run('-m', 'mixer.study', 'table', f'--workdir={tmp_path}/t')
+  assert out.returncode == 0, out.stderr
+  assert os.listdir(tmp_path / 't') == ['result.json']
+  assert '432,350,952' in out.stdout

@@ -254,7 +254,7 @@ def paper_core_days(config: ml_collections.ConfigDict) -> int | None:
     return None
   from mixer.models import published
   found = published.row(config.model.name, config.data.name)
-  return found and found.core_days
+  return found.core_days if found else None
 
 
 def edited(config: ml_collections.ConfigDict,
