@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import dataclasses
 import importlib
 import os
+import re
 import types
 
 from absl import flags
@@ -31,6 +32,9 @@ _WORKDIR = flags.DEFINE_string(
     'the names of the experiment, the config and its argument.')
 _TUNING_STEPS = flags.DEFINE_integer(
     'tuning_steps', 150, 'left_out, sizes: steps of fine-tuning.', 1)
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'filters: a run, a file of weights or the name of a '
+    'release.')
 
 _OF_RUNS = (
     flags.DEFINE_list('runs', [], 'table, frontier: workdirs of your runs.'),
@@ -87,6 +91,14 @@ EXPERIMENTS = {
     'frontier': Experiment(
         'frontier', 'Which runs are the most accurate for their cost and speed?',
         _OF_RUNS, needs_config=False),
+    'filters': Experiment(
+        'filters', 'What do the token-mixing units and the stem look at?',
+        (_CHECKPOINT,
+         flags.DEFINE_list('layers', None, 'filters: blocks, counted from 0; '
+                           'by default the first three.'),
+         flags.DEFINE_integer('units', 64, 'filters: units to draw of each '
+                              'layer.', 2)),
+        needs_config=False),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())
@@ -105,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
                            '--config=configs/finetune.py:b16,cifar10')
   _check_flags(name)
   path = _WORKDIR.value or os.path.join(
-      'runs', name if config is None else f'{name}-{command.config_name()}')
+      'runs', '-'.join(filter(None, (name, _subject()))))
   # Imported here, so that --help and mistakes in flags do not wait for JAX.
   figures = _figures()
   from mixer.core import workdir
@@ -124,6 +136,14 @@ def main(argv: Sequence[str]) -> None:
   if hasattr(module, 'draw'):
     written += figures.save(module.draw(found), path, name)
   print('Written:', *written, sep='\n  ')
+
+
+def _subject() -> str:
+  """Returns what an experiment is about, as a part of its workdir's name."""
+  if _CONFIG.value is not None:
+    return command.config_name()
+  text = (_CHECKPOINT.value or '').removeprefix('runs/')
+  return re.sub(r'[^\w.]+', '-', text).strip('-')
 
 
 def _figures() -> types.ModuleType:

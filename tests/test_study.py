@@ -70,7 +70,11 @@ def test_help_lists_every_experiment_with_its_question(rows):
      ('--sizes', 'sizes only', 'left_out')),
     (('sizes', '--config=configs/digits.py', '--sizes=6,big'),
      ('--sizes', "'6,big'", '--sizes=20,48')),
+    (('frontier', '--config=configs/digits.py'), ('--config', 'leave it out')),
     (('table', '--runs=nowhere'), ('--runs', "'nowhere'", 'metrics.jsonl')),
+    (('filters', '--checkpoint=gone', '--config=configs/digits.py'),
+     ('--config', '--checkpoint', 'leave it out')),
+    (('filters', '--checkpoint=gone'), ("'gone'", 'no release')),
 ])
 def test_a_mistake_is_told_in_one_line(flags, words, tmp_path):
   out = run('-m', 'mixer.study', *flags, f'--workdir={tmp_path}/w')
@@ -105,3 +109,19 @@ def test_tables_and_figures_of_runs_need_no_config(tmp_path):
   assert out.returncode == 0, out.stderr
   assert os.listdir(tmp_path / 't') == ['result.json']
   assert '432,350,952' in out.stdout
+
+
+@pytest.mark.slow   # a run
+def test_the_units_of_a_run_are_drawn(tmp_path):
+  done = run('-m', 'mixer.main', '--config=configs/digits.py',
+             '--config.run.total_steps=2', f'--workdir={tmp_path}/digits')
+  assert done.returncode == 0, done.stderr
+  out = run('-m', 'mixer.study', 'filters', f'--workdir={tmp_path}/w',
+            f'--checkpoint={tmp_path}/digits', '--layers=0,3')
+  assert out.returncode == 0, out.stderr
+  found = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  assert [row['layer'] for row in found['layers']] == [0, 3]
+  for row in found['layers']:
+    assert f'{row["opposition"]:.3f}' in out.stdout
+  for kind in ('png', 'svg'):
+    assert (tmp_path / 'w' / f'filters.{kind}').stat().st_size > 1000

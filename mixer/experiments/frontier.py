@@ -28,7 +28,7 @@ def run(config: Any, path: str, *, runs: Sequence[str] = (),
   """Reads what runs reached, and finds those that no other run beats.
 
   Args:
-    config: not used.
+    config: None.
     path: not used.
     runs: workdirs of the user's runs; none is fine.
     metric: as for `run_records.read`.
@@ -39,10 +39,10 @@ def run(config: Any, path: str, *, runs: Sequence[str] = (),
     paper's results on ImageNet that its figures show.
 
   Raises:
-    UserError: if a run is not there, or lacks the metric.
+    UserError: if there is a config, or a run is not there or lacks the metric.
   """
-  del config, path
-  rows = run_records.read_all(runs, metric)
+  del path
+  rows = run_records.read_all(config, runs, metric)
   for key, field, sign in (('best_for_cost', 'device_days', 1),
                            ('best_for_speed', 'speed', -1)):
     known = [row for row in rows if row[field] is not None]

@@ -71,12 +71,23 @@ def read(path: str, metric: str | None = None) -> dict[str, Any]:
       devices=devices.get('kind'))
 
 
-def read_all(paths: Sequence[str], metric: str | None = None
+def read_all(config: object, paths: Sequence[str], metric: str | None = None
              ) -> list[dict[str, Any]]:
   """Returns `read` of each path, with the 'label' of a figure or table.
 
   One line each says what cannot be compared.
+
+  Args:
+    config: what --config gave, which must be None.
+    paths: workdirs.
+    metric: as for `read`.
+
+  Raises:
+    UserError: if there is a config, or as `read` raises it.
   """
+  if config is not None:
+    raise errors.UserError('--config: this experiment trains nothing and reads '
+                           'runs from --runs; leave it out')
   found = [read(path, metric) for path in paths]
   names = [os.path.basename(path.rstrip('/')) for path in paths]
   for row, name in zip(found, names):

@@ -25,7 +25,7 @@ def run(config: Any, path: str, *, runs: Sequence[str] = (),
   """Computes the cost of the paper's networks, and reads what runs reached.
 
   Args:
-    config: not used.
+    config: None.
     path: not used.
     runs: workdirs of the user's runs.
     metric: as for `run_records.read`.
@@ -37,10 +37,10 @@ def run(config: Any, path: str, *, runs: Sequence[str] = (),
     Networks that this code does not have lack 'parameters' and 'gmacs'.
 
   Raises:
-    UserError: if a run is not there, or lacks the metric.
+    UserError: if there is a config, or a run is not there or lacks the metric.
   """
-  del config, path
-  rows = run_records.read_all(runs, metric)
+  del path
+  rows = run_records.read_all(config, runs, metric)
   for row in rows:
     same = None if row['start'] else published.row(row['name'], row['data'])
     row['paper'] = same and dataclasses.asdict(same)
