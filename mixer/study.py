@@ -35,13 +35,14 @@ _TUNING_STEPS = flags.DEFINE_integer(
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'filters: a run, a file of weights or the name of a '
     'release.')
-
 _OF_RUNS = (
     flags.DEFINE_list('runs', [], 'table, frontier: workdirs of your runs.'),
     flags.DEFINE_string(
         'metric', None, 'table, frontier: what to compare runs by, a key of '
         'metrics.jsonl. The default is the accuracy of their first '
         'evaluation.'))
+_SIZES = flags.DEFINE_list(
+    'sizes', [], 'sizes, complexity: image sizes in pixels.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ EXPERIMENTS = {
     'sizes': Experiment(
         'image_sizes', 'What does a network lose at another image size, and '
         'regain by fine-tuning?',
-        (flags.DEFINE_list('sizes', [], 'sizes: image sizes in pixels.'),
+        (_SIZES,
          flags.DEFINE_list('methods', ['resample'], 'sizes: ways to resize the '
                            'network: block, resample, or both.'),
          _TUNING_STEPS)),
@@ -99,6 +100,9 @@ EXPERIMENTS = {
          flags.DEFINE_integer('units', 64, 'filters: units to draw of each '
                               'layer.', 2)),
         needs_config=False),
+    'complexity': Experiment(
+        'complexity', 'How does the cost grow with the number of patches? '
+        'Trains nothing.', (_SIZES,)),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())
@@ -134,7 +138,8 @@ def main(argv: Sequence[str]) -> None:
   workdir.write_json(written[0], found)
   module.show(found)
   if hasattr(module, 'draw'):
-    written += figures.save(module.draw(found), path, name)
+    with figures.style():
+      written += figures.save(module.draw(found), path, name)
   print('Written:', *written, sep='\n  ')
 
 
