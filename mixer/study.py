@@ -35,13 +35,18 @@ _TUNING_STEPS = flags.DEFINE_integer(
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'filters: a run, a file of weights or the name of a '
     'release.')
-
 _NETWORKS = flags.DEFINE_list(
     'networks', ['Mixer', 'ViT', 'BiT'], 'scaling: networks to compare, of '
     "about the cost of the config's Mixer.")
 _SEEDS = flags.DEFINE_integer(
     'seeds', None, 'scaling, optimizers: runs of each kind, from seeds that '
     'count up from run.seed. The default is 1.', 1)
+_OF_RUNS = (
+    flags.DEFINE_list('runs', [], 'table, frontier: workdirs of your runs.'),
+    flags.DEFINE_string(
+        'metric', None, 'table, frontier: what to compare runs by, a key of '
+        'metrics.jsonl. The default is the accuracy of their first '
+        'evaluation.'))
 _SIZES = flags.DEFINE_list(
     'sizes', [], 'sizes, complexity: image sizes in pixels.')
 
@@ -96,6 +101,12 @@ EXPERIMENTS = {
     'complexity': Experiment(
         'complexity', 'How does the cost grow with the number of patches? '
         'Trains nothing.', (_SIZES,)),
+    'table': Experiment(
+        'table', "How do this code's networks, and your runs, compare with the "
+        "paper's tables?", _OF_RUNS, needs_config=False),
+    'frontier': Experiment(
+        'frontier', 'Which runs are the most accurate for their cost and speed?',
+        _OF_RUNS, needs_config=False),
     'filters': Experiment(
         'filters', 'What do the token-mixing units and the stem look at?',
         (_CHECKPOINT,
