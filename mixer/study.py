@@ -31,6 +31,15 @@ _WORKDIR = flags.DEFINE_string(
     'the names of the experiment, the config and its argument.')
 _TUNING_STEPS = flags.DEFINE_integer(
     'tuning_steps', 150, 'left_out, sizes: steps of fine-tuning.', 1)
+_NETWORKS = flags.DEFINE_list(
+    'networks', ['Mixer', 'ViT', 'BiT'], 'permutation, invariance: networks to '
+    "compare, of about the cost of the config's Mixer.")
+_SEEDS = flags.DEFINE_integer(
+    'seeds', 2, 'permutation, invariance: runs of each network and order, from '
+    'seeds that count up from run.seed.', 1)
+_PATCH = flags.DEFINE_integer(
+    'patch', None, 'permutation, invariance: side in pixels of the patches that '
+    "are permuted. The default is the Mixer's.", 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +83,9 @@ EXPERIMENTS = {
          flags.DEFINE_list('methods', ['resample'], 'sizes: ways to resize the '
                            'network: block, resample, or both.'),
          _TUNING_STEPS)),
+    'permutation': Experiment(
+        'permutation', 'Which order of the pixels does a network need to '
+        'learn? (figure 4)', (_NETWORKS, _SEEDS, _PATCH)),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())
