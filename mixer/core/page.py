@@ -7,7 +7,7 @@ _STYLE = '''
 :root { color-scheme: light dark;
   --page: light-dark(#f6f7f9, #101216); --card: light-dark(#fff, #1a1d23);
   --line: light-dark(#dfe3e8, #2c313a); --text: light-dark(#1b1f24, #e8eaed);
-  --dim: light-dark(#646c78, #98a1ae); --mark: light-dark(#3867d6, #7aa2ff) }
+  --dim: light-dark(#646c78, #98a1ae); --mark: light-dark(#3867d6, #7aa2ff); --bad: light-dark(#c8402f, #ff8a75) }
 * { box-sizing: border-box; margin: 0 }
 body { background: var(--page); color: var(--text); padding: 2.5rem 1.5rem;
   font: 15px/1.5 system-ui, sans-serif; max-width: 1400px; margin: auto }
@@ -33,7 +33,7 @@ figure { background: var(--card); border: 1px solid var(--line);
 figure img { border-radius: 6px; background: light-dark(#eceff3, #0b0d10) }
 figure > img { display: block; width: 100%; aspect-ratio: 1;
   object-fit: contain }
-figure svg { display: block; width: 100%; height: auto }
+figure svg { display: block; width: 100%; height: auto; fill: currentColor }
 .pixels { image-rendering: pixelated }
 figcaption { color: var(--dim); font-size: .8rem; margin-top: .5rem;
   line-height: 1.4 }

@@ -5,24 +5,25 @@ import io
 import numpy as np
 from PIL import Image
 
-_SIDE = 200   # of the longest side, in pixels
 _TINY = 64   # such pictures are kept pixel by pixel
 
 
-def of_pixels(pixels_HWC: np.ndarray) -> str:
-  """Returns a picture as a data URI, at most 200 pixels wide and high.
+def of_pixels(pixels_HWC: np.ndarray, side: int = 200) -> str:
+  """Returns a picture as a data URI.
 
-  Small ones are PNG files, which lose nothing, and others JPEG files.
+  Small ones and those with opacity are PNG files, which lose nothing, and
+  others JPEG files.
 
   Args:
     pixels_HWC: uint8 [H, W, channels]. Four channels are colours and opacity;
       of any number but 1, 3 and 4, only the first is shown.
+    side: to which the longer side is reduced, in pixels.
   """
   if pixels_HWC.shape[-1] not in (3, 4):
     pixels_HWC = pixels_HWC[..., 0]
   image = Image.fromarray(pixels_HWC)
   whole = max(image.size) <= _TINY or image.mode == 'RGBA'
-  image.thumbnail((_SIDE, _SIDE))
+  image.thumbnail((side, side))
   out = io.BytesIO()
   image.save(out, **(dict(format='PNG', optimize=True) if whole
                      else dict(format='JPEG', quality=85)))
