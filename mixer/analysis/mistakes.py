@@ -31,7 +31,8 @@ STYLE = '''
 .bars span { display: grid; grid-template-columns: 1fr auto; gap: 0 .5rem }
 .bars i { grid-column: 1 / -1; height: 3px; border-radius: 2px;
   background: var(--mark); width: calc(var(--share) * 100%) }
-.wrong { color: var(--bad) }
+.bars .wrong { color: var(--bad) }
+.bars .wrong i { background: var(--bad) }
 '''
 _CLASSES = 20   # of a confusion matrix
 _EXAMPLES = 24
@@ -67,14 +68,13 @@ def sections(name: str, outcome: 'Outcome', scores: Mapping[str, Any],
           [(a, b, f'{there:,}', f'{back:,}', f'{row["share"]:.2%}')
            for row in scores['confused_pairs']
            for (a, b), (there, back) in [(row['names'], row['mistakes'])]],
-          ('class', 'and', 'first for second', 'second for first',
-           'share of both')))
+          ('class', 'taken for', 'times', 'and back', 'share of both')))
   figures = list(_worst(outcome, loss))
   if figures:
     yield page.section(
         f'Worst examples: {name}', page.grid(figures, small=True),
         f'The {len(figures)} wrong predictions with the highest loss. Below '
-        'each image: its class, then the class that is predicted, with their '
+        'each image: its class, then (red) the predicted class, with their '
         'probabilities.')
 
 
@@ -96,27 +96,29 @@ def pixels_at(split: 'pipeline.Data', position: int) -> np.ndarray | None:
   return split.reader.pixels(int(record[0]), file)
 
 
-def example(image: np.ndarray, title: str, lines: list[tuple[str, float | None]],
-            label: str | None = None) -> str:
+def example(image: np.ndarray, title: str,
+            lines: list[tuple[str, float | None]], heading: str = '',
+            wrong: int | None = None) -> str:
   """Returns a figure of an image with classes and their probabilities below.
 
   Args:
     image: uint8 [H, W, C].
     title: name of the image, shown when the mouse is over it.
-    lines: (class, its probability, None if it is not known), the predicted one
-      first.
-    label: the true class, or None.
+    lines: (class, its probability or None if that is not known).
+    heading: a line above them.
+    wrong: which of the lines is a mistake, if any.
   """
   kind = ' class=pixels' if max(image.shape[:2]) < 64 else ''
-  truth = '' if label is None else f'<b>{page.escape(label)}</b>'
+  heading = heading and f'<b>{page.escape(heading)}</b>'
   shown = ''.join(
-      f'<span><span title="{page.escape(name)}">{page.escape(name)}</span>'
+      f'<span{" class=wrong" if i == wrong else ""}>'
+      f'<span title="{page.escape(name)}">{page.escape(name)}</span>'
       f'<span>{"" if share is None else f"{share:.1%}"}</span>'
       f'<i style="--share:{share or 0:.4f}"></i></span>'
-      for name, share in lines)
+      for i, (name, share) in enumerate(lines))
   return (f'<figure class=bars><img{kind} alt="" title="{page.escape(title)}" '
           f'src="{thumbnails.of_pixels(image)}">'
-          f'<figcaption>{truth}{shown}</figcaption></figure>')
+          f'<figcaption>{heading}{shown}</figcaption></figure>')
 
 
 def _matrix(outcome: 'Outcome') -> tuple[str, str]:
@@ -138,7 +140,7 @@ def _matrix(outcome: 'Outcome') -> tuple[str, str]:
         f'<tr><th title="{page.escape(cells[i])}">{page.escape(cells[i])}</th>'
         + ''.join(
             f'<td{" class=right" if i == j else ""} '
-            f'style="--share:{n / total:.3f}">{f"{n:,}" if n else ""}</td>'
+            f'style="--share:{_seen(n / total)}">{f"{n:,}" if n else ""}</td>'
             for j, n in enumerate(row.tolist())) + '</tr>')
   about = 'Rows are the true classes, columns the predicted ones.'
   if left_out:
@@ -146,6 +148,11 @@ def _matrix(outcome: 'Outcome') -> tuple[str, str]:
               'with the most mistakes.')
   return (f'<div class="card"><table class=matrix><thead><tr><th></th>{head}'
           f'</tr></thead><tbody>{"".join(rows)}</tbody></table></div>', about)
+
+
+def _seen(share: float) -> str:
+  """Returns how strong to colour a share, so that a single mistake is seen."""
+  return f'{.15 + .85 * share:.3f}' if share else '0'
 
 
 def _worst(outcome: 'Outcome', loss: str) -> Iterator[str]:
@@ -168,4 +175,4 @@ def _worst(outcome: 'Outcome', loss: str) -> Iterator[str]:
     record = int(split.split.records(np.array(int(i))))
     yield example(image, split.source.name_of(record), [
         (', '.join(names[k] for k in labels), truth),
-        (names[best], kept[best])])
+        (names[best], kept[best])], wrong=1)

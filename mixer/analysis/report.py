@@ -73,9 +73,11 @@ def write(path: files.Path) -> str:
   parts = [*_curves(figures, rows), *_final(rows), *_of_network(path, config),
            *_config(config), *_bad_images(path), *_provenance(path)]
   out = os.path.join(path, workdir.REPORT)
-  title = f'{catalog.title(json.loads(text)["model"])} on {config["data"]["name"]}'
-  files.write(out, page.make(title, f'The run in {path}.', _facts(rows, path),
-                             parts, _STYLE))
+  model = json.loads(text)['model']
+  files.write(out, page.make(
+      f'{model["name"]} on {config["data"]["name"]}',
+      f'{catalog.title(model)}. The run in {path}.', _facts(rows, path), parts,
+      _STYLE))
   return out
 
 
@@ -138,13 +140,13 @@ def _curves(figures: ModuleType, rows: Sequence[Row]) -> Iterator[str]:
     if not axis.lines:
       continue
     axis.set_xlabel('step')
-    axis.grid(alpha=.5)
+    axis.grid(color='black', alpha=.12)
     if title == 'accuracy' or title.startswith('utilisation'):
       figures.percent(axis)
     if evals:
-      axis.legend()
-    shown.append(f'<figure>{figures.to_svg(figure)}<figcaption><b>'
-                 f'{page.escape(title)}</b></figcaption></figure>')
+      axis.legend(frameon=False, fontsize=7)
+    shown.append(f'<figure><figcaption><b>{page.escape(title)}</b></figcaption>'
+                 f'{figures.to_svg(figure)}</figure>')
   if shown:
     yield page.section('Curves', page.grid(shown), (
         f'Of more than {_POINTS} points, means of neighbours are drawn.'

@@ -26,6 +26,7 @@ h2 { font-size: 1.1rem; font-weight: 650; margin-top: 1rem }
 main, .grid { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)) }
 .grid, section > .card, section > details { margin-top: .75rem }
+section > .card, details > .card { width: fit-content }
 .small { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)) }
 section { grid-column: 1 / -1; min-width: 0 }
 figure { background: var(--card); border: 1px solid var(--line);

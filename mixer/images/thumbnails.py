@@ -22,11 +22,9 @@ def of_pixels(pixels_HWC: np.ndarray, side: int = 200) -> str:
   if pixels_HWC.shape[-1] not in (3, 4):
     pixels_HWC = pixels_HWC[..., 0]
   image = Image.fromarray(pixels_HWC)
-  whole = max(image.size) <= _TINY or image.mode == 'RGBA'
+  kind = 'png' if max(image.size) <= _TINY or image.mode == 'RGBA' else 'jpeg'
   image.thumbnail((side, side))
   out = io.BytesIO()
-  image.save(out, **(dict(format='PNG', optimize=True) if whole
-                     else dict(format='JPEG', quality=85)))
-  kind = 'png' if whole else 'jpeg'
+  image.save(out, kind, quality=85)   # of JPEG; PNG ignores it
   return (f'data:image/{kind};base64,'
           f'{base64.b64encode(out.getvalue()).decode()}')
