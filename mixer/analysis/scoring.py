@@ -1,9 +1,11 @@
 """Scores a network on the evaluations of a config and lists its mistakes."""
 from collections.abc import Iterator
 from collections.abc import Mapping
+import dataclasses
 import re
 from typing import Any
 from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,6 +24,21 @@ if TYPE_CHECKING:
   from mixer.data import pipeline
   from mixer.pretrained.network import Network
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a network made of every example of an evaluation.
+
+  Attributes:
+    split: the examples.
+    names: of the classes that are scored.
+    found: as `classification.collect` returns it.
+  """
+  split: 'pipeline.Data'
+  names: list[str]
+  found: dict[str, np.ndarray]
+
+
+Outcomes: TypeAlias = dict[str, Outcome]   # by the name of the evaluation
 _IMAGENET, _V2 = 'imagenet2012', 'imagenet_v2/matched-frequency'
 
 
@@ -146,7 +163,8 @@ def _fewshot(section: Mapping[str, Any], train: str) -> dict[str, Any]:
 
 def evaluate(
     network: 'Network', config: Mapping[str, Any], *, batch_size: int,
-    worst: int = 10) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    worst: int = 10, most: int | None = None, outcomes: Outcomes | None = None
+    ) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
   """Evaluates a network.
 
   Args:
@@ -154,6 +172,8 @@ def evaluate(
     config: as `requested` returns it.
     batch_size: images in a batch; rounded up to a multiple of the devices.
     worst: how many classes and pairs to list.
+    most: number of examples of each split, see `pipeline.open_data`.
+    outcomes: a dict, into which the outcome of each evaluation is put.
 
   Returns:
     (results, predictions), both fit for JSON. Results have 'checkpoint',
@@ -168,7 +188,7 @@ def evaluate(
   """
   plan = sharding.plan()
   batch_size = -(-batch_size // plan.parts) * plan.parts
-  evals, fewshots = suite.open_evaluations(config, network.image_size)
+  evals, fewshots = suite.open_evaluations(config, network.image_size, most)
   if not evals and not fewshots:
     raise errors.UserError('--config: has no evaluations; add one to its '
                            'section `evals`')
@@ -179,24 +199,25 @@ def evaluate(
                        classes=classes)
   details: dict[str, dict[str, np.ndarray]] = {}
   scores = compute(plan.place(network.params), details)
-  of = {}   # (split, class names) by the name of what was scored
-  for name in details:
+  of: Outcomes = {} if outcomes is None else outcomes
+  for name, found in details.items():
     base = name if name in evals else name.removesuffix('_subset')
-    of[name] = evals[base], _class_names(
-        network, evals[base], by_network=name == base and base in classes)
+    of[name] = Outcome(evals[base], _class_names(
+        network, evals[base], by_network=name == base and base in classes),
+                       found)
   results = dict(
       checkpoint=network.name, model=network.title,
       image_size=list(network.image_size),
       provenance=network.card.get('provenance'),
       evals={name: dict(
-          _scores_of(scores, name), split=split.split.spec,
-          data=split.source.name, preprocessing=split.cut,
-          classes=len(names), **_mistakes(details[name], names, worst))
-             for name, (split, names) in of.items()},
+          _scores_of(scores, name), split=each.split.split.spec,
+          data=each.split.source.name, preprocessing=each.split.cut,
+          classes=len(each.names), **_mistakes(each.found, each.names, worst))
+             for name, each in of.items()},
       fewshot={name: {str(shot): scores[f'eval/{name}/accuracy_{shot}shot']
                       for shot in few.settings['shots']}
                for name, few in fewshots.items()})
-  return results, _predictions(of, details)
+  return results, _predictions(of)
 
 
 def _classes(network: 'Network', evals: dict[str, 'pipeline.Data'],
@@ -257,12 +278,10 @@ def _mistakes(found: Mapping[str, np.ndarray], names: list[str],
          if 'scores' in found else {}))
 
 
-def _predictions(
-    of: Mapping[str, tuple['pipeline.Data', list[str]]],
-    details: Mapping[str, Mapping[str, np.ndarray]]
-) -> Iterator[dict[str, Any]]:
-  for name, (split, names) in of.items():
-    found, source = details[name], split.source
+def _predictions(of: Outcomes) -> Iterator[dict[str, Any]]:
+  for name, each in of.items():
+    split, names, found = each.split, each.names, each.found
+    source = split.source
     named = lambda classes, names=names: [names[i] for i in classes.tolist()]
     records = split.split.records(np.arange(len(split)))
     for row, record in enumerate(records.tolist()):
