@@ -292,6 +292,10 @@ def test_any_label_is_right_and_examples_without_one_are_left_out():
   assert scores['eval/x/accuracy'] == pytest.approx(2 / 3)
   assert (scores['eval/x/examples'], scores['eval/x/unlabelled'],
           scores['eval/x/bad']) == (3, 1, 1)
+  loss, counted = found['loss'], [0, 1, 3]
+  assert scores['eval/x/loss'] == pytest.approx(loss[counted].mean())
+  scores = classification.score('x', found, negatives=True)
+  assert scores['eval/x/loss'] == pytest.approx(loss[:4].mean())
 
 
 def test_outcomes_are_in_the_order_of_the_split():
