@@ -4,8 +4,9 @@
   python -m mixer.study sizes --config=configs/digits.py --sizes=6,12
 
 An experiment trains the networks that it compares, each as a run in a folder of
-WORKDIR, and writes its figures to WORKDIR/result.json. To continue an
-experiment that was stopped, give the same command again.
+WORKDIR. It writes what it found to WORKDIR/result.json, and draws it in
+WORKDIR/EXPERIMENT.png and .svg. To continue an experiment that was stopped,
+give the same command again: runs that are finished are not started again.
 
 Exit codes: 0 finished, 1 failed, 2 wrong usage or config, 42 stopped after
 saving.
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import dataclasses
 import importlib
 import os
+import types
 
 from absl import flags
 from ml_collections import config_flags
@@ -37,14 +39,17 @@ class Experiment:
 
   Attributes:
     module: a module of `mixer.experiments`. It has `run(config, path,
-      **flags)`, which returns a dict for JSON, and `show(found)`, which prints
-      that dict as tables.
+      **flags)`, which returns a dict for JSON; `show(found)`, which prints that
+      dict as tables; and, if there is something to draw, `draw(found)`, which
+      returns a figure of `analysis.figures`.
     question: what it answers, in one line of --help.
     reads: its flags. Their names are the keyword arguments of `run`.
+    needs_config: whether it trains. If not, `config` is None without --config.
   """
   module: str
   question: str
   reads: tuple[flags.FlagHolder, ...] = ()
+  needs_config: bool = True
 
 
 EXPERIMENTS = {
@@ -81,26 +86,42 @@ def main(argv: Sequence[str]) -> None:
     raise errors.UserError(
         f'expected one experiment, {" or ".join(EXPERIMENTS)}, got '
         f'{" ".join(argv[1:]) or "none"}')
-  if _CONFIG.value is None:
+  experiment, config = EXPERIMENTS[name], _CONFIG.value
+  if config is None and experiment.needs_config:
     raise errors.UserError('--config is required, such as '
                            '--config=configs/finetune.py:b16,cifar10')
-  experiment = EXPERIMENTS[name]
   _check_flags(name)
-  command.one_length(_CONFIG.value.run)
   path = _WORKDIR.value or os.path.join(
-      'runs', f'{name}-{command.config_name()}')
+      'runs', name if config is None else f'{name}-{command.config_name()}')
   # Imported here, so that --help and mistakes in flags do not wait for JAX.
+  figures = _figures()
   from mixer.core import workdir
   from mixer.training import run
-  # Most of what one run compiles, the next run needs too.
-  run.keep_compiled(path)
+  if config is not None:
+    command.one_length(config.run)
+    # Most of what one run compiles, the next run needs too.
+    run.keep_compiled(path)
   module = importlib.import_module(f'mixer.experiments.{experiment.module}')
-  found = module.run(_CONFIG.value, path, **{
+  found = module.run(config, path, **{
       flag.name: flag.value for flag in experiment.reads})
-  result = os.path.join(path, 'result.json')
-  workdir.write_json(result, found)
+  os.makedirs(path, exist_ok=True)
+  written = [os.path.join(path, 'result.json')]
+  workdir.write_json(written[0], found)
   module.show(found)
-  print(f'The figures are in {result}')
+  if hasattr(module, 'draw'):
+    written += figures.save(module.draw(found), path, name)
+  print('Written:', *written, sep='\n  ')
+
+
+def _figures() -> types.ModuleType:
+  """Returns `analysis.figures`, or refuses before anything is trained."""
+  try:
+    return importlib.import_module('mixer.analysis.figures')
+  except ModuleNotFoundError as e:
+    if e.name != 'matplotlib':
+      raise
+    raise errors.UserError('figures need matplotlib, which is not installed: '
+                           'pip install matplotlib') from None
 
 
 def _check_flags(name: str) -> None:

@@ -25,7 +25,7 @@ for name, row in study.EXPERIMENTS.items():
 print(json.dumps(out))
 """
 # Modules of mixer/experiments that are no experiment themselves.
-SHARED = ('__init__', 'runs', 'figures', 'sweep_grid')
+SHARED = ('__init__', 'networks', 'runs', 'sweep_grid')
 
 
 def run(*args):

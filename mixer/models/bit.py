@@ -8,6 +8,7 @@ have big_vision's names, with 'stem' for 'root_block/conv_root'.
 from collections.abc import Iterator
 from collections.abc import Mapping
 import functools
+import math
 import re
 from typing import Any
 
@@ -92,7 +93,7 @@ class ResidualUnit(nn.Module):
   @nn.compact
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
     """Returns [B, H / stride, W / stride, 4 features]."""
-    active = lambda name, x: nn.relu(_group_norm(self.dtype, name)(x))
+    active = lambda name, x: nn.relu(_norm(x, self.dtype, name))
     conv = functools.partial(StdConv, dtype=self.dtype)
     y = active('gn1', x_BHWC)
     if x_BHWC.shape[-1] != 4 * self.features or self.stride != 1:
@@ -173,7 +174,7 @@ class ResNet(interface.Model):
       x = out[f'stage_{i}'] = Stage(
           units, self.hidden_dim * 2**i, 2 if i else 1, self.dtype,
           name=f'block{i + 1}')(x)
-    x = nn.relu(_group_norm(self.dtype, 'norm-pre-head')(x))
+    x = nn.relu(_norm(x, self.dtype, 'norm-pre-head'))
     # In bfloat16 the mean of many places, and the head, would lose accuracy.
     x_BC = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     return blocks.classify(self, x_BC, out)
@@ -289,8 +290,10 @@ class ResNet(interface.Model):
     return self, params
 
 
-def _group_norm(dtype: Any, name: str) -> nn.GroupNorm:
+def _norm(x: jax.Array, dtype: Any, name: str) -> jax.Array:
+  """Returns x normalised in 32 groups of channels; narrow networks have fewer,
+  so that each group has two channels or more."""
   # The variance of the centred values, as the released weights were trained
   # with: the difference of two means is less exact.
-  return nn.GroupNorm(32, epsilon=1e-5, dtype=dtype, use_fast_variance=False,
-                      name=name)
+  return nn.GroupNorm(math.gcd(32, x.shape[-1] // 2), epsilon=1e-5, dtype=dtype,
+                      use_fast_variance=False, name=name)(x)
