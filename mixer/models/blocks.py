@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mixer.models import activations
 from mixer.models import grid
 from mixer.models import masks
 from mixer.models import products
@@ -42,7 +41,7 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, drop: masks.Masks, *,
-               dot: products.Dot, gelu: activations.Activation | None = None
+               dot: products.Dot, gelu: products.Activation | None = None
                ) -> jax.Array:
     """Returns [B, T, F] for x [B, T, F].
 
