@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mixer.core import errors
+from mixer.models import activations
 from mixer.models import blocks
 from mixer.models import grid
 from mixer.models import interface
@@ -73,7 +74,10 @@ class MixerBlock(nn.Module):
     y_BSC = blocks.MlpBlock(
         self.channels_mlp_dim, self.dropout_rate, self.approximate_gelu,
         self.dtype, name='channel_mixing')(
-            y_BSC, drop, dot=products.dense(train=train))
+            y_BSC, drop, dot=products.dense(train=train),
+            gelu=activations.gelu(
+                self.platform, train=train, approximate=self.approximate_gelu,
+                separate=True))
     return u_BSC + drop.path(y_BSC, 'channel_mixing')
 
 
