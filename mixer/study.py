@@ -121,6 +121,9 @@ EXPERIMENTS = {
     'permutation': Experiment(
         'permutation', 'Which order of the pixels does a network need to '
         'learn? (figure 4)', (_NETWORKS, _SEEDS, _PATCH)),
+    'invariance': Experiment(
+        'invariance', 'Which network keeps its accuracy when pixels change '
+        'places, trained so or not?', (_NETWORKS, _SEEDS, _PATCH)),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())
