@@ -131,25 +131,29 @@ def parse(texts: Sequence[str]) -> dict[str, list[float]]:
 
 def show(found: Mapping[str, Any]) -> None:
   """Prints what `run` returned."""
-  rows = []
+  tried, finals = [], []
   for name, one in found['optimizers'].items():
-    mean, deviation = runs.spread([r['accuracy'] for r in one['runs']])
-    tried = [r['rate'] for r in one['tried']]
-    edge = len(tried) > 1 and one['rate'] in (min(tried), max(tried))
-    rows.append((
-        _TITLES[name], ' '.join(f'{r["rate"]:g}: ' + (
-            'diverged' if r['accuracy'] is None else f'{r["accuracy"]:.2%}')
-            for r in one['tried']),
-        f'{one["rate"]:g}' + (' (at the edge)' if edge else ''),
-        f'{mean:.2%}' + (f' ±{100 * deviation:.2f}'
-                         if len(one['runs']) > 1 else ''),
-        f'{np.mean([r["loss"]["values"][-1] for r in one["runs"]]):.3f}'))
-  tables.show(tables.make(
-      rows, ('optimizer', f'rates, judged on {found["dev"]}', 'best',
-             found['metric'], 'last loss'), left=2,
-      title=f'tuned on {found["train"]}, then trained on all',
-      caption='A best rate at the edge of the rates that were tried may not be '
-      "the best: try more beyond it, in another --workdir."))
+    rates = [row['rate'] for row in one['tried']]
+    edge = len(rates) > 1 and one['rate'] in (min(rates), max(rates))
+    tried += [(
+        _TITLES[name], f'{row["rate"]:g}',
+        'diverged' if row['accuracy'] is None else f'{row["accuracy"]:.2%}',
+        '' if row['rate'] != one['rate'] else 'best' + ', at the edge' * edge)
+              for row in one['tried']]
+    mean, deviation = runs.spread([row['accuracy'] for row in one['runs']])
+    several = f' ±{100 * deviation:.2f}' if len(one['runs']) > 1 else ''
+    loss = runs.spread([row['loss']['values'][-1] for row in one['runs']])[0]
+    finals.append((_TITLES[name], f'{one["rate"]:g}', f'{mean:.2%}{several}',
+                   f'{loss:.3f}'))
+  tables.show(
+      tables.make(
+          tried, ('optimizer', 'learning rate', found['dev'], ''),
+          title=f'trained on {found["train"]}, judged on {found["dev"]}',
+          caption='A best rate at the edge of those that were tried may not be '
+          'the best: try more beyond it, in another --workdir.'),
+      tables.make(finals, ('optimizer', 'learning rate', found['metric'],
+                           'training loss'),
+                  title='with the best rate, on all training images'))
 
 
 def draw(found: Mapping[str, Any]) -> figures.Figure:
@@ -191,7 +195,7 @@ def _held_out(config: ml_collections.ConfigDict,
           for part, (begin, end) in limits.items()}
 
 
-def _curve(steps: Sequence[int],
+def _curve(steps: Sequence[float],
            values: Sequence[float]) -> dict[str, list[float]]:
   return dict(steps=list(steps), values=list(values))
 
