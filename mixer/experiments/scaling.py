@@ -37,7 +37,7 @@ _EVALUATIONS = 5   # during a run; the best of them counts
 def run(config: ml_collections.ConfigDict, path: str, *,
         fractions: Sequence[str | float] = (.03, .1, .3, 1),
         networks: Sequence[str] = ('Mixer', 'ViT', 'BiT'),
-        seeds: int | None = None) -> dict[str, Any]:
+        seeds: int = 1) -> dict[str, Any]:
   """Trains each network on each subset.
 
   The few-shot evaluation is the config's first. If the config has none, linear
@@ -81,7 +81,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       total_steps=steps, total_epochs=None, patience=0,
       eval_every=math.ceil(steps / _EVALUATIONS))) for name in names}
   rows = []
-  for seed in range(settings.seed, settings.seed + (seeds or 1)):
+  for seed in range(settings.seed, settings.seed + (seeds)):
     for subset in sets:
       for name, one in configs.items():
         where = os.path.join(path, f'{name}-{subset["examples"]}-{seed}')
