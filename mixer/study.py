@@ -101,6 +101,11 @@ EXPERIMENTS = {
         (flags.DEFINE_list('fractions', ['0.03', '0.1', '0.3', '1'],
                            'scaling: shares of the training images.'),
          _NETWORKS, _SEEDS)),
+    'optimizers': Experiment(
+        'optimizers', 'SGD or Adam, tuned alike at equal budget?',
+        (flags.DEFINE_multi_string(
+            'rates', [], 'optimizers: sgd=R1,R2,... or adam=R1,R2,..., learning '
+            'rates to try; equally many for each.'), _SEEDS)),
     'complexity': Experiment(
         'complexity', 'How does the cost grow with the number of patches? '
         'Trains nothing.', (_SIZES,)),
