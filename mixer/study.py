@@ -32,6 +32,9 @@ _WORKDIR = flags.DEFINE_string(
     'the names of the experiment, the config and its argument.')
 _TUNING_STEPS = flags.DEFINE_integer(
     'tuning_steps', 150, 'left_out, sizes: steps of fine-tuning.', 1)
+_SEEDS = flags.DEFINE_integer(
+    'seeds', 2, 'variants: runs of each network, from seeds that count up from '
+    'run.seed.', 1)
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'filters: a run, a file of weights or the name of a '
     'release.')
@@ -86,6 +89,11 @@ EXPERIMENTS = {
          flags.DEFINE_integer('units', 64, 'filters: units to draw of each '
                               'layer.', 2)),
         needs_config=False),
+    'variants': Experiment(
+        'variants', 'Which way of mixing tokens is best under one recipe? '
+        '(appendix A.1)',
+        (flags.DEFINE_list('variants', None, 'variants: ways of mixing tokens, '
+                           'such as tied,grouped:2; by default all.'), _SEEDS)),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())
