@@ -105,7 +105,7 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
     else:
       place.imshow(image.reshape(image.shape[:2]), cmap=_COLOURS, vmin=-1,
                    vmax=1)
-    place.set_title(title, pad=3, fontsize=8)
+    place.set_title(title, pad=3)
     place.set_axis_off()
   return figure
 
