@@ -166,7 +166,8 @@ def _cells(row: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     scores[2] = f'{100 * gain:+.2f}'
     scores[3] = f'{gain / spread:+.1f}' if spread else '-'
   return [row['variant'], f'{row["parameters"]:,}',
-          f'{row["flops"] / 1e6:,.1f}', '-' if speed is None else f'{speed:,.0f}', *scores,
+          f'{row["flops"] / 1e6:,.1f}',
+          '-' if speed is None else f'{speed:,.0f}', *scores,
           '; '.join(filter(None, notes))]
 
 
