@@ -123,6 +123,11 @@ EXPERIMENTS = {
          flags.DEFINE_integer('units', 64, 'filters: units to draw of each '
                               'layer.', 2)),
         needs_config=False),
+    'variants': Experiment(
+        'variants', 'Which way of mixing tokens is best under one recipe? '
+        '(appendix A.1)',
+        (flags.DEFINE_list('variants', None, 'variants: ways of mixing tokens, '
+                           'such as tied,grouped:2; by default all.'), _SEEDS)),
     'permutation': Experiment(
         'permutation', 'Which order of the pixels does a network need to '
         'learn? (figure 4)', (_NETWORKS, _SEEDS, _PATCH)),
