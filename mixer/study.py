@@ -35,6 +35,12 @@ _TUNING_STEPS = flags.DEFINE_integer(
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'filters: a run, a file of weights or the name of a '
     'release.')
+_NETWORKS = flags.DEFINE_list(
+    'networks', ['Mixer', 'ViT', 'BiT'], 'permutation, invariance, scaling: '
+    "networks to compare, of about the cost of the config's Mixer.")
+_SEEDS = flags.DEFINE_integer(
+    'seeds', None, 'Runs of each kind, from seeds that count up from run.seed. '
+    'permutation, invariance, variants: 2 by default, the others 1.', 1)
 _OF_RUNS = (
     flags.DEFINE_list('runs', [], 'table, frontier: workdirs of your runs.'),
     flags.DEFINE_string(
@@ -43,6 +49,9 @@ _OF_RUNS = (
         'evaluation.'))
 _SIZES = flags.DEFINE_list(
     'sizes', [], 'sizes, complexity: image sizes in pixels.')
+_PATCH = flags.DEFINE_integer(
+    'patch', None, 'permutation, invariance: side in pixels of the patches that '
+    "are permuted. The default is the Mixer's.", 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +95,15 @@ EXPERIMENTS = {
          flags.DEFINE_list('methods', ['resample'], 'sizes: ways to resize the '
                            'network: block, resample, or both.'),
          _TUNING_STEPS)),
+    'scaling': Experiment(
+        'scaling', 'What does more training data do for each network? (figure '
+        '2, right)',
+        (flags.DEFINE_list('fractions', ['0.03', '0.1', '0.3', '1'],
+                           'scaling: shares of the training images.'),
+         _NETWORKS, _SEEDS)),
+    'complexity': Experiment(
+        'complexity', 'How does the cost grow with the number of patches? '
+        'Trains nothing.', (_SIZES,)),
     'table': Experiment(
         'table', "How do this code's networks, and your runs, compare with the "
         "paper's tables?", _OF_RUNS, needs_config=False),
@@ -100,9 +118,9 @@ EXPERIMENTS = {
          flags.DEFINE_integer('units', 64, 'filters: units to draw of each '
                               'layer.', 2)),
         needs_config=False),
-    'complexity': Experiment(
-        'complexity', 'How does the cost grow with the number of patches? '
-        'Trains nothing.', (_SIZES,)),
+    'permutation': Experiment(
+        'permutation', 'Which order of the pixels does a network need to '
+        'learn? (figure 4)', (_NETWORKS, _SEEDS, _PATCH)),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())
@@ -132,7 +150,8 @@ def main(argv: Sequence[str]) -> None:
     run.keep_compiled(path)
   module = importlib.import_module(f'mixer.experiments.{experiment.module}')
   found = module.run(config, path, **{
-      flag.name: flag.value for flag in experiment.reads})
+      flag.name: flag.value for flag in experiment.reads
+      if flag.value is not None})
   os.makedirs(path, exist_ok=True)
   written = [os.path.join(path, 'result.json')]
   workdir.write_json(written[0], found)

@@ -94,6 +94,14 @@ class Split:
       out[here] = self.pieces[w].records(position[here] - before)
     return out
 
+  def head(self, most: int | None) -> 'Split':
+    """Returns the first `most` examples as a slice has them, which of folders,
+    manifests and arrays are a random sample; the whole split for None."""
+    if most is None or len(self) <= most:
+      return self
+    return Split(f'{self.spec}, {most} of {len(self)}',
+                 tuple(p for p in _cut(self, 0, most) if p.stop > p.start))
+
 
 Stored = Mapping[str, Piece | Split]   # the splits of a source, by name
 
