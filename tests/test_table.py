@@ -1,5 +1,6 @@
 """experiments/table and run_records: the paper's tables beside our figures."""
 import json
+import pathlib
 
 import pytest
 
@@ -91,6 +92,25 @@ def test_the_papers_row_of_a_network_is_that_of_most_epochs_at_224_pixels():
   assert days('Mixer-L/16', published.IMAGENET_21K) == 410
   assert days('ViT-L/16', published.JFT) == 650
   assert published.row('Mixer-S/16', published.IMAGENET) is None
+
+
+def test_the_readme_has_the_same_figures(found):
+  readme = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
+  for row in found['table_1']:
+    name = row['name']
+    if name not in published.MILLIONS:
+      continue
+    config = name.lower().replace('-', '_').replace('/', '')
+    cells = []
+    for data in (published.IMAGENET, published.IMAGENET_21K, published.JFT):
+      paper = published.row(name, data)
+      cells.append(f'{paper.top1:.2f}%, {paper.core_days / 1000:.2f}k'
+                   if paper else '')
+    cells = [f'{row["parameters"] / 1e6:.1f}M', f'{2 * row["gmacs"]:.1f}',
+             *cells]
+    line, = (line for line in readme.splitlines()
+             if f'(configs/{config}.py) |' in line)
+    assert [cell.strip() for cell in line.strip('|').split('|')[1:]] == cells
 
 
 def write_run(path, *, name='Mixer-B/16', data='imagenet2012', weights=None,
