@@ -148,6 +148,11 @@ def test_a_run_stands_beside_the_papers_row(tmp_path, capsys):
   lines = [' '.join(line.split()) for line in printed.splitlines()]
   assert ('mine Mixer-B/16 imagenet2012 75.00% 76.44% 75 1 10 59.9M 12.6'
           in lines)
+  found['runs'] = table.run(None, '', runs=[
+      write_run(tmp_path / 'other', data='imagenet21k')])['runs']
+  table.show(found)
+  assert 'other Mixer-B/16 imagenet21k 75.00% - 75 1 150 59.9M 12.6' in (
+      ' '.join(capsys.readouterr().out.split()))
   assert 'Mixer-B/16 i1k 224 300 76.44 82.36 88.33 1,384 10‡ 59.9M 12.60' in (
       lines)
 
