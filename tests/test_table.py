@@ -89,9 +89,9 @@ def test_tables_2_and_3_have_a_cost_for_every_network_that_can_be_built(found):
 def test_the_papers_row_of_a_network_is_that_of_most_epochs_at_224_pixels():
   days = lambda *key: published.row(*key).core_days
   assert days('Mixer-L/16', published.JFT) == 450
-  assert days('Mixer-L/16', published.IMAGENET_21K) == 410
+  assert days('Mixer-L/16', published.I21K) == 410
   assert days('ViT-L/16', published.JFT) == 650
-  assert published.row('Mixer-S/16', published.IMAGENET) is None
+  assert published.row('Mixer-S/16', published.I1K) is None
 
 
 def test_the_readme_has_the_same_figures(found):
@@ -102,7 +102,7 @@ def test_the_readme_has_the_same_figures(found):
       continue
     config = name.lower().replace('-', '_').replace('/', '')
     cells = []
-    for data in (published.IMAGENET, published.IMAGENET_21K, published.JFT):
+    for data in (published.I1K, published.I21K, published.JFT):
       paper = published.row(name, data)
       cells.append(f'{paper.top1:.2f}%, {paper.core_days / 1000:.2f}k'
                    if paper else '')

@@ -16,7 +16,7 @@ from mixer.models import interface
 from mixer.models import published
 
 _SIZE = 224   # side of the images in pre-training
-_SHORT = {published.IMAGENET: 'i1k', published.IMAGENET_21K: 'i21k',
+_SHORT = {published.I1K: 'i1k', published.I21K: 'i21k',
           'unlabelled jft': 'unlab.', 'web pairs': 'web'}
 
 
@@ -139,7 +139,7 @@ def _own(rows: Sequence[Mapping[str, Any]]) -> Any:
     cells.append((
         row['label'], row['name'], row['data'], f'{row["value"]:.2%}',
         # After other pre-training, the paper's accuracy is not on these data.
-        f'{paper["top1"]}%' if row['data'] == published.IMAGENET and paper
+        f'{paper["top1"]}%' if row['data'] == published.I1K and paper
         else '-', _text(row['speed'], ',.0f'),
         _text(row['device_days'], '.2g'), _text(paper.get('core_days'), ','),
         f'{row["parameters"] / 1e6:.3g}M',
