@@ -113,8 +113,8 @@ EXPERIMENTS = {
         'table', "How do this code's networks, and your runs, compare with the "
         "paper's tables?", _OF_RUNS, needs_config=False),
     'frontier': Experiment(
-        'frontier', 'Which runs are the most accurate for their cost and speed?',
-        _OF_RUNS, needs_config=False),
+        'frontier', 'Which runs are the most accurate for their cost and '
+        'speed?', _OF_RUNS, needs_config=False),
     'filters': Experiment(
         'filters', 'What do the token-mixing units and the stem look at?',
         (_CHECKPOINT,

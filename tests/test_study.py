@@ -96,7 +96,9 @@ def test_the_figures_are_in_result_json_and_in_the_table(tmp_path):
   row, = found['rows']
   assert (row['size'], row['method']) == (6, 'resample')
   assert f'{row["tuned"]:.2%}' in out.stdout
-  assert f'{tmp_path}/w/result.json' in out.stdout
+  for name in ('result.json', 'sizes.png', 'sizes.svg'):
+    assert f'{tmp_path}/w/{name}' in out.stdout
+    assert (tmp_path / 'w' / name).stat().st_size > 100
 
 
 @pytest.mark.slow   # processes of their own
