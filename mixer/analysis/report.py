@@ -33,7 +33,6 @@ _EXAMPLES = 10_000   # of the evaluation whose mistakes are shown
 _BATCH = 128
 _POINTS = 400   # of a curve
 _BAD = 100   # images that cannot be decoded
-_COUNTS = ('examples', 'bad', 'unlabelled')
 _STYLE = mistakes.STYLE + mosaic.STYLE
 # The curves: title of the axis, keys of training, and kinds of evaluations.
 _CURVES = (
@@ -160,20 +159,8 @@ def _final(rows: Sequence[Row]) -> Iterator[str]:
     if key.startswith('eval/'):
       name, kind = key.removeprefix('eval/').rsplit('/', 1)
       found.setdefault(name, {})[kind] = value
-  if not found:
-    return
-  kinds = list(dict.fromkeys(kind for row in found.values() for kind in row))
-
-  def cell(kind, value):
-    if value is None:
-      return ''
-    return f'{value:,}' if kind in _COUNTS else (
-        f'{float(value):.4f}' if kind == 'loss' else f'{float(value):.2%}')
-
-  yield page.section('Final evaluation', page.table(
-      [(name, *(cell(kind, row.get(kind)) for kind in kinds))
-       for name, row in found.items()],
-      ('evaluation', *(kind.replace('_', ' ') for kind in kinds))))
+  if found:
+    yield page.section('Final evaluation', mistakes.scores_table(found))
 
 
 def _of_network(path: str, config: Mapping[str, Any]) -> Iterator[str]:
