@@ -374,7 +374,6 @@ DOUBTS = {
     'bar': ('a,x|y\n', ('line 2', "'x|y'", "';'")),
     'comma': ('a,"x, y"\nb,"y, z"\nc,"x, z"\n', ("'x, y'", '2 more')),
     'blank': ('a,5 0\nb,5\nc,0\n', ("'5 0'", "';'")),
-    'gaps': ('a,1\nb,4\n', ('3 of the classes 0 to 4', 'classes.txt')),
     'repeated': ('a,x\nb,y\n./a,x\n', (
         '1 images', 'several times', "'a'", 'lines 2 and 4')),
 }

@@ -16,6 +16,8 @@ from mixer.models import grid
 from mixer.models import interface
 
 _WEIGHTS = 'MixerBlock_{}/token_mixing/Dense_0/kernel'
+# Of a mosaic: the side of a unit, and gaps in a pair and between pairs.
+_SIDE, _THIN, _WIDE = 48, 2, 8
 
 
 def token_units(model: interface.Model, params: Mapping[str, Any], layer: int,
@@ -75,7 +77,8 @@ def stem_units(params: Mapping[str, Any]) -> np.ndarray:
 
 
 def frequencies(units: np.ndarray) -> np.ndarray:
-  """Returns the mean frequency of each unit, in cycles per image.
+  """Returns the mean frequency of each unit, in cycles per image (of stem units,
+  per patch).
 
   It is the distance from frequency 0 in the two-dimensional Fourier transform,
   averaged with the power as weight. A unit's mean over the image stays in and
@@ -146,6 +149,36 @@ def baselines(units: np.ndarray, seed: int = 0) -> dict[str, float]:
       waves / np.abs(waves) * np.abs(np.fft.fft2(units))).real
   return dict(random=opposition(noise), smooth=opposition(smooth),
               alike=float(-_pairs(units, sign=-1)[1].mean()))
+
+
+def mosaic(units: np.ndarray, columns: int, *,
+           pairs: bool = True) -> np.ndarray:
+  """Returns one image with units side by side.
+
+  Args:
+    units: [units, rows, columns], or with a last axis of channels.
+    columns: how many units stand in a line; even, so that it holds whole pairs.
+    pairs: whether the gaps show which units are pairs.
+
+  Returns:
+    float [height, width] or [height, width, channels]. Each unit is divided by
+    its largest absolute weight, so values lie from -1 to 1. Gaps are NaN.
+  """
+  top = np.abs(units).max(axis=tuple(range(1, units.ndim)), keepdims=True)
+  units = units / np.where(top > 0, top, 1)
+  zoom = max(1, _SIDE // max(units.shape[1:3]))
+  units = units.repeat(zoom, axis=1).repeat(zoom, axis=2)
+  number, height, width, *channels = units.shape
+  thin = _THIN if pairs else _WIDE
+  lefts = [column * (width + thin) + column // 2 * (_WIDE - thin)
+           for column in range(columns)]
+  lines = -(-number // columns)
+  out = np.full((lines * (height + _WIDE) - _WIDE, lefts[-1] + width,
+                 *channels), np.nan)
+  for i, unit in enumerate(units):
+    top_edge, left = i // columns * (height + _WIDE), lefts[i % columns]
+    out[top_edge:top_edge + height, left:left + width] = unit
+  return out
 
 
 def _pairs(units: np.ndarray, sign: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -68,21 +68,6 @@ def check(path: str, lines: Mapping[str, int]) -> None:
       "several; separate several labels by ';'", len(joined) - 1)
 
 
-def say_unused(path: str, numbers: Collection[int]) -> None:
-  """Warns if class numbers from 0 to the largest are not all used.
-
-  Args:
-    path: of the manifest.
-    numbers: the different labels.
-  """
-  unused = max(numbers) + 1 - len(numbers)
-  if unused:
-    log.warning(
-        '%r: %d of the classes 0 to %d have no example; if the labels are ids, '
-        'list them in a file classes.txt in the same folder', path, unused,
-        max(numbers))
-
-
 def _loosely(label: str) -> str:
   folded = unicodedata.normalize('NFKC', label).casefold()
   return ' '.join(re.split(r'[\s_-]+', folded))

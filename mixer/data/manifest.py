@@ -173,7 +173,6 @@ def classes(path: str, table: Iterable[Row | dict[str, Any]]
                           f'a class number below {source.MAX_CLASSES}, or a '
                           'file classes.txt in the same folder')
     names = list(map(str, range(int(largest) + 1)))
-    label_names.say_unused(path, set(map(int, lines)))
   else:
     label_names.check(path, lines)
     names = sorted(lines)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
   from mixer.models import interface
 
 # Keys that an evaluation takes from `data` unless its own section sets them.
-_INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
+INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
               'on_device')
 
 Evaluate: TypeAlias = Callable[..., dict[str, int | float]]
@@ -84,7 +84,7 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
     `fewshot.accuracies`} of the `fewshot` section).
   """
   inherit = lambda section: dict(
-      {k: config['data'][k] for k in _INHERITED if k in config['data']},
+      {k: config['data'][k] for k in INHERITED if k in config['data']},
       **{k: v for k, v in section.items() if v is not None})
   out, settings = {'data': dict(config['data'])}, {}
   out.update({f'evals.{name}': inherit(section)
@@ -250,7 +250,10 @@ def make(plan: Plan, model: 'interface.Model',
       if part and split.source.num_classes < model.num_classes:
         parts[f'{name}_subset'] = found | part
       for kind, outcomes in parts.items():
-        scores.update(classification.score(kind, outcomes))
+        # An image that a label file such as ReaL's gives no label is in doubt.
+        scores.update(classification.score(
+            kind, outcomes,
+            negatives=loss == 'sigmoid' and not split.source.relabelled))
         if 'scores' in outcomes:
           from mixer.evaluation import several_labels
           scores.update({f'eval/{kind}/{key}': value for key, value in

@@ -7,6 +7,7 @@ of an untrained one, and fine-tuning with training from scratch.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os
+import typing
 from typing import Any
 
 import jax
@@ -21,6 +22,9 @@ from mixer.evaluation import fewshot
 from mixer.experiments import runs
 from mixer.pretrained import network
 from mixer.training import assembly
+
+if typing.TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 SHOTS, SEEDS = fewshot.SHOTS, len(fewshot.SEEDS)
 # Of the training images of a new class, one in five chooses the learning rate.
@@ -84,6 +88,37 @@ def show(found: Mapping[str, Any]) -> None:
                            ('scratch', 'from scratch'))],
       ('trained', 'learning rate', 'dev', 'test'))
   tables.show(few, full)
+
+
+def draw(found: Mapping[str, Any]) -> 'Figure':
+  """Returns a figure of what `run` returned: few-shot, and fine-tuned."""
+  from mixer.analysis import figures
+  figure, ((few, full),) = figures.grid(
+      1, 2, height=2.1, sharey=True, width_ratios=(3, 2))
+  chance = 1 / len(found['classes'])
+  for number, (name, label) in enumerate((('pretrained', 'pre-trained'),
+                                          ('untrained', 'untrained'))):
+    row = found['fewshot'][name]
+    few.plot([int(shots) for shots in row], list(row.values()),
+             f'{figures.MARKERS[number]}-', color=figures.PALETTE[number],
+             label=label)
+  few.set(xscale='log', xlabel='images of each class', title='linear, few-shot',
+          ylabel=f'accuracy on {len(found["classes"])} new classes')
+  few.set_xticks(SHOTS, [str(shots) for shots in SHOTS])
+  few.minorticks_off()
+  few.legend()
+  bars = full.bar(
+      ['pre-trained', 'scratch'], [found[k]['test'] for k in (
+          'tuned', 'scratch')], color=figures.PALETTE[:2], width=.6)
+  full.bar_label(bars, fmt=lambda value: f'{value:.1%}', fontsize=7)
+  full.set(title='whole network', xlabel='trained from')
+  for axis in (few, full):
+    axis.axhline(chance, color=figures.GREY, linestyle=':', zorder=0)
+  few.annotate('chance', (SHOTS[-1], chance), (0, 1), va='bottom', ha='right',
+               textcoords='offset points', fontsize=6, color=figures.GREY)
+  few.set_ylim(0, 1.04)
+  figures.percent(few)
+  return figure
 
 
 def _split_classes(config: ml_collections.ConfigDict, path: str,

@@ -4,12 +4,14 @@ Axes: B batch, T any axis, F features.
 """
 from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mixer.models import activations
 from mixer.models import grid
 from mixer.models import masks
 from mixer.models import products
@@ -40,19 +42,22 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, drop: masks.Masks, *,
-               dot: products.Dot) -> jax.Array:
+               dot: products.Dot, gelu: activations.Activation | None = None
+               ) -> jax.Array:
     """Returns [B, T, F] for x [B, T, F].
 
     Args:
       x: features.
       drop: the masks of this block.
       dot: flax's `dot_general` for both layers.
+      gelu: the form of the activation; by default flax's own.
     """
     dense = lambda width: nn.Dense(
         width, dtype=self.dtype, dot_general=dot, kernel_init=self.kernel_init,
         bias_init=self.bias_init)
-    h = dense(self.mlp_dim)(x)
-    h = nn.gelu(h, approximate=self.approximate_gelu)
+    gelu = gelu or functools.partial(
+        nn.gelu, approximate=self.approximate_gelu)
+    h = gelu(dense(self.mlp_dim)(x))
     h = drop.units(h, f'{self.name}/hidden', self.dropout_rate)
     y = dense(x.shape[-1])(h)
     return drop.units(y, f'{self.name}/output', self.dropout_rate)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mixer.core import errors
+from mixer.models import activations
 from mixer.models import blocks
 from mixer.models import grid
 from mixer.models import interface
@@ -73,7 +74,10 @@ class MixerBlock(nn.Module):
     y_BSC = blocks.MlpBlock(
         self.channels_mlp_dim, self.dropout_rate, self.approximate_gelu,
         self.dtype, name='channel_mixing')(
-            y_BSC, drop, dot=products.dense(train=train))
+            y_BSC, drop, dot=products.dense(train=train),
+            gelu=activations.gelu(
+                self.platform, train=train, approximate=self.approximate_gelu,
+                separate=True))
     return u_BSC + drop.path(y_BSC, 'channel_mixing')
 
 
@@ -104,6 +108,8 @@ class MlpMixer(interface.Model):
     platform: 'cpu', 'gpu' or 'tpu', which the program is for and which decides
       the form of matrix products; None decides where the program is lowered.
     token_mixing: how tokens are mixed, a row of `token_mixing.TABLE`.
+    pixel_order: 'KIND[:PATCH[:SEED]]', one order of the pixels of all images,
+      see `models.pixel_order`; None leaves them as they are.
   """
   NAMES = ('Mixer-S/32', 'Mixer-S/16', 'Mixer-B/32', 'Mixer-B/16',
            'Mixer-L/32', 'Mixer-L/16', 'Mixer-H/14')
@@ -120,7 +126,8 @@ class MlpMixer(interface.Model):
       ('.*', ('fsdp',)),
   )
   OWN_PARAMETER = re.compile(r'MixerBlock_(\d+)/.*')
-  WIDTHS = ('hidden_dim', 'num_blocks', 'channels_mlp_dim', 'token_mixing')
+  WIDTHS = ('hidden_dim', 'num_blocks', 'channels_mlp_dim', 'token_mixing',
+            'pixel_order')
   TIED_TO_SIZE = ('tokens_mlp_dim',)
   TAKEN_FROM_WEIGHTS = ('approximate_gelu',)
 
@@ -140,6 +147,7 @@ class MlpMixer(interface.Model):
   scan: bool = False
   platform: str | None = None
   token_mixing: str = 'tied'
+  pixel_order: str | None = None
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool = False,
@@ -162,7 +170,7 @@ class MlpMixer(interface.Model):
     Raises:
       UserError: if the images do not fit the patches or the parameters.
     """
-    patches = self.patches(images)
+    patches, images = self.patches(images), self.ordered(images)
     rows_B = jnp.arange(images.shape[0]) if rows is None else rows
     out = {}
     x = out['stem'] = blocks.patch_projection(self, images)

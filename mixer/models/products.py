@@ -32,17 +32,18 @@ def over_tokens(platform: str | None, *, train: bool) -> Dot:
     train: whether the program has a backward pass.
   """
   other = dense(train=train)
+  on_tpu = token_dot if train else other
   if platform is not None:
-    return token_dot if platform == 'gpu' else other
+    return dict(gpu=token_dot, tpu=on_tpu).get(platform, other)
 
   def dot(x, kernel, dimension_numbers, precision=None,
           preferred_element_type=None):
-    on_gpu, elsewhere = (functools.partial(
+    gpu, tpu, elsewhere = (functools.partial(
         form, dimension_numbers=dimension_numbers, precision=precision,
         preferred_element_type=preferred_element_type)
-                         for form in (token_dot, other))
+                           for form in (token_dot, on_tpu, other))
     return jax.lax.platform_dependent(
-        x, kernel, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
+        x, kernel, cuda=gpu, rocm=gpu, tpu=tpu, default=elsewhere)
 
   return dot
 

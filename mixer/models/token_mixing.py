@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mixer.models import activations
 from mixer.models import blocks
 from mixer.models import grid
 from mixer.models import masks
@@ -57,7 +58,9 @@ def tied(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
       block.tokens_mlp_dim, block.dropout_rate, block.approximate_gelu,
       block.dtype, name='token_mixing')
   y_BCS = mlp(jnp.swapaxes(x_BSC, 1, 2), drop,
-              dot=products.over_tokens(block.platform, train=train))
+              dot=products.over_tokens(block.platform, train=train),
+              gelu=activations.gelu(block.platform, train=train,
+                                    approximate=block.approximate_gelu))
   return jnp.swapaxes(y_BCS, 1, 2)
 
 

@@ -96,7 +96,7 @@ class VisionTransformer(interface.Model):
       without a class token.
     representation_dim: width of a tanh layer before the head, which weights
       pre-trained on ImageNet-21k have; None for none.
-    num_classes .. platform: see `models.mixer.MlpMixer`. Dropout acts on the
+    num_classes .. pixel_order: see `models.mixer.MlpMixer`. Dropout acts on the
       embedded patches too.
   """
   NAMES = ('ViT-S/16', 'ViT-B/32', 'ViT-B/16', 'ViT-L/32', 'ViT-L/16',
@@ -116,7 +116,7 @@ class VisionTransformer(interface.Model):
       ('.*', ('fsdp',)),
   )
   OWN_PARAMETER = re.compile(r'encoderblock_(\d+)/.*')
-  WIDTHS = (*_SCALED, 'patch_size', 'representation_dim')
+  WIDTHS = (*_SCALED, 'patch_size', 'representation_dim', 'pixel_order')
   TAKEN_FROM_WEIGHTS = ('approximate_gelu', 'pool')
 
   patch_size: grid.Size
@@ -136,6 +136,7 @@ class VisionTransformer(interface.Model):
   remat: str | None = None
   scan: bool = False
   platform: str | None = None
+  pixel_order: str | None = None
 
   def __post_init__(self) -> None:
     if self.hidden_dim % self.num_heads:
@@ -153,7 +154,7 @@ class VisionTransformer(interface.Model):
     """
     self.patches(images)
     rows_B = jnp.arange(images.shape[0]) if rows is None else rows
-    x = blocks.patch_projection(self, images)
+    x = blocks.patch_projection(self, self.ordered(images))
     out = {'stem': x}
     x_BTC = x.reshape(x.shape[0], -1, self.hidden_dim)
     if self.pool == 'token':
