@@ -83,10 +83,10 @@ def main(argv: list[str]) -> None:
             else scoring.config_of(network, _DATA.value))
   config = scoring.requested(config, network, real=_REAL.value, v2=_V2.value,
                              fewshot=_FEWSHOT.value, data=_DATA.value)
-  outcomes: scoring.Outcomes = {}
+  kept: dict[str, Any] = {}
   results, predictions = scoring.evaluate(
       network, config, batch_size=_BATCH.value, worst=_WORST.value,
-      outcomes=outcomes)
+      kept=kept)
   if not processes.first():
     return
   _show(results)
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
   if _HTML.value:
     from mixer.analysis import mistakes
     from mixer.core import files
-    files.write(_HTML.value, mistakes.make_page(network, results, outcomes))
+    files.write(_HTML.value, mistakes.make_page(network, results, kept))
 
 
 def _show(results: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from mixer.evaluation import confusion
 from mixer.images import thumbnails
 
 if TYPE_CHECKING:
-  from mixer.analysis.scoring import Outcome
-  from mixer.analysis.scoring import Outcomes
+  from mixer.analysis.outcomes import Outcome
+  from mixer.analysis.outcomes import Outcomes
   from mixer.data import pipeline
   from mixer.pretrained.network import Network
 

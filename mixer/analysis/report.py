@@ -14,6 +14,7 @@ import numpy as np
 from mixer import pretrained
 from mixer.analysis import mistakes
 from mixer.analysis import mosaic
+from mixer.analysis import outcomes
 from mixer.analysis import scoring
 from mixer.core import errors
 from mixer.core import files
@@ -186,11 +187,11 @@ def _of_network(path: str, config: Mapping[str, Any]) -> Iterator[str]:
 def _mistakes(network: Network, config: Mapping[str, Any]) -> Iterator[str]:
   """Yields the mistakes in the first evaluation of the config, if any."""
   for name, section in list(config['evals'].items())[:1]:
-    outcomes: scoring.Outcomes = {}
+    kept: outcomes.Outcomes = {}
     results, _ = scoring.evaluate(
         network, dict(data=config['data'], evals={name: section}),
-        batch_size=_BATCH, most=_EXAMPLES, outcomes=outcomes)
-    outcome = outcomes[name]
+        batch_size=_BATCH, most=_EXAMPLES, kept=kept)
+    outcome = kept[name]
     examples = results['evals'][name]['examples']
     yield page.section('Mistakes', '', (
         f'Of checkpoint {os.path.basename(network.name)}, on {examples:,} '
