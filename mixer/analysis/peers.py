@@ -45,9 +45,7 @@ def make(name: str, mode: str, model: interface.Model, directory: str | None,
   """
   if name not in NAMES:
     raise errors.unknown('--compare', name, NAMES)
-  if not isinstance(model, MlpMixer):
-    raise errors.UserError(f'--compare: {name} has a Mixer to compare with, '
-                           f'the measured network is a {type(model).__name__}')
+  _check_mixer(name, model)
   if model.dtype != jnp.float32 and name not in _TORCH:
     raise errors.UserError(
         f'--compare: {name} computes in float32 only, this measurement uses '
@@ -66,10 +64,18 @@ def flax_network(name: str, model: interface.Model,
   """
   if name not in _FLAX:
     raise errors.unknown('--compare', name, tuple(_FLAX))
-  if not isinstance(model, MlpMixer):
-    raise errors.UserError(f'--compare: {name} has a Mixer to compare with, '
-                           f'the measured network is a {type(model).__name__}')
+  _check_mixer(name, model)
   return _FLAX[name](model, directory)
+
+
+def _check_mixer(name: str, model: interface.Model) -> None:
+  kind = type(model).__name__
+  if isinstance(model, MlpMixer) and model.token_mixing != 'tied':
+    kind = f'Mixer with token_mixing={model.token_mixing}'
+  elif isinstance(model, MlpMixer):
+    return
+  raise errors.UserError(f"--compare: {name} has the paper's Mixer to compare "
+                         f'with, the measured network is a {kind}')
 
 
 def _big_vision(model: MlpMixer, directory: str | None) -> nn.Module:
