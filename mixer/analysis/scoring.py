@@ -1,21 +1,18 @@
 """Scores a network on the evaluations of a config and lists its mistakes."""
 from collections.abc import Iterator
 from collections.abc import Mapping
-import dataclasses
 import re
 from typing import Any
 from typing import TYPE_CHECKING
-from typing import TypeAlias
 
 import numpy as np
 
+from mixer.analysis import outcomes
 from mixer.core import errors
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.data import sources
 from mixer.evaluation import class_names
-from mixer.evaluation import confusion
-from mixer.evaluation import several_labels
 from mixer.evaluation import suite
 from mixer.training import losses
 from mixer.training import sharding
@@ -24,21 +21,6 @@ if TYPE_CHECKING:
   from mixer.data import pipeline
   from mixer.pretrained.network import Network
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-  """What a network made of every example of an evaluation.
-
-  Attributes:
-    split: the examples.
-    names: of the classes that are scored.
-    found: as `classification.collect` returns it.
-  """
-  split: 'pipeline.Data'
-  names: list[str]
-  found: dict[str, np.ndarray]
-
-
-Outcomes: TypeAlias = dict[str, Outcome]   # by the name of the evaluation
 _IMAGENET, _V2 = 'imagenet2012', 'imagenet_v2/matched-frequency'
 # What --data keeps of a config's section `data`.
 _KEPT = ('dir', 'access', 'window', 'max_pixels')
@@ -202,7 +184,8 @@ def _fewshot(section: Mapping[str, Any], train: str) -> dict[str, Any]:
 
 def evaluate(
     network: 'Network', config: Mapping[str, Any], *, batch_size: int,
-    worst: int = 10, most: int | None = None, outcomes: Outcomes | None = None
+    worst: int = 10, most: int | None = None,
+    kept: outcomes.Outcomes | None = None
     ) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
   """Evaluates a network.
 
@@ -212,7 +195,7 @@ def evaluate(
     batch_size: images in a batch; rounded up to a multiple of the devices.
     worst: how many classes and pairs to list.
     most: number of examples of each split, see `pipeline.open_data`.
-    outcomes: a dict, into which the outcome of each evaluation is put.
+    kept: a dict, into which the outcome of each evaluation is put.
 
   Returns:
     (results, predictions), both fit for JSON. Results have 'checkpoint',
@@ -238,10 +221,10 @@ def evaluate(
                        classes=classes)
   details: dict[str, dict[str, np.ndarray]] = {}
   scores = compute(plan.place(network.params), details)
-  of: Outcomes = {} if outcomes is None else outcomes
+  of: outcomes.Outcomes = {} if kept is None else kept
   for name, found in details.items():
     base = name if name in evals else name.removesuffix('_subset')
-    of[name] = Outcome(evals[base], _class_names(
+    of[name] = outcomes.Outcome(evals[base], outcomes.class_names(
         network, evals[base], by_network=name == base and base in classes),
                        found)
   results = dict(
@@ -251,12 +234,12 @@ def evaluate(
       evals={name: dict(
           _scores_of(scores, name), split=each.split.split.spec,
           data=each.split.source.name, preprocessing=each.split.cut,
-          classes=len(each.names), **_mistakes(each.found, each.names, worst))
+          classes=len(each.names), **outcomes.tables(each, worst))
              for name, each in of.items()},
       fewshot={name: {str(shot): scores[f'eval/{name}/accuracy_{shot}shot']
                       for shot in few.settings['shots']}
                for name, few in fewshots.items()})
-  return results, _predictions(of)
+  return results, outcomes.predictions(of)
 
 
 def _classes(network: 'Network', evals: dict[str, 'pipeline.Data'],
@@ -289,44 +272,3 @@ def _scores_of(scores: Mapping[str, float], name: str) -> dict[str, float]:
   prefix = f'eval/{name}/'
   return {k.removeprefix(prefix): v for k, v in scores.items()
           if k.startswith(prefix) and not k.endswith('shot')}
-
-
-def _class_names(network: 'Network', split: 'pipeline.Data',
-                 by_network: bool) -> list[str]:
-  """Returns a name for each class that is scored.
-
-  The network may have more classes than names; these are numbers.
-  """
-  ours, theirs = network.card['class_names'], split.source.class_names
-  names = list(ours if by_network else theirs or ours or ())
-  if ours and theirs and not by_network and len(theirs) < len(ours):
-    return names   # the logits of the subset alone
-  return names + [str(i) for i in range(len(names), network.model.num_classes)]
-
-
-def _mistakes(found: Mapping[str, np.ndarray], names: list[str],
-              worst: int) -> dict[str, Any]:
-  best = np.where(found['mask'], found['best'][:, 0], -1)
-  return dict(
-      worst_classes=confusion.worst_classes(
-          found['labels'], best, names=names, most=worst),
-      confused_pairs=confusion.confused_pairs(
-          found['labels'], best, names=names, most=worst),
-      **(dict(several_labels=[dict(row, name=names[row['class']])
-                              for row in several_labels.by_class(found)])
-         if 'scores' in found else {}))
-
-
-def _predictions(of: Outcomes) -> Iterator[dict[str, Any]]:
-  for name, each in of.items():
-    split, names, found = each.split, each.names, each.found
-    source = split.source
-    named = lambda classes, names=names: [names[i] for i in classes.tolist()]
-    records = split.split.records(np.arange(len(split)))
-    for row, record in enumerate(records.tolist()):
-      labels = found['labels'][row]
-      more = dict(error='it cannot be decoded') if found['bad'][row] else dict(
-          classes=named(found['best'][row]),
-          probabilities=found['probabilities'][row].tolist())
-      yield dict(eval=name, image=source.name_of(record),
-                 labels=named(labels[labels >= 0]), **more)
