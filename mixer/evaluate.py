@@ -14,7 +14,6 @@ they were trained with; your own runs use their config's. Every example is
 counted once.
 """
 import json
-import os
 from typing import Any
 
 from absl import flags
@@ -55,6 +54,9 @@ _JSON = flags.DEFINE_string('json', None, 'File for the results, as JSON.')
 _PREDICTIONS = flags.DEFINE_string(
     'predictions', None, 'File for the five most likely classes of each image, '
     'one JSON object per line.')
+_HTML = flags.DEFINE_string(
+    'html', None, 'File for a page with the results, a confusion matrix and '
+    'the worst-classified examples.')
 _WORST = flags.DEFINE_integer('worst', 10, 'How many of the worst classes, and '
                               'of the most confused pairs, to list.', 0)
 
@@ -65,24 +67,26 @@ def main(argv: list[str]) -> None:
   if _CHECKPOINT.value is None:
     raise errors.UserError('--checkpoint is required, such as '
                            '--checkpoint=runs/digits')
-  for flag in (_JSON, _PREDICTIONS):
-    folder = os.path.dirname(os.path.abspath(flag.value or ''))
-    if flag.value and (not os.path.isdir(folder) or os.path.isdir(flag.value)):
-      raise errors.UserError(f'--{flag.name}: {flag.value!r}: expected a file '
-                             'in a folder that exists')
+  for flag in (_JSON, _PREDICTIONS, _HTML):
+    command.check_output(flag.name, flag.value)
   command.join()
   # Loading JAX takes seconds; mistakes in the flags are reported before.
   from mixer import pretrained
   from mixer.analysis import scoring
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value,
                                     average=_AVERAGE.value)
-  _check_overrides(network.image_size)
+  if _CONFIG.value:
+    given = config_flags.get_override_values(flags.FLAGS['config'])
+    for key, value in given.items():
+      scoring.check_override(key, value, network, _DATA.value)
   config = (_CONFIG.value.to_dict() if _CONFIG.value
             else scoring.config_of(network, _DATA.value))
   config = scoring.requested(config, network, real=_REAL.value, v2=_V2.value,
                              fewshot=_FEWSHOT.value, data=_DATA.value)
+  kept: dict[str, Any] = {}
   results, predictions = scoring.evaluate(
-      network, config, batch_size=_BATCH.value, worst=_WORST.value)
+      network, config, batch_size=_BATCH.value, worst=_WORST.value,
+      kept=kept)
   if not processes.first():
     return
   _show(results)
@@ -92,33 +96,16 @@ def main(argv: list[str]) -> None:
   if _PREDICTIONS.value:
     with open(_PREDICTIONS.value, 'w') as f:
       f.writelines(json.dumps(row) + '\n' for row in predictions)
-
-
-def _check_overrides(image_size: tuple[int, int]) -> None:
-  """Raises a UserError for an override that would not change the evaluation.
-
-  Args:
-    image_size: (height, width) of the network.
-  """
-  if not _CONFIG.value:
-    return
-  given = config_flags.get_override_values(flags.FLAGS['config'])
-  size = dict(zip(('run.image_size', 'run.image_width'), image_size))
-  for key, value in given.items():
-    if key in size and value != size[key]:
-      raise errors.UserError(
-          f'--config.{key}: got {value}, and this network is for images of '
-          f'{image_size[0]}x{image_size[1]}; fine-tune it for another size by '
-          'mixer.main with --config.start.weights and '
-          '--config.run.image_size')
-    if key not in size and not key.startswith(('data.', 'evals.', 'fewshot.')):
-      raise errors.UserError(
-          f'--config.{key}: an evaluation reads only the sections data, evals '
-          'and fewshot; leave it out, or give --batch_size for batches')
+  if _HTML.value:
+    from mixer.analysis import mistakes
+    from mixer.core import files
+    files.write(_HTML.value, mistakes.make_page(network, results, kept))
 
 
 def _show(results: dict[str, Any]) -> None:
-  """Prints the results as tables."""
+  """Prints the results as tables, and what the network was trained with."""
+  from mixer.core import provenance  # loads JAX
+
   def show(title: str, columns: tuple[str, ...],
            rows: list[tuple[Any, ...]]) -> None:
     if rows:
@@ -127,14 +114,17 @@ def _show(results: dict[str, Any]) -> None:
   percent = '{:.2%}'.format
   size = 'x'.join(map(str, results['image_size']))
   show(f'{results["model"]}, at {size}: {results["checkpoint"]}',
-       ('split', 'examples', 'classes', 'top-1', 'top-5', 'loss', 'left out'),
+       ('split', 'examples', 'classes', 'top-1', 'top-5', 'loss',
+        'unreadable', 'no label'),
        [(name, f'{e["examples"]:,}', f'{e["classes"]:,}',
          percent(e['accuracy']),
          # Of five classes or fewer, it is always 100%.
          percent(e['accuracy_top5']) if e['classes'] > 5 else '',
-         f'{e["loss"]:.4f}',
-         e['bad'] + e.get('unlabelled', 0))
+         f'{e["loss"]:.4f}', e['bad'], e.get('unlabelled', 0))
         for name, e in results['evals'].items()])
+  if results['provenance']:
+    made = provenance.line(results['provenance'], data=True)
+    tables.show(tables.styled(f'  trained with {made}', 'dim'))
   shots = list(dict.fromkeys(s for e in results['fewshot'].values() for s in e))
   show('few-shot, ridge regression on the features, mean over seeds',
        ('split', *(f'{s}-shot' for s in shots)),

@@ -438,7 +438,7 @@ STEPS = 14
 def start(name, workdir, *flags):
   """Starts `python -m mixer.main` on a folder, with a tiny model."""
   command = [
-      sys.executable, '-m', 'mixer.main', '--config=configs/cifar10.py',
+      sys.executable, '-m', 'mixer.main', '--noreport', '--config=configs/cifar10.py',
       f'--workdir={workdir}', f'--config.data.name={name}',
       '--config.data.on_device=False', '--config.evals.test.split=validation',
       '--config.run.image_size=32', f'--config.run.batch_size={BATCH}',

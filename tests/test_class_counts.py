@@ -32,6 +32,36 @@ def test_a_class_without_examples_is_named_in_one_line(opened, caplog):
                        "'test': ant, cat")
 
 
+def test_ids_with_gaps_in_a_manifest_get_one_line(tmp_path, caplog):
+  """Not another one for each split that lacks the same classes."""
+  caplog.set_level('WARNING')
+  (tmp_path / 'm.csv').write_text('path,label,split\n' + ''.join(
+      f'{split}{label},{label},{split}\n' for split in ('train', 'test')
+      for label in (1, 4, 7)))
+  train, test = (pipeline.open_data(
+      name=f'manifest:{tmp_path}/m.csv', split=split, image_size=4, key=key,
+      crop='resize') for split, key in (('train', 'data'),
+                                        ('test', 'evals.test')))
+  class_counts.check(train, {'test': test})
+  line, = caplog.messages
+  assert line == (
+      "data: 5 of the 8 classes have no example in 'train': 0, 2, 3, 5, 6; if "
+      'the labels are ids, list them in a file classes.txt beside the manifest')
+
+
+def test_a_split_without_any_label_is_refused(tmp_path):
+  np.savez(tmp_path / 'a.npz', train_images=np.zeros((4, 4, 4, 3), np.uint8),
+           train_labels=np.array([[0, -1], [1, 0], [-1, -1], [1, -1]]),
+           test_images=np.zeros((2, 4, 4, 3), np.uint8),
+           test_labels=np.full((2, 2), -1))
+  train, test = (pipeline.open_data(
+      name=f'arrays:{tmp_path}/a.npz', split=split, image_size=4, key=key,
+      crop='resize') for split, key in (('train', 'data'),
+                                        ('test', 'evals.test')))
+  with pytest.raises(errors.UserError, match="evals.test.*'test' has a label"):
+    class_counts.check(train, {'test': test})
+
+
 def test_nothing_is_said_if_every_class_has_an_example(opened, caplog):
   caplog.set_level('WARNING')
   class_counts.check(opened('train[:50%]'),

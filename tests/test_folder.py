@@ -451,3 +451,22 @@ def test_prediction_lists_a_folder_as_training_does(
   assert folder.images(str(tmp_path / 'store')) == [f'{tmp_path}/store/c.jpg']
   os.mkdir('empty')
   assert folder.images('empty') == []
+
+
+def test_class_folders_of_one_name_in_two_forms_are_refused(tmp_path):
+  refused(folder.load, make(tmp_path, ('caf\u00e9/a.jpg', 'cafe\u0301/a.jpg')),
+          ('class folders', 'Unicode'))
+
+
+@pytest.mark.parametrize('names, words', (
+    (('Cat/a.jpg', 'cat/a.jpg'), ("'cat' is another class than 'Cat'",)),
+    (('s1/cat/a.jpg', 's1/dog/a.jpg', 's2/cat/a.jpg', 's2/dog/a.jpg'),
+     ("['s1', 's2']", "['cat', 'dog']", 'level')),
+    (('pet/cat/a.jpg', 'pet/dog/a.jpg', 'farm/cow/a.jpg', 'farm/dog/a.jpg'),
+     ()),
+    (('a/x/1.jpg', 'a/y/1.jpg', 'b/x/1.jpg', 'b/y/1.jpg', 'b/1.jpg'), ())))
+def test_doubtful_class_folders_get_one_line(tmp_path, caplog, names, words):
+  folder.load(make(tmp_path, names))
+  assert len(caplog.messages) == bool(words)
+  for word in words:
+    assert word in caplog.messages[0]

@@ -22,7 +22,7 @@ HOMES = {
     'array_record': ('mixer/data/', 'mixer/preparation/'),
     'orbax': ('mixer/core/checkpoint.py', 'mixer/core/checkpoint_reader.py'),
     'clu': ('mixer/training/',),
-    'matplotlib': ('mixer/experiments/figures.py',),
+    'matplotlib': ('mixer/analysis/figures.py',),
     'sklearn': ('mixer/data/',),
     'apache_beam': ('mixer/preparation/',),
     'jax2onnx': ('mixer/pretrained/',),
@@ -38,7 +38,7 @@ MODEL_LIBRARIES = {'jax', 'flax', 'numpy', 'mixer'}
 PUBLIC_FACES = ('mixer/models/__init__.py', 'mixer/pretrained/__init__.py')
 # Budgets, in lines: of a module; of a function, and of all of mixer/, without
 # docstrings.
-MODULE_LINES, FUNCTION_LINES, HOUSE_LINES = 300, 60, 16_500
+MODULE_LINES, FUNCTION_LINES, HOUSE_LINES = 300, 60, 19_500
 
 FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(), str(path))
          for path in sorted(ROOT.glob('mixer/**/*.py'))}
@@ -282,8 +282,8 @@ def test_imports_stay_light(statement, absent):
 ))
 def test_a_training_step_loads_little_code(data, most_files, most_lines,
                                            tmp_path):
-  """The modules of mixer/ that a whole run of two steps has imported; empty
-  files and docstrings do not count."""
+  """The modules of mixer/ that a whole run of two steps has imported, without
+  its report; empty files and docstrings do not count."""
   code = (
       'import sys; from absl import flags; from mixer import main; '
       'from mixer.core import command\n'
@@ -291,7 +291,8 @@ def test_a_training_step_loads_little_code(data, most_files, most_lines,
       'except SystemExit as e:\n  assert not e.code, e.code\n'
       'print(*(m.__file__ for n, m in sys.modules.items() '
       'if n.split(".")[0] == "mixer" and m.__file__), sep="\\n")')
-  args = ['--config=configs/digits.py', '--config.run.total_steps=2',
+  args = ['--config=configs/digits.py', '--noreport',
+          '--config.run.total_steps=2',
           f'--workdir={tmp_path}/run']
   if data == 'tfrecord':
     tfds_sets.prepare_photos(f'{tmp_path}/sets')

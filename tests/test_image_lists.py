@@ -96,3 +96,22 @@ def test_tars_are_listed_in_place_with_labels_of_all_synsets(tmp_path):
 def test_an_unknown_kind_of_source_is_an_error():
   with pytest.raises(errors.UserError, match="--source: 'zip:x'.*folder:PATH"):
     image_lists.open_list('zip:x')
+
+
+@pytest.mark.parametrize('row', ({'labels': []}, {'label': 'x', 'weights': 0}))
+def test_an_image_without_a_label_is_an_error(tmp_path, row):
+  """Training on the prepared set would fail when it reads the image."""
+  path = tmp_path / 'list.jsonl'
+  path.write_text(json.dumps(dict(path='a.jpg', label=0)) + '\n'
+                  + json.dumps(dict(path='b.jpg', **row)))
+  with pytest.raises(errors.UserError,
+                     match="line 2: 'b.jpg' has no label.*sigmoid"):
+    image_lists.open_list(f'manifest:{path}')
+
+
+def test_ids_with_gaps_get_a_line(tmp_path, caplog):
+  path = tmp_path / 'list.csv'
+  path.write_text('path,label\na.jpg,1\nb.jpg,3\n')
+  image_lists.open_list(f'manifest:{path}')
+  line, = caplog.messages
+  assert '2 of the 4 classes have no example: 0, 2; if' in line

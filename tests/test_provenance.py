@@ -141,6 +141,9 @@ def test_a_network_its_scores_and_its_exports_carry_it(path, tmp_path):
   config = scoring.requested(scoring.config_of(network), network)
   results, _ = scoring.evaluate(network, config, batch_size=64)
   assert results['provenance'] == made
+  line = provenance.line(made, data=True)
+  assert line.endswith(f', data {made["data"]["source"]}')
+  assert line.startswith(provenance.line(made) + ',') and '\n' not in line
   file = tmp_path / 'w.npz'
   export.export(network, str(file), format='npz')
   assert networks.open_network(file).card['provenance'] == made

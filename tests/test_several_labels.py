@@ -96,6 +96,7 @@ def test_the_command_scores_a_network_over_all_devices(tmp_path):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (21, 8, 8, 3), np.uint8)
   truth = (rng.random((21, 5)) < 0.4).astype(int)
+  truth[3] = 0
   np.savez(tmp_path / 'a.npz', images=images, labels=truth,
            class_names=np.array(small_networks.CLASSES))
   network = small_networks.make(size=(8, 8), loss='sigmoid')
@@ -108,6 +109,10 @@ def test_the_command_scores_a_network_over_all_devices(tmp_path):
       truth, scores))
   assert e['f1_micro'] == pytest.approx(metrics.f1_score(
       truth, scores >= 0.5, average='micro'))
+  # As in training, an image without a label counts in the loss.
+  by_hand = -np.log(np.where(truth, scores, 1 - scores)).sum(axis=1)
+  assert e['loss'] == pytest.approx(by_hand.mean(), rel=1e-5)
+  assert e['unlabelled'] == 21 - e['examples'] == np.sum(~truth.any(axis=1))
   assert [r['name'] for r in json.loads(json.dumps(
       e['several_labels']))] == list(small_networks.CLASSES)
 

@@ -27,6 +27,7 @@ import tfds_sets
 
 from mixer.data import order
 from mixer.data import sequential_order
+from mixer.data import sources
 from mixer.data import tfrecord
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -525,3 +526,24 @@ def test_each_label_keeps_its_weight(weighted, drawn, kind):
       assert kind == 'resident' or file == drawn[found[0]][0]
       seen.add(int(found[0]))
   assert len(seen) >= COUNT - COUNT % 8
+
+
+def test_a_label_of_weight_0_is_none(drawn, tmp_path):
+  """Training does not learn it, so no evaluation may take it for right."""
+  targets = [([1, 2], [0., .5]), ([3], [0.]), ([2, 0], [1., 0.])]
+  several = [(drawn[i][0], *one) for i, one in enumerate(targets)]
+  (tmp_path / 'm.jsonl').write_text('\n'.join(
+      json.dumps(dict(path=f'{i}.jpg', labels=labels, weights=weights))
+      for i, (labels, weights) in enumerate(targets)))
+  made = tfds_sets.prepare_crops(str(tmp_path), 'array_record', several,
+                                 weighted=True)
+  for i in range(3):
+    (tmp_path / f'{i}.jpg').write_bytes(several[i][0])
+  for settings in (made, dict(name=f'manifest:{tmp_path}/m.jsonl')):
+    source = sources.open_source(settings['name'], data_dir=made['dir'])
+    _, found = source.read(np.arange(3))
+    assert sorted(zip(found['labels'][:, 0].tolist(),
+                      found['weights'][:, 0].tolist())) == [
+        (-1, 0), (2, .5), (2, 1)]
+    assert not found['weights'][:, 1:].any()
+    assert np.all(found['labels'][:, 1:] == -1)

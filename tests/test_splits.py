@@ -161,3 +161,22 @@ def test_slices_of_a_set_that_is_not_mixed_follow_one_permutation():
   half = splits.select(carved, 'train[:50%]', 'data.split')
   found = half.records(np.arange(len(half)))
   assert len(set(found)) == 450 and not any((found - 7) % 10 == 0)
+
+
+@pytest.mark.parametrize('spec', ('train', 'train[1%:]', 'train[:900]+test'))
+@pytest.mark.parametrize('mix', (False, True))
+def test_shares_of_a_split_are_nested_and_do_not_overlap(spec, mix):
+  stored = splits.whole({'test': 40, 'train': 1000}, mix=mix)
+  of = lambda begin, end: set(records(
+      splits.share(stored, spec, begin, end, 'data.split'), stored))
+  small, half, whole = of(0, .03), of(0, .5), of(0, 1)
+  assert small < half < whole == set(records(spec, stored))
+  assert of(0, .5) | of(.5, 1) == whole and not of(0, .5) & of(.5, 1)
+  assert abs(len(small) - .03 * len(whole)) <= 1
+  if mix:   # `small` lies anywhere in the split, not at its beginning
+    assert max(small) - min(small) > 600
+
+
+def test_a_share_without_examples_is_refused():
+  with pytest.raises(errors.UserError, match='data.split.*holds no examples'):
+    splits.share(STORED, 'train', 0, 0.004, 'data.split')

@@ -165,6 +165,33 @@ def test_released_weights_keep_the_preprocessing_they_were_trained_with(
   assert {e['crop'] for e in evals.values()} == {'resmall'}
 
 
+@pytest.mark.parametrize('key, value, data, word', [
+    ('data.dir', 'x', 'digits', ''), ('data.split', 'train', None, ''),
+    ('evals.x.crop', 'resize', None, ''), ('run.image_size', 8, 'digits', ''),
+    ('run.image_size', 9, None, '8x8'), ('run.seed', 1, None, 'evals and'),
+    ('data.crop', 'bit', None, 'interpolation'),
+    ('data.balance', 'classes', None, 'does not read'),
+    ('evals.x.split', 'train', 'digits', '--data=digits replaces'),
+    ('fewshot.x.shots', (1,), 'digits', '--data=digits replaces'),
+    ('data.name', 'x', 'digits', 'leave one of them out'),
+])
+def test_an_override_that_would_change_nothing_is_refused(
+    key, value, data, word, trained):
+  network = pretrained.open_network(trained[0])
+  check = lambda network: scoring.check_override(key, value, network, data)
+  if word:
+    with pytest.raises(errors.UserError, match=f'--config.{key}: .*{word}'):
+      check(network)
+    return
+  check(network)
+  released = dataclasses.replace(network, name='weights.npz')
+  if key == 'evals.x.crop':
+    with pytest.raises(errors.UserError, match='preprocessing'):
+      check(released)
+  else:
+    check(released)
+
+
 def test_a_split_with_other_classes_is_for_few_shot_evaluation_only(
     trained, tmp_path):
   network = pretrained.open_network(trained[0])
@@ -292,6 +319,10 @@ def test_any_label_is_right_and_examples_without_one_are_left_out():
   assert scores['eval/x/accuracy'] == pytest.approx(2 / 3)
   assert (scores['eval/x/examples'], scores['eval/x/unlabelled'],
           scores['eval/x/bad']) == (3, 1, 1)
+  loss, counted = found['loss'], [0, 1, 3]
+  assert scores['eval/x/loss'] == pytest.approx(loss[counted].mean())
+  scores = classification.score('x', found, negatives=True)
+  assert scores['eval/x/loss'] == pytest.approx(loss[:4].mean())
 
 
 def test_outcomes_are_in_the_order_of_the_split():

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mixer.analysis import outcomes
 from mixer.core import errors
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.data import sources
 from mixer.evaluation import class_names
-from mixer.evaluation import confusion
-from mixer.evaluation import several_labels
 from mixer.evaluation import suite
 from mixer.training import losses
 from mixer.training import sharding
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
   from mixer.pretrained.network import Network
 
 _IMAGENET, _V2 = 'imagenet2012', 'imagenet_v2/matched-frequency'
+# What --data keeps of a config's section `data`.
+_KEPT = ('dir', 'access', 'window', 'max_pixels')
 
 
 def config_of(network: 'Network',
@@ -112,11 +113,48 @@ def requested(config: Mapping[str, Any], network: 'Network', *,
   return dict(data=common, evals=evals, fewshot=few)
 
 
+def check_override(key: str, value: Any, network: 'Network',
+                   data: str | None = None) -> None:
+  """Refuses an override of the config that would not change the evaluation.
+
+  Args:
+    key: of the config, such as 'evals.test.split'.
+    value: what it is set to.
+    network: the network to evaluate.
+    data: as for `requested`.
+
+  Raises:
+    UserError: if nothing reads the key, or not for this network.
+  """
+  size = dict(zip(('run.image_size', 'run.image_width'), network.image_size))
+  section, _, rest = key.partition('.')
+  if key in size:
+    why = '' if value == size[key] else (
+        f'got {value}, and this network is for images of '
+        f'{network.image_size[0]}x{network.image_size[1]}; fine-tune it for '
+        'another size by mixer.main with --config.start.weights and '
+        '--config.run.image_size')
+  elif section not in ('data', 'evals', 'fewshot') or (
+      section == 'data' and rest not in (*suite.INHERITED, 'split')):
+    why = ('an evaluation does not read it, only the sections evals and '
+           f'fewshot, and of data {", ".join(suite.INHERITED)} and split; '
+           'leave it out, or give --batch_size for batches')
+  elif data and key not in [f'data.{kept}' for kept in _KEPT]:
+    why = (f'--data={data} replaces the data and evaluations of the config, '
+           f'but for data.{", data.".join(_KEPT)}; leave one of them out')
+  else:
+    own = section == 'evals' and rest.rpartition('.')[2] in network.card[
+        'preprocessing'] and not workdir.run_of(network.name)
+    why = (f'{network.name!r} is evaluated with the preprocessing that it was '
+           'trained with; leave it out') if own else ''
+  if why:
+    raise errors.UserError(f'--config.{key}: {why}')
+
+
 def _whole(data: str, like: Mapping[str, Any],
            network: 'Network') -> dict[str, Any]:
   """Returns a config that evaluates all that a data set stores."""
-  common = {key: like[key] for key in ('dir', 'access', 'window', 'max_pixels')
-            if like.get(key) is not None}
+  common = {key: like[key] for key in _KEPT if like.get(key) is not None}
   stored = sources.open_source(data, data_dir=common.get('dir'),
                                access=common.get('access')).stored
   return dict(data=dict(common, name=data), evals={
@@ -149,7 +187,9 @@ def _fewshot(section: Mapping[str, Any], train: str) -> dict[str, Any]:
 
 def evaluate(
     network: 'Network', config: Mapping[str, Any], *, batch_size: int,
-    worst: int = 10) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    worst: int = 10, most: int | None = None,
+    kept: outcomes.Outcomes | None = None
+    ) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
   """Evaluates a network.
 
   Args:
@@ -157,6 +197,8 @@ def evaluate(
     config: as `requested` returns it.
     batch_size: images in a batch; rounded up to a multiple of the devices.
     worst: how many classes and pairs to list.
+    most: number of examples of each split, see `pipeline.open_data`.
+    kept: a dict, into which the outcome of each evaluation is put.
 
   Returns:
     (results, predictions), both fit for JSON. Results have 'checkpoint',
@@ -173,7 +215,7 @@ def evaluate(
   whole = sharding.plan()
   plan = _Watched(whole.mesh, whole.strategy, watch, itertools.count())
   batch_size = -(-batch_size // plan.parts) * plan.parts
-  evals, fewshots = suite.open_evaluations(config, network.image_size)
+  evals, fewshots = suite.open_evaluations(config, network.image_size, most)
   if not evals and not fewshots:
     raise errors.UserError('--config: has no evaluations; add one to its '
                            'section `evals`')
@@ -185,24 +227,25 @@ def evaluate(
   details: dict[str, dict[str, np.ndarray]] = {}
   with watch:
     scores = compute(plan.place(network.params), details)
-  of = {}   # (split, class names) by the name of what was scored
-  for name in details:
+  of: outcomes.Outcomes = {} if kept is None else kept
+  for name, found in details.items():
     base = name if name in evals else name.removesuffix('_subset')
-    of[name] = evals[base], _class_names(
-        network, evals[base], by_network=name == base and base in classes)
+    of[name] = outcomes.Outcome(evals[base], outcomes.class_names(
+        network, evals[base], by_network=name == base and base in classes),
+                       found)
   results = dict(
       checkpoint=network.name, model=network.title,
       image_size=list(network.image_size),
       provenance=network.card.get('provenance'),
       evals={name: dict(
-          _scores_of(scores, name), split=split.split.spec,
-          data=split.source.name, preprocessing=split.cut,
-          classes=len(names), **_mistakes(details[name], names, worst))
-             for name, (split, names) in of.items()},
+          _scores_of(scores, name), split=each.split.split.spec,
+          data=each.split.source.name, preprocessing=each.split.cut,
+          classes=len(each.names), **outcomes.tables(each, worst))
+             for name, each in of.items()},
       fewshot={name: {str(shot): scores[f'eval/{name}/accuracy_{shot}shot']
                       for shot in few.settings['shots']}
                for name, few in fewshots.items()})
-  return results, _predictions(of, details)
+  return results, outcomes.predictions(of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,46 +290,3 @@ def _scores_of(scores: Mapping[str, float], name: str) -> dict[str, float]:
   prefix = f'eval/{name}/'
   return {k.removeprefix(prefix): v for k, v in scores.items()
           if k.startswith(prefix) and not k.endswith('shot')}
-
-
-def _class_names(network: 'Network', split: 'pipeline.Data',
-                 by_network: bool) -> list[str]:
-  """Returns a name for each class that is scored.
-
-  The network may have more classes than names; these are numbers.
-  """
-  ours, theirs = network.card['class_names'], split.source.class_names
-  names = list(ours if by_network else theirs or ours or ())
-  if ours and theirs and not by_network and len(theirs) < len(ours):
-    return names   # the logits of the subset alone
-  return names + [str(i) for i in range(len(names), network.model.num_classes)]
-
-
-def _mistakes(found: Mapping[str, np.ndarray], names: list[str],
-              worst: int) -> dict[str, Any]:
-  best = np.where(found['mask'], found['best'][:, 0], -1)
-  return dict(
-      worst_classes=confusion.worst_classes(
-          found['labels'], best, names=names, most=worst),
-      confused_pairs=confusion.confused_pairs(
-          found['labels'], best, names=names, most=worst),
-      **(dict(several_labels=[dict(row, name=names[row['class']])
-                              for row in several_labels.by_class(found)])
-         if 'scores' in found else {}))
-
-
-def _predictions(
-    of: Mapping[str, tuple['pipeline.Data', list[str]]],
-    details: Mapping[str, Mapping[str, np.ndarray]]
-) -> Iterator[dict[str, Any]]:
-  for name, (split, names) in of.items():
-    found, source = details[name], split.source
-    named = lambda classes, names=names: [names[i] for i in classes.tolist()]
-    records = split.split.records(np.arange(len(split)))
-    for row, record in enumerate(records.tolist()):
-      labels = found['labels'][row]
-      more = dict(error='it cannot be decoded') if found['bad'][row] else dict(
-          classes=named(found['best'][row]),
-          probabilities=found['probabilities'][row].tolist())
-      yield dict(eval=name, image=source.name_of(record),
-                 labels=named(labels[labels >= 0]), **more)

@@ -24,14 +24,15 @@ def absolute(path: Path) -> str:
   return path if is_remote(path) else os.path.abspath(path)
 
 
-def write(path: Path, text: str) -> None:
-  """Writes a text file atomically: readers see the old file or the new one."""
+def write(path: Path, content: str | bytes) -> None:
+  """Writes a file atomically: readers see the old file or the new one."""
+  content = content.encode() if isinstance(content, str) else content
   if is_remote(path):   # object stores write atomically by themselves
-    epath.Path(path).write_text(text)
+    epath.Path(path).write_bytes(content)
     return
   partial = str(path) + '.partial'
-  with open(partial, 'w') as f:
-    f.write(text)
+  with open(partial, 'wb') as f:
+    f.write(content)
   os.replace(partial, path)
 
 

@@ -38,12 +38,14 @@ def collect(*, data: Mapping[str, Any],
       data=dict(data), **({'start': dict(start)} if start else {}))
 
 
-def line(made: Mapping[str, Any]) -> str:
-  """Returns commit and versions as one line of text."""
+def line(made: Mapping[str, Any], data: bool = False) -> str:
+  """Returns commit and versions as one line of text, and the data if asked."""
   parts = [f'{k} {v}' for k, v in made.get('versions', {}).items()]
   if made.get('commit'):
     changed = ' with uncommitted changes' if made.get('uncommitted') else ''
     parts.insert(0, f'commit {str(made["commit"])[:12]}{changed}')
+  if data and made.get('data', {}).get('source'):
+    parts.append(f'data {made["data"]["source"]}')
   return ', '.join(parts)
 
 

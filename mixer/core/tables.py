@@ -57,18 +57,19 @@ def make(rows: Iterable[Sequence[Any]], columns: Sequence[str] = (), *,
   return out
 
 
-def show(*tables: table.Table, file: TextIO | None = None) -> None:
-  """Prints tables.
+def show(*tables: table.Table | text.Text,
+         file: TextIO | None = None) -> None:
+  """Prints tables, and lines of text as long as they are.
 
   Args:
-    *tables: as `make` returns them.
+    *tables: as `make` or `styled` returns them.
     file: where to print, by default standard output.
   """
   screen = console.Console(file=file)
   if not screen.is_terminal:
     screen.width = _PLAIN_WIDTH
   for one in tables:
-    screen.print(one)
+    screen.print(one, soft_wrap=isinstance(one, text.Text))
 
 
 def track(items: Iterable[_Item], title: str, total: int) -> Iterable[_Item]:

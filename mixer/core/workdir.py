@@ -24,6 +24,7 @@ NONFINITE = 'nonfinite.jsonl'
 CHECKPOINTS = 'checkpoints'
 DIVERGED = 'diverged'
 COMPILED = 'compiled'
+REPORT = 'report.html'
 LOCK = '.lock'
 
 # Keys, by their beginning, that may change when a run is resumed: they say
@@ -120,7 +121,7 @@ def check_config(path: files.Path, config: Mapping[str, Any]) -> None:
     return
   new, old = json.loads(json.dumps(config)), config_of(path)
   if old is not None:
-    was, now = _flat(old), _flat(new)
+    was, now = flat(old), flat(new)
     free = _MAY_CHANGE + (_LENGTH if _any_length(was, now) else ())
     differ = [k for k in sorted(was.keys() | now.keys())
               if was.get(k) != now.get(k) and not k.startswith(free)]
@@ -183,18 +184,34 @@ def write_json(path: files.Path, value: Any) -> None:
     files.write(path, json.dumps(value, indent=2) + '\n')
 
 
+def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns {'section.key': value}, without keys that are not set.
+
+  Args:
+    tree: nested dict, such as a config.
+    prefix: put before each key.
+  """
+  out: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out.update(flat(value, f'{prefix}{key}.'))
+    elif value is not None:
+      out[prefix + key] = value
+  return out
+
+
 def _any_length(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
   """Returns whether the learning rate by step is the same for any length.
 
   A warm-up that is not shorter than the run is cut, see `schedules.make`.
 
   Args:
-    was, now: as `_flat` returns them.
+    was, now: as `flat` returns them.
   """
   warmup = now.get('schedule.warmup_steps', 0)
   return now.get('schedule.decay') == 'constant' and (
-      not warmup or all(flat.get('run.total_steps', 0) > warmup
-                        for flat in (was, now)))
+      not warmup or all(each.get('run.total_steps', 0) > warmup
+                        for each in (was, now)))
 
 
 def _train_on(path: files.Path, now: Mapping[str, Any]) -> str:
@@ -214,17 +231,6 @@ def _stored(path: files.Path) -> dict[str, Any] | None:
   """Returns what config.json holds, or None without one."""
   text = files.read(os.path.join(path, CONFIG))
   return None if text is None else json.loads(text)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns {'section.key': value}, without keys that are not set."""
-  out: dict[str, Any] = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      out.update(_flat(value, f'{prefix}{key}.'))
-    elif value is not None:
-      out[prefix + key] = value
-  return out
 
 
 def _shown(value: object) -> str:

@@ -1,5 +1,6 @@
 """Finds the classes that have no example in a split, before a run begins."""
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,6 +9,8 @@ from mixer.core.log import log
 from mixer.data import pipeline
 
 _SHOWN = 5   # names of classes in a message
+_IDS = ('; if the labels are ids, list them in a file classes.txt beside the '
+        'manifest')
 
 
 def labels(data: pipeline.Data) -> np.ndarray:
@@ -59,8 +62,8 @@ def check(train: pipeline.Data, evals: Mapping[str, pipeline.Data]) -> None:
     evals: {name: evaluation split}.
 
   Raises:
-    UserError: if no class of an evaluation occurs in training, or if there is
-      only one class and all training images have it.
+    UserError: if a split has no label, no class of an evaluation occurs in
+      training, or there is only one class and all training images have it.
   """
   trained, source = of(train), train.source
   if source.num_classes == 1 and (
@@ -69,22 +72,45 @@ def check(train: pipeline.Data, evals: Mapping[str, pipeline.Data]) -> None:
         f'data.name: all images of {source.name} are of one class, '
         f'{(source.class_names or "0")[0]!r}, which leaves nothing to learn; '
         'give data of at least two classes')
+  told: set[int] = set()   # of the training split
   for name, split in {'data': train, **{
       f'evals.{name}': split for name, split in evals.items()}}.items():
     counts = of(split)
     if counts is None:
       continue
-    if trained is not None and counts.any() and not (
+    if not counts.any():
+      raise errors.UserError(
+          f'{name}.split: no example in {split.split.spec!r} has a label; '
+          f'choose another split, of {", ".join(split.source.stored)}')
+    if trained is not None and not (
         counts[:len(trained)] * trained[:len(counts)]).any():
       raise errors.UserError(
           f'{name}.split: none of the classes in {split.split.spec!r} occurs '
           f'in the training split {train.split.spec!r}, so its accuracy would '
           f'be 0; choose another split, of {", ".join(split.source.stored)}')
-    absent = np.flatnonzero(counts == 0)
-    if len(absent):
-      names = split.source.class_names
-      few = ', '.join(str(names[i] if names else i) for i in absent[:_SHOWN])
-      log.warning(
-          '%s: %d of the %d classes have no example in %r: %s%s', name,
-          len(absent), len(counts), split.split.spec, few,
-          ', ...' if len(absent) > _SHOWN else '')
+    absent = np.flatnonzero(counts == 0).tolist()
+    if not told.issuperset(absent):
+      source = split.source
+      log.warning('%s: %s', name, without_examples(
+          counts, source.class_names, f' in {split.split.spec!r}',
+          ids=source.name.startswith('manifest:')))
+    if split is train:
+      told = set(absent)
+
+
+def without_examples(counts: np.ndarray, names: Sequence[str] | None,
+                     where: str = '', ids: bool = False) -> str:
+  """Returns how many classes have no example, and the first of them.
+
+  Args:
+    counts: int [classes], the examples of each.
+    names: of the classes, or None.
+    where: follows in the text.
+    ids: whether the classes may be all numbers up to the largest label.
+  """
+  absent = np.flatnonzero(counts == 0)
+  few = ', '.join(str(names[i] if names else i) for i in absent[:_SHOWN])
+  ids = ids and list(names or ()) == list(map(str, range(len(counts))))
+  return (f'{len(absent)} of the {len(counts)} classes have no example{where}: '
+          f'{few}{", ..." if len(absent) > _SHOWN else ""}'
+          f'{_IDS if ids else ""}')

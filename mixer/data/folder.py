@@ -9,6 +9,7 @@ import numpy as np
 from mixer.core import errors
 from mixer.core import files
 from mixer.core.log import log
+from mixer.data import label_names
 from mixer.data import listing
 from mixer.data import split_names
 from mixer.images import decode_pillow
@@ -37,8 +38,7 @@ def load(path: str) -> listing.Listing:
     raise errors.UserError(f'data.name: no folder {root!r}; {_LAYOUT}')
   ignored: collections.Counter[str] = collections.Counter()
   found: list[tuple[int, str, int]] = []
-  sizes: dict[str, int] = {}
-  classes: dict[str, int] = {}
+  sizes, classes = dict[str, int](), dict[str, int]()
   split_folders = _split_folders(root, ignored)
   first = next(iter(split_folders))
   for split, where in split_folders.items():
@@ -46,6 +46,7 @@ def load(path: str) -> listing.Listing:
     if split == first:
       _check_classes(root, where, names, loose)
       classes = dict(zip(names, range(len(names))))
+      label_names.check_folders(where, names)
     # Tiny-ImageNet has val/images with a list of labels beside it, and
     # test/images without labels.
     if names and (names != ['images'] or 'images' in classes):
@@ -59,6 +60,8 @@ def load(path: str) -> listing.Listing:
       continue
     ignored.update(map(_suffix, loose))
     found += sorted(records)
+    if split == first:
+      label_names.check_below(where, root, (path for _, path, _ in found))
     sizes[split] = len(records)
   _log_ignored(root, ignored)
   labels, paths, bytes_of = zip(*found)

@@ -1,4 +1,5 @@
 """Data sets that fit in memory: scikit-learn's digits, and arrays in a file."""
+import dataclasses
 import hashlib
 import os
 import zipfile
@@ -17,15 +18,16 @@ _DARK = 32   # no image of a data set is brighter: its values are not 0 to 255
 def digits() -> source.Source:
   """Opens the 1,797 handwritten digits of scikit-learn, 8x8, 16 grey levels.
 
-  Split 'test' is every fifth image, 'train' is all others, and 'all' is all
-  images in the order of the file, whose two halves were written by different
-  people.
+  Split 'test' is every fifth image, 'train' is all others; slices of both
+  follow a fixed permutation. 'all' is all images in the order of the file,
+  whose two halves were written by different people.
   """
   from sklearn import datasets
   loaded = datasets.load_digits()
   images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
   everything = splits.Piece(0, 0, len(images))
-  train, test = splits.hold_out(everything, 5)
+  train, test = splits.hold_out(
+      dataclasses.replace(everything, mix=True), 5)
   return _make('digits', images, loaded.target,
                class_names=tuple(str(i) for i in range(10)),
                stored={'train': train, 'test': test, 'all': everything})
@@ -69,8 +71,7 @@ def arrays(path: str) -> source.Source:
     raise errors.UserError(f"{path}: has the splits {parts}; 'val' is "
                            "'validation' too, so expected only one of them")
   images, labels = (np.concatenate(both) for both in zip(*pairs.values()))
-  return _make(name, images, labels,
-               None if class_names is None else tuple(map(_text, class_names)),
+  return _make(name, images, labels, _names(path, class_names),
                splits.whole(sizes, mix=True))
 
 
@@ -82,6 +83,19 @@ def _load(path):
   except (OSError, ValueError, EOFError, TypeError, AttributeError,
           zipfile.BadZipFile) as e:
     raise errors.UserError(f'data.name: cannot read {path!r} as npz: {e}')
+
+
+def _names(path, class_names):
+  """The names of the classes as text; None if there are none."""
+  if class_names is None:
+    return None
+  names = tuple(map(_text, np.atleast_1d(class_names)))
+  if class_names.ndim != 1 or len(set(names)) < len(names):
+    raise errors.UserError(
+        f'{path}: class_names of shape {list(class_names.shape)} has '
+        f'{len(set(names))} different names; expected a different name for '
+        'each class, [classes]')
+  return names
 
 
 def _text(name):
@@ -114,6 +128,11 @@ def _checked(path, part, images, labels):
     log.warning('%r: %s images of shape %s are read as [N, C, H, W]', path,
                 part, list(images.shape))
     images = np.ascontiguousarray(np.moveaxis(images, 1, -1))
+  elif 4 < images.shape[-1] > images.shape[1]:
+    log.warning('%r: %s images of shape %s are read as %d channels of %dx%d '
+                'pixels; if channels come first, transpose to [N, H, W, C]',
+                path, part, list(images.shape), images.shape[-1],
+                *images.shape[1:3])
   if images.max() < _DARK:
     log.warning('%r: the brightest value of the %s images is %d of 255, so the '
                 'network sees them almost black', path, part, images.max())

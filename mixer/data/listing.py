@@ -88,10 +88,11 @@ def open_files(name: str, listed: Listing, labels: str | None
   def targets(records):
     if other:
       return dict(labels=other.rows([listed.paths[int(r)] for r in records]))
-    out = dict(labels=listed.labels[records])
-    if listed.weights is not None:
-      out['weights'] = listed.weights[records]
-    return out
+    if listed.weights is None:
+      return dict(labels=listed.labels[records])
+    from mixer.data import label_weights
+    return label_weights.counted(listed.labels[records],
+                                 listed.weights[records])
 
   def read(records):
     return [_read(listed.file(int(r))) for r in records], targets(records)

@@ -1,11 +1,11 @@
-"""Tells folders of splits by names such as 'Training', 'val2017', 'test_set'."""
+"""Knows folders of splits by names: 'Training', 'val2017', 'test_set'."""
 from collections.abc import Sequence
 import re
 
 from mixer.data import listing
 
-# What folders of splits are called, in lower case and without punctuation. The
-# groups are those of `listing.STORED`.
+# In lower case and without punctuation. The groups are those of
+# `listing.STORED`.
 _SPLIT = re.compile('(?:(train|training)|(val|valid|validation)|'
                     '(test|testing|eval|evaluation))'
                     '(?:set|data|images|[0-9]{4}){0,2}')

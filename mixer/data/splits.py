@@ -94,6 +94,14 @@ class Split:
       out[here] = self.pieces[w].records(position[here] - before)
     return out
 
+  def head(self, most: int | None) -> 'Split':
+    """Returns the first `most` examples as a slice has them, which of folders,
+    manifests and arrays are a random sample; the whole split for None."""
+    if most is None or len(self) <= most:
+      return self
+    return Split(f'{self.spec}, {most} of {len(self)}',
+                 tuple(p for p in _cut(self, 0, most) if p.stop > p.start))
+
 
 Stored = Mapping[str, Piece | Split]   # the splits of a source, by name
 
@@ -163,6 +171,44 @@ def select(stored: Stored, spec: str, key: str) -> Split:
     UserError: if it cannot be parsed, is unknown, or is empty.
   """
   pieces: list[Piece] = []
+  for name, start, stop in _parts(stored, spec, key):
+    pieces += _cut(stored[name], start, stop)
+  out = Split(spec, tuple(p for p in pieces if p.stop > p.start))
+  if not len(out):
+    sizes = ', '.join(f'{n}: {p.stop - p.start}' for n, p in stored.items())
+    raise errors.UserError(f'{key}: {spec!r} holds no examples; choose another '
+                           f'part of the stored splits ({sizes})')
+  return out
+
+
+def share(stored: Stored, spec: str, begin: float, end: float,
+          key: str) -> str:
+  """Returns the name of a share of a split, such as 'train[0:1500]'.
+
+  A share that begins with 0 is a subset of each larger one. Where slices follow
+  the fixed permutation, and in TFDS sets, which are mixed when they are
+  prepared, a share is a random subset that does not look at the classes.
+
+  Args:
+    stored: the splits of a source.
+    spec: the split to cut, such as 'train[:99%]'. Of 'train+validation', each
+      part gives the same share.
+    begin, end: the limits of the share, from 0 to 1.
+    key: the config key that holds `spec`, for error messages.
+
+  Raises:
+    UserError: as `select` does, and if the share holds no examples.
+  """
+  out = '+'.join(
+      f'{name}[{start + round(begin * (stop - start))}:'
+      f'{start + round(end * (stop - start))}]'
+      for name, start, stop in _parts(stored, spec, key))
+  select(stored, out, key)
+  return out
+
+
+def _parts(stored, spec, key):
+  """Yields (name of a stored split, first position, last + 1) of each part."""
   for part in spec.split('+'):
     match = _PART.fullmatch(part.strip())
     if not match:
@@ -171,17 +217,9 @@ def select(stored: Stored, spec: str, key: str) -> Split:
           "'train[:99%]' or 'train+validation[1000:]'")
     if match['name'] not in stored:
       raise _unknown(key, match['name'], list(stored))
-    piece = stored[match['name']]
-    count = piece.stop - piece.start
+    count = stored[match['name']].stop - stored[match['name']].start
     start = _bound(match['start'], count, 0)
-    stop = max(start, _bound(match['stop'], count, count))
-    pieces += _cut(piece, start, stop)
-  out = Split(spec, tuple(p for p in pieces if p.stop > p.start))
-  if not len(out):
-    sizes = ', '.join(f'{n}: {p.stop - p.start}' for n, p in stored.items())
-    raise errors.UserError(f'{key}: {spec!r} holds no examples; choose another '
-                           f'part of the stored splits ({sizes})')
-  return out
+    yield match['name'], start, max(start, _bound(match['stop'], count, count))
 
 
 def _cut(stored, start, stop):

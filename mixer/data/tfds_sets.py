@@ -105,8 +105,10 @@ class Parsing:
       labels[row, :len(values)] = values
       if self.weighted:
         weights[row, :len(values)] = feature['weights'].float_list.value
-    targets = dict(labels=labels)
-    return images, dict(targets, weights=weights) if self.weighted else targets
+    if not self.weighted:
+      return images, dict(labels=labels)
+    from mixer.data import label_weights
+    return images, label_weights.counted(labels, weights)
 
 
 def open_set(name: str, *, data_dir: str | None, access: str | None,

@@ -131,8 +131,8 @@ def collect(key: str, outcome: Outcome, params: trees.Tree,
   return jax.tree.map(lambda x: x[order], found)
 
 
-def score(name: str,
-          found: Mapping[str, np.ndarray]) -> dict[str, int | float]:
+def score(name: str, found: Mapping[str, np.ndarray],
+          negatives: bool = False) -> dict[str, int | float]:
   """Returns the metrics of an evaluation.
 
   A prediction is right if it is any of the example's labels; top-5 accuracy
@@ -142,6 +142,8 @@ def score(name: str,
   Args:
     name: the evaluation's name in the config.
     found: what `collect` returns for `make_outcome`.
+    negatives: whether examples without a label count in the loss, as those of
+      no class do in training with the sigmoid loss.
 
   Returns:
     'eval/NAME/accuracy', 'eval/NAME/accuracy_top5', 'eval/NAME/loss'; the
@@ -159,7 +161,8 @@ def score(name: str,
   count = int(counted.sum())
   out = dict(accuracy=hits[:, 0].sum() / count,
              accuracy_top5=hits.any(axis=1).sum() / count,
-             loss=found['loss'][counted].astype(np.float64).sum() / count,
+             loss=found['loss'][found['mask'] if negatives else counted].astype(
+                 np.float64).mean(),
              examples=count, bad=int(found['bad'].sum()))
   if unlabelled.any():
     out['unlabelled'] = int(unlabelled.sum())

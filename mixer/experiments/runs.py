@@ -1,20 +1,30 @@
 """What the experiments share: runs in folders of a workdir, and scores.
 
-An experiment trains each network that it compares as a run of its own. A run
-that has finished is only evaluated when the experiment is started again, so the
-same command continues an experiment that was stopped.
+An experiment trains each network that it compares as a run of its own. The
+scores of a finished run stay in its folder, so the same command continues an
+experiment that was stopped.
 """
 from collections.abc import Mapping
 from collections.abc import Sequence
+import json
+import os
+import statistics
 from typing import Any
 
 import ml_collections
 
 from mixer.core import errors
+from mixer.core import files
+from mixer.core import processes
+from mixer.core import workdir
+from mixer.core.log import log
+from mixer.data import sources
+from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.models import interface
 from mixer.training import assembly
 from mixer.training import losses
+from mixer.training import metrics_file
 from mixer.training import run
 from mixer.training import sharding
 
@@ -22,7 +32,7 @@ _FEWSHOT_BATCH = 256
 
 
 def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
-  """Trains one run, or evaluates it if it has finished.
+  """Trains one run, or reads its scores if it has finished.
 
   Args:
     config: the config of the run.
@@ -31,8 +41,60 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   Returns:
     The metrics of the final evaluation, such as 'eval/test/accuracy'.
   """
-  return {name: float(value)
-          for name, value in run.train(config, path).items()}
+  file = os.path.join(path, 'scores.json')
+  # As JSON has it, in which a tuple is a list.
+  stored = json.loads(json.dumps(assembly.stored(config)))
+  kept = json.loads(files.read(file) or '{}')
+  if kept.get('config') == stored:
+    return kept['scores']
+  log.info('\nstudy    run %s', path)
+  scores = {name: float(value)
+            for name, value in run.train(config, path).items()}
+  if processes.first():
+    workdir.write_json(file, dict(config=stored, scores=scores))
+  return scores
+
+
+def curve(path: str, metric: str) -> tuple[list[int], list[float]]:
+  """Returns the steps at which a run has a metric, and its values there.
+
+  Args:
+    path: the run's directory.
+    metric: such as 'train/loss' or 'eval/test/accuracy'.
+  """
+  rows = [row for row in metrics_file.read(path) if metric in row]
+  return [row['step'] for row in rows], [row[metric] for row in rows]
+
+
+def accuracy_of(config: ml_collections.ConfigDict) -> str:
+  """Returns the metric to compare by: accuracy on the first evaluation."""
+  check_evaluated(config)
+  return f'eval/{next(iter(config.evals))}/accuracy'
+
+
+def stored_splits(config: ml_collections.ConfigDict,
+                  key: str = 'data') -> splits.Stored:
+  """Returns the splits of the data set that a section of a config names.
+
+  Args:
+    config: of a run.
+    key: 'data' or 'evals.NAME'.
+  """
+  sections, _ = suite.sections(config.to_dict())
+  mine = sections[key]
+  # A split that is not stored may be held out, see `splits.carve`.
+  wanted = {section['split'] for section in sections.values()
+            if section['name'] == mine['name']}
+  return sources.open_source(
+      mine['name'], data_dir=mine.get('dir'), access=mine.get('access'),
+      labels=mine.get('labels'), wanted=sorted(wanted)).stored
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+  """Returns the mean over seeds, and the sample standard deviation (0 of one).
+  """
+  return (statistics.fmean(values),
+          statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
 def check_evaluated(config: ml_collections.ConfigDict) -> None:

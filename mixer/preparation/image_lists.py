@@ -21,6 +21,8 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.core.log import log
+from mixer.data import class_counts
 from mixer.data import csv_tables
 from mixer.data import folder
 from mixer.data import manifest
@@ -159,8 +161,14 @@ def _manifest(source: str) -> ImageList:
   digest = hashlib.sha256()
   multi_label = weighted = False
   draw = random.Random(0)
+  path = manifest.file_of(source)
   for n, row in enumerate(manifest.rows(source)):
-    split = manifest.split_name(row['split'])
+    split = row['split']
+    if not row['labels'] or not any(row['weights'] or [1]):
+      raise errors.UserError(
+          f'--source: {path!r}, line {row["line"]}: {row["path"]!r} has no '
+          'label, and each image of a prepared set needs one; remove the row, '
+          f'or train on manifest:{path} itself with the sigmoid loss')
     sizes[split] = sizes.get(split, 0) + 1
     for label in row['labels']:
       line_of.setdefault(str(label), row['line'])
@@ -171,16 +179,21 @@ def _manifest(source: str) -> ImageList:
     place = n if n < _SAMPLED_FILES else draw.randrange(n + 1)
     if place < _SAMPLED_FILES:
       sample[place:place + 1] = [row['path']]
-  path = manifest.file_of(source)
   if not sizes:
     raise errors.UserError(f'--source: {path!r} has no rows; expected one row '
                            'for each image')
+  sizes = dict(zip(manifest.split_names(path, sizes), sizes.values()))
   for split in sizes:   # TFDS puts the split into file names
     if not re.fullmatch('[A-Za-z0-9_]+', split):
       raise errors.UserError(f'--source: {path!r} has the split {split!r}; '
                              'expected letters, digits and _')
   class_names, numbers = manifest.classes(path, [
       dict(labels=[label], line=line) for label, line in line_of.items()])
+  used = np.bincount([numbers[label] for label in line_of],
+                     minlength=len(class_names))
+  if not used.all():
+    log.warning('%r: %s', path,
+                class_counts.without_examples(used, class_names, ids=True))
   return ImageList(
       parts=[source], class_names=class_names,
       multi_label=multi_label or weighted, weighted=weighted, sizes=sizes,
