@@ -61,9 +61,9 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     patch: side in pixels of the patches that are permuted; the Mixer's if None.
 
   Returns:
-    'networks', {name: its multiply-adds}; 'rows', see `trained`; 'error', {name:
-    see `error`}; 'exact', what `exact` returns, if there is a Mixer; 'patch',
-    'seeds' and 'metric'.
+    'networks', {name: its multiply-adds}; 'rows', see `trained`; 'error',
+    {name: see `error`}; 'exact', what `exact` returns, if there is a Mixer;
+    'patch', 'seeds' and 'metric'.
 
   Raises:
     UserError: if a flag or the config is wrong.
@@ -73,9 +73,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       None, 'tied'):
     first = network.open_network(
         folder(path, 'Mixer', 'original', config.run.seed))
-    found['exact'] = exact(
-        first.model, first.params, first.image_size,
-        f'both:{found["patch"]}:{config.run.seed}')
+    # In patches of its own: the statement is not about others.
+    found['exact'] = exact(first.model, first.params, first.image_size, 'both')
   return found
 
 
@@ -92,8 +91,8 @@ def trained(config: ml_collections.ConfigDict, path: str, names: Sequence[str],
   Returns:
     see `run`, without 'exact'. A row has 'network', 'order', 'steps' [N] of the
     curve, 'curves' [seeds, N] of accuracy, 'accuracy' [seeds] at the end,
-    'mean', 'spread' (their standard deviation), 'drop', the part of the original
-    order's mean accuracy that is lost, and 'keeps', see `keeps`.
+    'mean', 'spread' (their standard deviation), 'drop', the part of the
+    original order's mean accuracy that is lost, and 'keeps', see `keeps`.
   """
   metric, rows = runs.accuracy_of(config), []
   patch = patch or max(grid.pair(families.model(config).patch_size))
@@ -120,7 +119,8 @@ def trained(config: ml_collections.ConfigDict, path: str, names: Sequence[str],
           if (row['network'], row['order']) == (family, 'original'))
       rows.append(dict(
           network=family, order=order, steps=steps, curves=curves,
-          accuracy=scores, mean=mean, spread=spread, drop=1 - mean / original))
+          accuracy=scores, mean=mean, spread=spread,
+          drop=1 - mean / original if original else 0.0))
   errors_of = {family: error([row['accuracy'] for row in rows
                               if row['network'] == family]) for family in each}
   for row in rows:
@@ -234,7 +234,8 @@ def show(found: Mapping[str, Any]) -> None:
   tables.show(tables.make(
       [(row['network'], ORDERS[row['order']], accuracy(row),
         *(('', '') if row['order'] == 'original' else
-          (f'{row["drop"]:.1%}', WORDS[row['keeps']])), _PAPER.get((row['network'], row['order']), ''))
+          (f'{row["drop"]:.1%}', WORDS[row['keeps']])),
+        _PAPER.get((row['network'], row['order']), ''))
        for row in found['rows']],
       ('network', 'order of the pixels', 'accuracy', 'relative drop',
        'kept', "paper's drop"), left=2,
