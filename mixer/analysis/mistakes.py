@@ -15,8 +15,10 @@ from mixer.evaluation import confusion
 from mixer.images import thumbnails
 
 if TYPE_CHECKING:
-  from mixer.analysis.scoring import Outcome
+  from mixer.analysis.outcomes import Outcome
+  from mixer.analysis.outcomes import Outcomes
   from mixer.data import pipeline
+  from mixer.pretrained.network import Network
 
 STYLE = '''
 .matrix td { padding: .2rem .45rem; min-width: 2.1rem; text-align: center;
@@ -36,6 +38,51 @@ STYLE = '''
 '''
 _CLASSES = 20   # of a confusion matrix
 _EXAMPLES = 24
+_COUNTS = ('examples', 'bad', 'unlabelled')   # of images; no fractions
+
+
+def make_page(network: 'Network', results: Mapping[str, Any],
+              outcomes: 'Outcomes') -> str:
+  """Returns a page of all evaluations of a network.
+
+  Args:
+    network: the network.
+    results, outcomes: as `scoring.evaluate` returns them and puts them out.
+  """
+  found = {name: {key: value for key, value in scores.items()
+                  if isinstance(value, int | float) and key != 'classes'}
+           for name, scores in results['evals'].items()}
+  for name, shots in results['fewshot'].items():
+    found.setdefault(name, {}).update(
+        {f'{shot}-shot': value for shot, value in shots.items()})
+  parts = [page.section('Results', scores_table(found))]
+  for name, outcome in outcomes.items():
+    parts += sections(name, outcome, results['evals'][name],
+                      network.card['loss'])
+  facts = [page.fact(f'{scores["accuracy"]:.2%}', f'accuracy on {name}')
+           for name, scores in results['evals'].items()]
+  return page.make('Evaluation', f'{network.title}: {network.name}', facts,
+                   parts, STYLE)
+
+
+def scores_table(found: Mapping[str, Mapping[str, float]]) -> str:
+  """Returns a table of evaluations and their metrics.
+
+  Args:
+    found: {name of the evaluation: {metric, such as 'loss': value}}.
+  """
+  def cell(kind, value):
+    if value is None:
+      return ''
+    return f'{value:,}' if kind in _COUNTS else (
+        f'{float(value):.4f}' if kind == 'loss' else f'{float(value):.2%}')
+
+  kinds = list(dict.fromkeys(kind for row in found.values() for kind in row))
+  return page.table(
+      [(name, *(cell(kind, row.get(kind)) for kind in kinds))
+       for name, row in found.items()],
+      ('evaluation', *(kind.replace('_top5', ', top-5').replace('_', ' ')
+                       for kind in kinds)))
 
 
 def sections(name: str, outcome: 'Outcome', scores: Mapping[str, Any],

@@ -14,6 +14,7 @@ import numpy as np
 from mixer import pretrained
 from mixer.analysis import mistakes
 from mixer.analysis import mosaic
+from mixer.analysis import outcomes
 from mixer.analysis import scoring
 from mixer.core import errors
 from mixer.core import files
@@ -33,7 +34,6 @@ _EXAMPLES = 10_000   # of the evaluation whose mistakes are shown
 _BATCH = 128
 _POINTS = 400   # of a curve
 _BAD = 100   # images that cannot be decoded
-_COUNTS = ('examples', 'bad', 'unlabelled')
 _STYLE = mistakes.STYLE + mosaic.STYLE
 # The curves: title of the axis, keys of training, and kinds of evaluations.
 _CURVES = (
@@ -67,8 +67,8 @@ def write(path: files.Path) -> str:
       os.path.join(path, workdir.CARD))
   if config is None or text is None:
     raise errors.UserError(
-        f'--workdir: {path!r} lacks {workdir.CONFIG} or {workdir.CARD}; expected '
-        'the workdir of a run')
+        f'--workdir: {path!r} lacks {workdir.CONFIG} or {workdir.CARD}; '
+        'expected the workdir of a run')
   rows = metrics_file.read(path)
   parts = [*_curves(figures, rows), *_final(rows), *_of_network(path, config),
            *_config(config), *_bad_images(path), *_provenance(path)]
@@ -160,20 +160,8 @@ def _final(rows: Sequence[Row]) -> Iterator[str]:
     if key.startswith('eval/'):
       name, kind = key.removeprefix('eval/').rsplit('/', 1)
       found.setdefault(name, {})[kind] = value
-  if not found:
-    return
-  kinds = list(dict.fromkeys(kind for row in found.values() for kind in row))
-
-  def cell(kind, value):
-    if value is None:
-      return ''
-    return f'{value:,}' if kind in _COUNTS else (
-        f'{float(value):.4f}' if kind == 'loss' else f'{float(value):.2%}')
-
-  yield page.section('Final evaluation', page.table(
-      [(name, *(cell(kind, row.get(kind)) for kind in kinds))
-       for name, row in found.items()],
-      ('evaluation', *(kind.replace('_', ' ') for kind in kinds))))
+  if found:
+    yield page.section('Final evaluation', mistakes.scores_table(found))
 
 
 def _of_network(path: str, config: Mapping[str, Any]) -> Iterator[str]:
@@ -199,11 +187,11 @@ def _of_network(path: str, config: Mapping[str, Any]) -> Iterator[str]:
 def _mistakes(network: Network, config: Mapping[str, Any]) -> Iterator[str]:
   """Yields the mistakes in the first evaluation of the config, if any."""
   for name, section in list(config['evals'].items())[:1]:
-    outcomes: scoring.Outcomes = {}
+    kept: outcomes.Outcomes = {}
     results, _ = scoring.evaluate(
         network, dict(data=config['data'], evals={name: section}),
-        batch_size=_BATCH, most=_EXAMPLES, outcomes=outcomes)
-    outcome = outcomes[name]
+        batch_size=_BATCH, most=_EXAMPLES, kept=kept)
+    outcome = kept[name]
     examples = results['evals'][name]['examples']
     yield page.section('Mistakes', '', (
         f'Of checkpoint {os.path.basename(network.name)}, on {examples:,} '

@@ -29,11 +29,10 @@ if TYPE_CHECKING:
 
 # Keys that an evaluation takes from `data` unless its own section sets them.
 INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
-              'on_device')
+             'on_device')
 
 Evaluate: TypeAlias = Callable[..., dict[str, int | float]]
 _Size: TypeAlias = int | tuple[int, int]
-_Report: TypeAlias = Callable[[dict[str, str]], None]
 _Sections: TypeAlias = dict[str, dict[str, Any]]
 
 
@@ -75,8 +74,7 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
   """Returns the settings of every split that a config names.
 
   Args:
-    config: a mapping with the sections 'data' and 'evals', and perhaps
-      'fewshot'.
+    config: has the sections 'data' and 'evals', and perhaps 'fewshot'.
 
   Returns:
     ({'data': {...}, 'evals.NAME': {...}, 'fewshot.NAME.train': {...}, ...},
@@ -90,7 +88,6 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
   out.update({f'evals.{name}': inherit(section)
               for name, section in config['evals'].items()})
   if config.get('fewshot'):
-    # Imported here, because most runs do not need it.
     from mixer.evaluation import fewshot
     for name, section in config['fewshot'].items():
       common, parts, settings[name] = fewshot.read_section(**section)
@@ -100,7 +97,7 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
 
 
 def open_splits(config: Mapping[str, Any], image_size: _Size,
-                report: _Report | None = None
+                report: Callable[[dict[str, str]], None] | None = None
                 ) -> tuple[pipeline.Data, *_Opened]:
   """Opens all splits that a config names.
 

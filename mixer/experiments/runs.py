@@ -24,6 +24,7 @@ from mixer.evaluation import suite
 from mixer.models import interface
 from mixer.training import assembly
 from mixer.training import losses
+from mixer.training import metrics_file
 from mixer.training import run
 from mixer.training import sharding
 
@@ -61,9 +62,7 @@ def curve(path: str, metric: str) -> tuple[list[int], list[float]]:
     path: the run's directory.
     metric: such as 'train/loss' or 'eval/test/accuracy'.
   """
-  text = files.read(os.path.join(path, workdir.METRICS)) or ''
-  rows = [row for line in text.splitlines()
-          if metric in (row := json.loads(line))]
+  rows = [row for row in metrics_file.read(path) if metric in row]
   return [row['step'] for row in rows], [row[metric] for row in rows]
 
 
