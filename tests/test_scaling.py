@@ -30,9 +30,9 @@ def planted(seeds=(0, 1)):
   """What a run returns, with made up figures."""
   sets = [dict(fraction=f, split='train', examples=n, epochs=e)
           for f, n, e in ((.1, 100, 10.), (1, 1000, 1.))]
-  rows = [dict(network=name, model=f'{name}-S/2', examples=one['examples'],
-               seed=seed, step=5, accuracy=.5 + .1 * seed, few_shot=.4,
-               last_accuracy=.3, last_few_shot=.2)
+  rows = [dict(network=name, examples=one['examples'], seed=seed, step=5,
+               accuracy=.5 + .1 * seed, few_shot=.4, last_accuracy=.3,
+               last_few_shot=.2)
           for seed in seeds for one in sets for name in ('Mixer', 'BiT')]
   return dict(steps=10, metrics=dict(accuracy='eval/test/accuracy',
                                      few_shot='eval/few/accuracy_5shot'),

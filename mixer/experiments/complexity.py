@@ -73,17 +73,17 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   plan = assembly.make_plan(config)
   models = {name: assembly.make_model(one, settings, _ANY_DATA, plan.platform)
             for name, one in configs.items()}
-  shapes = _shapes(grid.pair(settings.image_size), sizes, [
-      model.patch_size for model in models.values()])
+  shapes = _shapes(grid.pair(settings.image_size), sizes)
   counts = {name: [_counted(model, shape) for shape in shapes]
             for name, model in models.items()}
   timed = _timed(path, models, shapes, plan)
   found = []
-  for name in models:
+  for name, model in models.items():
     points = [dict(count, **times[name])
               for count, times in zip(counts[name], timed)]
     found.append(dict(
-        name=name, model=configs[name].model.name, points=points,
+        name=name, points=points, model=catalog.title(
+            catalog.describe(model, configs[name].model.name)),
         exponents={key: exponents([p['patches'] for p in points],
                                   [p[key] for p in points])
                    for key in ('multiply_adds', 'seconds')}))
@@ -127,7 +127,7 @@ def show(found: Mapping[str, Any]) -> None:
   tables.show(tables.make(
       rows, ('image', 'S', *columns),
       title='Forward pass of one image: '
-      + ', '.join(network['model'] for network in found['networks']),
+      + '; '.join(network['model'] for network in found['networks']),
       caption=f'{found["device"]}, {found["dtype"]}. All widths are fixed, D_S '
       "too. Of a ViT's products, only those of queries with keys and of "
       'weights with values grow with S^2.'))
@@ -161,27 +161,19 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
   return figure
 
 
-def _shapes(base: tuple[int, int], sizes: Sequence[int | str],
-            patch_sizes: Sequence[grid.Size]) -> list[tuple[int, int]]:
+def _shapes(base: tuple[int, int],
+            sizes: Sequence[int | str]) -> list[tuple[int, int]]:
   """Returns (height, width) of the images to measure, by number of patches."""
-  if sizes and (len(set(map(str, sizes))) < 2 or not all(
-      str(size).isdigit() for size in sizes)):
-    raise errors.UserError(
-        '--sizes: expected at least two image sizes in pixels, such as '
-        f'--sizes=32,64,128, got {",".join(map(str, sizes))!r}')
-  if sizes:
-    out = [(side, side) for side in sorted(set(map(int, sizes)))]
-  else:
+  if not sizes:
     height, width = base
-    out = [(height * 2**(i // 2), width * 2**(-(-i // 2)))
-           for i in range(_DOUBLINGS + 1)]
-  for patch_size in patch_sizes:
-    for shape in out:
-      try:
-        grid.patches(shape, patch_size)
-      except errors.UserError as e:
-        raise errors.UserError(f'--sizes: {e}') from e
-  return out
+    return [(height * 2**(i // 2), width * 2**(-(-i // 2)))
+            for i in range(_DOUBLINGS + 1)]
+  sides = sorted({int(size) for size in sizes if str(size).isdigit()})
+  if len(sides) < max(2, len(sizes)):
+    raise errors.UserError(
+        '--sizes: expected at least two different image sizes in pixels, such '
+        f'as --sizes=32,64,128, got {",".join(map(str, sizes))!r}')
+  return [(side, side) for side in sides]
 
 
 def _counted(model: interface.Model, shape: tuple[int, int]) -> dict[str, Any]:
@@ -203,11 +195,10 @@ def _timed(path: str, models: Mapping[str, interface.Model],
   A size that was measured before is not measured again.
   """
   file = os.path.join(path, _FILE)
-  where = dict(device=jax.devices()[0].device_kind, devices=plan.mesh.size,
-               dtype=str(next(iter(models.values())).dtype),
-               models={name: catalog.describe(model)
-                       for name, model in models.items()})
-  where = json.loads(json.dumps(where))   # as JSON has it
+  where = json.loads(json.dumps(dict(   # as JSON has it
+      device=jax.devices()[0].device_kind, devices=plan.mesh.size,
+      models={name: [str(model.dtype), catalog.describe(model)]
+              for name, model in models.items()})))
   kept = json.loads(files.read(file) or '{}')
   done = kept['done'] if kept.get('where') == where else {}
   most, out = max(map(math.prod, shapes)), []

@@ -174,9 +174,9 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
                    np.array([r[key]['values'] for r in one['runs']]),
                    number=number, label=_TITLES[name])
   tuning.set(xscale='log', xlabel='Learning rate',
-             ylabel='Accuracy on held-out training images')
-  curves[0].set(xlabel='Step', ylabel='Training loss')
-  curves[1].set(xlabel='Step',
+             ylabel='Accuracy on held-out images')
+  curves[0].set(xlabel='Step', xlim=(0, None), ylabel='Training loss')
+  curves[1].set(xlabel='Step', xlim=(0, None),
                 ylabel=f'Accuracy on {found["metric"].split("/")[1]}')
   for axes in (tuning, curves[1]):
     figures.percent(axes)

@@ -54,9 +54,9 @@ def run(config: ml_collections.ConfigDict, path: str, *,
 
   Returns:
     {'steps', 'metrics', 'sets', 'rows'}: 'sets' has 'fraction', 'examples' and
-    'epochs' of each subset; a row has 'network', 'model', 'examples', 'seed',
-    'step', the best by accuracy of the evaluations during the run, and there
-    and at the end 'accuracy', 'few_shot', 'last_accuracy' and 'last_few_shot'.
+    'epochs' of each subset; a row has 'network', 'examples', 'seed', 'step',
+    the best by accuracy of the evaluations during the run, 'accuracy' and
+    'few_shot' there, and 'last_accuracy' and 'last_few_shot' at the end.
     'metrics' names the metrics.
 
   Raises:
@@ -88,8 +88,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
         runs.train(assembly.edited(
             one, data=dict(split=subset['split']), run=dict(seed=seed)), where)
         rows.append(dict(
-            network=name, model=one.model.name, examples=subset['examples'],
-            seed=seed, **_best(where, metrics)))
+            network=name, examples=subset['examples'], seed=seed,
+            **_best(where, metrics)))
   return dict(steps=steps, metrics=metrics, sets=sets, rows=rows)
 
 
