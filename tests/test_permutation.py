@@ -20,7 +20,7 @@ FOUND = dict(
     exact=dict(difference=1e-6, units=5.0, bits=21),
     rows=[dict(network=name, order=order, steps=[5, 10],
                curves=[[.1, .5], [.2, .6]], accuracy=[.5, .6], mean=.55,
-               spread=.07, drop=drop)
+               spread=.07, drop=drop, keeps=drop < .2)
           for name in ('Mixer', 'BiT')
           for order, drop in (('original', 0.), ('both', .1), ('all', .4))])
 
@@ -67,6 +67,14 @@ def test_the_error_of_a_difference_pools_the_variance_of_all_groups():
   """Variances 0.02 and 0.0 over two seeds: the mean variance is 0.01."""
   assert permutation.error([[.5, .7], [.4, .4]]) == pytest.approx(.1)
   assert permutation.error([[.5], [.4]]) is None
+
+
+@pytest.mark.parametrize('accuracy,error,expected', [
+    ([.58, .58], .01, True), ([.56, .56], .01, False),
+    ([.65, .65], .01, True), ([.1, .1], None, None)])
+def test_accuracy_is_kept_if_it_falls_by_less_than_three_errors(
+    accuracy, error, expected):
+  assert permutation.keeps(accuracy, [.5, .7], error) is expected
 
 
 def test_the_table_shows_drops_beside_the_papers_and_the_exact_statement(

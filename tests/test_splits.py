@@ -140,6 +140,20 @@ def test_nothing_is_held_out_if_all_splits_exist_or_the_choice_is_unclear(
   assert splits.carve(stored, wanted, 'mine') == stored
 
 
+def test_the_head_of_a_split_is_a_slice_of_it():
+  """So it has all classes, where a set is not mixed."""
+  stored = splits.whole({'test': 7, 'train': 1000}, mix=True)
+  records = lambda split: split.records(np.arange(len(split))).tolist()
+  select = lambda spec: splits.select(stored, spec, 'data.split')
+  assert records(select('train').head(90)) == records(select('train[:90]'))
+  assert records(select('train[10%:]').head(5)) == (
+      records(select('train[10%:]'))[:5])
+  assert records(select('test+train').head(9)) == [
+      *range(7), *records(select('train[:2]'))]
+  assert records(select('test').head(None)) == list(range(7))
+  assert select('train').head(90).spec == 'train, 90 of 1000'
+
+
 def test_slices_of_a_set_that_is_not_mixed_follow_one_permutation():
   """Slices of 1,000 examples that lie class by class have all classes."""
   stored = splits.whole({'test': 7, 'train': 1000}, mix=True)

@@ -67,8 +67,8 @@ def write(path: files.Path) -> str:
       os.path.join(path, workdir.CARD))
   if config is None or text is None:
     raise errors.UserError(
-        f'--workdir: {path!r} lacks {workdir.CONFIG} or {workdir.CARD}; expected '
-        'the workdir of a run')
+        f'--workdir: {path!r} lacks {workdir.CONFIG} or {workdir.CARD}; '
+        'expected the workdir of a run')
   rows = metrics_file.read(path)
   parts = [*_curves(figures, rows), *_final(rows), *_of_network(path, config),
            *_config(config), *_bad_images(path), *_provenance(path)]

@@ -7,7 +7,8 @@ _STYLE = '''
 :root { color-scheme: light dark;
   --page: light-dark(#f6f7f9, #101216); --card: light-dark(#fff, #1a1d23);
   --line: light-dark(#dfe3e8, #2c313a); --text: light-dark(#1b1f24, #e8eaed);
-  --dim: light-dark(#646c78, #98a1ae); --mark: light-dark(#3867d6, #7aa2ff); --bad: light-dark(#c8402f, #ff8a75) }
+  --dim: light-dark(#646c78, #98a1ae); --mark: light-dark(#3867d6, #7aa2ff);
+  --bad: light-dark(#c8402f, #ff8a75) }
 * { box-sizing: border-box; margin: 0 }
 body { background: var(--page); color: var(--text); padding: 2.5rem 1.5rem;
   font: 15px/1.5 system-ui, sans-serif; max-width: 1400px; margin: auto }
@@ -72,8 +73,8 @@ def make(title: str, about: str, facts: Iterable[str], items: Iterable[str],
     items: HTML of the page's main items. They are laid out in a grid with as
       many columns as the screen is wide enough for.
     style: CSS for what is in `facts` and `items`. It may use the colours
-      --page, --card, --line, --text, --dim and --mark, which have a light and a
-      dark variant.
+      --page, --card, --line, --text, --dim, --mark and --bad, which have a
+      light and a dark variant.
   """
   return f'''<!doctype html>
 <html lang="en">

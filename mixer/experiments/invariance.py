@@ -28,8 +28,6 @@ _MARKS = {'BiT': ('yes', 'no', 'no'), 'ViT': ('yes', 'yes', 'no'),
           'Mixer': ('yes', 'no', 'no')}
 _PAPER = {('Mixer', 'within'): 'yes', ('Mixer', 'patches'): 'yes',
           ('Mixer', 'all'): 'no', ('BiT', 'all'): 'no'}
-# Accuracy is kept if it falls by less than so many standard errors.
-_ERRORS = 3
 
 
 def run(config: ml_collections.ConfigDict, path: str, *,
@@ -44,7 +42,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   Returns:
     What `permutation.trained` returns. A row also has 'fixed', the accuracies
     [seeds] of the networks that were trained on the original images when their
-    input is permuted, and 'keeps', {'trained' and 'fixed': see `keeps`}.
+    input is permuted, and 'fixed_keeps', see `permutation.keeps`.
 
   Raises:
     UserError: if a flag or the config is wrong.
@@ -64,52 +62,33 @@ def run(config: ml_collections.ConfigDict, path: str, *,
             like, net.model.clone(pixel_order=order), net.params,
             net.image_size)[found['metric']])
     for row in rows:
-      row['keeps'] = dict(
-          trained=keeps(row['accuracy'], rows[0]['accuracy'], error),
-          fixed=keeps(row['fixed'], rows[0]['accuracy'], error))
+      row['fixed_keeps'] = permutation.keeps(
+          row['fixed'], rows[0]['accuracy'], error)
   return found
-
-
-def keeps(accuracy: Sequence[float], original: Sequence[float],
-          error: float | None) -> bool | None:
-  """Returns whether accuracy falls by less than three standard errors.
-
-  Args:
-    accuracy: of each seed.
-    original: the same, for images in their original order.
-    error: standard error of the difference of their means, or None, for which
-      the result is None.
-  """
-  if error is None:
-    return None
-  return (runs.spread(original)[0] - runs.spread(accuracy)[0]
-          < _ERRORS * error)
 
 
 def show(found: Mapping[str, Any]) -> None:
   """Prints what `run` returned."""
-  word = {True: 'yes', False: 'no', None: '?'}
   rows = []
   for row in found['rows']:
     name, order = row['network'], row['order']
     mark = dict(zip(_ORDERS[1:], _MARKS[name])).get(order, '')
     fixed = dict(row, accuracy=row['fixed'])
     fixed['mean'], fixed['spread'] = runs.spread(row['fixed'])
-    kept = lambda key: '' if order == 'original' else word[row['keeps'][key]]
+    kept = lambda key: (
+        '' if order == 'original' else permutation.WORDS[row[key]])
     rows.append((
         name, permutation.ORDERS[order], permutation.accuracy(row),
-        kept('trained'), _PAPER.get((name, order), ''),
-        permutation.accuracy(fixed), kept('fixed'), mark))
+        kept('keeps'), _PAPER.get((name, order), ''),
+        permutation.accuracy(fixed), kept('fixed_keeps'), mark))
   tables.show(tables.make(
-      rows, ('network', 'order', '(1) trained so', 'keeps', 'paper',
-             '(2) fixed network', 'keeps', 'marks'), left=2,
+      rows, ('network', 'order', '(1) trained so', 'kept', 'paper',
+             '(2) fixed network', 'kept', 'marks'), left=2,
       title='(1) Does it learn as well from permuted images?\n(2) Does it, '
       'trained on original images, recognise permuted ones?',
       caption=f'Mean and standard deviation over {found["seeds"]} seeds, '
-      f'patches of {found["patch"]} pixels. "keeps": falls by less than '
-      f'{_ERRORS} standard errors of the difference (variance over seeds, '
-      'pooled over the orders); "?" needs two seeds. "marks": a published '
-      'table, which does not say which question it answers.'))
+      f'patches of {found["patch"]} pixels. {permutation.RULE} "marks": a '
+      'published table, which does not say which question it answers.'))
 
 
 def draw(found: Mapping[str, Any]) -> 'figures.Figure':

@@ -182,10 +182,7 @@ def pyramid(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
 def covered(block: nn.Module, x_BSC: jax.Array) -> jax.Array:
   """Returns [B, S', C], the means of tokens over n x n patches of the grid; at
   the edges over as many as there are."""
-  size = (block.number, block.number)
-  y = nn.avg_pool(x_BSC.reshape(-1, *block.grid, x_BSC.shape[-1]), size, size,
-                  'SAME', count_include_pad=False)
-  return y.reshape(x_BSC.shape[0], -1, x_BSC.shape[-1])
+  return relatives.mean_pool(x_BSC, block.grid, block.number, block.number)
 
 
 def checked(setting: str, channels: int, scan: bool) -> str:

@@ -89,6 +89,22 @@ def attention(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
   return drop.units(y_BSC, 'token_mixing/output', block.dropout_rate)
 
 
+def mean_pool(x_BSC: jax.Array, grid: Grid, size: int,
+              stride: int) -> jax.Array:
+  """Returns means of tokens over squares of the grid, without its outside.
+
+  Args:
+    x_BSC: tokens.
+    grid: rows and columns of patches.
+    size: side of a square in patches.
+    stride: patches from one square to the next.
+  """
+  x = x_BSC.reshape(x_BSC.shape[0], *grid, x_BSC.shape[-1])
+  mean = nn.avg_pool(x, (size, size), (stride, stride), 'SAME',
+                     count_include_pad=False)   # float32 from bfloat16
+  return mean.reshape(len(x_BSC), -1, x_BSC.shape[-1]).astype(x_BSC.dtype)
+
+
 def pooling(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
             train: bool) -> jax.Array:
   """Returns the mean over the 3 x 3 neighbours of each token, minus the token
@@ -98,9 +114,7 @@ def pooling(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
   Nothing is learned.
   """
   del drop, train
-  x = x_BSC.reshape(x_BSC.shape[0], *block.grid, x_BSC.shape[-1])
-  mean = nn.avg_pool(x, (3, 3), (1, 1), 'SAME', count_include_pad=False)
-  return mean.reshape(x_BSC.shape) - x_BSC
+  return mean_pool(x_BSC, block.grid, 3, 1) - x_BSC
 
 
 def none(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
