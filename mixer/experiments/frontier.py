@@ -92,71 +92,62 @@ def show(found: Mapping[str, Any]) -> None:
 
 def draw(found: Mapping[str, Any]) -> figures.Figure:
   """Returns a figure of what `run` returned: by cost, and by throughput."""
-  figure, axes = figures.grid(1, 2, width=figures.PAGE, height=3.4, sharey=True)
-  for axis, theirs, ours, sign, label in (
-      (axes[0, 0], 'core_days', 'device_days', 1,
-       'cost of training (device-days)'),
-      (axes[0, 1], 'speed', 'speed', -1, 'images per second and device')):
-    _published(axis, found['published'], theirs, sign, bool(found['runs']))
-    _own(axis, found['runs'], ours, sign)
+  figure, (panels,) = figures.grid(
+      1, 2, width=figures.PAGE, height=3.4, sharey=True)
+  rows = found['runs']
+  for axis, theirs, ours, sign, label in zip(
+      panels, ('core_days', 'speed'), ('device_days', 'speed'), (1, -1),
+      ('cost of training (device-days)', 'images per second and device')):
+    _points(axis, [(row[theirs], row['top1'] / 100, row['name'], '')
+                   for row in found['published']],
+            sign, figures.GREY, '--', few=bool(rows))
+    _points(axis, [(row[ours], row['value'], row['name'], row['label'])
+                   for row in rows], sign, figures.PALETTE[0], '-')
     axis.set(xscale='log', xlabel=label)
     axis.grid(True)
     axis.set_axisbelow(True)
     axis.margins(x=.13, y=.08)
-  figures.percent(axes[0, 0])
-  axes[0, 0].set_ylabel('accuracy (published: ImageNet top-1)')
+  figures.percent(panels[0])
+  panels[0].set_ylabel('accuracy (published: ImageNet top-1)')
   for name, marker in (*_FAMILIES.items(), ('other', _OTHER)):
-    axes[0, 1].plot([], [], marker, color=figures.GREY, label=name)
+    panels[1].plot([], [], marker, color=figures.GREY, label=name)
   figure.legend(loc='outside upper center', ncols=4, title=(
       'grey: published; cost of pre-training and speed of prediction on TPUv3 '
-      'cores' + '\ncolour: your runs; cost and speed of training' * bool(
-          found['runs'])), title_fontsize=7)
+      'cores' + '\ncolour: your runs; cost and speed of training' * bool(rows)),
+                title_fontsize=7)
   return figure
 
 
-def _published(axis: figures.Axes, rows: Sequence[Mapping[str, Any]], key: str,
-               sign: int, few: bool) -> None:
-  """Draws the paper's results against one column, and their front.
+def _points(axis: figures.Axes, points: Sequence[tuple[Any, float, str, str]],
+            sign: int, colour: str, line: str, few: bool = False) -> None:
+  """Draws results, and the line of those that no other one beats.
 
   Args:
     axis: where to draw.
-    rows: the results.
-    key: the column.
-    sign: 1 if less is better, -1 if more is better.
-    few: whether only results on the front have labels.
+    points: (x or None, accuracy, name of the network, label; '' for its size).
+    sign: 1 if less of x is better, -1 if more is better.
+    colour: of the points and the line.
+    line: its style.
+    few: whether only points on the line have labels.
   """
-  rows = [row for row in rows if row[key] is not None]
-  best = pareto([(sign * row[key], row['top1']) for row in rows])
-  for number, row in enumerate(rows):
-    family, _, size = row['name'].partition('-')
-    right, up = _PLACES.get(family, (0, 1.5))
-    right *= sign
-    near = sum(abs(row[key] / other[key] - 1) < .1 and other['name'].startswith(
-        family) and abs(row['top1'] - other['top1']) < 1
-               for other in rows[:number])
-    axis.plot(row[key], row['top1'] / 100, _FAMILIES.get(family, _OTHER),
-              color=figures.GREY, markersize=3)
+  points = [point for point in points if point[0] is not None]
+  best = pareto([(sign * x, y) for x, y, *_ in points])
+  for number, (x, y, name, label) in enumerate(points):
+    family, _, size = name.partition('-')
+    right, up = (sign, 1) if label else _PLACES.get(family, (0, 1))
+    axis.plot(x, y, _FAMILIES.get(family, _OTHER), color=colour,
+              markersize=3 if not label else 5)
+    # Labels of a family that would lie on each other have their own heights.
+    near = sum(abs(x / x2 - 1) < .1 and abs(y - y2) < .01
+               and name2.startswith(family)
+               for x2, y2, name2, _ in points[:number])
     if number in best or not few:
       axis.annotate(
-          size if family in _FAMILIES else family,
-          (row[key], row['top1'] / 100), (3 * right, up * (1.5 + 5 * near)),
-          textcoords='offset points', fontsize=5.5, color='#666666',
-          ha=('right', 'center', 'left')[int(right) + 1],
+          label or (size if family in _FAMILIES else family), (x, y),
+          (3 * right * sign, up * (2 + 5 * near)), textcoords='offset points',
+          fontsize=6 if label else 5.5, color='k' if label else '#666666',
+          ha=('right', 'center', 'left')[right * sign + 1],
           va='bottom' if up > 0 else 'top')
-  axis.plot([rows[i][key] for i in best], [rows[i]['top1'] / 100 for i in best],
-            '--', color=figures.GREY, linewidth=.8, zorder=1)
-
-
-def _own(axis: figures.Axes, rows: Sequence[Mapping[str, Any]], key: str,
-         sign: int) -> None:
-  """Draws the user's runs against one column, and their front."""
-  rows = [row for row in rows if row[key] is not None]
-  for row in rows:
-    axis.plot(row[key], row['value'],
-              _FAMILIES.get(row['name'].partition('-')[0], _OTHER),
-              color=figures.PALETTE[0])
-    axis.annotate(row['label'], (row[key], row['value']), (3, 3),
-                  textcoords='offset points', fontsize=6)
-  best = pareto([(sign * row[key], row['value']) for row in rows])
-  axis.plot([rows[i][key] for i in best], [rows[i]['value'] for i in best],
-            color=figures.PALETTE[1], zorder=1)
+  front = [points[i][:2] for i in best]
+  axis.plot([x for x, _ in front], [y for _, y in front], line, color=colour,
+            linewidth=.8, zorder=1)
