@@ -71,7 +71,7 @@ def path(tmp_path_factory):
   np.savez(root / 'x.npz', class_names=CLASSES, labels=np.arange(60) % 3,
            images=rng.integers(0, 255, (60, 8, 8, 3), dtype=np.uint8))
   config = digits.get_config()
-  config.model.update(hidden_dim=8, num_blocks=2, tokens_mlp_dim=8,
+  config.model.update(hidden_dim=8, num_blocks=1, tokens_mlp_dim=8,
                       channels_mlp_dim=8)
   config.data.name = f'arrays:{root}/x.npz'
   config.augment.update(rotate=0., zoom=0., shift=0., mixup=0.)
@@ -90,7 +90,7 @@ def test_the_report_of_a_run_has_every_part_and_fetches_nothing(path):
       'Confused classes: test', 'Worst examples: test', 'Token-mixing units',
       'Configuration', 'Bad images', 'Provenance']
   for part in (*CLASSES, '<i>.jpg', 'cut short', 'gradient norm', 'images/s',
-               'learning rate', 'run.batch_size', 'block 1', 'jax ',
+               'learning rate', 'run.batch_size', 'block 0', 'jax ',
                'data.examples', 'accuracy on test', 'training batches'):
     assert part in page.text, part
 
