@@ -69,13 +69,17 @@ def main(argv: Sequence[str]) -> None:
   paths = prediction.expand(given)
   network, names, found = _predictions(_CHECKPOINT.value, paths)
   from mixer.evaluation import class_folders
+  from mixer.training import watchdog
   labels = class_folders.labels(paths, given,
                                 network.card['class_names'] or ())
   rows: list[Row] = []
   places = []
-  for (path, x), label in zip(found, labels):
-    rows.append(_row(path, x, names, label))
-    places.append(class_folders.place(label, x))
+  with watchdog.Watch(watchdog.SECONDS, 'image', key='') as watch:
+    watch.phase('predicting')
+    for (path, x), label in zip(found, labels):
+      rows.append(_row(path, x, names, label))
+      places.append(class_folders.place(label, x))
+      watch.phase('predicting', len(rows))
   scores = class_folders.scores(labels, places, len(names))
   show = dict(table=_table, json=_json, csv=_csv)[_FORMAT.value]
   show(rows, scores, network)

@@ -101,6 +101,11 @@ EXPERIMENTS = {
         (flags.DEFINE_list('fractions', ['0.03', '0.1', '0.3', '1'],
                            'scaling: shares of the training images.'),
          _NETWORKS, _SEEDS)),
+    'optimizers': Experiment(
+        'optimizers', 'SGD or Adam, tuned alike at equal budget?',
+        (flags.DEFINE_multi_string(
+            'rates', [], 'optimizers: sgd=R1,R2,... or adam=R1,R2,..., learning '
+            'rates to try; equally many for each.'), _SEEDS)),
     'complexity': Experiment(
         'complexity', 'How does the cost grow with the number of patches? '
         'Trains nothing.', (_SIZES,)),
@@ -108,8 +113,8 @@ EXPERIMENTS = {
         'table', "How do this code's networks, and your runs, compare with the "
         "paper's tables?", _OF_RUNS, needs_config=False),
     'frontier': Experiment(
-        'frontier', 'Which runs are the most accurate for their cost and speed?',
-        _OF_RUNS, needs_config=False),
+        'frontier', 'Which runs are the most accurate for their cost and '
+        'speed?', _OF_RUNS, needs_config=False),
     'filters': Experiment(
         'filters', 'What do the token-mixing units and the stem look at?',
         (_CHECKPOINT,
@@ -118,9 +123,17 @@ EXPERIMENTS = {
          flags.DEFINE_integer('units', 64, 'filters: units to draw of each '
                               'layer.', 2)),
         needs_config=False),
+    'variants': Experiment(
+        'variants', 'Which way of mixing tokens is best under one recipe? '
+        '(appendix A.1)',
+        (flags.DEFINE_list('variants', None, 'variants: ways of mixing tokens, '
+                           'such as tied,grouped:2; by default all.'), _SEEDS)),
     'permutation': Experiment(
         'permutation', 'Which order of the pixels does a network need to '
         'learn? (figure 4)', (_NETWORKS, _SEEDS, _PATCH)),
+    'invariance': Experiment(
+        'invariance', 'Which network keeps its accuracy when pixels change '
+        'places, trained so or not?', (_NETWORKS, _SEEDS, _PATCH)),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())

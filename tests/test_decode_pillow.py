@@ -49,6 +49,36 @@ def png(rows, *extra, width=WIDTH, height=HEIGHT, depth=8, color=2):
           + png_chunk(b'IDAT', zlib.compress(lines)) + png_chunk(b'IEND', b''))
 
 
+def tiff(bands, *, planar=1, deflate=False):
+  """A TIFF file by hand, in RGB and with bands of no stated meaning.
+
+  Args:
+    bands: uint8 or uint16 [height, width, bands].
+    planar: 1, or 2 for one band after the other.
+    deflate: whether to compress the pixels.
+  """
+  height, width, count = bands.shape
+  parts = [bands] if planar == 1 else list(np.moveaxis(bands, -1, 0))
+  parts = [part.astype(part.dtype.newbyteorder('<')).tobytes()
+           for part in parts]
+  parts = [zlib.compress(part) if deflate else part for part in parts]
+  at = 1000 + np.cumsum([0, *map(len, parts)])
+  tags = {256: [width], 257: [height], 258: [8 * bands.itemsize] * count,
+          259: [8 if deflate else 1], 262: [2], 273: at[:-1], 277: [count],
+          278: [height], 279: [len(part) for part in parts],
+          284: [planar],
+          338: [0] * (count - 3)}
+  head = b'II*\0' + struct.pack('<IH', 8, len(tags))
+  end = len(head) + 12 * len(tags) + 4
+  values = b''
+  for tag, value in tags.items():
+    raw = struct.pack(f'<{len(value)}I', *value)
+    head += struct.pack('<HHI', tag, 4, len(value)) + (
+        raw if len(raw) == 4 else struct.pack('<I', end + len(values)))
+    values += raw if len(raw) > 4 else b''
+  return (head + bytes(4) + values).ljust(1000, b'\0') + b''.join(parts)
+
+
 def on_white(color, alpha):
   """float [H, W, 3]: colours [H, W, C] laid on white."""
   alpha = alpha[..., None] / 255
@@ -311,6 +341,38 @@ def test_samples_of_more_than_8_bits_are_scaled_by_their_range(
   np.testing.assert_array_equal(
       decode_pillow.pixels(file, upright=upright), expected)
   assert not decode_pillow.is_plain(file, upright=upright)
+
+
+BANDS = np.random.default_rng(0).integers(0, 2**16, (9, 14, 7), np.uint16)
+
+
+@pytest.mark.parametrize('deflate', (False, True))
+@pytest.mark.parametrize('bits', (8, 12, 16))
+@pytest.mark.parametrize('count', (3, 4))
+def test_a_tiff_in_colour_is_scaled_and_a_band_that_may_be_a_mask_is_left_out(
+    count, bits, deflate, caplog):
+  decode_pillow._say_once.cache_clear()
+  caplog.set_level('WARNING', logger='mixer')
+  bands = BANDS[..., :count] >> 16 - bits
+  file = tiff(bands.astype(np.uint8 if bits == 8 else np.uint16),
+              deflate=deflate)
+  np.testing.assert_array_equal(
+      decode_pillow.pixels(file), bands[..., :3] >> bits - 8)
+  assert ('images of 4 bands: 3 are read' in caplog.text) == (count == 4)
+
+
+@pytest.mark.parametrize('file, reason', (
+    (tiff(BANDS[..., :5].astype(np.uint8)), '5 bands, of which 3 would'),
+    (tiff(BANDS[..., :6].astype(np.uint8), deflate=True), '6 bands, of which'),
+    (tiff(BANDS[..., :5]), 'a TIFF image of a kind'),
+    (tiff(BANDS.astype(np.uint8)), 'a TIFF image of a kind'),
+    (tiff(BANDS[..., :3], planar=2), 'one after the other')))
+def test_a_tiff_of_which_bands_would_be_lost_or_wrong_is_refused(file, reason):
+  """The reason says how to give images of many bands."""
+  for what in (decode_pillow.is_plain, decode_pillow.pixels):
+    said = refused(what, file)
+    assert reason in said and ('arrays:' in said or 'convert' in said)
+
 
 
 @pytest.mark.parametrize('samples,reason', (

@@ -272,6 +272,10 @@ def test_a_split_without_class_folders_is_left_out_and_logged(
     (('x/archive/train/c/a.jpg',), ("one class folder, 'x'", 'd/x/archive,')),
     (('train/x/PetImages/Cat/a.jpg', 'train/x/PetImages/Dog/a.jpg'),
      ("one class folder, 'x'", "['Cat', 'Dog']", 'd/train/x/PetImages,')),
+    (('cat/train/a.jpg', 'cat/test/b.jpg', 'dog/train/a.jpg', 'dog/test/b.jpg'),
+     ("d/cat'", "['test', 'train']", 'mixed', 'PATH/train/CLASS')),
+    (('train/a/Training/a.jpg', 'train/b/val/b.jpg', 'train/b/Training/b.jpg'),
+     ("d/train/b'", "['Training', 'val']", 'mixed')),
     (('val/images/0.jpg', 'val/val_annotations.txt'),
      ('val_annotations.txt', 'the folder that holds both')),
     ((*PLAIN, 'train/eel/'), ("train/eel'", 'holds no image', '.jpeg')),
@@ -283,7 +287,7 @@ def test_a_split_without_class_folders_is_left_out_and_logged(
         'hidden only', 'no train', 'val twice', 'train twice',
         'train is a class', 'seg_train', 'words', 'splits in a split',
         'archive', 'train in archive', 'PetImages',
-        'a list without training', 'empty class',
+        'splits in classes', 'splits in a class of training', 'a list without training', 'empty class',
         'class of notes', 'empty class elsewhere', 'class training lacks',
         'images beside classes'))
 def test_wrong_layouts_are_refused_in_one_line(tmp_path, names, expected):
@@ -447,3 +451,22 @@ def test_prediction_lists_a_folder_as_training_does(
   assert folder.images(str(tmp_path / 'store')) == [f'{tmp_path}/store/c.jpg']
   os.mkdir('empty')
   assert folder.images('empty') == []
+
+
+def test_class_folders_of_one_name_in_two_forms_are_refused(tmp_path):
+  refused(folder.load, make(tmp_path, ('caf\u00e9/a.jpg', 'cafe\u0301/a.jpg')),
+          ('class folders', 'Unicode'))
+
+
+@pytest.mark.parametrize('names, words', (
+    (('Cat/a.jpg', 'cat/a.jpg'), ("'cat' is another class than 'Cat'",)),
+    (('s1/cat/a.jpg', 's1/dog/a.jpg', 's2/cat/a.jpg', 's2/dog/a.jpg'),
+     ("['s1', 's2']", "['cat', 'dog']", 'level')),
+    (('pet/cat/a.jpg', 'pet/dog/a.jpg', 'farm/cow/a.jpg', 'farm/dog/a.jpg'),
+     ()),
+    (('a/x/1.jpg', 'a/y/1.jpg', 'b/x/1.jpg', 'b/y/1.jpg', 'b/1.jpg'), ())))
+def test_doubtful_class_folders_get_one_line(tmp_path, caplog, names, words):
+  folder.load(make(tmp_path, names))
+  assert len(caplog.messages) == bool(words)
+  for word in words:
+    assert word in caplog.messages[0]

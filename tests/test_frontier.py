@@ -23,7 +23,8 @@ def test_runs_on_the_front_are_named(tmp_path, capsys):
           test_table.write_run(tmp_path / 'best', values=(.8, .9))]
   found = frontier.run(None, '', runs=runs)
   assert [row['best_for_cost'] for row in found['runs']] == [True, False, True]
-  assert [row['best_for_speed'] for row in found['runs']] == [False, False, True]
+  assert [row['best_for_speed'] for row in found['runs']] == [
+      False, False, True]
   frontier.show(found)
   lines = [' '.join(line.split()) for line in
            capsys.readouterr().out.splitlines()]

@@ -117,6 +117,10 @@ def test_fingerprint_follows_pixels_and_labels(tmp_path):
     (dict(images=pixels(4), labels=np.array([0, 1, 2, 3]),
           class_names=np.array(['a', 'b', 'c'])), ('from 0 to 3', '0 to 2')),
     (dict(images=pixels(4), labels=np.array([0., .5, 1., 2.])), ('float64',)),
+    (dict(images=pixels(4), labels=np.arange(4) % 3,
+          class_names=np.array(['a', 'b', 'a'])), ('class_names', '2 diff')),
+    (dict(images=pixels(4), labels=np.arange(4) % 3,
+          class_names=np.array('abc')), ('class_names', '[]')),
     (dict(images=pixels(0), labels=np.zeros(0, int)), ('no ', 'images')),
     (dict(train_images=pixels(4), train_labels=np.zeros(4, int),
           test_images=pixels(4, side=5), test_labels=np.zeros(4, int)),
@@ -126,7 +130,8 @@ def test_fingerprint_follows_pixels_and_labels(tmp_path):
 ), ids=('float images', 'rank', 'no labels', 'few labels', 'one label',
         'rank of labels', 'beyond int32', 'beyond int64', 'below -1',
         'columns and names', 'a split twice', 'negative label',
-        'label beyond the names', 'float labels', 'empty', 'sizes differ',
+        'label beyond the names', 'float labels', 'equal names',
+        'no list of names', 'empty', 'sizes differ',
         'names', 'pickled'))
 def test_wrong_arrays_are_refused_with_the_name_of_the_file(
     tmp_path, arrays, expected):
@@ -186,6 +191,18 @@ def test_images_with_channels_first_are_transposed_and_the_log_says_so(
   np.testing.assert_array_equal(source.read(np.arange(5))[0], images)
   line, = caplog.messages
   assert '[5, 3, 8, 8]' in line and '[N, C, H, W]' in line
+
+
+def test_more_channels_than_rows_get_a_line(tmp_path, caplog):
+  """They are probably [N, C, H, W]."""
+  for shape, lines in (((4, 12, 16, 16), 1), ((4, 16, 16, 12), 0)):
+    caplog.clear()
+    source = sources.open_source(save_npz(
+        tmp_path / 'a.npz', images=np.full(shape, 99, np.uint8),
+        labels=np.arange(4)))
+    assert source.channels == shape[-1]
+    assert [m for m in caplog.messages if '16 channels of 12x16' in m
+            ] == caplog.messages and len(caplog.messages) == lines
 
 
 def test_dark_images_and_unused_arrays_get_a_line(tmp_path, caplog):

@@ -61,6 +61,7 @@ def test_tuned_runs_start_from_the_pre_trained_network_and_scratch_ones_do_not(
     assert 0 <= result[name]['test'] <= 1
   assert result['fewshot'].keys() == {'pretrained', 'untrained'}
   assert result['fewshot']['pretrained'].keys() == set(left_out.SHOTS)
+  left_out.draw(result)
 
 
 _SHOTS = dict(zip(left_out.SHOTS, (.11, .12, .13, .14)))

@@ -9,6 +9,7 @@ import pytest
 from mixer.core import errors
 from mixer.data import manifest
 from mixer.data.source import MAX_LABELS
+from mixer.preparation import image_lists
 
 # A name with bytes that are not UTF-8, b'\xff\xe9.jpg', as Python decodes it.
 UNDECODABLE = '\udcff\udce9.jpg'
@@ -228,7 +229,7 @@ CSV_MISTAKES = {
         'path,label\na.jpg,cat\nb.jpg,cat\n./a.jpg,dog\n',
         ('line 4', "['dog']", "['cat'] as in line 2", 'one row')),
     'a split by two names': (
-        'path,label,split\na,x,val\nb,x,validation\n', ("'val'", 'only one')),
+        'path,label,split\na,x,val\nb,x,validation\n', ("'val'", 'one spelling')),
     'huge cell': (f'path,label\n{"a" * 200_000},x\n', ('line 2', 'limit')),
 }
 
@@ -405,6 +406,29 @@ def test_an_image_in_two_splits_gets_a_line(tmp_path, caplog):
       tmp_path, 'path,label,split\na,x,train\nb,x,train\na,x,test\n'))
   line, = caplog.messages
   assert "'a' in lines 2 and 4" in line and 'several splits' in line
+
+
+def test_it_is_found_by_an_absolute_path_too(tmp_path, caplog):
+  manifest.load(write_manifest(
+      tmp_path, f'path,label,split\na,x,train\n{tmp_path}/a,x,test\n'))
+  line, = caplog.messages
+  assert 'lines 2 and 3' in line and 'several splits' in line
+
+
+def test_a_list_in_one_text_of_jsonl_gets_a_line(tmp_path, caplog):
+  manifest.load(write_manifest(tmp_path, [dict(path='a', label='x;y')]))
+  line, = caplog.messages
+  assert "'x;y'" in line and 'list in JSONL' in line
+
+
+@pytest.mark.parametrize('one, other', (
+    ('train', 'Train'), ('val', 'valid'), ('Test', 'TEST')))
+def test_two_spellings_of_a_split_are_refused(tmp_path, one, other):
+  """The rows of one of them would not be read."""
+  path = write_manifest(tmp_path, f'path,label,split\na,x,{one}\nb,y,{other}\n')
+  for function in (manifest.load, lambda path: image_lists.open_list(
+      f'manifest:{path}')):
+    refused(function, path, (f"['{one}', '{other}']", 'one spelling'))
 
 
 @pytest.mark.parametrize('name', ('val', 'valid', 'VAL', 'validation'))

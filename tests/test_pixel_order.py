@@ -11,6 +11,7 @@ from mixer.core import errors
 from mixer.models import catalog
 from mixer.models import pixel_order
 from mixer.pretrained import export
+from mixer.training import start
 
 NETWORKS = dict(
     Mixer=dict(name='Mixer-S/4', hidden_dim=8, num_blocks=1, tokens_mlp_dim=6,
@@ -105,6 +106,14 @@ def test_a_network_sees_the_permuted_image(name):
   assert card['pixel_order'] == 'both:4:2'
   assert models.create(**card) == model
   assert 'pixel_order' not in catalog.describe(plain)
+
+
+def test_a_run_takes_the_order_of_its_start_weights_unless_it_names_one():
+  plain = models.create(**NETWORKS['Mixer'])
+  permuted = plain.clone(pixel_order='all')
+  assert start._like(permuted, plain, ()) == permuted
+  other = plain.clone(pixel_order='both')
+  assert start._like(permuted, other, ('pixel_order',)) == other
 
 
 def test_a_permuted_network_keeps_its_size_and_is_exported_with_its_card(

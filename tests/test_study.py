@@ -96,7 +96,9 @@ def test_the_figures_are_in_result_json_and_in_the_table(tmp_path):
   row, = found['rows']
   assert (row['size'], row['method']) == (6, 'resample')
   assert f'{row["tuned"]:.2%}' in out.stdout
-  assert f'{tmp_path}/w/result.json' in out.stdout
+  for name in ('result.json', 'sizes.png', 'sizes.svg'):
+    assert f'{tmp_path}/w/{name}' in out.stdout
+    assert (tmp_path / 'w' / name).stat().st_size > 100
 
 
 @pytest.mark.slow   # processes of their own
@@ -125,3 +127,21 @@ def test_the_units_of_a_run_are_drawn(tmp_path):
     assert f'{row["opposition"]:.3f}' in out.stdout
   for kind in ('png', 'svg'):
     assert (tmp_path / 'w' / f'filters.{kind}').stat().st_size > 1000
+
+
+@pytest.mark.slow   # whole runs
+def test_variants_are_compared_and_finished_runs_stay(tmp_path):
+  command = ('-m', 'mixer.study', 'variants', '--config=configs/digits.py',
+             '--config.run.total_steps=4', '--config.model.num_blocks=1',
+             '--config.model.stochastic_depth=0', f'--workdir={tmp_path}/w')
+  out = run(*command, '--variants=tied', '--seeds=2')
+  assert out.returncode == 0, out.stderr
+  first = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  row, = first['rows']
+  assert row['variant'] == 'tied' and len(row['scores']) == 2
+  assert row['images_per_second'] is None or row['images_per_second'] > 0
+  assert f'{row["accuracy"]:.2%}' in out.stdout
+  assert (tmp_path / 'w' / 'variants.png').exists()
+  out = run(*command, '--variants=tied', '--seeds=1')
+  again = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  assert again['rows'][0]['scores'] == row['scores'][:1]

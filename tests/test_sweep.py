@@ -145,6 +145,7 @@ def test_the_best_run_trains_once_if_all_images_were_trained_on(
     assert list(kept['evals']) == ['test']
   assert go(config, tmp_path / 'w') == found and len(begun) == 1 + retrain
   sweep.show(found)
+  sweep.draw(found)
 
 
 @pytest.mark.slow   # whole runs

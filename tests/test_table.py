@@ -1,5 +1,6 @@
 """experiments/table and run_records: the paper's tables beside our figures."""
 import json
+import pathlib
 
 import pytest
 
@@ -88,9 +89,28 @@ def test_tables_2_and_3_have_a_cost_for_every_network_that_can_be_built(found):
 def test_the_papers_row_of_a_network_is_that_of_most_epochs_at_224_pixels():
   days = lambda *key: published.row(*key).core_days
   assert days('Mixer-L/16', published.JFT) == 450
-  assert days('Mixer-L/16', published.IMAGENET_21K) == 410
+  assert days('Mixer-L/16', published.I21K) == 410
   assert days('ViT-L/16', published.JFT) == 650
-  assert published.row('Mixer-S/16', published.IMAGENET) is None
+  assert published.row('Mixer-S/16', published.I1K) is None
+
+
+def test_the_readme_has_the_same_figures(found):
+  readme = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
+  for row in found['table_1']:
+    name = row['name']
+    if name not in published.MILLIONS:
+      continue
+    config = name.lower().replace('-', '_').replace('/', '')
+    cells = []
+    for data in (published.I1K, published.I21K, published.JFT):
+      paper = published.row(name, data)
+      cells.append(f'{paper.top1:.2f}%, {paper.core_days / 1000:.2f}k'
+                   if paper else '')
+    cells = [f'{row["parameters"] / 1e6:.1f}M', f'{2 * row["gmacs"]:.1f}',
+             *cells]
+    line, = (line for line in readme.splitlines()
+             if f'(configs/{config}.py) |' in line)
+    assert [cell.strip() for cell in line.strip('|').split('|')[1:]] == cells
 
 
 def write_run(path, *, name='Mixer-B/16', data='imagenet2012', weights=None,
@@ -128,6 +148,11 @@ def test_a_run_stands_beside_the_papers_row(tmp_path, capsys):
   lines = [' '.join(line.split()) for line in printed.splitlines()]
   assert ('mine Mixer-B/16 imagenet2012 75.00% 76.44% 75 1 10 59.9M 12.6'
           in lines)
+  found['runs'] = table.run(None, '', runs=[
+      write_run(tmp_path / 'other', data='imagenet21k')])['runs']
+  table.show(found)
+  assert 'other Mixer-B/16 imagenet21k 75.00% - 75 1 150 59.9M 12.6' in (
+      ' '.join(capsys.readouterr().out.split()))
   assert 'Mixer-B/16 i1k 224 300 76.44 82.36 88.33 1,384 10‡ 59.9M 12.60' in (
       lines)
 
@@ -150,6 +175,6 @@ def test_missing_runs_and_metrics_are_refused(tmp_path):
   with pytest.raises(errors.UserError, match='--runs: .*x.*no run.*config'):
     run_records.read(str(tmp_path / 'x'))
   run = write_run(tmp_path / 'a')
-  with pytest.raises(errors.UserError, match='--metric: .*eval/val/loss'):
-    run_records.read(run, 'eval/val/los')
-  assert run_records.read(run, 'eval/val/loss')['value'] == .25
+  for metric in ('eval/val/accurac', 'eval/val/loss'):   # less loss is better
+    with pytest.raises(errors.UserError, match='--metric: .*eval/val/accuracy'):
+      run_records.read(run, metric)

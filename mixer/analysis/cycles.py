@@ -24,8 +24,8 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _LAYER = re.compile(r'op_name="([^"]*)"')
 _BODY = re.compile(r'body=%([\w.-]+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# Ops of single numbers, ops that take no time, and those inside which others are
-# counted, are left out if they have no estimate.
+# Left out if they have no estimate: ops of single numbers, ops that take no
+# time, and ops inside which others are counted.
 _SCALAR = re.compile(r' = \w+\[\]')
 _FREE = {'parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant',
          'while', 'copy-done', 'partition-id', 'after-all'}

@@ -1,6 +1,8 @@
 """Scores a network on the evaluations of a config and lists its mistakes."""
 from collections.abc import Iterator
 from collections.abc import Mapping
+import dataclasses
+import itertools
 import re
 from typing import Any
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from mixer.evaluation import class_names
 from mixer.evaluation import suite
 from mixer.training import losses
 from mixer.training import sharding
+from mixer.training import watchdog
 
 if TYPE_CHECKING:
   from mixer.data import pipeline
@@ -208,7 +211,9 @@ def evaluate(
     UserError: if there is nothing to evaluate, or the classes of a split are
       not the network's.
   """
-  plan = sharding.plan()
+  watch = watchdog.Watch(watchdog.SECONDS, 'batch', key='')
+  whole = sharding.plan()
+  plan = _Watched(whole.mesh, whole.strategy, watch, itertools.count())
   batch_size = -(-batch_size // plan.parts) * plan.parts
   evals, fewshots = suite.open_evaluations(config, network.image_size, most)
   if not evals and not fewshots:
@@ -220,7 +225,8 @@ def evaluate(
                        loss_of=losses.of_labels(network.card['loss']),
                        classes=classes)
   details: dict[str, dict[str, np.ndarray]] = {}
-  scores = compute(plan.place(network.params), details)
+  with watch:
+    scores = compute(plan.place(network.params), details)
   of: outcomes.Outcomes = {} if kept is None else kept
   for name, found in details.items():
     base = name if name in evals else name.removesuffix('_subset')
@@ -240,6 +246,18 @@ def evaluate(
                       for shot in few.settings['shots']}
                for name, few in fewshots.items()})
   return results, outcomes.predictions(of)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watched(sharding.Plan):
+  """A plan that tells a watchdog of every batch."""
+  watch: watchdog.Watch
+  numbers: Iterator[int]
+
+  def put_batch(self, batch: Any) -> dict[str, Any]:
+    """Makes a global batch of every process's rows."""
+    self.watch.phase(watchdog.EVALUATING, next(self.numbers))
+    return super().put_batch(batch)
 
 
 def _classes(network: 'Network', evals: dict[str, 'pipeline.Data'],

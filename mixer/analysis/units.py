@@ -77,12 +77,12 @@ def stem_units(params: Mapping[str, Any]) -> np.ndarray:
 
 
 def frequencies(units: np.ndarray) -> np.ndarray:
-  """Returns the mean frequency of each unit, in cycles per image (of stem units,
-  per patch).
+  """Returns the mean frequency of each unit, in cycles per image.
 
   It is the distance from frequency 0 in the two-dimensional Fourier transform,
   averaged with the power as weight. A unit's mean over the image stays in and
-  counts as frequency 0, so units that average over the image come first.
+  counts as frequency 0, so units that average over the image come first. The
+  image of a stem unit is a patch.
 
   Args:
     units: [units, rows, columns], or with a last axis of channels, whose powers

@@ -1,5 +1,6 @@
 """A run's directory: the names of its files, and its config."""
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import os
 import shlex
@@ -136,6 +137,7 @@ def check_config(path: files.Path, config: Mapping[str, Any]) -> None:
 class BadImages:
   """Writes images that cannot be decoded to the workdir's bad_images.jsonl.
 
+  Nothing is written before `begin`, so a refused run leaves the file as it was.
   Each image is written once, also if the run is restarted. Every process writes
   a file of its own: process 1 writes bad_images.1.jsonl.
   """
@@ -148,6 +150,7 @@ class BadImages:
     text = files.read(self._path) or ''
     self._lines = dict.fromkeys(text.splitlines())
     self._lock = threading.Lock()
+    self._held: list[str] | None = []
 
   def __call__(self, found: Mapping[str, str]) -> None:
     """Writes what is known of one image, unless it was written before."""
@@ -155,11 +158,24 @@ class BadImages:
     with self._lock:   # several threads read images
       if line not in self._lines:
         self._lines[line] = None
-        if files.is_remote(self._path):   # a bucket cannot append
-          files.write(self._path, ''.join(f'{x}\n' for x in self._lines))
+        if self._held is None:
+          self._write([line])
         else:
-          with open(self._path, 'a') as f:
-            f.write(f'{line}\n')
+          self._held.append(line)
+
+  def begin(self) -> None:
+    """Writes the images found so far, and from now on each at once."""
+    with self._lock:
+      held, self._held = self._held, None
+      if held:
+        self._write(held)
+
+  def _write(self, lines: Sequence[str]) -> None:
+    if files.is_remote(self._path):   # a bucket cannot append
+      files.write(self._path, ''.join(f'{x}\n' for x in self._lines))
+    else:
+      with open(self._path, 'a') as f:
+        f.writelines(f'{line}\n' for line in lines)
 
 
 def write_json(path: files.Path, value: Any) -> None:

@@ -71,8 +71,7 @@ def arrays(path: str) -> source.Source:
     raise errors.UserError(f"{path}: has the splits {parts}; 'val' is "
                            "'validation' too, so expected only one of them")
   images, labels = (np.concatenate(both) for both in zip(*pairs.values()))
-  return _make(name, images, labels,
-               None if class_names is None else tuple(map(_text, class_names)),
+  return _make(name, images, labels, _names(path, class_names),
                splits.whole(sizes, mix=True))
 
 
@@ -84,6 +83,19 @@ def _load(path):
   except (OSError, ValueError, EOFError, TypeError, AttributeError,
           zipfile.BadZipFile) as e:
     raise errors.UserError(f'data.name: cannot read {path!r} as npz: {e}')
+
+
+def _names(path, class_names):
+  """The names of the classes as text; None if there are none."""
+  if class_names is None:
+    return None
+  names = tuple(map(_text, np.atleast_1d(class_names)))
+  if class_names.ndim != 1 or len(set(names)) < len(names):
+    raise errors.UserError(
+        f'{path}: class_names of shape {list(class_names.shape)} has '
+        f'{len(set(names))} different names; expected a different name for '
+        'each class, [classes]')
+  return names
 
 
 def _text(name):
@@ -116,6 +128,11 @@ def _checked(path, part, images, labels):
     log.warning('%r: %s images of shape %s are read as [N, C, H, W]', path,
                 part, list(images.shape))
     images = np.ascontiguousarray(np.moveaxis(images, 1, -1))
+  elif 4 < images.shape[-1] > images.shape[1]:
+    log.warning('%r: %s images of shape %s are read as %d channels of %dx%d '
+                'pixels; if channels come first, transpose to [N, H, W, C]',
+                path, part, list(images.shape), images.shape[-1],
+                *images.shape[1:3])
   if images.max() < _DARK:
     log.warning('%r: the brightest value of the %s images is %d of 255, so the '
                 'network sees them almost black', path, part, images.max())

@@ -1,15 +1,18 @@
-"""Finds labels of a manifest that are probably not what its author meant.
+"""Finds labels that are probably not what the author of the data meant.
 
-None of it applies to manifests with a file classes.txt, which says what the
-classes are.
+They are the names of class folders, or the labels of a manifest without a file
+classes.txt, which would say what the classes are.
 """
 import collections
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+import os
 import re
 import unicodedata
 
+from mixer.core import errors
 from mixer.core.log import log
 from mixer.data import listing
 
@@ -47,7 +50,8 @@ def check(path: str, lines: Mapping[str, int]) -> None:
     if _WHOLE.fullmatch(label):
       raise wrong(label, f'a class number without a fraction, such as '
                   f'{label.partition(".")[0]!r}')
-  for one, other in _same(lines, lambda x: unicodedata.normalize('NFC', x)):
+  same, alike = twins(lines)
+  for one, other in same:
     raise wrong(other, f'{one!r} as in line {lines[one]}, which is the same '
                 'text in another Unicode form')
   def say(found, what, *more):
@@ -59,13 +63,71 @@ def check(path: str, lines: Mapping[str, int]) -> None:
       'an image without labels')
   say([x for x in lines if _FRACTION.fullmatch(x)],
       '%r is read as the name of a class, although it is a number')
-  alike = list(_same(lines, _loosely))
   say([other for _, other in alike], '%r is another class than %r, although '
       'only case, spaces or Unicode differ (and %d more such pairs)',
       alike[0][0] if alike else '', len(alike) - 1)
   joined = list(_joined(lines))
   say(joined, "%r is read as one class, and so are %d more that look like "
-      "several; separate several labels by ';'", len(joined) - 1)
+      "several; separate several labels by ';' in CSV, give a list in JSONL",
+      len(joined) - 1)
+
+
+def check_folders(where: str, names: Iterable[str]) -> None:
+  """Refuses, or warns about, class folders that are probably one class.
+
+  Args:
+    where: the folder that holds them.
+    names: of the class folders.
+
+  Raises:
+    UserError: if two are the same text in different Unicode forms.
+  """
+  same, alike = twins(names)
+  for one, other in same:
+    raise errors.UserError(
+        f'data.name: the class folders {one!r} and {other!r} in {where!r} are '
+        'the same text in two Unicode forms; put their images into one')
+  if alike:
+    log.warning('%r: %r is another class than %r, although only case, spaces '
+                'or Unicode differ (and %d more such pairs)', where,
+                alike[0][1], alike[0][0], len(alike) - 1)
+
+
+def check_below(where: str, root: str, paths: Iterable[str]) -> None:
+  """Warns if all classes hold the same folders and no images beside them.
+
+  Args:
+    where: the folder of the classes.
+    root: the folder that the paths are relative to.
+    paths: of all images of the classes.
+  """
+  below: dict[str, set[str]] = {}
+  for path in paths:
+    name, *rest = os.path.relpath(os.path.join(root, path), where).split(os.sep)
+    if len(rest) < 2:
+      return
+    below.setdefault(name, set()).add(rest[0])
+  first, *others = below.values()
+  if len(first) > 1 and others and all(other == first for other in others):
+    log.warning('%r: the classes are %s, and all of them hold the folders %s; '
+                'if those are the classes, leave out the level above them',
+                where, list(below)[:5], sorted(first)[:5])
+
+
+def twins(names: Iterable[str]) -> tuple[list[tuple[str, str]],
+                                         list[tuple[str, str]]]:
+  """Returns the pairs of class names that are probably one class.
+
+  Args:
+    names: different names.
+
+  Returns:
+    (pairs of the same text in two Unicode forms; pairs that differ in case,
+    spaces or Unicode only).
+  """
+  names = list(names)
+  return list(_same(names, lambda x: unicodedata.normalize('NFC', x))), list(
+      _same(names, _loosely))
 
 
 def _loosely(label: str) -> str:
@@ -84,7 +146,7 @@ def _same(labels, form) -> Iterator[tuple[str, str]]:
 
 def _joined(labels: Collection[str]) -> Iterator[str]:
   """Labels whose parts are labels too, as if several were in one field."""
-  for mark in '|,/+& ':
+  for mark in '|;,/+& ':   # a ';' occurs in JSONL only
     parts = {x: {part.strip() for part in x.split(mark)} for x in labels}
     uses = collections.Counter(
         part for several in parts.values() for part in several)
@@ -93,5 +155,5 @@ def _joined(labels: Collection[str]) -> Iterator[str]:
     known = lambda part: part in labels or mark == ',' and uses[part] > 1
     for label, several in parts.items():
       if len(several) > 1 and '' not in several and (
-          mark == '|' or all(map(known, several))):
+          mark in '|;' or all(map(known, several))):
         yield label

@@ -79,12 +79,8 @@ def load(path: str) -> listing.Listing:
   listed = listing.make(
       os.path.dirname(path), [row['path'] for row in table], labels,
       weights if weighted else None, class_names, sizes)
-  names = [split_name(split) for split in sizes]
-  if len(set(names)) < len(names):
-    raise errors.UserError(
-        f"{path!r} has the splits {list(sizes)}; 'val' and 'valid' are names "
-        "of 'validation', so expected only one of them")
-  return dataclasses.replace(listed, sizes=dict(zip(names, sizes.values())))
+  return dataclasses.replace(listed, sizes=dict(zip(
+      split_names(path, sizes), sizes.values())))
 
 
 def file_of(path: str) -> str:
@@ -95,6 +91,26 @@ def file_of(path: str) -> str:
 def split_name(split: str) -> str:
   """Returns the name under which the rows of a split are found."""
   return splits.ALIASES.get(split.lower(), split)
+
+
+def split_names(path: str, given: Iterable[str]) -> list[str]:
+  """Returns the name of each split of a manifest.
+
+  Args:
+    path: of the manifest.
+    given: the different splits of its rows.
+
+  Raises:
+    UserError: if two of them are spellings of one name.
+  """
+  given = list(given)
+  names = list(map(split_name, given))
+  if len(set(map(str.lower, names))) < len(names):
+    raise errors.UserError(
+        f"{path!r} has the splits {given}; 'val' and 'valid' are names of "
+        "'validation', and splits that differ only in case are one, so "
+        'expected one spelling of each')
+  return names
 
 
 def rows(path: str) -> Iterator[Row]:
@@ -190,7 +206,8 @@ def _check_repeated(path, table):
   """Refuses or points out files that have several rows."""
   rows_of: dict[str, list[Row]] = {}
   for row in table:
-    rows_of.setdefault(os.path.normpath(row['path']), []).append(row)
+    rows_of.setdefault(os.path.normpath(os.path.join(
+        os.path.dirname(path), row['path'])), []).append(row)
   again = [found for found in rows_of.values() if len(found) > 1]
   for found in again:
     by_split: dict[str, Row] = {}

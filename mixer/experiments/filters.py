@@ -105,7 +105,7 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
     else:
       place.imshow(image.reshape(image.shape[:2]), cmap=_COLOURS, vmin=-1,
                    vmax=1)
-    place.set_title(title, pad=3, fontsize=8)
+    place.set_title(title, pad=3)
     place.set_axis_off()
   return figure
 
@@ -117,8 +117,9 @@ def _layers(found: network.Network, layers: Sequence[int | str] | None
       found.model, found.params, layer, found.image_size)
   if layers is not None:
     if not layers or not all(str(layer).isdigit() for layer in layers):
-      raise errors.UserError('--layers: expected numbers of blocks from 0, such '
-                             f'as --layers=0,1, got {",".join(map(str, layers))!r}')
+      raise errors.UserError(
+          '--layers: expected numbers of blocks from 0, such as --layers=0,1, '
+          f'got {",".join(map(str, layers))!r}')
     return {layer: units(layer) for layer in map(int, layers)}
   try:
     return {layer: units(layer) for layer in range(

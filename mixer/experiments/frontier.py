@@ -6,16 +6,12 @@ the user beside them. It trains nothing.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import typing
 from typing import Any
 
+from mixer.analysis import figures
 from mixer.core import tables
 from mixer.experiments import run_records
 from mixer.models import published
-
-if typing.TYPE_CHECKING:
-  from matplotlib.axes import Axes
-  from matplotlib.figure import Figure
 
 _FAMILIES = {'Mixer': 'o', 'ViT': 's', 'BiT': '^'}
 _OTHER = 'x'   # the marker of networks that this code does not have
@@ -94,9 +90,8 @@ def show(found: Mapping[str, Any]) -> None:
       'training, for each device'))
 
 
-def draw(found: Mapping[str, Any]) -> 'Figure':
+def draw(found: Mapping[str, Any]) -> figures.Figure:
   """Returns a figure of what `run` returned: by cost, and by throughput."""
-  from mixer.analysis import figures
   figure, axes = figures.grid(1, 2, width=figures.PAGE, height=3.4, sharey=True)
   for axis, theirs, ours, sign, label in (
       (axes[0, 0], 'core_days', 'device_days', 1,
@@ -119,7 +114,7 @@ def draw(found: Mapping[str, Any]) -> 'Figure':
   return figure
 
 
-def _published(axis: 'Axes', rows: Sequence[Mapping[str, Any]], key: str,
+def _published(axis: figures.Axes, rows: Sequence[Mapping[str, Any]], key: str,
                sign: int, few: bool) -> None:
   """Draws the paper's results against one column, and their front.
 
@@ -130,7 +125,6 @@ def _published(axis: 'Axes', rows: Sequence[Mapping[str, Any]], key: str,
     sign: 1 if less is better, -1 if more is better.
     few: whether only results on the front have labels.
   """
-  from mixer.analysis import figures
   rows = [row for row in rows if row[key] is not None]
   best = pareto([(sign * row[key], row['top1']) for row in rows])
   for number, row in enumerate(rows):
@@ -153,10 +147,9 @@ def _published(axis: 'Axes', rows: Sequence[Mapping[str, Any]], key: str,
             '--', color=figures.GREY, linewidth=.8, zorder=1)
 
 
-def _own(axis: 'Axes', rows: Sequence[Mapping[str, Any]], key: str,
+def _own(axis: figures.Axes, rows: Sequence[Mapping[str, Any]], key: str,
          sign: int) -> None:
   """Draws the user's runs against one column, and their front."""
-  from mixer.analysis import figures
   rows = [row for row in rows if row[key] is not None]
   for row in rows:
     axis.plot(row[key], row['value'],

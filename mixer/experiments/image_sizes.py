@@ -7,11 +7,11 @@ that size from scratch (the paper's appendix C fine-tunes at higher resolution).
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os
-import typing
 from typing import Any
 
 import ml_collections
 
+from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
 from mixer.experiments import runs
@@ -19,9 +19,6 @@ from mixer.pretrained import network
 from mixer.pretrained.resize import METHODS
 from mixer.pretrained.resize import resize
 from mixer.training import assembly
-
-if typing.TYPE_CHECKING:
-  from matplotlib.figure import Figure
 
 
 def run(config: ml_collections.ConfigDict, path: str, *,
@@ -94,9 +91,8 @@ def show(found: Mapping[str, Any]) -> None:
       f'{full} steps'))
 
 
-def draw(found: Mapping[str, Any]) -> 'Figure':
+def draw(found: Mapping[str, Any]) -> figures.Figure:
   """Returns a figure of what `run` returned: accuracy at each image size."""
-  from mixer.analysis import figures
   figure, ((axis,),) = figures.grid(height=2.5)
   own = int(found['size'].split('x')[0]), found['accuracy']
   short, full = found['tuning_steps'], found['steps']

@@ -7,13 +7,13 @@ of an untrained one, and fine-tuning with training from scratch.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os
-import typing
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
+from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
 from mixer.data import pipeline
@@ -22,9 +22,6 @@ from mixer.evaluation import fewshot
 from mixer.experiments import runs
 from mixer.pretrained import network
 from mixer.training import assembly
-
-if typing.TYPE_CHECKING:
-  from matplotlib.figure import Figure
 
 SHOTS, SEEDS = fewshot.SHOTS, len(fewshot.SEEDS)
 # Of the training images of a new class, one in five chooses the learning rate.
@@ -90,9 +87,8 @@ def show(found: Mapping[str, Any]) -> None:
   tables.show(few, full)
 
 
-def draw(found: Mapping[str, Any]) -> 'Figure':
+def draw(found: Mapping[str, Any]) -> figures.Figure:
   """Returns a figure of what `run` returned: few-shot, and fine-tuned."""
-  from mixer.analysis import figures
   figure, ((few, full),) = figures.grid(
       1, 2, height=2.1, sharey=True, width_ratios=(3, 2))
   chance = 1 / len(found['classes'])

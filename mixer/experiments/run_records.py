@@ -22,8 +22,8 @@ def read(path: str, metric: str | None = None) -> dict[str, Any]:
 
   Args:
     path: a workdir.
-    metric: a key of metrics.jsonl; by default the accuracy of the config's
-      first evaluation.
+    metric: a key of metrics.jsonl of which more is better; by default the
+      accuracy of the config's first evaluation.
 
   Returns:
     'run', the path; 'name', 'data' and 'size' [height, width] as the card of
@@ -45,10 +45,11 @@ def read(path: str, metric: str | None = None) -> dict[str, Any]:
         f'{workdir.CONFIG}, {workdir.CARD} and {workdir.METRICS}')
   first = next(iter(config['evals']), None)
   metric = metric or f'eval/{first}/accuracy'
-  values = [line[metric] for line in lines if metric in line]
+  values = [line[metric] for line in lines
+            if metric in line and _is_score(metric)]
   if not values:
     known = sorted({key for line in lines for key in line
-                    if key.startswith('eval/')})
+                    if key.startswith('eval/') and _is_score(key)})
     raise errors.unknown(f'--metric: {path}', metric, known) if known else (
         errors.UserError(f'--runs: {path!r} holds a run that has not been '
                          'evaluated; continue it, or leave it out'))
@@ -106,6 +107,12 @@ def read_all(config: object, paths: Sequence[str], metric: str | None = None
       log.warning('the runs have different %s cannot be compared (%s)', what,
                   ', '.join(sorted(kinds)))
   return found
+
+
+def _is_score(metric: str) -> bool:
+  """Returns whether more of an evaluation's metric is better."""
+  return metric.rpartition('/')[2] not in (
+      'loss', 'examples', 'bad', 'unlabelled')
 
 
 def _steps(run: Mapping[str, Any], made: Mapping[str, Any]) -> int | None:

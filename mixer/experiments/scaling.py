@@ -21,7 +21,6 @@ from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
 from mixer.data import class_counts
-from mixer.data import sources
 from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.experiments import runs
@@ -68,7 +67,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   settings, names = assembly.check(config), families(networks)
   shares = _fractions(fractions)
   config, metrics['few_shot'] = _with_few_shot(config, settings.image_size)
-  stored = _stored(config, 'data')
+  stored = runs.stored_splits(config, 'data')
   full = len(splits.select(stored, config.data.split, 'data.split'))
   steps = settings.steps(full)
   sets = []
@@ -174,9 +173,9 @@ def _with_few_shot(config: ml_collections.ConfigDict,
                            f'them, got {tuple(section.shots)}')
   name, like = next(iter(config.evals.items()))
   key = f'evals.{name}'
-  stored = _stored(config, key)
-  halves = [splits.share(stored, like.split, *limits, f'{key}.split')
-            for limits in ((0, .5), (.5, 1))]
+  stored = runs.stored_splits(config, key)
+  halves = [splits.share(stored, like.split, begin, end, f'{key}.split')
+            for begin, end in ((0, .5), (.5, 1))]
   inherited = {k: like.get(k) for k in ('name', 'dir', 'crop', 'interpolation')}
   with out.unlocked():
     out.fewshot[_FEW] = dict(
@@ -193,17 +192,6 @@ def _with_few_shot(config: ml_collections.ConfigDict,
           f'{absent[0]}; choose a larger split, or add a section `fewshot` to '
           'the config')
   return out, f'eval/{_FEW}/accuracy_{SHOTS}shot'
-
-
-def _stored(config: ml_collections.ConfigDict, key: str) -> splits.Stored:
-  """Returns the stored splits of the data of a section of the config."""
-  sections, _ = suite.sections(config.to_dict())
-  mine = sections[key]
-  return sources.open_source(
-      mine['name'], data_dir=mine.get('dir'), access=mine.get('access'),
-      labels=mine.get('labels'), wanted=sorted({
-          section['split'] for section in sections.values()
-          if section['name'] == mine['name']})).stored
 
 
 def _best(path: str, metrics: Mapping[str, str]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import itertools
 import json
 import math
 import os
-import typing
 from typing import Any
 
 import ml_collections
 
 from mixer.analysis import data_sizes
+from mixer.analysis import figures
 from mixer.core import claims
 from mixer.core import errors
 from mixer.core import files
@@ -27,9 +27,6 @@ from mixer.core.log import log
 from mixer.experiments import runs
 from mixer.experiments import sweep_grid
 from mixer.training import assembly
-
-if typing.TYPE_CHECKING:
-  from matplotlib.figure import Figure
 
 _METRICS = ('eval/dev/accuracy', 'eval/dev/accuracy_top5')
 # Enough for a check of the other settings; the real data may be elsewhere.
@@ -181,12 +178,11 @@ def show(found: Mapping[str, Any]) -> None:
       caption=f'final run with {found["choice"]}: {final}'))
 
 
-def draw(found: Mapping[str, Any]) -> 'Figure':
+def draw(found: Mapping[str, Any]) -> figures.Figure:
   """Returns a figure of what `sweep` returned: scores by the first key.
 
   Each combination of the values of other keys has a line of its own.
   """
-  from mixer.analysis import figures
   figure, ((axis,),) = figures.grid(height=2.2)
   rows = found['runs']
   key, *others = next(iter(rows.values()))['values']

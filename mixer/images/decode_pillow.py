@@ -6,6 +6,7 @@ and CMYK and palettes become RGB. None of this needs TensorFlow.
 """
 from collections.abc import Iterator
 import contextlib
+import functools
 import io
 import math
 import threading
@@ -15,6 +16,7 @@ from PIL import features
 from PIL import Image
 from PIL import ImageOps
 
+from mixer.core.log import log
 from mixer.images import deep_samples
 from mixer.images import options
 from mixer.images.deep_samples import BadImage
@@ -24,10 +26,12 @@ SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif',
             '.tif', '.tiff', '.avif')
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 _ORIENTATION = 0x0112   # the EXIF tag
+_BITS, _BANDS, _PLANAR = 258, 277, 284   # TIFF tags
 _TURN = threading.Lock()   # held while a large image is in memory
 # What a file that Pillow cannot read may be: the first bytes (of any of them),
 # at which offset, and the reason to give.
 _CONVERT = 'cannot be read here; convert it to JPEG or PNG'
+_ARRAYS = 'images of more than 3 channels as arrays:PATH.npz'
 _OTHERS = (
     (4, (b'ftypheic', b'ftypheix', b'ftyphevc', b'ftyphevx', b'ftypheim',
          b'ftypheis', b'ftypmif1', b'ftypmsf1'),
@@ -39,6 +43,9 @@ _OTHERS = (
      f'a JPEG 2000 image, which {_CONVERT}'),
     (0, (b'\0\0\0\x0cJXL ', b'\xff\x0a'), f'a JPEG XL image, which {_CONVERT}'),
     (0, (b'%PDF',), f'a PDF document, which {_CONVERT}'),
+    (0, (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'),
+     'a TIFF image of a kind that cannot be read here, such as one of many '
+     f'bands; convert it to RGB, or give {_ARRAYS}'),
     (0, (b'version https://git-lfs',),
      'a pointer of Git LFS in place of the image; run git lfs pull'))
 
@@ -208,7 +215,32 @@ def _open(file, max_pixels):
   if image.width * image.height > max_pixels:
     raise BadImage(f'{image.width} x {image.height} pixels, more than '
                    f'{max_pixels:,}')
+  if image.format == 'TIFF':
+    try:
+      _check_bands(image)
+    except (TypeError, ValueError) as e:   # a tag of another type
+      raise BadImage(one_line(e)) from e
   return image
+
+
+def _check_bands(image):
+  """Refuses a TIFF that Pillow reads without some bands, or wrongly."""
+  tags, shown = image.tag_v2, len(image.getbands())
+  bands = tags.get(_BANDS, 1)
+  if bands > shown + 1:
+    raise BadImage(f'{bands} bands, of which {shown} would be read; convert it '
+                   f'to RGB, or give {_ARRAYS}')
+  if bands > shown:   # editors keep a mask of the photo there
+    _say_once(f'images of {bands} bands: {shown} are read, because the file '
+              'does not say that the last one is transparency')
+  if shown > 1 and tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8:
+    raise BadImage('a TIFF image of more than 8 bits that stores its bands '
+                   f'one after the other, which {_CONVERT}')
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+  log.warning('%s', line)
 
 
 def _not_an_image(file):

@@ -10,7 +10,7 @@ import dataclasses
 
 # Pre-training data, by their names in configs: 1.3M images of ImageNet, 14M of
 # ImageNet-21k, and 300M of JFT.
-IMAGENET, IMAGENET_21K, JFT = 'imagenet2012', 'imagenet21k', 'jft'
+I1K, I21K, JFT = 'imagenet2012', 'imagenet21k', 'jft'
 
 # Table 1: millions of parameters at 224 pixels, without the head.
 MILLIONS = {'Mixer-S/32': 19, 'Mixer-S/16': 18, 'Mixer-B/32': 60,
@@ -24,7 +24,7 @@ class Row:
 
   Attributes:
     name: of the network, as `models.create` takes it if this code has it.
-    data: of the pre-training; `IMAGENET`, `IMAGENET_21K`, `JFT` or other words.
+    data: of the pre-training; `I1K`, `I21K`, `JFT` or other words.
     size: side of the images in pixels, in fine-tuning.
     epochs: of the pre-training.
     top1: accuracy on ImageNet in percent, after fine-tuning.
@@ -50,13 +50,10 @@ class Row:
 
 
 TABLE_2 = (
-    Row('HaloNet-H4', IMAGENET_21K, None, None, 85.8, None, None, 120, 100),
-    Row('Mixer-L/16', IMAGENET_21K, 448, None, 84.15, 87.86, 93.91, 105, 410,
-        74.95),
-    Row('ViT-L/16', IMAGENET_21K, 512, None, 85.30, 88.62, 94.39, 32, 180,
-        72.72),
-    Row('BiT-R152x4', IMAGENET_21K, 480, None, 85.39, None, 94.04, 26, 940,
-        70.64),
+    Row('HaloNet-H4', I21K, None, None, 85.8, None, None, 120, 100),
+    Row('Mixer-L/16', I21K, 448, None, 84.15, 87.86, 93.91, 105, 410, 74.95),
+    Row('ViT-L/16', I21K, 512, None, 85.30, 88.62, 94.39, 32, 180, 72.72),
+    Row('BiT-R152x4', I21K, 480, None, 85.39, None, 94.04, 26, 940, 70.64),
     Row('NFNet-F4+', JFT, None, None, 89.2, None, None, 46, 1860),
     Row('Mixer-H/14', JFT, 448, None, 87.94, 90.18, 95.71, 40, 1010, 75.33),
     Row('BiT-R152x4', JFT, 480, None, 87.54, 90.54, 95.33, 26, 9900, 76.29),
@@ -65,24 +62,16 @@ TABLE_2 = (
     Row('ALIGN', 'web pairs', None, None, 88.64, None, None, 15, 14820, 79.99),
 )
 TABLE_3 = (
-    Row('Mixer-B/16', IMAGENET, 224, 300, 76.44, 82.36, 88.33, 1384, 10,
+    Row('Mixer-B/16', I1K, 224, 300, 76.44, 82.36, 88.33, 1384, 10, None, '‡'),
+    Row('ViT-B/16', I1K, 224, 300, 79.67, 84.97, 90.79, 861, 20, None, '‡☎'),
+    Row('Mixer-L/16', I1K, 224, 300, 71.76, 77.08, 87.25, 419, 40, None, '‡'),
+    Row('ViT-L/16', I1K, 224, 300, 76.11, 80.93, 89.66, 280, 50, None, '‡☎'),
+    Row('Mixer-B/16', I21K, 224, 300, 80.64, 85.80, 92.50, 1384, 150,
         marks='‡'),
-    Row('ViT-B/16', IMAGENET, 224, 300, 79.67, 84.97, 90.79, 861, 20,
-        marks='‡☎'),
-    Row('Mixer-L/16', IMAGENET, 224, 300, 71.76, 77.08, 87.25, 419, 40,
-        marks='‡'),
-    Row('ViT-L/16', IMAGENET, 224, 300, 76.11, 80.93, 89.66, 280, 50,
-        marks='‡☎'),
-    Row('Mixer-B/16', IMAGENET_21K, 224, 300, 80.64, 85.80, 92.50, 1384, 150,
-        marks='‡'),
-    Row('ViT-B/16', IMAGENET_21K, 224, 300, 84.59, 88.93, 94.16, 861, 180,
-        marks='‡☎'),
-    Row('Mixer-L/16', IMAGENET_21K, 224, 300, 82.89, 87.54, 93.63, 419, 410,
-        marks='‡'),
-    Row('ViT-L/16', IMAGENET_21K, 224, 300, 84.46, 88.35, 94.49, 280, 550,
-        marks='‡☎'),
-    Row('Mixer-L/16', IMAGENET_21K, 448, 300, 83.91, 87.75, 93.86, 105, 410,
-        marks='‡'),
+    Row('ViT-B/16', I21K, 224, 300, 84.59, 88.93, 94.16, 861, 180, None, '‡☎'),
+    Row('Mixer-L/16', I21K, 224, 300, 82.89, 87.54, 93.63, 419, 410, None, '‡'),
+    Row('ViT-L/16', I21K, 224, 300, 84.46, 88.35, 94.49, 280, 550, None, '‡☎'),
+    Row('Mixer-L/16', I21K, 448, 300, 83.91, 87.75, 93.86, 105, 410, None, '‡'),
     Row('Mixer-S/32', JFT, 224, 5, 68.70, 75.83, 87.13, 11489, 10),
     Row('Mixer-B/32', JFT, 224, 7, 75.53, 81.94, 90.99, 4208, 50),
     Row('Mixer-S/16', JFT, 224, 5, 73.83, 80.60, 89.50, 3994, 30),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer.core import errors
+from mixer.models import attention
 from mixer.models import blocks
 from mixer.models import grid
 from mixer.models import interface
@@ -70,9 +71,7 @@ class EncoderBlock(nn.Module):
       train: whether there is a backward pass, which the products suit then.
     """
     y_BTC = nn.LayerNorm(dtype=self.dtype)(x_BTC)
-    y_BTC = nn.MultiHeadDotProductAttention(
-        self.num_heads, dtype=self.dtype, deterministic=True, name=_ATTENTION,
-        kernel_init=_XAVIER)(y_BTC, y_BTC)
+    y_BTC = attention.attention(y_BTC, self.num_heads, self.dtype, _ATTENTION)
     y_BTC = drop.units(y_BTC, 'attention/output', self.dropout_rate)
     u_BTC = x_BTC + drop.path(y_BTC, 'attention')
     y_BTC = blocks.MlpBlock(
@@ -171,7 +170,7 @@ class VisionTransformer(interface.Model):
     if train:
       x_BTC = drop.of_block(0).units(x_BTC, 'embedded', self.dropout_rate)
     out['input_tokens'] = x_BTC
-    make = lambda **where: EncoderBlock(
+    make = lambda _, **where: EncoderBlock(
         self.num_heads, self.channels_mlp_dim, self.dropout_rate,
         self.approximate_gelu, self.dtype, **where)
     x_BTC, outputs = blocks.run(

@@ -163,7 +163,7 @@ def _manifest(source: str) -> ImageList:
   draw = random.Random(0)
   path = manifest.file_of(source)
   for n, row in enumerate(manifest.rows(source)):
-    split = manifest.split_name(row['split'])
+    split = row['split']
     if not row['labels'] or not any(row['weights'] or [1]):
       raise errors.UserError(
           f'--source: {path!r}, line {row["line"]}: {row["path"]!r} has no '
@@ -182,6 +182,7 @@ def _manifest(source: str) -> ImageList:
   if not sizes:
     raise errors.UserError(f'--source: {path!r} has no rows; expected one row '
                            'for each image')
+  sizes = dict(zip(manifest.split_names(path, sizes), sizes.values()))
   for split in sizes:   # TFDS puts the split into file names
     if not re.fullmatch('[A-Za-z0-9_]+', split):
       raise errors.UserError(f'--source: {path!r} has the split {split!r}; '
