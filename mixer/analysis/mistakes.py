@@ -30,6 +30,8 @@ STYLE = '''
   text-overflow: ellipsis }
 .matrix thead th { text-align: center; padding: .2rem .45rem;
   max-width: 5rem }
+@media (max-width: 480px) {
+  .matrix :is(td, thead th) { padding: .2rem .1rem; min-width: 1.6rem } }
 .bars span { display: grid; grid-template-columns: 1fr auto; gap: 0 .5rem }
 .bars i { grid-column: 1 / -1; height: 3px; border-radius: 2px;
   background: var(--mark); width: calc(var(--share) * 100%) }

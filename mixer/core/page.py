@@ -54,6 +54,8 @@ th:first-child { padding-left: 0 }
 tbody th, :is(th, td):first-child { text-align: left }
 summary { cursor: pointer; color: var(--dim) }
 @media (max-width: 480px) { body { padding: 1.25rem .75rem }
+  .card { padding: .6rem .7rem } th, td { padding: .2rem .35rem }
+  thead th { white-space: normal }
   .text th { white-space: normal; min-width: 7rem } }
 @media print { :root { color-scheme: light }
   body { max-width: none; padding: 0; print-color-adjust: exact }
@@ -146,5 +148,8 @@ def grid(figures: Iterable[str], small: bool = False) -> str:
 
 
 def escape(text: object) -> str:
-  """Returns plain text as HTML, also for use in a quoted attribute."""
-  return html.escape(str(text))
+  """Returns plain text as HTML, also for use in a quoted attribute.
+
+  Bytes of a file name that are not text are shown as '\\udcff'.
+  """
+  return html.escape(str(text).encode(errors='backslashreplace').decode())
