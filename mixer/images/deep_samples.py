@@ -8,7 +8,6 @@ and prediction.
 """
 import functools
 import io
-import sys
 
 import numpy as np
 from PIL import Image
@@ -37,7 +36,12 @@ def are_in(image: Image.Image, file: bytes) -> bool:
     file: the bytes of the image file.
   """
   # Pillow's mode does not tell for an image in colour.
-  return image.mode[0] in 'IF' or _png_depth(file) == 16 or _deep_tiff(image)
+  if image.mode[0] in 'IF' or _png_depth(file) == 16:
+    return True
+  if image.format != 'TIFF':
+    return False
+  from mixer.images import tiff  # few runs read one
+  return tiff.is_deep(image)
 
 
 def as_8_bits(image: Image.Image, file: bytes) -> Image.Image:
@@ -51,9 +55,13 @@ def as_8_bits(image: Image.Image, file: bytes) -> Image.Image:
     BadImage: if the samples have no scale that can be known.
   """
   exif = image.info.get('exif')
-  samples = (np.asarray(image) if image.mode not in ('RGB', 'RGBA')
-             else _tiff_in_colour(image, file) if _deep_tiff(image)
-             else _png_in_colour(image, file))
+  if image.mode not in ('RGB', 'RGBA'):
+    samples = np.asarray(image)
+  elif image.format == 'TIFF':
+    from mixer.images import tiff
+    samples = tiff.in_colour(file)
+  else:
+    samples = _png_in_colour(image, file)
   tags = getattr(image, 'tag_v2', {})
   scale = lambda x: scaled(
       x, _stated_bits(file, tags), tags.get(_PHOTOMETRIC) == 0)
@@ -110,16 +118,6 @@ def _png_depth(file):
   return file[24] if file[:4] == b'\x89PNG' and len(file) > 24 else 8
 
 
-def _deep_tiff(image):
-  """Returns whether an image is a TIFF of 16 bits in colour.
-
-  The colours of 'RGBa' are multiplied with alpha; Pillow divides them.
-  """
-  return (image.format == 'TIFF' and image.mode in ('RGB', 'RGBA') and
-          all(isinstance(tile.args, tuple) and tile.args[0].startswith(
-              ('RGB;16', 'RGBX;16', 'RGBA;16')) for tile in image.tile))
-
-
 def _stated_bits(file, tags):
   """The number of bits that a PNG or a TIFF says its samples use, or None."""
   if _png_depth(file) == 16:
@@ -148,20 +146,3 @@ def _png_in_colour(image, file):
     grey, low, alpha, low_alpha = np.moveaxis(load('RGBA'), -1, 0)
     return np.stack([grey << 8 | low] * 3 + [alpha << 8 | low_alpha], -1)
   return load(f'{image.mode};16B') << 8 | load(f'{image.mode};16L')
-
-
-def _tiff_in_colour(image, file):
-  """The samples of a TIFF of 16 bits in colour: uint16 [H, W, 3 or 4]."""
-  def load(order):
-    with Image.open(io.BytesIO(file), formats=('TIFF',)) as again:
-      # 'N' is the order of this machine, which libtiff gives.
-      for i, tile in enumerate(again.tile):
-        assert isinstance(tile.args, tuple)
-        mode, *rest = tile.args
-        again.tile[i] = tile._replace(
-            args=(mode[:-1] + order[mode[-1]], *rest))
-      return np.asarray(again).astype(np.uint16)
-
-  little = sys.byteorder == 'little'
-  return load(dict(L='L', B='B', N='N')) << 8 | load(
-      dict(L='B', B='L', N='B' if little else 'L'))
