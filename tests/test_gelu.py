@@ -16,7 +16,7 @@ def slopes(gelu, x):
 
 @pytest.mark.parametrize('approximate', [True, False])
 def test_the_form_for_tpus_is_the_same_function(approximate):
-  gelu = products.gelu('tpu', train=True, approximate=approximate)
+  gelu = products.gelu('tpu', approximate, train=True)
   usual = lambda x: nn.gelu(x, approximate=approximate)
   np.testing.assert_allclose(gelu(X), usual(X), atol=1e-6)
   np.testing.assert_allclose(slopes(gelu, X), slopes(usual, X), atol=2e-6)
@@ -24,7 +24,7 @@ def test_the_form_for_tpus_is_the_same_function(approximate):
 
 @pytest.mark.parametrize('approximate', [True, False])
 def test_in_bfloat16_its_slope_is_rounded_once(approximate):
-  gelu = products.gelu('tpu', train=True, approximate=approximate)
+  gelu = products.gelu('tpu', approximate, train=True)
   x = jnp.asarray(X, jnp.bfloat16)
   exact = slopes(lambda x: nn.gelu(x, approximate=approximate),
                  x.astype(jnp.float32))
@@ -39,7 +39,6 @@ def test_in_bfloat16_its_slope_is_rounded_once(approximate):
     ('tpu', 'tpu', False, False, 0), ('tpu', 'tpu', True, True, 0)])
 def test_a_tpu_finishes_a_separate_activation_first(
     platform, lowering, train, separate, barriers):
-  gelu = products.gelu(platform, train=train, approximate=True,
-                          separate=separate)
+  gelu = products.gelu(platform, True, train=train, separate=separate)
   text = jax.jit(gelu).trace(X).lower(lowering_platforms=(lowering,)).as_text()
   assert text.count('optimization_barrier') == barriers

@@ -4,7 +4,6 @@ Axes: B batch, T any axis, F features.
 """
 from collections.abc import Callable
 from collections.abc import Sequence
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -43,22 +42,18 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, drop: masks.Masks, *,
-               dot: products.Dot, gelu: products.Activation | None = None
-               ) -> jax.Array:
+               forms: products.Forms) -> jax.Array:
     """Returns [B, T, out_dim] for x [B, T, F].
 
     Args:
       x: features.
       drop: the masks of this block.
-      dot: flax's `dot_general` for both layers.
-      gelu: the form of the activation; by default flax's own.
+      forms: of both products and of GELU.
     """
     dense = lambda width: nn.Dense(
-        width, dtype=self.dtype, dot_general=dot, kernel_init=self.kernel_init,
-        bias_init=self.bias_init)
-    gelu = gelu or functools.partial(
-        nn.gelu, approximate=self.approximate_gelu)
-    h = gelu(dense(self.mlp_dim)(x))
+        width, dtype=self.dtype, dot_general=forms.dot,
+        kernel_init=self.kernel_init, bias_init=self.bias_init)
+    h = forms.gelu(self.approximate_gelu)(dense(self.mlp_dim)(x))
     h = drop.units(h, f'{self.name}/hidden', self.dropout_rate)
     y = dense(self.out_dim or x.shape[-1])(h)
     return drop.units(y, f'{self.name}/output', self.dropout_rate)

@@ -74,10 +74,8 @@ class MixerBlock(nn.Module):
     y_BSC = blocks.MlpBlock(
         self.channels_mlp_dim, self.dropout_rate, self.approximate_gelu,
         self.dtype, name='channel_mixing')(
-            y_BSC, drop, dot=products.dense(train=train),
-            gelu=products.gelu(
-                self.platform, train=train, approximate=self.approximate_gelu,
-                separate=True))
+            y_BSC, drop,
+            forms=products.channel_mlp(self.platform, train=train))
     return u_BSC + drop.path(y_BSC, 'channel_mixing')
 
 

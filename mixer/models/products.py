@@ -9,6 +9,7 @@ from collections.abc import Callable
 import functools
 import math
 from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,24 @@ PLATFORMS = ('cpu', 'gpu', 'tpu')
 # What flax calls the `dot_general` of a dense layer.
 Dot = Callable[..., jax.Array]
 Activation = Callable[[jax.Array], jax.Array]
+
+
+class Forms(NamedTuple):
+  """The form of an MLP's products, and of its GELU: approximate -> function."""
+  dot: Dot
+  gelu: Callable[[bool], Activation]
+
+
+def token_mlp(platform: str | None, *, train: bool) -> Forms:
+  """Returns the forms of an MLP over tokens; see `over_tokens`."""
+  return Forms(over_tokens(platform, train=train),
+               functools.partial(gelu, platform, train=train))
+
+
+def channel_mlp(platform: str | None, *, train: bool) -> Forms:
+  """Returns the forms of an MLP over channels; see `over_tokens`."""
+  return Forms(dense(train=train), functools.partial(
+      gelu, platform, train=train, separate=True))
 
 
 def dense(*, train: bool) -> Dot:
@@ -107,15 +126,15 @@ def patch_dot(images: jax.Array, kernel_HWIO: jax.Array, window_strides: Any,
       preferred_element_type=preferred_element_type)
 
 
-def gelu(platform: str | None, *, train: bool, approximate: bool,
+def gelu(platform: str | None, approximate: bool, *, train: bool,
          separate: bool = False) -> Activation:
   """Returns GELU in the form that suits a program.
 
   Args:
     platform: 'cpu', 'gpu' or 'tpu', which the program is for; None decides
       where the program is lowered.
-    train: whether the program has a backward pass.
     approximate: the tanh form; False is the exact erf form.
+    train: whether the program has a backward pass.
     separate: whether a TPU should finish the activation before the next product
       begins, in programs without a backward pass.
   """

@@ -107,7 +107,7 @@ def tied(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
       block.tokens_mlp_dim, block.dropout_rate, block.approximate_gelu,
       block.dtype, name='token_mixing')
   y_BCS = mlp(jnp.swapaxes(x_BSC, 1, 2), drop,
-              dot=products.over_tokens(block.platform, train=train))
+              forms=products.token_mlp(block.platform, train=train))
   return jnp.swapaxes(y_BCS, 1, 2)
 
 

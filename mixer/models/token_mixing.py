@@ -110,7 +110,7 @@ def grouped(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
              approximate_gelu=block.approximate_gelu, dtype=block.dtype)
   module = (GroupedMlp(groups, mlp, name='token_mixing') if groups > 1 else
             blocks.MlpBlock(**mlp, name='token_mixing'))
-  y = module(x, drop, dot=products.over_tokens(block.platform, train=train))
+  y = module(x, drop, forms=products.token_mlp(block.platform, train=train))
   y = y.reshape(batch, channels // groups, groups, tokens)
   return y.transpose(0, 3, 1, 2).reshape(x_BSC.shape)
 
@@ -136,7 +136,7 @@ class Views(nn.Module):
     y = blocks.MlpBlock(
         self.mlp_dim, self.dropout_rate, self.approximate_gelu, self.dtype,
         name='mlp')(
-            x, drop, dot=products.over_tokens(self.platform, train=train))
+            x, drop, forms=products.token_mlp(self.platform, train=train))
     y = y.reshape(batch, width, self.number, tokens).transpose(0, 3, 2, 1)
     return nn.DenseGeneral(channels, axis=(-2, -1), use_bias=False,
                            dtype=self.dtype, name='back')(y)
@@ -173,9 +173,7 @@ def pyramid(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
       block.tokens_mlp_dim, block.dropout_rate, block.approximate_gelu,
       block.dtype, out_dim=after.s, name='token_mixing')
   y_BCS = mlp(jnp.swapaxes(x_BSC, 1, 2), drop,
-              dot=products.over_tokens(block.platform, train=train),
-              gelu=products.gelu(block.platform, train=train,
-                                    approximate=block.approximate_gelu))
+              forms=products.token_mlp(block.platform, train=train))
   return jnp.swapaxes(y_BCS, 1, 2)
 
 

@@ -53,12 +53,14 @@ class EncoderBlock(nn.Module):
     num_heads: H.
     dropout_rate: of both branches' outputs, and of the MLP's hidden units.
     mlp_dim, approximate_gelu, dtype: see `blocks.MlpBlock`.
+    platform: which the program is for, see `models.mixer.MlpMixer`.
   """
   num_heads: int
   mlp_dim: int
   dropout_rate: float = 0.0
   approximate_gelu: bool = True
   dtype: Any = jnp.float32
+  platform: str | None = None
 
   @nn.compact
   def __call__(self, x_BTC: jax.Array, drop: masks.Masks = masks.NONE, *,
@@ -78,7 +80,7 @@ class EncoderBlock(nn.Module):
         self.mlp_dim, self.dropout_rate, self.approximate_gelu, self.dtype,
         _XAVIER, nn.initializers.normal(1e-6), name='MlpBlock_0')(
             nn.LayerNorm(dtype=self.dtype)(u_BTC), drop,
-            dot=products.dense(train=train))
+            forms=products.channel_mlp(self.platform, train=train))
     return u_BTC + drop.path(y_BTC, 'mlp')
 
 
@@ -172,7 +174,7 @@ class VisionTransformer(interface.Model):
     out['input_tokens'] = x_BTC
     make = lambda _, **where: EncoderBlock(
         self.num_heads, self.channels_mlp_dim, self.dropout_rate,
-        self.approximate_gelu, self.dtype, **where)
+        self.approximate_gelu, self.dtype, self.platform, **where)
     x_BTC, outputs = blocks.run(
         self, make, x_BTC, drop, train=train, remat=self.remat, scan=self.scan,
         names=[f'encoderblock_{i}' for i in range(self.num_blocks)])
