@@ -45,15 +45,15 @@ def make(name: str, mode: str, model: interface.Model, directory: str | None,
   """
   if name not in NAMES:
     raise errors.unknown('--compare', name, NAMES)
-  _check_mixer(name, model)
+  ours = _mixer(name, model)
   if model.dtype != jnp.float32 and name not in _TORCH:
     raise errors.UserError(
         f'--compare: {name} computes in float32 only, this measurement uses '
         f'{model.dtype}; add --precision=float32')
   if name in _TORCH:
-    return _timm(mode, model, directory, images, labels,
+    return _timm(mode, ours, directory, images, labels,
                  compiled=name == 'timm_compiled')
-  return _flax(flax_network(name, model, directory), mode, images, labels)
+  return _flax(flax_network(name, ours, directory), mode, images, labels)
 
 
 def flax_network(name: str, model: interface.Model,
@@ -64,16 +64,16 @@ def flax_network(name: str, model: interface.Model,
   """
   if name not in _FLAX:
     raise errors.unknown('--compare', name, tuple(_FLAX))
-  _check_mixer(name, model)
-  return _FLAX[name](model, directory)
+  return _FLAX[name](_mixer(name, model), directory)
 
 
-def _check_mixer(name: str, model: interface.Model) -> None:
+def _mixer(name: str, model: interface.Model) -> MlpMixer:
+  """Returns the model, or raises a UserError if it is not the paper's Mixer."""
   kind = type(model).__name__
-  if isinstance(model, MlpMixer) and model.token_mixing != 'tied':
+  if isinstance(model, MlpMixer):
+    if model.token_mixing == 'tied':
+      return model
     kind = f'Mixer with token_mixing={model.token_mixing}'
-  elif isinstance(model, MlpMixer):
-    return
   raise errors.UserError(f"--compare: {name} has the paper's Mixer to compare "
                          f'with, the measured network is a {kind}')
 
