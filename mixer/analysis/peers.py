@@ -45,15 +45,15 @@ def make(name: str, mode: str, model: interface.Model, directory: str | None,
   """
   if name not in NAMES:
     raise errors.unknown('--compare', name, NAMES)
-  network = _mixer(name, model)
+  ours = _mixer(name, model)
   if model.dtype != jnp.float32 and name not in _TORCH:
     raise errors.UserError(
         f'--compare: {name} computes in float32 only, this measurement uses '
         f'{model.dtype}; add --precision=float32')
   if name in _TORCH:
-    return _timm(mode, network, directory, images, labels,
+    return _timm(mode, ours, directory, images, labels,
                  compiled=name == 'timm_compiled')
-  return _flax(flax_network(name, model, directory), mode, images, labels)
+  return _flax(flax_network(name, ours, directory), mode, images, labels)
 
 
 def flax_network(name: str, model: interface.Model,
@@ -68,7 +68,7 @@ def flax_network(name: str, model: interface.Model,
 
 
 def _mixer(name: str, model: interface.Model) -> MlpMixer:
-  """Returns our network if the peer has one like it; else refuses."""
+  """Returns the model, or raises a UserError if it is not the paper's Mixer."""
   kind = type(model).__name__
   if isinstance(model, MlpMixer):
     if model.token_mixing == 'tied':
