@@ -104,8 +104,8 @@ EXPERIMENTS = {
     'optimizers': Experiment(
         'optimizers', 'SGD or Adam, tuned alike at equal budget?',
         (flags.DEFINE_multi_string(
-            'rates', [], 'optimizers: sgd=R1,R2,... or adam=R1,R2,..., learning '
-            'rates to try; equally many for each.'), _SEEDS)),
+            'rates', [], 'optimizers: sgd=R1,R2,... or adam=R1,R2,..., '
+            'learning rates to try; equally many for each.'), _SEEDS)),
     'complexity': Experiment(
         'complexity', 'How does the cost grow with the number of patches? '
         'Trains nothing.', (_SIZES,)),

@@ -85,10 +85,12 @@ def test_both_optimizers_are_tuned_and_train_with_the_best_rate(tmp_path):
     assert one['rate'] == max(one['tried'], key=lambda r: r['accuracy'])['rate']
     assert [r['seed'] for r in one['runs']] == [0, 1]
     for folder, seed in (('final', 0), ('seed-1', 1)):
-      config = json.loads((tmp_path / name / folder / 'config.json').read_text())
+      config = json.loads(
+          (tmp_path / name / folder / 'config.json').read_text())
       assert config['optimizer']['name'] == name
       assert config['schedule']['learning_rate'] == one['rate']
-      assert config['run']['seed'] == seed and config['data']['split'] == 'train'
+      assert config['run']['seed'] == seed
+      assert config['data']['split'] == 'train'
       assert config['run']['total_steps'] == 12
     assert one['runs'][0]['accuracies']['steps'][-1] == 12
     assert len(one['runs'][0]['loss']['values']) == 12

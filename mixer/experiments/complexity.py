@@ -119,7 +119,7 @@ def show(found: Mapping[str, Any]) -> None:
           f'{p["quadratic"] / p["multiply_adds"]:.1%}',
           f'{p["seconds"] * 1e3:.3g}')))
           for first, *others in zip(*points)]
-  for key, title in (('all', 'exponent of S'), ('last', 'between the last two')):
+  for key, title in (('all', 'exponent of S'), ('last', 'of the last two')):
     rows.append((title, '', *(
         cell for network in found['networks'] for cell in (
             f'{network["exponents"]["multiply_adds"][key]:.2f}', '',
