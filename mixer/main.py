@@ -92,8 +92,8 @@ def _report(workdir: str) -> bool:
     why = 'Ctrl-C' if isinstance(e, KeyboardInterrupt) else (
         str(e) if isinstance(e, errors.UserError) else f'{type(e).__name__}: '
         f'{" ".join(str(e).split())}')
-    log.warning('report.html is left out: %s; to write it: python -m mixer.main '
-                '--report --workdir=%s', why, shlex.quote(workdir))
+    log.warning('report.html is left out: %s; to write it: python -m '
+                'mixer.main --report --workdir=%s', why, shlex.quote(workdir))
     return False
 
 
