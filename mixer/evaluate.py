@@ -72,13 +72,14 @@ def main(argv: list[str]) -> None:
   command.join()
   # Loading JAX takes seconds; mistakes in the flags are reported before.
   from mixer import pretrained
+  from mixer.analysis import overrides
   from mixer.analysis import scoring
   network = pretrained.open_network(_CHECKPOINT.value, best=_BEST.value,
                                     average=_AVERAGE.value)
   if _CONFIG.value:
     given = config_flags.get_override_values(flags.FLAGS['config'])
     for key, value in given.items():
-      scoring.check_override(key, value, network, _DATA.value)
+      overrides.check(key, value, network, _DATA.value)
   config = (_CONFIG.value.to_dict() if _CONFIG.value
             else scoring.config_of(network, _DATA.value))
   config = scoring.requested(config, network, real=_REAL.value, v2=_V2.value,

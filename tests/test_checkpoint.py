@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit, and damage to them is noticed."""
 import glob
 import os
+import resource
 import subprocess
 import sys
 
@@ -66,6 +67,29 @@ def test_a_saved_state_is_restored_bit_for_bit(tmp_path):
   params, rest, meta = restore(tmp_path)
   assert same(params, state(7)[0]) and same(rest, state(7)[1])
   assert meta['data'] == {'n': 1} and meta['step'] == 7
+
+
+@pytest.mark.parametrize('again', (False, True))
+def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, again):
+  """A limit on the size of files stands for it. The error names the step that
+  could not be saved, also if it comes with the next one."""
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  save_step = lambda step: checkpoints.save(step, *state(step), {})
+  save_step(1)
+  checkpoints.wait()
+  most, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, hard))
+  try:
+    with pytest.raises(errors.RunError, match='step 2 .*disk full'):
+      save_step(2)
+      save_step(3) if again else checkpoints.wait()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+  checkpoints.close()
+  params, _, meta = restore(tmp_path)
+  assert meta['step'] == 1 and same(params, state(1)[0])
+  save(tmp_path, [2])
+  assert restore(tmp_path)[2]['step'] == 2
 
 
 def test_the_latest_and_the_best_checkpoint_are_kept(tmp_path):

@@ -1,8 +1,13 @@
 """Accuracy over images in folders with the names of classes."""
+import dataclasses
+
 import numpy as np
 import pytest
 
+from mixer.core import errors
+from mixer.data import sources
 from mixer.evaluation import class_folders
+from mixer.evaluation import class_names
 
 NAMES = ('n01440764 tench', 'cat', 'dog', 'fox', 'owl', 'rat')
 
@@ -22,6 +27,24 @@ def test_images_in_folders_of_classes_are_labelled(tmp_path, caplog):
   assert class_folders.labels(paths[:1], [root + '/'], NAMES) == [
       (root + '/', 1)]
   assert not caplog.text
+
+
+def test_a_name_of_several_classes_tells_none(tmp_path):
+  """ImageNet has two classes called 'crane'."""
+  names = ['cat', 'crane', 'dog', 'crane']
+  assert class_names.by_name(names) == {'cat': 0, 'dog': 2}
+
+  def opened(*called):
+    np.savez(tmp_path / 'a.npz', images=np.full((4, 4, 4, 3), 99, np.uint8),
+             labels=np.arange(4) % len(called), class_names=np.array(called))
+    return sources.open_source(f'arrays:{tmp_path}/a.npz')
+
+  with pytest.raises(errors.UserError, match="'crane'.*several of that name"):
+    class_names.numbers(opened('dog', 'crane'), 4, names)
+  assert class_names.numbers(opened('dog', 'cat'), 4, names).tolist() == [2, 0]
+  source = dataclasses.replace(opened('dog', 'cat'), num_classes=4,
+                               class_names=tuple(names))
+  assert class_names.numbers(source, 4, names) is None
 
 
 def test_accuracies_are_over_the_readable_images_of_each_folder():

@@ -7,6 +7,7 @@ from sklearn import datasets
 from sklearn import linear_model
 
 from mixer.core import errors
+from mixer.data import pipeline
 from mixer.evaluation import fewshot
 
 K = 3
@@ -195,3 +196,14 @@ def test_arguments_that_cannot_be_scored_are_an_error(change, error, words):
     train[3, 2] = np.inf
   with pytest.raises(error, match=words):
     score(train, labels, train, np.zeros(80, int), **change)
+
+
+def test_images_of_several_labels_get_a_line(tmp_path, caplog):
+  np.savez(tmp_path / 'a.npz', images=np.full((4, 4, 4, 3), 99, np.uint8),
+           labels=np.array([[0, 2], [1, -1], [2, 1], [0, 1]]))
+  train, test = (pipeline.open_data(
+      name=f'arrays:{tmp_path}/a.npz', split=split, image_size=4,
+      crop='resize') for split in ('train[:50%]', 'train[50%:]'))
+  fewshot.log_shared('few', train, test)
+  line, = caplog.messages
+  assert line.startswith('fewshot.few: ') and 'only the first' in line

@@ -283,7 +283,8 @@ def test_imports_stay_light(statement, absent):
 def test_a_training_step_loads_little_code(data, most_files, most_lines,
                                            tmp_path):
   """The modules of mixer/ that a whole run of two steps has imported, without
-  its report; empty files and docstrings do not count."""
+  its report; empty files and docstrings do not count. Its home cannot be
+  written to."""
   code = (
       'import sys; from absl import flags; from mixer import main; '
       'from mixer.core import command\n'
@@ -301,7 +302,8 @@ def test_a_training_step_loads_little_code(data, most_files, most_lines,
              '--config.run.batch_size=8']
   out = subprocess.run(
       [sys.executable, '-c', code, *args], cwd=ROOT, capture_output=True,
-      text=True, timeout=300, env=dict(os.environ, XDG_CACHE_HOME=str(tmp_path)))
+      text=True, timeout=300, env=dict(
+          os.environ, HOME='/dev/null', XDG_CACHE_HOME=str(tmp_path)))
   assert out.returncode == 0, out.stderr
   loaded = [str(pathlib.Path(file).relative_to(ROOT))
             for file in out.stdout.splitlines()

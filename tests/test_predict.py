@@ -81,11 +81,14 @@ def trained(tmp_path_factory):
 
 
 def command(name, *arguments, code=0):
-  """Runs a command to its expected exit code, without a traceback."""
+  """Runs a command to its expected exit code, without a traceback.
+
+  Its home directory cannot be written to.
+  """
   out = subprocess.run(
       [sys.executable, '-m', f'mixer.{name}', *map(str, arguments)], cwd=ROOT,
       text=True, capture_output=True, timeout=300,
-      env=dict(os.environ, JAX_PLATFORMS='cpu'))
+      env=dict(os.environ, JAX_PLATFORMS='cpu', HOME='/dev/null'))
   assert out.returncode == code, out.stdout + out.stderr
   assert 'Traceback' not in out.stderr
   return out

@@ -16,6 +16,7 @@ from configs import finetune
 from configs import mixer_b16
 from configs import recipe
 from mixer import pretrained
+from mixer.analysis import overrides
 from mixer.analysis import scoring
 from mixer.core import errors
 from mixer.evaluation import classification
@@ -149,6 +150,16 @@ def test_flags_add_evaluations_to_the_config(trained):
     scoring.requested(tiny(), network, real='real.json')
 
 
+def test_one_image_is_scored_on_eight_devices(trained):
+  network = pretrained.open_network(trained[0])
+  result, rows = scoring.evaluate(network, dict(data=dict(name='digits'), evals={
+      'one': dict(split='test[:1]', crop='resize')}), batch_size=1)
+  row, = rows
+  assert result['evals']['one']['examples'] == 1 and jax.device_count() == 8
+  logits = outputs(trained[0])[0][digits_arrays()[2]]
+  assert row['classes'][0] == str(logits[0].argmax())
+
+
 def test_released_weights_keep_the_preprocessing_they_were_trained_with(
     trained):
   network = pretrained.open_network(trained[0])
@@ -173,12 +184,12 @@ def test_released_weights_keep_the_preprocessing_they_were_trained_with(
     ('data.balance', 'classes', None, 'does not read'),
     ('evals.x.split', 'train', 'digits', '--data=digits replaces'),
     ('fewshot.x.shots', (1,), 'digits', '--data=digits replaces'),
-    ('data.name', 'x', 'digits', 'leave one of them out'),
+    ('data.name', 'x', 'digits', 'give only one'),
 ])
 def test_an_override_that_would_change_nothing_is_refused(
     key, value, data, word, trained):
   network = pretrained.open_network(trained[0])
-  check = lambda network: scoring.check_override(key, value, network, data)
+  check = lambda network: overrides.check(key, value, network, data)
   if word:
     with pytest.raises(errors.UserError, match=f'--config.{key}: .*{word}'):
       check(network)

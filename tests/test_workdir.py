@@ -1,5 +1,7 @@
 """A workdir belongs to one run and one config, and notes bad images once."""
+import errno
 import json
+import os
 
 import pytest
 
@@ -15,6 +17,20 @@ def test_a_workdir_serves_one_run_at_a_time(tmp_path):
         pass
   with claims.claimed(str(tmp_path)):
     pass
+
+
+def test_without_file_locks_a_workdir_is_used_and_a_line_says_so(
+    tmp_path, monkeypatch, caplog):
+  """Some network file systems have none."""
+  def none(file, how):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  caplog.set_level('INFO', 'mixer')
+  monkeypatch.setattr(claims.fcntl, 'flock', none)
+  with claims.claimed(tmp_path / 'run'):
+    assert (tmp_path / 'run').is_dir()
+  line, = caplog.messages
+  assert 'cannot be locked' in line and 'only one run' in line
 
 
 def test_a_refused_command_leaves_no_workdir(tmp_path):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _IMAGENET, _V2 = 'imagenet2012', 'imagenet_v2/matched-frequency'
 # What --data keeps of a config's section `data`.
-_KEPT = ('dir', 'access', 'window', 'max_pixels')
+KEPT = ('dir', 'access', 'window', 'max_pixels')
 
 
 def config_of(network: 'Network',
@@ -113,48 +113,10 @@ def requested(config: Mapping[str, Any], network: 'Network', *,
   return dict(data=common, evals=evals, fewshot=few)
 
 
-def check_override(key: str, value: Any, network: 'Network',
-                   data: str | None = None) -> None:
-  """Refuses an override of the config that would not change the evaluation.
-
-  Args:
-    key: of the config, such as 'evals.test.split'.
-    value: what it is set to.
-    network: the network to evaluate.
-    data: as for `requested`.
-
-  Raises:
-    UserError: if nothing reads the key, or not for this network.
-  """
-  size = dict(zip(('run.image_size', 'run.image_width'), network.image_size))
-  section, _, rest = key.partition('.')
-  if key in size:
-    why = '' if value == size[key] else (
-        f'got {value}, and this network is for images of '
-        f'{network.image_size[0]}x{network.image_size[1]}; fine-tune it for '
-        'another size by mixer.main with --config.start.weights and '
-        '--config.run.image_size')
-  elif section not in ('data', 'evals', 'fewshot') or (
-      section == 'data' and rest not in (*suite.INHERITED, 'split')):
-    why = ('an evaluation does not read it, only the sections evals and '
-           f'fewshot, and of data {", ".join(suite.INHERITED)} and split; '
-           'leave it out, or give --batch_size for batches')
-  elif data and key not in [f'data.{kept}' for kept in _KEPT]:
-    why = (f'--data={data} replaces the data and evaluations of the config, '
-           f'but for data.{", data.".join(_KEPT)}; leave one of them out')
-  else:
-    own = section == 'evals' and rest.rpartition('.')[2] in network.card[
-        'preprocessing'] and not workdir.run_of(network.name)
-    why = (f'{network.name!r} is evaluated with the preprocessing that it was '
-           'trained with; leave it out') if own else ''
-  if why:
-    raise errors.UserError(f'--config.{key}: {why}')
-
-
 def _whole(data: str, like: Mapping[str, Any],
            network: 'Network') -> dict[str, Any]:
   """Returns a config that evaluates all that a data set stores."""
-  common = {key: like[key] for key in _KEPT if like.get(key) is not None}
+  common = {key: like[key] for key in KEPT if like.get(key) is not None}
   stored = sources.open_source(data, data_dir=common.get('dir'),
                                access=common.get('access')).stored
   return dict(data=dict(common, name=data), evals={

@@ -64,6 +64,7 @@ class Checkpoints:
             preservation_policy=managers.AnyPreservationPolicy(keepers),
             best_fn=_metric(best) if best else None,
             cleanup_tmp_directories=False))
+    self._begun: int | None = None   # the step that was saved last
     self._top = self._best_saved()
 
   def steps(self) -> list[int]:
@@ -91,10 +92,11 @@ class Checkpoints:
     Raises:
       RunError: if this or an earlier checkpoint cannot be written.
     """
-    with self._writing(step):
-      self._manager.check_for_errors()
+    self.wait()   # as the manager does, but an error names the earlier step
+    with self._writing():
       if step in self._manager.all_steps():
         return
+      self._begun = step
       if self.best:
         self._top = max(self._top, _metric(self.best)(metrics))
       meta = dict(meta, step=step, digest=_digest(params, rest))
@@ -111,7 +113,7 @@ class Checkpoints:
     Raises:
       RunError: if one cannot be written.
     """
-    with self._writing(self._manager.latest_step()):
+    with self._writing():
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
 
@@ -198,7 +200,7 @@ class Checkpoints:
     return out['params'], out['rest'], out['meta']
 
   @contextlib.contextmanager
-  def _writing(self, step: int | None) -> Iterator[None]:
+  def _writing(self) -> Iterator[None]:
     """Turns Orbax's errors into a RunError; those of a lost peer go on."""
     try:
       yield
@@ -206,7 +208,7 @@ class Checkpoints:
       if processes.lost(e):
         raise
       raise errors.RunError(
-          f'the checkpoint of step {step} could not be written to '
+          f'the checkpoint of step {self._begun} could not be written to '
           f'{self.directory!r} (is the disk full?); earlier ones are intact: '
           f'{str(e)[:300]}') from e
 

@@ -1,4 +1,5 @@
 """Finds the classes of a data set among those of a network, by name."""
+import collections
 from collections.abc import Sequence
 import re
 from typing import TYPE_CHECKING
@@ -34,12 +35,15 @@ def numbers(source: 'Source', num_classes: int | None,
     if wrong:
       raise errors.UserError(wrong)
     return None
+  if list(theirs) == list(names):
+    return None
   ours = by_name(names)
   lacking = [i for i, name in enumerate(theirs) if name not in ours]
   if lacking:
     raise errors.UserError(
         f'class {lacking[0]} of {source.name} is {theirs[lacking[0]]!r}, and '
-        f'the network lacks {len(lacking)} of its {len(theirs)} classes')
+        f'the network lacks {len(lacking)} of its {len(theirs)} classes'
+        + ', or has several of that name' * (theirs[lacking[0]] in names))
   found = np.array([ours[name] for name in theirs], np.int32)
   return None if len(found) == len(names) and (
       found == np.arange(len(names))).all() else found
@@ -48,10 +52,13 @@ def numbers(source: 'Source', num_classes: int | None,
 def by_name(names: Sequence[str]) -> dict[str, int]:
   """Returns the number of each class name and of each synset among the names.
 
+  A name that several classes share tells none, so it is left out.
+
   Args:
     names: of the classes in order; released weights name a synset with a word,
       such as 'n01440764 tench'.
   """
   synsets = {name.partition(' ')[0]: i for i, name in enumerate(names)
              if _SYNSET.match(name)}
-  return synsets | {name: i for i, name in enumerate(names)}
+  times = collections.Counter(names)
+  return synsets | {name: i for i, name in enumerate(names) if times[name] == 1}

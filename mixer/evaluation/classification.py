@@ -143,7 +143,8 @@ def score(name: str, found: Mapping[str, np.ndarray],
     name: the evaluation's name in the config.
     found: what `collect` returns for `make_outcome`.
     negatives: whether examples without a label count in the loss, as those of
-      no class do in training with the sigmoid loss.
+      no class do in training with the sigmoid loss. Those that a label file
+      such as ReaL's leaves without are in doubt instead.
 
   Returns:
     'eval/NAME/accuracy', 'eval/NAME/accuracy_top5', 'eval/NAME/loss'; the

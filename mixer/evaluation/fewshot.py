@@ -18,6 +18,7 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core.log import log
+from mixer.data import class_counts
 
 if TYPE_CHECKING:
   from mixer.data.pipeline import Data
@@ -175,7 +176,8 @@ def scored(train: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray],
 
 
 def log_shared(name: str, train: 'Data', test: 'Data') -> None:
-  """Warns if a linear model is tested on examples that it is fitted to.
+  """Warns if a linear model is tested on examples that it is fitted to, or if
+  examples have more labels than it can learn.
 
   Args:
     name: of the few-shot evaluation.
@@ -187,6 +189,11 @@ def log_shared(name: str, train: 'Data', test: 'Data') -> None:
     if shared:
       log.warning('fewshot.%s: %d of the %d test examples may be picked for '
                   'training too', name, shared, len(test))
+  several = [int(np.sum(np.sum(class_counts.labels(s) >= 0, axis=1) > 1))
+             for s in (train, test)]
+  if any(several):
+    log.warning('fewshot.%s: %d images to pick from and %d test images have '
+                'several labels; only the first of each counts', name, *several)
 
 
 def ridge(x_NE: np.ndarray, y_NK: np.ndarray,

@@ -247,10 +247,8 @@ def make(plan: Plan, model: 'interface.Model',
       if part and split.source.num_classes < model.num_classes:
         parts[f'{name}_subset'] = found | part
       for kind, outcomes in parts.items():
-        # An image that a label file such as ReaL's gives no label is in doubt.
         scores.update(classification.score(
-            kind, outcomes,
-            negatives=loss == 'sigmoid' and not split.source.relabelled))
+            kind, outcomes, loss == 'sigmoid' and not split.source.relabelled))
         if 'scores' in outcomes:
           from mixer.evaluation import several_labels
           scores.update({f'eval/{kind}/{key}': value for key, value in
