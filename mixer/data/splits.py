@@ -6,6 +6,7 @@ them, so that every slice has all classes. Folders, manifests and arrays often
 lie class by class, so slices of them follow a fixed permutation.
 """
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import re
@@ -171,7 +172,7 @@ def select(stored: Stored, spec: str, key: str) -> Split:
     UserError: if it cannot be parsed, is unknown, or is empty.
   """
   pieces: list[Piece] = []
-  for name, start, stop in _parts(stored, spec, key):
+  for name, start, stop in parts(stored, spec, key):
     pieces += _cut(stored[name], start, stop)
   out = Split(spec, tuple(p for p in pieces if p.stop > p.start))
   if not len(out):
@@ -181,34 +182,13 @@ def select(stored: Stored, spec: str, key: str) -> Split:
   return out
 
 
-def share(stored: Stored, spec: str, begin: float, end: float,
-          key: str) -> str:
-  """Returns the name of a share of a split, such as 'train[0:1500]'.
-
-  A share that begins with 0 is a subset of each larger one. Where slices follow
-  the fixed permutation, and in TFDS sets, which are mixed when they are
-  prepared, a share is a random subset that does not look at the classes.
+def parts(stored: Stored, spec: str, key: str
+          ) -> Iterator[tuple[str, int, int]]:
+  """Yields (name of a stored split, first position, last + 1) of each part.
 
   Args:
-    stored: the splits of a source.
-    spec: the split to cut, such as 'train[:99%]'. Of 'train+validation', each
-      part gives the same share.
-    begin, end: the limits of the share, from 0 to 1.
-    key: the config key that holds `spec`, for error messages.
-
-  Raises:
-    UserError: as `select` does, and if the share holds no examples.
+    stored, spec, key: as for `select`.
   """
-  out = '+'.join(
-      f'{name}[{start + round(begin * (stop - start))}:'
-      f'{start + round(end * (stop - start))}]'
-      for name, start, stop in _parts(stored, spec, key))
-  select(stored, out, key)
-  return out
-
-
-def _parts(stored, spec, key):
-  """Yields (name of a stored split, first position, last + 1) of each part."""
   for part in spec.split('+'):
     match = _PART.fullmatch(part.strip())
     if not match:

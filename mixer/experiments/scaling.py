@@ -21,6 +21,7 @@ from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
 from mixer.data import class_counts
+from mixer.data import shares
 from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.experiments import runs
@@ -65,14 +66,14 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   """
   metrics = dict(accuracy=runs.accuracy_of(config))
   settings, names = assembly.check(config), families(networks)
-  shares = _fractions(fractions)
+  chosen = _fractions(fractions)
   config, metrics['few_shot'] = _with_few_shot(config, settings.image_size)
   stored = runs.stored_splits(config, 'data')
   full = len(splits.select(stored, config.data.split, 'data.split'))
   steps = settings.steps(full)
   sets = []
-  for share in shares:
-    split = config.data.split if share == 1 else splits.share(
+  for share in chosen:
+    split = config.data.split if share == 1 else shares.share(
         stored, config.data.split, 0, share, 'data.split')
     count = len(splits.select(stored, split, 'data.split'))
     sets.append(dict(fraction=share, split=split, examples=count,
@@ -174,7 +175,7 @@ def _with_few_shot(config: ml_collections.ConfigDict,
   name, like = next(iter(config.evals.items()))
   key = f'evals.{name}'
   stored = runs.stored_splits(config, key)
-  halves = [splits.share(stored, like.split, begin, end, f'{key}.split')
+  halves = [shares.share(stored, like.split, begin, end, f'{key}.split')
             for begin, end in ((0, .5), (.5, 1))]
   inherited = {k: like.get(k) for k in ('name', 'dir', 'crop', 'interpolation')}
   with out.unlocked():
