@@ -22,8 +22,9 @@ TPU slice, without a TPU: the cycles that the compiler expects each op to take,
 the time at the TPU's clock, and memory. Needs libtpu. BENCHMARKS.md has such
 estimates beside measured speeds. --compare compiles big_vision's and
 vision_transformer's networks in the same way, in float32, which is what they
-compute in. --batch_size counts the images of one device: a core of v2 and v3, a chip of
-later generations. The run.batch_size of a config counts those of all devices.
+compute in. --batch_size counts the images of one device: a core of v2 and v3,
+a chip of later generations. The run.batch_size of a config counts those of all
+devices.
 
 --compare measures other projects in the same rounds. --peers is the directory
 of their checkouts, named as their repositories: big_vision, vision_transformer,
@@ -244,8 +245,8 @@ def _show_estimate(out: Mapping[str, Any]) -> None:
              for name, peer in out['peers'].items())],
           ('', 'dtype', 'million cycles', 'ms', 'of the peak',
            'images/s per device', 'theirs / ours'), left=2,
-          title=f'{out["model"]}, {out["what"]}, {out["batch_size"]} images per '
-          f'device, {out["devices"]} x {out["device"]}: by the compiler',
+          title=f'{out["model"]}, {out["pass"]}, {out["batch_size"]} images '
+          f'per device, {out["devices"]} x {out["device"]}: by the compiler',
           caption=f'Not in the sum: {rest or "nothing"}.\nA lower bound by '
           'operations and bytes alone: ' + (
               shown(out['optimistic_seconds'], '.1f', 1e3) + ' ms.')),

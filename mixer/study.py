@@ -50,7 +50,7 @@ _OF_RUNS = (
 _SIZES = flags.DEFINE_list(
     'sizes', [], 'sizes, complexity: image sizes in pixels.')
 _PATCH = flags.DEFINE_integer(
-    'patch', None, 'permutation, invariance: side in pixels of the patches that '
+    'patch', None, 'permutation, invariance: side in pixels of patches that '
     "are permuted. The default is the Mixer's.", 2)
 
 

@@ -66,7 +66,7 @@ def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
       other: figures(_peer(network, what, plan, count, side))[0]
       for other, network in (others or {}).items()}
   return dict(
-      mode='tpu', what=what, model=name, topology=topology,
+      {'pass': what}, mode='tpu', model=name, topology=topology,
       devices=plan.mesh.size, device=plan.mesh.devices.flat[0].device_kind,
       dtype=str(model.dtype), batch_size=batch_size, sharding=plan.strategy,
       **ours, optimistic_seconds=found['seconds'], flops=found['flops'],

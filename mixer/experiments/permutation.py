@@ -94,7 +94,8 @@ def trained(config: ml_collections.ConfigDict, path: str, names: Sequence[str],
     'mean', 'spread' (their standard deviation), 'drop', the part of the
     original order's mean accuracy that is lost, and 'keeps', see `keeps`.
   """
-  metric, rows = runs.accuracy_of(config), []
+  metric = runs.accuracy_of(config)
+  rows: list[dict[str, Any]] = []
   patch = patch or max(grid.pair(families.model(config).patch_size))
   size = grid.pair(assembly.check(config).image_size)
   if patch < 2 or any(side % patch for side in size):
@@ -105,7 +106,9 @@ def trained(config: ml_collections.ConfigDict, path: str, names: Sequence[str],
           for family in families.families(names)}
   for family, like in each.items():
     for order in orders:
-      scores, curves, steps = [], [], []
+      scores: list[float] = []
+      curves: list[list[float]] = []
+      steps: list[int] = []
       for seed in range(config.run.seed, config.run.seed + seeds):
         place = folder(path, family, order, seed)
         scores.append(runs.train(assembly.edited(

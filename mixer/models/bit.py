@@ -293,8 +293,7 @@ class ResNet(interface.Model):
 
 
 def _norm(x: jax.Array, dtype: Any, name: str) -> jax.Array:
-  """Returns x normalised in 32 groups of channels; narrow networks have fewer,
-  so that each group has two channels or more."""
+  """Returns x normalised in 32 groups of channels, or fewer of 2 and more."""
   # The variance of the centred values, as the released weights were trained
   # with: the difference of two means is less exact.
   return nn.GroupNorm(math.gcd(32, x.shape[-1] // 2), epsilon=1e-5, dtype=dtype,
