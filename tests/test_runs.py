@@ -1,4 +1,7 @@
 """experiments/runs: short copies of a config, and scores of a network."""
+import signal
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from configs import digits
 from mixer import models
 from mixer.core import errors
 from mixer.experiments import runs
+from mixer.training import stop
 
 
 def small():
@@ -55,3 +59,22 @@ def test_a_config_without_evaluations_is_refused():
   config.evals = {}
   with pytest.raises(errors.UserError, match='evals'):
     runs.check_evaluated(config)
+
+
+def test_a_signal_at_the_end_of_a_run_starts_no_other_run(
+    tmp_path, monkeypatch):
+  """The finished run returns, but the experiment stops, and goes on later."""
+  def train(config, path):
+    with stop.Guard() as guard:
+      signal.raise_signal(signal.SIGINT)
+      while not guard.asked(1):
+        time.sleep(0.01)
+    return {'eval/test/accuracy': 0.5}
+
+  monkeypatch.setattr(runs.run, 'train', train)
+  with pytest.raises(errors.Stopped, match='SIGINT came at the end of a run'):
+    runs.train(small(), str(tmp_path))
+  assert runs.train(small(), str(tmp_path)) == {'eval/test/accuracy': 0.5}
+  with stop.Guard():
+    pass
+  stop.check_last_run()   # the next run forgets the signal

@@ -27,6 +27,7 @@ from mixer.training import losses
 from mixer.training import metrics_file
 from mixer.training import run
 from mixer.training import sharding
+from mixer.training import stop
 
 _FEWSHOT_BATCH = 256
 
@@ -40,6 +41,9 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
 
   Returns:
     The metrics of the final evaluation, such as 'eval/test/accuracy'.
+
+  Raises:
+    Stopped: if a signal came, so that the experiment starts no other run.
   """
   file = os.path.join(path, 'scores.json')
   # As JSON has it, in which a tuple is a list.
@@ -52,6 +56,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
             for name, value in run.train(config, path).items()}
   if processes.first():
     workdir.write_json(file, dict(config=stored, scores=scores))
+  stop.check_last_run()
   return scores
 
 

@@ -24,6 +24,20 @@ from mixer.core import errors
 # copy of it. Signals that arrive within this many seconds count as one.
 _AT_ONCE_SECONDS = 1.0
 
+# The signal that came too late to stop the last run of this process, if any.
+_late: str | None = None
+
+
+def check_last_run() -> None:
+  """Raises Stopped if a signal came too late to stop this process's last run.
+
+  An experiment asks this before it starts another run. With several processes
+  it does nothing, since they could not agree.
+  """
+  if _late:
+    raise errors.Stopped(f'{_late} came at the end of a run, which is finished; '
+                         'give the same command again to go on')
+
 
 class Guard:
   """While entered, SIGTERM and Ctrl-C only ask the run to stop.
@@ -62,6 +76,8 @@ class Guard:
     os.close(self._write)   # ends the thread
     self._thread.join()
     os.close(self._read)
+    global _late
+    _late = self._asked if kind is None and not self._several else None
 
   def asked(self, step: int) -> str | None:
     """Returns the name of the signal that asks to stop now, or None.
