@@ -2,11 +2,13 @@
 
   python -m mixer.study EXPERIMENT --config=configs/FILE.py [--workdir=DIR]
   python -m mixer.study sizes --config=configs/digits.py --sizes=6,12
+  python -m mixer.study table --runs=runs/digits
 
 An experiment trains the networks that it compares, each as a run in a folder of
-WORKDIR. It writes what it found to WORKDIR/result.json, and draws it in
-WORKDIR/EXPERIMENT.png and .svg. To continue an experiment that was stopped,
-give the same command again: runs that are finished are not started again.
+WORKDIR; complexity, table, frontier and filters train none. It writes what it
+found to WORKDIR/result.json, and draws it in WORKDIR/EXPERIMENT.png and .svg
+(table has no figure). To continue an experiment that was stopped, give the same
+command again: runs that are finished are not started again.
 
 Exit codes: 0 finished, 1 failed, 2 wrong usage or config, 42 stopped after
 saving.
@@ -107,8 +109,8 @@ EXPERIMENTS = {
             'rates', [], 'optimizers: sgd=R1,R2,... or adam=R1,R2,..., '
             'learning rates to try; equally many for each.'), _SEEDS)),
     'complexity': Experiment(
-        'complexity', 'How does the cost grow with the number of patches? '
-        'Trains nothing.', (_SIZES,)),
+        'complexity', 'How does the cost grow with the number of patches?',
+        (_SIZES,)),
     'table': Experiment(
         'table', "How do this code's networks, and your runs, compare with the "
         "paper's tables?", _OF_RUNS, needs_config=False),
@@ -129,8 +131,8 @@ EXPERIMENTS = {
         (flags.DEFINE_list('variants', None, 'variants: ways of mixing tokens, '
                            'such as tied,grouped:2; by default all.'), _SEEDS)),
     'permutation': Experiment(
-        'permutation', 'Which order of the pixels does a network need to '
-        'learn? (figure 4)', (_NETWORKS, _SEEDS, _PATCH)),
+        'permutation', 'Does a network learn as well if the pixels of all '
+        'images change places? (figure 4)', (_NETWORKS, _SEEDS, _PATCH)),
     'invariance': Experiment(
         'invariance', 'Which network keeps its accuracy when pixels change '
         'places, trained so or not?', (_NETWORKS, _SEEDS, _PATCH)),
