@@ -104,11 +104,14 @@ def _summarise(scores: Mapping[str, float], workdir: str,
   python = os.path.relpath(sys.executable)
   python = 'python' if python.startswith('..') else python
   checkpoint = f'--checkpoint={shlex.quote(workdir)}'
+  again = ' \\\n    '.join([
+      f'{python} -m mixer.main', *map(shlex.quote, _settings(sys.argv[1:])),
+      '--config.run.seed=1', f'--workdir={shlex.quote(workdir + "-seed1")}'])
   print(f"""
 Done: {loop.accuracies(scores) or 'training is complete'}.
 Files in {workdir}: {report}metrics.jsonl, checkpoints/, model.json
 
-Plot the training curves:
+Show the training curves in TensorBoard:
   {python} -m tensorboard.main --logdir={shlex.quote(workdir)}
 Evaluate the network again, or classify images:
   {python} -m mixer.evaluate {checkpoint}
@@ -116,8 +119,7 @@ Evaluate the network again, or classify images:
 Convert it to ONNX:
   {python} -m mixer.export {checkpoint} --format=onnx --out=FILE.onnx
 Train again with another seed:
-  {python} -m mixer.main {shlex.join(_settings(sys.argv[1:]))} \\
-    --config.run.seed=1 --workdir={shlex.quote(workdir + "-seed1")}""")
+  {again}""")
 
 
 def _settings(args: list[str]) -> Iterator[str]:

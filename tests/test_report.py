@@ -255,6 +255,9 @@ def test_the_command_writes_the_report_at_the_end_and_again(tmp_path):
   assert refused.returncode == 2 and 'no --config' in refused.stderr
   done = call(*tiny)
   assert done.returncode == 0 and 'report.html' in done.stdout
+  again = (*tiny, '--config.run.seed=1', f'--workdir={tmp_path}/a-seed1')
+  assert done.stdout.endswith(
+      ' \\\n    '.join(('-m mixer.main', *again)) + '\n')
   file = tmp_path / 'a' / workdir.REPORT
   drawn = importlib.util.find_spec('matplotlib') is not None
   assert file.exists() == drawn
