@@ -59,7 +59,10 @@ def test_the_figure_has_a_panel_for_each_layer_and_the_stem(file, tmp_path):
   found = filters.run(None, '', checkpoint=file, layers=['1'], units=4)
   figure = filters.draw(found)
   assert len(figure.axes) == 2
-  assert figure.axes[0].get_title().startswith('block 1: opposition 0.')
+  row, = found['layers']
+  assert figure.axes[0].get_title() == (
+      f'block 1: opposition {row["opposition"]:.2f} (random '
+      f'{row["random"]:.2f}, smooth {row["smooth"]:.2f})')
   for path in figures.save(figure, str(tmp_path), 'filters'):
     assert (tmp_path / path).stat().st_size > 1000
 

@@ -74,24 +74,25 @@ def show(found: Mapping[str, Any]) -> None:
   stem = found['stem']
   tables.show(tables.make(
       [(row['layer'], row['units'],
-        *(f'{row[key]:.3f}' for key in ('opposition', 'alike', 'smooth',
-                                        'random')),
+        *(f'{row[key]:.3f}' for key in ('opposition', 'smooth', 'random',
+                                        'alike')),
         _quartiles(row)) for row in found['layers']],
-      ('layer', 'units', 'opposite', 'alike', 'smooth', 'random',
+      ('layer', 'units', 'opposition', 'smooth', 'random', 'alike',
        'cycles per image'),
       title=f'token-mixing units of {found["network"]}',
-      caption='opposite: minus the mean cosine of pairs. alike: the cosine of '
-      'the most similar pairs instead. smooth and random: opposite, of random '
-      'units with the same frequencies and with independent weights. Cycles: '
-      f'quartiles. The {stem["units"]} stem units have {_quartiles(stem)} '
-      'cycles per patch'))
+      caption='opposition: minus the mean cosine of the units and their closest '
+      'inverses. smooth: the opposition of random units with the same '
+      'frequencies. random: that of independent weights. alike: the mean cosine '
+      'if each unit is paired with the most similar one instead. Cycles: lower '
+      f'quartile / median / upper quartile. The {stem["units"]} stem units have '
+      f'{_quartiles(stem)} cycles per patch'))
 
 
 def draw(found: Mapping[str, Any]) -> figures.Figure:
   """Returns the figure of what `run` returned: a panel for each layer, with
   pairs side by side at rising frequencies, and one for the stem."""
-  panels = [(f'block {row["layer"]}: opposition {row["opposition"]:.2f}, '
-             f'random units {row["random"]:.2f}',
+  panels = [(f'block {row["layer"]}: opposition {row["opposition"]:.2f} '
+             f'(random {row["random"]:.2f}, smooth {row["smooth"]:.2f})',
              hidden.mosaic(_images(row), _COLUMNS)) for row in found['layers']]
   panels.append((f'stem of {found["network"].partition(",")[0]}', hidden.mosaic(
       _images(found['stem']), _COLUMNS, pairs=False)))
