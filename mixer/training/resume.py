@@ -31,8 +31,8 @@ def as_trained(model: interface.Model, path: str) -> interface.Model:
       *model.WIDTHS, *model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
            if key in kept}
   patch = grid.pair(kept.get('patch_size', model.patch_size))
-  return model.clone(
-      patch_size=patch if patch[0] != patch[1] else patch[0], **taken)
+  taken['patch_size'] = patch if patch[0] != patch[1] else patch[0]
+  return model.clone(**taken)
 
 
 def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
