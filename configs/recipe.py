@@ -56,7 +56,7 @@ def base() -> ml_collections.ConfigDict:
           num_heads=optional(int), pool=optional(str), stem=optional(str),
           dropout_rate=0.0, stochastic_depth=0.0, head_bias=0.0,
           approximate_gelu=True, token_mixing=optional(str),
-          remat=optional(str), scan=False),
+          pixel_order=optional(str), remat=optional(str), scan=False),
       data=dict(name='', split='train', dir=optional(str),
                 access=optional(str), window=1024, crop='inception',
                 min_area=0.05, interpolation=optional(str), max_pixels=2**27,

@@ -7,7 +7,7 @@
     --config.run.batch_size=16 --compare=big_vision,vision_transformer \\
     --peers=DIR
   python -m mixer.benchmark tpu --topology=v3:2x2 --model=Mixer-B/16 \\
-    --batch_size=64
+    --batch_size=64 --pass=forward
 
 input: images per second of the config's training and evaluation pipelines,
 beside decoding alone: the same files and crops, decoded and thrown away, which
@@ -17,10 +17,14 @@ train, infer: images per second of a training step or of a forward pass on the
 devices of this machine, and the share of the peak of matrix products that is
 measured in the same run.
 
-tpu: the training step compiled for a TPU slice, without a TPU, and XLA's own
-estimate of its time, operations, bytes accessed and memory. Needs libtpu.
---batch_size counts the images of one device: a core of v2 and v3, a chip of
-later generations. The run.batch_size of a config counts those of all devices.
+tpu: the training step, or with --pass=forward a forward pass, compiled for a
+TPU slice, without a TPU: the cycles that the compiler expects each op to take,
+the time at the TPU's clock, and memory. Needs libtpu. BENCHMARKS.md has such
+estimates beside measured speeds. --compare compiles big_vision's and
+vision_transformer's networks in the same way, in float32, which is what they
+compute in. --batch_size counts the images of one device: a core of v2 and v3,
+a chip of later generations. The run.batch_size of a config counts those of all
+devices.
 
 --compare measures other projects in the same rounds. --peers is the directory
 of their checkouts, named as their repositories: big_vision, vision_transformer,
@@ -57,7 +61,8 @@ _PRECISION = flags.DEFINE_enum(
     'The default is float32 on a CPU and bfloat16 elsewhere.')
 _COMPARE = flags.DEFINE_list(
     'compare', [], 'Other projects to measure. train and infer: big_vision, '
-    'vision_transformer, timm, timm_compiled. input: big_vision, pillow.')
+    'vision_transformer, timm, timm_compiled. tpu: big_vision, '
+    'vision_transformer. input: big_vision, pillow.')
 _PEERS = flags.DEFINE_string(
     'peers', None, 'Directory that holds the checkouts for --compare.')
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Largest number of rounds.', 1)
@@ -69,6 +74,8 @@ _IMAGES = flags.DEFINE_integer(
 _TOPOLOGY = flags.DEFINE_string(
     'topology', 'v3:2x2', 'tpu: slice to compile for, as '
     'GENERATION:CHIPSxCHIPS.')
+_PASS = flags.DEFINE_enum(
+    'pass', 'train', ['train', 'forward'], 'tpu: what is compiled.')
 _SHARDING = flags.DEFINE_enum(
     'sharding', 'replicate', ['replicate', 'fsdp'], 'tpu: whether each device '
     'holds the whole state or a part of it.')
@@ -77,7 +84,7 @@ _NETWORK = (_MODEL, _BATCH, _IMAGE, _PRECISION)
 _MEASURED = (_COMPARE, _PEERS, _ROUNDS, _SECONDS)
 _MODES = dict(input=(_IMAGES, *_MEASURED), train=(*_NETWORK, *_MEASURED),
               infer=(*_NETWORK, *_MEASURED),
-              tpu=(*_NETWORK, _TOPOLOGY, _SHARDING))
+              tpu=(*_NETWORK, _TOPOLOGY, _SHARDING, _PASS, _COMPARE, _PEERS))
 # `input` caps the batch of a config: a round has three batches at least, so a
 # batch of thousands would make it much longer than --images asks.
 _LARGEST_INPUT_BATCH = 256
@@ -197,11 +204,12 @@ def _timed(mode: str) -> dict[str, Any]:
 
 
 def _tpu() -> dict[str, Any]:
-  """Compiles the training step for a TPU slice and shows XLA's estimate."""
+  """Compiles for a TPU slice and shows what the compiler expects."""
   import jax
   jax.config.update('jax_platforms', 'cpu')
   from mixer.analysis import compiled_step
-  from mixer.analysis import step_speed
+  from mixer.analysis import peers
+  from mixer.analysis import tpu_speed
   from mixer.training import sharding
   plan = sharding.plan(strategy=_SHARDING.value,
                        devices=compiled_step.tpu_devices(_TOPOLOGY.value))
@@ -211,24 +219,45 @@ def _tpu() -> dict[str, Any]:
       raise errors.UserError(f'--config.run.batch_size: {batch_size} images do '
                              f'not divide over {plan.parts} devices')
     batch_size //= plan.parts
-  out = step_speed.estimate(name, model, plan, topology=_TOPOLOGY.value,
-                            batch_size=batch_size, image_size=image_size)
+  out = tpu_speed.estimate(
+      name, model, plan, topology=_TOPOLOGY.value, batch_size=batch_size,
+      image_size=image_size, what=_PASS.value, others={
+          other: peers.flax_network(other, model, _PEERS.value)
+          for other in _COMPARE.value})
   _show_estimate(out)
   return out
 
 
 def _show_estimate(out: Mapping[str, Any]) -> None:
-  seconds, memory = out['seconds'], out['memory']
-  speed = ('unknown', 'unknown') if seconds is None else (
-      f'{seconds * 1e3:.1f} ms', f'{out["batch_size"] / seconds:,.0f}')
-  tables.show(tables.make(
-      [(*speed, f'{out["flops"] / 1e12:.2f}',
-        f'{out["bytes_accessed"] / 1e9:.1f}',
-        *(f'{memory[key] / 2**30:.2f}' for key in ('temporaries', 'total')))],
-      ('time of a step', 'images/s per device', 'TFLOPs', 'GB accessed',
-       'temporaries, GiB', 'total, GiB'), left=0,
-      title=f'{out["model"]}, {out["batch_size"]} images per device, '
-      f"{out['dtype']}, {out['devices']} x {out['device']}: XLA's estimate"))
+  ours = out['cycles']
+  shown = lambda value, form, factor=1.0: (
+      'unknown' if value is None else format(factor * value, form))
+  row = lambda name, dtype, one, ratio: (
+      name, dtype, f'{one["cycles"] / 1e6:,.2f}',
+      shown(one['milliseconds'], ',.1f'), shown(one['utilisation'], '.1%'),
+      shown(one['images_per_second'], ',.0f', 1 / out['devices']), ratio)
+  rest = ', '.join(f'{count} {kind}' for kind, count in
+                   out['without_estimate'].items())
+  tables.show(
+      tables.make(
+          [row('mixer', out['dtype'], out, ''),
+           *(row(name, 'float32', peer, f'{peer["cycles"] / ours:.2f}')
+             for name, peer in out['peers'].items())],
+          ('', 'dtype', 'million cycles', 'ms', 'of the peak',
+           'images/s per device', 'theirs / ours'), left=2,
+          title=f'{out["model"]}, {out["pass"]}, {out["batch_size"]} images '
+          f'per device, {out["devices"]} x {out["device"]}: by the compiler',
+          caption=f'Not in the sum: {rest or "nothing"}.\nA lower bound by '
+          'operations and bytes alone: ' + (
+              shown(out['optimistic_seconds'], '.1f', 1e3) + ' ms.')),
+      tables.make(
+          [(layer, f'{count / 1e6:,.2f}', f'{count / ours:.1%}')
+           for layer, count in out['layers']],
+          ('layer, of all blocks', 'million cycles', '')))
+  if memory := out['memory']:
+    tables.show(tables.make(
+        [[f'{memory[key] / 2**30:.2f}' for key in memory]],
+        [f'{key}, GiB' for key in memory], left=0))
 
 
 def _network(platform: str

@@ -14,7 +14,6 @@ they were trained with; your own runs use their config's. Every example is
 counted once.
 """
 import json
-import os
 from typing import Any
 
 from absl import flags
@@ -55,6 +54,9 @@ _JSON = flags.DEFINE_string('json', None, 'File for the results, as JSON.')
 _PREDICTIONS = flags.DEFINE_string(
     'predictions', None, 'File for the five most likely classes of each image, '
     'one JSON object per line.')
+_HTML = flags.DEFINE_string(
+    'html', None, 'File for a page with the results, a confusion matrix and '
+    'the worst-classified examples.')
 _WORST = flags.DEFINE_integer('worst', 10, 'How many of the worst classes, and '
                               'of the most confused pairs, to list.', 0)
 
@@ -65,11 +67,8 @@ def main(argv: list[str]) -> None:
   if _CHECKPOINT.value is None:
     raise errors.UserError('--checkpoint is required, such as '
                            '--checkpoint=runs/digits')
-  for flag in (_JSON, _PREDICTIONS):
-    folder = os.path.dirname(os.path.abspath(flag.value or ''))
-    if flag.value and (not os.path.isdir(folder) or os.path.isdir(flag.value)):
-      raise errors.UserError(f'--{flag.name}: {flag.value!r}: expected a file '
-                             'in a folder that exists')
+  for flag in (_JSON, _PREDICTIONS, _HTML):
+    command.check_output(flag.name, flag.value)
   command.join()
   # Loading JAX takes seconds; mistakes in the flags are reported before.
   from mixer import pretrained
@@ -85,8 +84,10 @@ def main(argv: list[str]) -> None:
             else scoring.config_of(network, _DATA.value))
   config = scoring.requested(config, network, real=_REAL.value, v2=_V2.value,
                              fewshot=_FEWSHOT.value, data=_DATA.value)
+  kept: dict[str, Any] = {}
   results, predictions = scoring.evaluate(
-      network, config, batch_size=_BATCH.value, worst=_WORST.value)
+      network, config, batch_size=_BATCH.value, worst=_WORST.value,
+      kept=kept)
   if not processes.first():
     return
   _show(results)
@@ -96,6 +97,10 @@ def main(argv: list[str]) -> None:
   if _PREDICTIONS.value:
     with open(_PREDICTIONS.value, 'w') as f:
       f.writelines(json.dumps(row) + '\n' for row in predictions)
+  if _HTML.value:
+    from mixer.analysis import mistakes
+    from mixer.core import files
+    files.write(_HTML.value, mistakes.make_page(network, results, kept))
 
 
 def _show(results: dict[str, Any]) -> None:

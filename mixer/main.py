@@ -4,7 +4,10 @@
   python -m mixer.main --config=configs/mixer_b16.py:imagenet2012,adam \\
     --config.data.dir=/data/tfds --workdir=/data/runs/b16
 
-To resume a run that was stopped or killed, start the same command again.
+To resume a run that was stopped or killed, start the same command again. The
+report of a run, WORKDIR/report.html, is written at its end, and by
+
+  python -m mixer.main --report --workdir=runs/digits
 
 Exit codes: 0 the run is complete; 1 it failed, and would fail again; 2 wrong
 usage or config; 42 it was asked to stop and has saved, start it again; 130 or
@@ -28,6 +31,7 @@ from ml_collections import config_flags
 from mixer.core import command
 from mixer.core import errors
 from mixer.core import processes
+from mixer.core.log import log
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, such as configs/digits.py; some take an '
@@ -36,11 +40,17 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory for checkpoints, metrics and all else that the '
     'run writes. Default: runs/ and the name of the config with its argument.')
+_REPORT = flags.DEFINE_bool(
+    'report', None, 'Only write the report of the run in --workdir, and train '
+    'nothing; no --config is needed. --noreport trains without writing one.')
 
 
 def main(argv: list[str]) -> None:
-  """Trains as --config says."""
+  """Trains as --config says, or writes the report of a run."""
   del argv
+  if _REPORT.value:
+    _report_only()
+    return
   if _CONFIG.value is None:
     raise errors.UserError('--config is required, such as '
                            '--config=configs/digits.py')
@@ -55,10 +65,40 @@ def main(argv: list[str]) -> None:
   run.keep_compiled(workdir)
   scores = run.train(_CONFIG.value, workdir)
   if processes.first():
-    _report(scores, workdir)
+    reported = _REPORT.value is None and _report(workdir)
+    _summarise(scores, workdir, 'report.html, ' if reported else '')
 
 
-def _report(scores: Mapping[str, float], workdir: str) -> None:
+def _report_only() -> None:
+  """Writes the report of the run in --workdir."""
+  if _WORKDIR.value is None or _CONFIG.value is not None:
+    raise errors.UserError(
+        '--report: expected --workdir=DIR, the folder of a run, and no '
+        '--config, which is read from DIR/config.json')
+  from mixer.analysis import report
+  print(f'Written: {report.write(_WORKDIR.value)}')
+
+
+def _report(workdir: str) -> bool:
+  """Writes the report of a run that is complete, and returns whether it could:
+  the run has not failed if its report has."""
+  log.info('writing report.html')
+  try:
+    # Imported only now: a training step needs none of it.
+    from mixer.analysis import report
+    report.write(workdir)
+    return True
+  except (Exception, KeyboardInterrupt) as e:
+    why = 'Ctrl-C' if isinstance(e, KeyboardInterrupt) else (
+        str(e) if isinstance(e, errors.UserError) else f'{type(e).__name__}: '
+        f'{" ".join(str(e).split())}')
+    log.warning('report.html is left out: %s; to write it: python -m '
+                'mixer.main --report --workdir=%s', why, shlex.quote(workdir))
+    return False
+
+
+def _summarise(scores: Mapping[str, float], workdir: str,
+               report: str) -> None:
   """Prints the final accuracies, and commands to go on with."""
   from mixer.training import loop
   python = os.path.relpath(sys.executable)
@@ -66,7 +106,7 @@ def _report(scores: Mapping[str, float], workdir: str) -> None:
   checkpoint = f'--checkpoint={shlex.quote(workdir)}'
   print(f"""
 Done: {loop.accuracies(scores) or 'training is complete'}.
-Files in {workdir}: metrics.jsonl, checkpoints/, model.json
+Files in {workdir}: {report}metrics.jsonl, checkpoints/, model.json
 
 Plot the training curves:
   {python} -m tensorboard.main --logdir={shlex.quote(workdir)}

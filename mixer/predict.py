@@ -42,6 +42,8 @@ _FORMAT = flags.DEFINE_enum(
     'of objects with path, classes and probabilities (best first), or error, '
     'and the checkpoint and what it was trained with; csv: one row for each '
     'class.')
+_HTML = flags.DEFINE_string(
+    'html', None, 'File for a page that shows the images with their classes.')
 _TOP = flags.DEFINE_integer('top_k', 5, 'Number of classes to print for each '
                             'image.', 1)
 _BATCH = flags.DEFINE_integer('batch_size', 32, 'Number of images to classify '
@@ -58,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
   if _CHECKPOINT.value is None:
     raise errors.UserError('--checkpoint is required, such as '
                            '--checkpoint=runs/digits')
+  command.check_output(_HTML.name, _HTML.value)
   from mixer.pretrained import prediction
   given = prediction.matches(argv[1:])
   if not given:
@@ -66,16 +69,25 @@ def main(argv: Sequence[str]) -> None:
   paths = prediction.expand(given)
   network, names, found = _predictions(_CHECKPOINT.value, paths)
   from mixer.evaluation import class_folders
+  from mixer.training import watchdog
   labels = class_folders.labels(paths, given,
                                 network.card['class_names'] or ())
   rows: list[Row] = []
   places = []
-  for (path, x), label in zip(found, labels):
-    rows.append(_row(path, x, names, label))
-    places.append(class_folders.place(label, x))
+  with watchdog.Watch(watchdog.SECONDS, 'image', key='') as watch:
+    watch.phase('predicting')
+    for (path, x), label in zip(found, labels):
+      rows.append(_row(path, x, names, label))
+      places.append(class_folders.place(label, x))
+      watch.phase('predicting', len(rows))
   scores = class_folders.scores(labels, places, len(names))
   show = dict(table=_table, json=_json, csv=_csv)[_FORMAT.value]
   show(rows, scores, network)
+  if _HTML.value:
+    from mixer.analysis import prediction_page
+    from mixer.core import files
+    files.write(_HTML.value, prediction_page.make(
+        network, rows, max_pixels=_MAX_PIXELS.value))
   bad = [row for row in rows if 'error' in row]
   if bad:
     listed = ', '.join(f'{row["path"]} ({row["error"]})' for row in bad[:10])

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import dataclasses
 import importlib
 import os
+import re
 import types
 
 from absl import flags
@@ -31,6 +32,26 @@ _WORKDIR = flags.DEFINE_string(
     'the names of the experiment, the config and its argument.')
 _TUNING_STEPS = flags.DEFINE_integer(
     'tuning_steps', 150, 'left_out, sizes: steps of fine-tuning.', 1)
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'filters: a run, a file of weights or the name of a '
+    'release.')
+_NETWORKS = flags.DEFINE_list(
+    'networks', ['Mixer', 'ViT', 'BiT'], 'permutation, invariance, scaling: '
+    "networks to compare, of about the cost of the config's Mixer.")
+_SEEDS = flags.DEFINE_integer(
+    'seeds', None, 'Runs of each kind, from seeds that count up from run.seed. '
+    'permutation, invariance, variants: 2 by default, the others 1.', 1)
+_OF_RUNS = (
+    flags.DEFINE_list('runs', [], 'table, frontier: workdirs of your runs.'),
+    flags.DEFINE_string(
+        'metric', None, 'table, frontier: what to compare runs by, a key of '
+        'metrics.jsonl. The default is the accuracy of their first '
+        'evaluation.'))
+_SIZES = flags.DEFINE_list(
+    'sizes', [], 'sizes, complexity: image sizes in pixels.')
+_PATCH = flags.DEFINE_integer(
+    'patch', None, 'permutation, invariance: side in pixels of patches that '
+    "are permuted. The default is the Mixer's.", 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +91,49 @@ EXPERIMENTS = {
     'sizes': Experiment(
         'image_sizes', 'What does a network lose at another image size, and '
         'regain by fine-tuning?',
-        (flags.DEFINE_list('sizes', [], 'sizes: image sizes in pixels.'),
+        (_SIZES,
          flags.DEFINE_list('methods', ['resample'], 'sizes: ways to resize the '
                            'network: block, resample, or both.'),
          _TUNING_STEPS)),
+    'scaling': Experiment(
+        'scaling', 'What does more training data do for each network? (figure '
+        '2, right)',
+        (flags.DEFINE_list('fractions', ['0.03', '0.1', '0.3', '1'],
+                           'scaling: shares of the training images.'),
+         _NETWORKS, _SEEDS)),
+    'optimizers': Experiment(
+        'optimizers', 'SGD or Adam, tuned alike at equal budget?',
+        (flags.DEFINE_multi_string(
+            'rates', [], 'optimizers: sgd=R1,R2,... or adam=R1,R2,..., '
+            'learning rates to try; equally many for each.'), _SEEDS)),
+    'complexity': Experiment(
+        'complexity', 'How does the cost grow with the number of patches? '
+        'Trains nothing.', (_SIZES,)),
+    'table': Experiment(
+        'table', "How do this code's networks, and your runs, compare with the "
+        "paper's tables?", _OF_RUNS, needs_config=False),
+    'frontier': Experiment(
+        'frontier', 'Which runs are the most accurate for their cost and '
+        'speed?', _OF_RUNS, needs_config=False),
+    'filters': Experiment(
+        'filters', 'What do the token-mixing units and the stem look at?',
+        (_CHECKPOINT,
+         flags.DEFINE_list('layers', None, 'filters: blocks, counted from 0; '
+                           'by default the first three.'),
+         flags.DEFINE_integer('units', 64, 'filters: units to draw of each '
+                              'layer.', 2)),
+        needs_config=False),
+    'variants': Experiment(
+        'variants', 'Which way of mixing tokens is best under one recipe? '
+        '(appendix A.1)',
+        (flags.DEFINE_list('variants', None, 'variants: ways of mixing tokens, '
+                           'such as tied,grouped:2; by default all.'), _SEEDS)),
+    'permutation': Experiment(
+        'permutation', 'Which order of the pixels does a network need to '
+        'learn? (figure 4)', (_NETWORKS, _SEEDS, _PATCH)),
+    'invariance': Experiment(
+        'invariance', 'Which network keeps its accuracy when pixels change '
+        'places, trained so or not?', (_NETWORKS, _SEEDS, _PATCH)),
 }
 __doc__ = f'{__doc__}\nExperiments:\n' + ''.join(
     f'  {name:12} {row.question}\n' for name, row in EXPERIMENTS.items())
@@ -92,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
                            '--config=configs/finetune.py:b16,cifar10')
   _check_flags(name)
   path = _WORKDIR.value or os.path.join(
-      'runs', name if config is None else f'{name}-{command.config_name()}')
+      'runs', '-'.join(filter(None, (name, _subject()))))
   # Imported here, so that --help and mistakes in flags do not wait for JAX.
   figures = _figures()
   from mixer.core import workdir
@@ -103,14 +163,24 @@ def main(argv: Sequence[str]) -> None:
     run.keep_compiled(path)
   module = importlib.import_module(f'mixer.experiments.{experiment.module}')
   found = module.run(config, path, **{
-      flag.name: flag.value for flag in experiment.reads})
+      flag.name: flag.value for flag in experiment.reads
+      if flag.value is not None})
   os.makedirs(path, exist_ok=True)
   written = [os.path.join(path, 'result.json')]
   workdir.write_json(written[0], found)
   module.show(found)
   if hasattr(module, 'draw'):
-    written += figures.save(module.draw(found), path, name)
+    with figures.style():
+      written += figures.save(module.draw(found), path, name)
   print('Written:', *written, sep='\n  ')
+
+
+def _subject() -> str:
+  """Returns what an experiment is about, as a part of its workdir's name."""
+  if _CONFIG.value is not None:
+    return command.config_name()
+  text = (_CHECKPOINT.value or '').removeprefix('runs/')
+  return re.sub(r'[^\w.]+', '-', text).strip('-')
 
 
 def _figures() -> types.ModuleType:

@@ -41,7 +41,7 @@ def train(workdir: str, log: str) -> None:
   out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
   os.dup2(out, 1)
   os.dup2(out, 2)
-  sys.argv = ['mixer.main', *FLAGS, f'--workdir={workdir}']
+  sys.argv = ['mixer.main', '--noreport', *FLAGS, f'--workdir={workdir}']
   command.run(main.main, several=True)
 
 

@@ -409,6 +409,7 @@ def test_bad_images_found_by_several_threads_are_all_reported(tmp_path):
 
   for _ in range(2):
     report, raised = workdirs.BadImages(str(tmp_path)), []
+    report.begin()
     threads = [threading.Thread(target=note, args=(report, t, raised))
                for t in range(4)]
     for thread in threads:
@@ -437,7 +438,7 @@ STEPS = 14
 def start(name, workdir, *flags):
   """Starts `python -m mixer.main` on a folder, with a tiny model."""
   command = [
-      sys.executable, '-m', 'mixer.main', '--config=configs/cifar10.py',
+      sys.executable, '-m', 'mixer.main', '--noreport', '--config=configs/cifar10.py',
       f'--workdir={workdir}', f'--config.data.name={name}',
       '--config.data.on_device=False', '--config.evals.test.split=validation',
       '--config.run.image_size=32', f'--config.run.batch_size={BATCH}',
@@ -594,6 +595,25 @@ def test_a_split_whose_first_images_are_bad_stops_before_the_first_step(
   assert 'none of the first 8' in str(error.value)
   assert '.jpg (not an image)' in str(error.value)
   assert_untouched(tmp_path / 'run')
+
+
+def test_a_refused_start_adds_no_line_to_the_list_of_bad_images(tmp_path):
+  """The image is found first, and the network refused afterwards."""
+  for split in 'train', 'val':
+    spread(tmp_path / split, {f'{i}.jpg': pictures.encode(photo())
+                              if i else b'no image' for i in range(9)})
+  config = cifar10.get_config()
+  config.data.update(name=f'folder:{tmp_path}', on_device=True)
+  config.evals.test.split = 'validation'
+  config.run.update(batch_size=8, total_steps=1, total_epochs=None)
+  config.model.num_classes = 1
+  (tmp_path / 'run').mkdir()
+  listed = tmp_path / 'run' / 'bad_images.jsonl'
+  listed.write_text('{}\n')
+  config.data.max_bad_fraction = config.evals.test.max_bad_fraction = 1.
+  with pytest.raises(errors.UserError, match='model.num_classes'):
+    run.train(config, str(tmp_path / 'run'))
+  assert listed.read_text() == '{}\n'
 
 
 def test_a_misspelled_split_of_an_evaluation_stops_before_the_first_step(

@@ -27,7 +27,9 @@ def train_step(step_fn, model, optimizer, plan, **sizes):
   print(model.platform, model.dtype, sizes['batch_size'], file=sys.stderr)
   return types.SimpleNamespace(
       seconds=1.0, bytes=lambda: dict(temporaries=2**30, total=2**31),
-      cost=lambda: dict(flops=1e12, bytes_accessed=1e9, seconds=0.5))
+      compiled=types.SimpleNamespace(cost_analysis=dict, as_text=lambda: (
+          'ENTRY %main () -> f32[] {\\n  ROOT %fusion.1 = f32[8]{0} fusion(%x), '
+          'backend_config={"estimated_cycles":"470000000"}')))
 compiled_step.train_step = train_step
 compiled_step.tpu_devices = lambda topology: [Device(i) for i in range(8)]
 runpy.run_module('mixer.benchmark', run_name='__main__')
@@ -69,9 +71,10 @@ def test_tpu_compiles_the_network_for_the_slice_and_not_for_this_machine(
   assert (found['mode'], found['devices'], found['device']) == (
       'tpu', 8, 'TPU v3')
   assert found['batch_size'] == batch // 8
+  assert found['cycles'] == 470e6   # half a second of 940 MHz
   assert found['images_per_second'] == batch / 0.5
   table = ' '.join(out.stdout.split())
-  assert '500.0 ms' in table and f'{batch // 8} images per device' in table
+  assert '470.00 500.0' in table and f'{batch // 8} images per device' in table
 
 
 @pytest.mark.parametrize('args, expected', [

@@ -140,6 +140,22 @@ def test_a_damaged_checkpoint_is_renamed_and_its_step_saved_again(tmp_path):
   assert same(restore(tmp_path)[0], state(7)[0])
 
 
+def test_a_checkpoint_that_is_set_aside_is_no_longer_the_best(tmp_path):
+  """The next best is saved, though the lost one was better; a run that is
+  started again finds the same."""
+  save(tmp_path, [1, 2], {1: .5, 2: .9}, keep=2, best='acc')
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=1, best='acc')
+  assert not checkpoints.improves({'acc': .6})
+  checkpoints.set_aside_after(1, 'skipped')
+  assert checkpoints.improves({'acc': .6})
+  assert not checkpoints.improves({'acc': .5})
+  for step, score in ((2, .4), (3, .3)):
+    checkpoints.save(step, *state(step), {}, {'acc': score})
+  checkpoints.close()
+  assert sorted(os.listdir(tmp_path)) == ['1', '2.skipped', '3']
+  assert checkpoint.Checkpoints(tmp_path, best='acc').improves({'acc': .6})
+
+
 def test_if_all_checkpoints_are_truncated_the_run_does_not_start_from_scratch(
     tmp_path):
   save(tmp_path, [3, 7])

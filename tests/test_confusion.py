@@ -105,3 +105,14 @@ def test_a_class_without_a_name_is_an_error():
 def test_labels_and_predictions_of_different_lengths_are_an_error():
   with pytest.raises(ValueError, match=r'\(10, 2\) and \(9,\)'):
     confusion.worst_classes(LABELS, PREDICTIONS[1:])
+
+
+def test_the_matrix_counts_each_true_class_as_each_prediction():
+  """Classes with fewer mistakes are left out, and share the last column."""
+  classes, counts = confusion.matrix(LABELS, PREDICTIONS, num_classes=4)
+  assert classes.tolist() == [0, 1, 2, 3]
+  assert counts.tolist() == [[2, 1, 1, 0, 0], [2, 1, 0, 1, 0], [0, 0, 2, 0, 0],
+                             [0, 0, 0, 0, 0]]
+  classes, counts = confusion.matrix(LABELS, PREDICTIONS, num_classes=4, most=2)
+  assert classes.tolist() == [0, 1]
+  assert counts.tolist() == [[2, 1, 1], [2, 1, 1]]

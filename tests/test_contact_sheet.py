@@ -7,6 +7,7 @@ import re
 import photos
 from PIL import Image
 
+from mixer.images import thumbnails
 from mixer.preparation import contact_sheet
 
 
@@ -38,7 +39,7 @@ def test_the_page_loads_nothing_and_shows_the_least_alike_pairs_first():
       dict(record=i, name=f'/d/<script>{i}', test=0, match=i, distance=i % 9,
            matches=1 + i % 2, against='a&b:test', match_name=f'm"{i}')
       for i in range(40)]
-  uri = contact_sheet.thumbnail(photos.crop(0, 300, 400))
+  uri = thumbnails.of_pixels(photos.crop(0, 300, 400))
   text = contact_sheet.make_page(
       'source', removed, searched=12345, distance=16, most_pairs=30,
       thumbnails=lambda line: (uri, uri))
@@ -53,7 +54,7 @@ def test_the_page_loads_nothing_and_shows_the_least_alike_pairs_first():
 
 
 def test_thumbnails_are_small_and_keep_the_shape():
-  uri = contact_sheet.thumbnail(photos.crop(0, 300, 400))
+  uri = thumbnails.of_pixels(photos.crop(0, 300, 400))
   file = base64.b64decode(uri.partition(',')[2])
   with Image.open(io.BytesIO(file)) as image:
     assert max(image.size) <= 200 and image.width * 3 == image.height * 4

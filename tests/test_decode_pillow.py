@@ -1,10 +1,13 @@
 """Decoding of image files of every kind, sound and damaged, with Pillow."""
+from concurrent import futures
 import io
 import pathlib
 import resource
 import struct
 import subprocess
 import sys
+import threading
+import time
 import warnings
 import zlib
 
@@ -18,6 +21,7 @@ import pytest
 
 from mixer.images import decode_pillow
 from mixer.images import options
+from mixer.images import tiff as tiff_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEIGHT, WIDTH = 23, 31   # odd, so that rows of a BMP are padded
@@ -47,6 +51,36 @@ def png(rows, *extra, width=WIDTH, height=HEIGHT, depth=8, color=2):
   lines = b''.join(b'\0' + row.tobytes() for row in rows)
   return (b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', header) + b''.join(extra)
           + png_chunk(b'IDAT', zlib.compress(lines)) + png_chunk(b'IEND', b''))
+
+
+def tiff(bands, *, planar=1, deflate=False):
+  """A TIFF file by hand, in RGB and with bands of no stated meaning.
+
+  Args:
+    bands: uint8 or uint16 [height, width, bands].
+    planar: 1, or 2 for one band after the other.
+    deflate: whether to compress the pixels.
+  """
+  height, width, count = bands.shape
+  parts = [bands] if planar == 1 else list(np.moveaxis(bands, -1, 0))
+  parts = [part.astype(part.dtype.newbyteorder('<')).tobytes()
+           for part in parts]
+  parts = [zlib.compress(part) if deflate else part for part in parts]
+  at = 1000 + np.cumsum([0, *map(len, parts)])
+  tags = {256: [width], 257: [height], 258: [8 * bands.itemsize] * count,
+          259: [8 if deflate else 1], 262: [2], 273: at[:-1], 277: [count],
+          278: [height], 279: [len(part) for part in parts],
+          284: [planar],
+          338: [0] * (count - 3)}
+  head = b'II*\0' + struct.pack('<IH', 8, len(tags))
+  end = len(head) + 12 * len(tags) + 4
+  values = b''
+  for tag, value in tags.items():
+    raw = struct.pack(f'<{len(value)}I', *value)
+    head += struct.pack('<HHI', tag, 4, len(value)) + (
+        raw if len(raw) == 4 else struct.pack('<I', end + len(values)))
+    values += raw if len(raw) > 4 else b''
+  return (head + bytes(4) + values).ljust(1000, b'\0') + b''.join(parts)
 
 
 def on_white(color, alpha):
@@ -313,6 +347,38 @@ def test_samples_of_more_than_8_bits_are_scaled_by_their_range(
   assert not decode_pillow.is_plain(file, upright=upright)
 
 
+BANDS = np.random.default_rng(0).integers(0, 2**16, (9, 14, 7), np.uint16)
+
+
+@pytest.mark.parametrize('deflate', (False, True))
+@pytest.mark.parametrize('bits', (8, 12, 16))
+@pytest.mark.parametrize('count', (3, 4))
+def test_a_tiff_in_colour_is_scaled_and_a_band_that_may_be_a_mask_is_left_out(
+    count, bits, deflate, caplog):
+  tiff_files._say_once.cache_clear()
+  caplog.set_level('WARNING', logger='mixer')
+  bands = BANDS[..., :count] >> 16 - bits
+  file = tiff(bands.astype(np.uint8 if bits == 8 else np.uint16),
+              deflate=deflate)
+  np.testing.assert_array_equal(
+      decode_pillow.pixels(file), bands[..., :3] >> bits - 8)
+  assert ('images of 4 bands: 3 are read' in caplog.text) == (count == 4)
+
+
+@pytest.mark.parametrize('file, reason', (
+    (tiff(BANDS[..., :5].astype(np.uint8)), '5 bands, of which 3 would'),
+    (tiff(BANDS[..., :6].astype(np.uint8), deflate=True), '6 bands, of which'),
+    (tiff(BANDS[..., :5]), 'a TIFF image of a kind'),
+    (tiff(BANDS.astype(np.uint8)), 'a TIFF image of a kind'),
+    (tiff(BANDS[..., :3], planar=2), 'one after the other')))
+def test_a_tiff_of_which_bands_would_be_lost_or_wrong_is_refused(file, reason):
+  """The reason says how to give images of many bands."""
+  for what in (decode_pillow.is_plain, decode_pillow.pixels):
+    said = refused(what, file)
+    assert reason in said and ('arrays:' in said or 'convert' in said)
+
+
+
 @pytest.mark.parametrize('samples,reason', (
     (GREY.astype(np.int32) - 5, 'samples from -5'),
     (GREY.astype(np.float32) * 9, 'expected floats from 0 to 1'),
@@ -563,27 +629,59 @@ def test_the_caller_sets_the_largest_number_of_pixels(kind):
 
 
 def test_large_images_take_turns_and_shrink():
-  """Six threads decode an image of 64 million pixels each, which together would
-  hold 2.7 GB; the process grows by less than 1 GiB."""
+  """Six threads decode images of 64 million pixels and of 32 million, which
+  together would hold 2.7 GB; the process grows by less than 1 GiB."""
   code = """if True:
       import concurrent.futures, io, resource
       import numpy as np
       from PIL import Image
       from mixer.images import decode_pillow
-      out = io.BytesIO()
-      Image.new('RGB', (8000, 8000), (9, 99, 200)).save(
-          out, 'PNG', compress_level=1)
+      def file(side):
+        out = io.BytesIO()
+        Image.new('RGB', (side, side), (9, 99, 200)).save(
+            out, 'PNG', compress_level=1)
+        return out.getvalue()
+
+      shape = lambda pixels: (pixels.shape, (pixels[::99] == (9, 99, 200)).all())
+      files = [file(8000)] * 2 + [file(5700)] * 6
       peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
       before = peak()
       with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        for image in pool.map(decode_pillow.pixels, [out.getvalue()] * 6):
-          assert image.shape == (2667, 2667, 3), image.shape
-          assert (image == (9, 99, 200)).all()
+        found = list(pool.map(
+            lambda file: decode_pillow.pixels(file, then=shape), files))
+      assert found == [((2667, 2667, 3), True)] * 2 + [
+          ((5700, 5700, 3), True)] * 6, found
       print(peak() - before)"""
   run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True,
                        capture_output=True, timeout=200)
   assert run.returncode == 0, run.stderr
   assert int(run.stdout) < 2**20   # KB
+
+
+def test_threads_wait_until_enough_is_free():
+  """Those that ask for more than there is are alone."""
+  budget, lock, held, most = decode_pillow.Budget(10), threading.Lock(), [], []
+
+  def work(count):
+    with budget.taken(count):
+      with lock:
+        held.append(count)
+        most.append(sum(held))
+      time.sleep(0.005)
+      with lock:
+        held.remove(count)
+
+  with futures.ThreadPoolExecutor(8) as pool:
+    list(pool.map(work, [4, 4, 4, 4, 25, 3, 3, 3, 3, 25, 4, 4]))
+  assert len(most) == 12 and not held
+  assert all(total <= 10 or total == 25 for total in most)
+
+
+def test_what_was_taken_is_given_back_after_an_error():
+  budget = decode_pillow.Budget(10)
+  for _ in range(2):
+    with pytest.raises(ZeroDivisionError), budget.taken(7):
+      raise ZeroDivisionError
 
 
 @pytest.mark.parametrize('how', (

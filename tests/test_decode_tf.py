@@ -321,6 +321,20 @@ def test_a_jpeg_is_cropped_like_any_other_file():
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize('crop', ('inception', 'bit', 'resmall', 'resize'))
+def test_large_images_are_resized_without_floats_to_the_same_pixels(
+    crop, monkeypatch):
+  files = [encode(photo, form) for photo in photos()[:2]
+           for form in ('JPEG', 'PNG')]
+  sizes = (13, 17), (200, 300)   # smaller and larger than the images
+  ask = lambda: [cut(files, size, crop, interpolation='bilinear')
+                 for size in sizes]
+  expected = ask()
+  monkeypatch.setattr(decode_tf, '_MANY', 0)
+  for ours, theirs in zip(ask(), expected):
+    np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize('interpolation', options.INTERPOLATIONS)
 @pytest.mark.parametrize('crop', CROPS)
 def test_images_smaller_than_the_output_are_enlarged(crop, interpolation):

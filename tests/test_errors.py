@@ -96,7 +96,7 @@ def main(*flags, devices=8):
   env = dict(os.environ, JAX_PLATFORMS='cpu',
              XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}')
   return subprocess.run(
-      [sys.executable, '-m', 'mixer.main', *flags], cwd=ROOT, env=env,
+      [sys.executable, '-m', 'mixer.main', '--noreport', *flags], cwd=ROOT, env=env,
       capture_output=True, text=True, timeout=TIMEOUT)
 
 

@@ -178,7 +178,7 @@ def photos(path):
 def main(*flags):
   env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='')
   return subprocess.run(
-      [sys.executable, '-m', 'mixer.main', *flags], cwd=ROOT, env=env,
+      [sys.executable, '-m', 'mixer.main', '--noreport', *flags], cwd=ROOT, env=env,
       capture_output=True, text=True, timeout=120)
 
 

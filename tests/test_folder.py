@@ -272,6 +272,10 @@ def test_a_split_without_class_folders_is_left_out_and_logged(
     (('x/archive/train/c/a.jpg',), ("one class folder, 'x'", 'd/x/archive,')),
     (('train/x/PetImages/Cat/a.jpg', 'train/x/PetImages/Dog/a.jpg'),
      ("one class folder, 'x'", "['Cat', 'Dog']", 'd/train/x/PetImages,')),
+    (('cat/train/a.jpg', 'cat/test/b.jpg', 'dog/train/a.jpg', 'dog/test/b.jpg'),
+     ("d/cat'", "['test', 'train']", 'mixed', 'PATH/train/CLASS')),
+    (('train/a/Training/a.jpg', 'train/b/val/b.jpg', 'train/b/Training/b.jpg'),
+     ("d/train/b'", "['Training', 'val']", 'mixed')),
     (('val/images/0.jpg', 'val/val_annotations.txt'),
      ('val_annotations.txt', 'the folder that holds both')),
     ((*PLAIN, 'train/eel/'), ("train/eel'", 'holds no image', '.jpeg')),
@@ -283,7 +287,7 @@ def test_a_split_without_class_folders_is_left_out_and_logged(
         'hidden only', 'no train', 'val twice', 'train twice',
         'train is a class', 'seg_train', 'words', 'splits in a split',
         'archive', 'train in archive', 'PetImages',
-        'a list without training', 'empty class',
+        'splits in classes', 'splits in a class of training', 'a list without training', 'empty class',
         'class of notes', 'empty class elsewhere', 'class training lacks',
         'images beside classes'))
 def test_wrong_layouts_are_refused_in_one_line(tmp_path, names, expected):

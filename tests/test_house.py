@@ -38,7 +38,7 @@ MODEL_LIBRARIES = {'jax', 'flax', 'numpy', 'mixer'}
 PUBLIC_FACES = ('mixer/models/__init__.py', 'mixer/pretrained/__init__.py')
 # Budgets, in lines: of a module; of a function, and of all of mixer/, without
 # docstrings.
-MODULE_LINES, FUNCTION_LINES, HOUSE_LINES = 300, 60, 19_500
+MODULE_LINES, FUNCTION_LINES, HOUSE_LINES = 300, 60, 20_500
 
 FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(), str(path))
          for path in sorted(ROOT.glob('mixer/**/*.py'))}
@@ -277,13 +277,14 @@ def test_imports_stay_light(statement, absent):
 
 
 @pytest.mark.parametrize('data,most_files,most_lines', (
-    ('digits', 54, 5_650),
-    ('tfrecord', 63, 6_750),
+    ('digits', 54, 5_850),
+    ('tfrecord', 63, 7_000),
 ))
 def test_a_training_step_loads_little_code(data, most_files, most_lines,
                                            tmp_path):
-  """The modules of mixer/ that a whole run of two steps has imported; empty
-  files and docstrings do not count. Its home cannot be written to."""
+  """The modules of mixer/ that a whole run of two steps has imported, without
+  its report; empty files and docstrings do not count. Its home cannot be
+  written to."""
   code = (
       'import sys; from absl import flags; from mixer import main; '
       'from mixer.core import command\n'
@@ -291,7 +292,8 @@ def test_a_training_step_loads_little_code(data, most_files, most_lines,
       'except SystemExit as e:\n  assert not e.code, e.code\n'
       'print(*(m.__file__ for n, m in sys.modules.items() '
       'if n.split(".")[0] == "mixer" and m.__file__), sep="\\n")')
-  args = ['--config=configs/digits.py', '--config.run.total_steps=2',
+  args = ['--config=configs/digits.py', '--noreport',
+          '--config.run.total_steps=2',
           f'--workdir={tmp_path}/run']
   if data == 'tfrecord':
     tfds_sets.prepare_photos(f'{tmp_path}/sets')

@@ -29,18 +29,33 @@ def test_resized_networks_are_evaluated_and_fine_tuned(tmp_path):
                     'full-16': 8}
 
 
+FOUND = dict(
+    size='8x8', accuracy=.9, steps=30, tuning_steps=5, rows=[
+        dict(size=6, method='resample', before=.1, tuned=.2, scratch=.3,
+             full=.4),
+        dict(size=16, method='block', before=.5, tuned=.6, scratch=.7,
+             full=.8)])
+
+
 def test_the_table_has_a_row_for_each_size_and_method(capsys):
-  image_sizes.show(dict(
-      size='8x8', accuracy=.9, steps=30, tuning_steps=5, rows=[
-          dict(size=6, method='resample', before=.1, tuned=.2, scratch=.3,
-               full=.4),
-          dict(size=16, method='block', before=.5, tuned=.6, scratch=.7,
-               full=.8)]))
+  image_sizes.show(FOUND)
   lines = [' '.join(line.split()) for line in
            capsys.readouterr().out.splitlines()]
   assert 'trained at 8x8: 90.00% after 30 steps' in lines
   assert '6 resample 10.00% 20.00% 30.00% 40.00%' in lines
   assert '16 block 50.00% 60.00% 70.00% 80.00%' in lines
+
+
+def test_the_figure_has_a_line_for_each_method():
+  """Resized networks and long runs share the point of the first training."""
+  axis, = image_sizes.draw(FOUND).axes
+  lines = {line.get_label(): list(zip(*line.get_data()))
+           for line in axis.lines}
+  assert lines['resized, resample'] == [(6, .1), (8, .9)]
+  assert lines['resized, block'] == [(8, .9), (16, .5)]
+  assert lines['tuned, 5 steps, block'] == [(16, .6)]
+  assert lines['scratch, 5 steps'] == [(6, .3), (16, .7)]
+  assert lines['scratch, 30 steps'] == [(6, .4), (8, .9), (16, .8)]
 
 
 @pytest.mark.parametrize('arguments,words', [

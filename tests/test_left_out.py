@@ -61,21 +61,32 @@ def test_tuned_runs_start_from_the_pre_trained_network_and_scratch_ones_do_not(
     assert 0 <= result[name]['test'] <= 1
   assert result['fewshot'].keys() == {'pretrained', 'untrained'}
   assert result['fewshot']['pretrained'].keys() == set(left_out.SHOTS)
+  left_out.draw(result)
+
+
+_SHOTS = dict(zip(left_out.SHOTS, (.11, .12, .13, .14)))
+FOUND = dict(
+    classes=['frog', 'horse'], pretrained=.5,
+    fewshot=dict(pretrained=_SHOTS, untrained=dict.fromkeys(_SHOTS, .01)),
+    tuned=dict(rate=.1, dev=.2, test=.3),
+    scratch=dict(rate=.03, dev=.21, test=.31))
 
 
 def test_the_tables_have_every_accuracy(capsys):
-  shots = dict(zip(left_out.SHOTS, (.11, .12, .13, .14)))
-  left_out.show(dict(
-      classes=['frog', 'horse'], pretrained=.5,
-      fewshot=dict(pretrained=shots, untrained=dict.fromkeys(shots, .01)),
-      tuned=dict(rate=.1, dev=.2, test=.3),
-      scratch=dict(rate=.03, dev=.21, test=.31)))
+  left_out.show(FOUND)
   lines = [' '.join(line.split()) for line in
            capsys.readouterr().out.splitlines()]
   assert 'classes left out: frog, horse' in lines
   assert 'pretrained 11.00% 12.00% 13.00% 14.00%' in lines
   assert 'from the pre-trained network 0.1 20.00% 30.00%' in lines
   assert 'from scratch 0.03 21.00% 31.00%' in lines
+
+
+def test_the_figure_has_every_accuracy_and_chance():
+  few, full = left_out.draw(FOUND).axes
+  assert [list(line.get_ydata()) for line in few.lines] == [
+      [.11, .12, .13, .14], [.01] * 4, [.5, .5]]
+  assert [bar.get_height() for bar in full.patches] == [.3, .31]
 
 
 @pytest.mark.parametrize('classes', [1, 9])

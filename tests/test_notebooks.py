@@ -9,10 +9,15 @@ import subprocess
 import sys
 import types
 
+import IPython
+import jax
 import nbclient
 import nbformat
+import numpy as np
 from PIL import Image
 import pytest
+
+from mixer.models import mixer
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _NOTEBOOKS = sorted((_ROOT / 'launch' / 'colab').glob('*.ipynb'))
@@ -68,11 +73,13 @@ def test_lines_have_at_most_80_columns(path):
       assert len(line) <= 80 and line == line.rstrip(), (name, line)
 
 
-def test_both_notebooks_begin_with_the_same_cells():
-  digits, finetune = map(_cells, _NOTEBOOKS)
-  for name in ('install-text', 'devices-text', 'devices'):
-    assert digits[name] == finetune[name]
-  # The installation of the second one needs more, and has additional lines.
+def test_notebooks_begin_with_the_same_cells():
+  digits, finetune, permutation = map(_cells, _NOTEBOOKS)
+  for name in ('install-text', 'devices-text', 'devices', 'mixer-text',
+               'mixer'):
+    assert digits[name] == finetune[name] == permutation[name]
+  assert digits['install'] == permutation['install']
+  # Fine-tuning needs more, and its installation has additional lines.
   ours = [line for line in digits['install'].splitlines()
           if not re.search("NEEDED =|install.'-e'", line)]
   assert ours == [line for line in finetune['install'].splitlines()
@@ -193,13 +200,35 @@ def test_every_fourth_photo_of_the_user_is_held_out(how, tmp_path, monkeypatch):
       assert [p.suffix for p in folder.iterdir()] == ['.png'] * count
 
 
+@_each
+def test_the_block_that_is_printed_is_that_of_the_network(path, monkeypatch):
+  """For random parameters, biases and scales included."""
+  display = types.SimpleNamespace(display=lambda _: None, SVG=lambda file: (
+      file.read_text().index('<svg')))
+  monkeypatch.setattr(IPython, 'display', display)
+  scope = dict(ROOT=_ROOT)
+  exec(_cells(path)['mixer'], scope)
+  block = mixer.MixerBlock(tokens_mlp_dim=5, channels_mlp_dim=7)
+  draw = np.random.default_rng(0).normal
+  tokens = draw(size=(1, 4, 6)).astype('float32')
+  shapes = jax.eval_shape(lambda: block.init(
+      jax.random.key(0), tokens, train=False))['params']
+  params = jax.tree.map(lambda x: draw(size=x.shape).astype('float32'), shapes)
+  expected = block.apply({'params': params}, tokens, train=False)[0]
+  with jax.numpy_rank_promotion('allow'):
+    found = scope['mixer_block'](tokens[0], params)
+  np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-4)
+
+
 # The slow tests train, evaluate and predict in processes of their own.
 
 
 @pytest.mark.slow
 def test_digits_notebook_trains_and_predicts(tmp_path, monkeypatch):
   printed, _, drawn = _run('digits', tmp_path, monkeypatch)
-  assert drawn == (2 if importlib.util.find_spec('matplotlib') else 0)
+  assert drawn == (3 if importlib.util.find_spec('matplotlib') else 0)
+  assert float(re.search('1024 values: (.*)', printed)[1]) < 1e-3
+  assert 'opposition of the pairs: 0.' in printed
   assert re.search(r'accuracy on held-out digits: \d+\.\d+%', printed), printed
   right = int(re.search(r'(\d+) of 360 right', printed)[1])
   counted = float(re.search(r'digits: (.*)%', printed)[1])
@@ -224,3 +253,14 @@ def test_finetune_notebook_trains_predicts_and_exports(tmp_path, monkeypatch):
   assert len(pairs) == 3
   for ours, theirs in pairs:
     assert abs(float(ours) - float(theirs)) < .05
+
+
+@pytest.mark.slow
+def test_permutation_notebook_compares_orders(tmp_path, monkeypatch):
+  pytest.importorskip('matplotlib', reason='the study draws a figure')
+  printed, _, drawn = _run('permutation', tmp_path, monkeypatch)
+  assert drawn == 2
+  rows = re.findall(r'(Mixer|BiT) +(original|both|all) +\d+\.\d+% right',
+                    printed)
+  assert rows == [(name, order) for name in ('Mixer', 'BiT')
+                  for order in ('original', 'both', 'all')]

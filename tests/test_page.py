@@ -24,6 +24,10 @@ class _Parsed(html.parser.HTMLParser):
     self.text += data
 
 
+def test_a_file_name_that_is_not_text_can_be_written():
+  assert page.escape('a\udcff<') == 'a\\udcff&lt;'
+
+
 def test_a_page_shows_text_that_looks_like_html_as_it_is():
   made = page.make('a <b> & "c"', 'about <i>', [page.fact('<1>', 'x & y')],
                    ['<figure>one</figure>'], 'figure { margin: 0 }')

@@ -80,12 +80,16 @@ def test_a_program_contains_the_form_for_its_platform(
   assert text.count('dot_general') == PRODUCTS
 
 
-def test_a_training_program_is_lowered_for_its_platform_too():
-  model, params = network()
+@pytest.mark.parametrize('platform', [None, 'tpu'])
+def test_a_training_program_is_lowered_for_its_platform_too(platform):
+  """In training, TPUs use the form for GPUs too."""
+  model, params = network(platform=platform)
   text = {name: lowered(gradient(model, True), params, name)
           for name in ('cuda', 'tpu', 'cpu')}
-  assert text['cuda'].count(GPU_FORM) >= 2 * BLOCKS
-  assert GPU_FORM not in text['tpu'] and GPU_FORM not in text['cpu']
+  assert text['tpu'].count(GPU_FORM) >= 2 * BLOCKS
+  if platform is None:
+    assert text['cuda'].count(GPU_FORM) >= 2 * BLOCKS
+    assert GPU_FORM not in text['cpu']
 
 
 def test_an_export_for_several_platforms_contains_the_form_of_each():

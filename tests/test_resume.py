@@ -23,7 +23,7 @@ STEPS = 150
 def start(workdir, devices=1, *extra):
   """Starts `mixer.main` in a process of its own."""
   command = [
-      sys.executable, '-m', 'mixer.main', '--config=configs/digits.py',
+      sys.executable, '-m', 'mixer.main', '--noreport', '--config=configs/digits.py',
       f'--workdir={workdir}', '--config.model.num_blocks=2',
       '--config.model.hidden_dim=16', '--config.model.dropout_rate=0.1',
       f'--config.run.total_steps={STEPS}', '--config.run.log_every=1',

@@ -18,7 +18,7 @@ def run(tmp_path_factory):
   """The workdir of a short run with the sigmoid loss."""
   workdir = tmp_path_factory.mktemp('run') / 'digits'
   out = subprocess.run(
-      [sys.executable, '-m', 'mixer.main', '--config=configs/digits.py',
+      [sys.executable, '-m', 'mixer.main', '--noreport', '--config=configs/digits.py',
        '--config.run.total_steps=4', '--config.run.log_every=2',
        '--config.loss.name=sigmoid', '--config.model.hidden_dim=8',
        '--config.model.num_blocks=1', f'--workdir={workdir}'],

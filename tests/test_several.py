@@ -34,7 +34,7 @@ HEARTBEAT = 20   # seconds after which a silent process counts as dead
 # What a test waits for at most. Nothing is expected to take so long; the tests
 # wait for conditions, so that other load on the machine does not fail them.
 TIMEOUT = 600   # seconds
-MAIN = ('-m', 'mixer.main')
+MAIN = ('-m', 'mixer.main', '--noreport')
 
 
 def flags_of(workdir, total):
@@ -310,7 +310,7 @@ def noting(plan, batch):
           file=file, flush=True)
   return put(plan, batch)
 sharding.Plan.put_batch = noting
-sys.argv = ['mixer/main.py', *sys.argv[1:]]
+sys.argv = ['mixer/main.py', '--noreport', *sys.argv[1:]]
 runpy.run_module('mixer.main', run_name='__main__')
 """
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mixer.core import errors
+from mixer.data import shares
 from mixer.data import splits
 
 STORED = splits.whole({'train': 100, 'test': 30})
@@ -140,6 +141,20 @@ def test_nothing_is_held_out_if_all_splits_exist_or_the_choice_is_unclear(
   assert splits.carve(stored, wanted, 'mine') == stored
 
 
+def test_the_head_of_a_split_is_a_slice_of_it():
+  """So it has all classes, where a set is not mixed."""
+  stored = splits.whole({'test': 7, 'train': 1000}, mix=True)
+  records = lambda split: split.records(np.arange(len(split))).tolist()
+  select = lambda spec: splits.select(stored, spec, 'data.split')
+  assert records(select('train').head(90)) == records(select('train[:90]'))
+  assert records(select('train[10%:]').head(5)) == (
+      records(select('train[10%:]'))[:5])
+  assert records(select('test+train').head(9)) == [
+      *range(7), *records(select('train[:2]'))]
+  assert records(select('test').head(None)) == list(range(7))
+  assert select('train').head(90).spec == 'train, 90 of 1000'
+
+
 def test_slices_of_a_set_that_is_not_mixed_follow_one_permutation():
   """Slices of 1,000 examples that lie class by class have all classes."""
   stored = splits.whole({'test': 7, 'train': 1000}, mix=True)
@@ -161,3 +176,22 @@ def test_slices_of_a_set_that_is_not_mixed_follow_one_permutation():
   half = splits.select(carved, 'train[:50%]', 'data.split')
   found = half.records(np.arange(len(half)))
   assert len(set(found)) == 450 and not any((found - 7) % 10 == 0)
+
+
+@pytest.mark.parametrize('spec', ('train', 'train[1%:]', 'train[:900]+test'))
+@pytest.mark.parametrize('mix', (False, True))
+def test_shares_of_a_split_are_nested_and_do_not_overlap(spec, mix):
+  stored = splits.whole({'test': 40, 'train': 1000}, mix=mix)
+  of = lambda begin, end: set(records(
+      shares.share(stored, spec, begin, end, 'data.split'), stored))
+  small, half, whole = of(0, .03), of(0, .5), of(0, 1)
+  assert small < half < whole == set(records(spec, stored))
+  assert of(0, .5) | of(.5, 1) == whole and not of(0, .5) & of(.5, 1)
+  assert abs(len(small) - .03 * len(whole)) <= 1
+  if mix:   # `small` lies anywhere in the split, not at its beginning
+    assert max(small) - min(small) > 600
+
+
+def test_a_share_without_examples_is_refused():
+  with pytest.raises(errors.UserError, match='data.split.*holds no examples'):
+    shares.share(STORED, 'train', 0, 0.004, 'data.split')

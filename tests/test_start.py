@@ -88,8 +88,8 @@ def test_weights_of_another_network_of_the_paper_are_refused(tmp_path):
       'Mixer-S/32; add --config.model.name=Mixer-S/32, or give other weights')
   mine = models.create('Mixer-S/16', num_classes=3)
   assert start._like(theirs, mine, ()) == mine   # the patch is resampled
-  mixed = start._like(theirs.clone(token_mixing='other'), mine, ())
-  assert mixed == mine.clone(token_mixing='other')
+  mixed = start._like(theirs.clone(token_mixing='affine'), mine, ())
+  assert mixed == mine.clone(token_mixing='affine')
 
 
 @pytest.mark.parametrize('mine, size, flags', (

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mixer import models
-from mixer.analysis import compiled_step
 from mixer.analysis import peers
 from mixer.analysis import step_speed
+from mixer.analysis import tpu_speed
 from mixer.core import errors
 from mixer.core import peak
 from mixer.models import cost
@@ -103,22 +103,21 @@ def test_repeated_steps_pass_their_state_on():
   assert seen == [0, 1]
 
 
-def test_an_estimate_counts_the_batch_of_all_devices(monkeypatch):
-  asked = {}
-
-  def train_step(step_fn, model, optimizer, plan, **sizes):
-    asked.update(sizes)
-    return types.SimpleNamespace(
-        cost=lambda: dict(flops=1.0, bytes_accessed=1.0, seconds=0.5),
-        bytes=lambda: dict(total=1), seconds=9.0)
-
-  monkeypatch.setattr(compiled_step, 'train_step', train_step)
+@pytest.mark.parametrize('what', tpu_speed.PASSES)
+def test_an_estimate_counts_the_batch_of_all_devices(what, monkeypatch):
+  """Compiled for CPU devices, whose programs have no cycles, so they are given
+  here."""
+  monkeypatch.setattr(tpu_speed.cycles, 'ops', lambda text: [
+      tpu_speed.cycles.Op('fusion.1', 'fusion', 'layer', 940_000)])
   plan = sharding.plan(devices=jax.devices()[:4])
-  found = step_speed.estimate('a name', mixer(), plan, topology='v3:1x2',
-                              batch_size=16, image_size=8)
-  assert asked == dict(batch_size=64, image_size=(8, 8))
+  found = tpu_speed.estimate(
+      'a name', mixer(platform='cpu'), plan, topology='v3:1x2', batch_size=16,
+      image_size=8, what=what, others=dict(big_vision=Peer(True)))
   assert (found['batch_size'], found['devices']) == (16, 4)
-  assert found['images_per_second'] == 64 / 0.5
+  assert found['cycles'] == found['peers']['big_vision']['cycles'] == 940_000
+  assert found['milliseconds'] == pytest.approx(1)
+  assert found['images_per_second'] == pytest.approx(64e3)
+  assert found['layers'] == [('layer', 940_000)]
 
 
 # ---- The peers.

@@ -48,7 +48,7 @@ def test_a_signal_during_compilation_ends_in_order(
   """It is said at once, and heeded before the first step or after it. The exit
   code is never that of a crash, after which a launcher starts the run again."""
   run = subprocess.Popen(
-      [sys.executable, '-u', '-m', 'mixer.main', *FLAGS,
+      [sys.executable, '-u', '-m', 'mixer.main', '--noreport', *FLAGS,
        f'--workdir={tmp_path}'], cwd=ROOT, text=True, stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT)
   wait_for(lambda: run.stdout.readline().startswith('workdir'))

@@ -25,7 +25,7 @@ for name, row in study.EXPERIMENTS.items():
 print(json.dumps(out))
 """
 # Modules of mixer/experiments that are no experiment themselves.
-SHARED = ('__init__', 'networks', 'runs', 'sweep_grid')
+SHARED = ('__init__', 'networks', 'run_records', 'runs', 'sweep_grid')
 
 
 def run(*args):
@@ -67,9 +67,14 @@ def test_help_lists_every_experiment_with_its_question(rows):
     (('sweep',), ('--config', 'configs/finetune.py')),
     (('sweep', '--config=configs/digits.py'), ('`sweep`', 'finetune.py')),
     (('left_out', '--config=configs/digits.py', '--sizes=6'),
-     ('--sizes', 'sizes only', 'left_out')),
+     ('--sizes', 'complexity only', 'left_out')),
     (('sizes', '--config=configs/digits.py', '--sizes=6,big'),
      ('--sizes', "'6,big'", '--sizes=20,48')),
+    (('frontier', '--config=configs/digits.py'), ('--config', 'leave it out')),
+    (('table', '--runs=nowhere'), ('--runs', "'nowhere'", 'metrics.jsonl')),
+    (('filters', '--checkpoint=gone', '--config=configs/digits.py'),
+     ('--config', '--checkpoint', 'leave it out')),
+    (('filters', '--checkpoint=gone'), ("'gone'", 'no release')),
 ])
 def test_a_mistake_is_told_in_one_line(flags, words, tmp_path):
   out = run('-m', 'mixer.study', *flags, f'--workdir={tmp_path}/w')
@@ -91,4 +96,52 @@ def test_the_figures_are_in_result_json_and_in_the_table(tmp_path):
   row, = found['rows']
   assert (row['size'], row['method']) == (6, 'resample')
   assert f'{row["tuned"]:.2%}' in out.stdout
-  assert f'{tmp_path}/w/result.json' in out.stdout
+  for name in ('result.json', 'sizes.png', 'sizes.svg'):
+    assert f'{tmp_path}/w/{name}' in out.stdout
+    assert (tmp_path / 'w' / name).stat().st_size > 100
+
+
+@pytest.mark.slow   # processes of their own
+def test_tables_and_figures_of_runs_need_no_config(tmp_path):
+  out = run('-m', 'mixer.study', 'frontier', f'--workdir={tmp_path}/f')
+  assert out.returncode == 0, out.stderr
+  assert sorted(os.listdir(tmp_path / 'f')) == [
+      'frontier.png', 'frontier.svg', 'result.json']
+  out = run('-m', 'mixer.study', 'table', f'--workdir={tmp_path}/t')
+  assert out.returncode == 0, out.stderr
+  assert os.listdir(tmp_path / 't') == ['result.json']
+  assert '432,350,952' in out.stdout
+
+
+@pytest.mark.slow   # a run
+def test_the_units_of_a_run_are_drawn(tmp_path):
+  done = run('-m', 'mixer.main', '--config=configs/digits.py',
+             '--config.run.total_steps=2', f'--workdir={tmp_path}/digits')
+  assert done.returncode == 0, done.stderr
+  out = run('-m', 'mixer.study', 'filters', f'--workdir={tmp_path}/w',
+            f'--checkpoint={tmp_path}/digits', '--layers=0,3')
+  assert out.returncode == 0, out.stderr
+  found = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  assert [row['layer'] for row in found['layers']] == [0, 3]
+  for row in found['layers']:
+    assert f'{row["opposition"]:.3f}' in out.stdout
+  for kind in ('png', 'svg'):
+    assert (tmp_path / 'w' / f'filters.{kind}').stat().st_size > 1000
+
+
+@pytest.mark.slow   # whole runs
+def test_variants_are_compared_and_finished_runs_stay(tmp_path):
+  command = ('-m', 'mixer.study', 'variants', '--config=configs/digits.py',
+             '--config.run.total_steps=4', '--config.model.num_blocks=1',
+             '--config.model.stochastic_depth=0', f'--workdir={tmp_path}/w')
+  out = run(*command, '--variants=tied', '--seeds=2')
+  assert out.returncode == 0, out.stderr
+  first = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  row, = first['rows']
+  assert row['variant'] == 'tied' and len(row['scores']) == 2
+  assert row['images_per_second'] is None or row['images_per_second'] > 0
+  assert f'{row["accuracy"]:.2%}' in out.stdout
+  assert (tmp_path / 'w' / 'variants.png').exists()
+  out = run(*command, '--variants=tied', '--seeds=1')
+  again = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  assert again['rows'][0]['scores'] == row['scores'][:1]

@@ -145,6 +145,7 @@ def test_the_best_run_trains_once_if_all_images_were_trained_on(
     assert list(kept['evals']) == ['test']
   assert go(config, tmp_path / 'w') == found and len(begun) == 1 + retrain
   sweep.show(found)
+  sweep.draw(found)
 
 
 @pytest.mark.slow   # whole runs
@@ -249,6 +250,27 @@ def test_the_table_says_what_became_of_each_run(capsys):
   text = ' '.join(capsys.readouterr().out.split())
   assert ('with b: test/accuracy 87.50%, on the images that chose it, so '
           'slightly too good') in text
+
+
+def test_the_figure_has_a_line_for_each_value_of_the_other_keys():
+  runs = {}
+  for rate, flip, score in ((.1, True, .6), (.01, True, .5), (.01, False, .4),
+                            (.1, False, None)):
+    runs[f'{rate},{flip}'] = dict(
+        values={RATE: rate, 'augment.flip': flip}, learning_rate=rate, **(
+            dict(failed='it has diverged') if score is None else
+            dict(scores={DEV: score})))
+  found = dict(metric=DEV, dev='test', runs=runs, **sweep.choose(runs, DEV))
+  axis, = sweep.draw(found).axes
+  assert axis.get_xscale() == 'log' and axis.get_xlabel() == RATE
+  assert [(line.get_label(), list(zip(*line.get_data())))
+          for line in axis.lines[:2]] == [
+              ('flip True', [(.01, .5), (.1, .6)]), ('flip False', [(.01, .4)])]
+  assert [text.get_text() for text in axis.texts] == ['diverged']
+  found['runs'] = {'a': dict(values={'model.name': 'ViT-S/2'}, learning_rate=.1,
+                             scores={DEV: .5})}
+  axis, = sweep.draw(dict(found, choice='a')).axes
+  assert [x.get_text() for x in axis.get_xticklabels()] == ['ViT-S/2']
 
 
 def test_several_keys_give_all_combinations(tmp_path):

@@ -1,4 +1,5 @@
 """A run that waits too long for something says what it is, again and again."""
+import itertools
 import re
 import time
 import types
@@ -6,7 +7,9 @@ import types
 import numpy as np
 import pytest
 
+from mixer.analysis import scoring
 from mixer.training import loop
+from mixer.training import sharding
 from mixer.training import watchdog
 
 
@@ -123,3 +126,21 @@ def test_of_several_processes_it_is_said_which_one_waits(caplog, monkeypatch):
   assert re.fullmatch(
       r'stalled  saving has taken 600 s so far in process 3 of 8 on \S+, after '
       r'step 1,200 \(run.stall_seconds=300\); .*', caplog.messages[0])
+
+
+def test_an_evaluation_tells_the_watchdog_of_every_batch():
+  """So only a batch that takes too long is a stall, not a long evaluation."""
+  plan, phases = sharding.plan(), []
+  watch = types.SimpleNamespace(phase=lambda *phase: phases.append(phase))
+  watched = scoring._Watched(plan.mesh, plan.strategy, watch, itertools.count())
+  for _ in range(2):
+    batch = watched.put_batch(dict(mask=np.ones(plan.parts, bool)))
+    assert batch['mask'].all()
+  assert phases == [('evaluating', 0), ('evaluating', 1)]
+
+
+def test_commands_without_the_setting_do_not_name_it(caplog):
+  watchdog.Watch(300, 'image', key='')._report('predicting', 64, 600.0)
+  assert caplog.messages == [
+      'stalled  predicting has taken 600 s so far, after image 64; standard '
+      'error has the stacks of all threads']

@@ -106,9 +106,13 @@ def test_a_checkpoint_belongs_to_the_run_whose_workdir_it_is_in(path, run):
 
 
 def test_a_bad_image_is_written_once_also_after_a_restart(tmp_path):
-  for _ in range(2):
+  """And not before the run has been accepted."""
+  for again in (False, True):
     report = workdir.BadImages(tmp_path)
-    for name in ('a.jpg', 'b.jpg', 'a.jpg'):
+    report({'file': 'a.jpg'})
+    assert (tmp_path / 'bad_images.jsonl').exists() == again
+    report.begin()
+    for name in ('b.jpg', 'a.jpg'):
       report({'file': name})
   lines = (tmp_path / 'bad_images.jsonl').read_text().splitlines()
   assert list(map(json.loads, lines)) == [{'file': 'a.jpg'}, {'file': 'b.jpg'}]

@@ -66,17 +66,22 @@ class Program:
     return dict(out, total=sum(out.values()) + max(0, fresh))
 
   def cost(self) -> dict[str, float | None]:
-    """Returns XLA's own figures for one device and one step.
+    """Returns XLA's own figures for one device and one step; see `costs`."""
+    return costs(self.compiled)
 
-    Returns:
-      'flops', 'bytes_accessed' and 'seconds', each None where XLA gives no
-      figure. It estimates the seconds for TPUs only.
-    """
-    found: Any = self.compiled.cost_analysis() or {}
-    # XLA reports a negative time for devices that it has no model of.
-    seconds = found.get('optimal_seconds', 0)
-    return dict(flops=found.get('flops'), seconds=seconds if seconds > 0 else
-                None, bytes_accessed=found.get('bytes accessed'))
+
+def costs(compiled: jax.stages.Compiled) -> dict[str, float | None]:
+  """Returns XLA's own figures for a program on one device.
+
+  Returns:
+    'flops', 'bytes_accessed' and 'seconds', each None where XLA gives no
+    figure. It estimates the seconds for TPUs only, as a lower bound.
+  """
+  found: Any = compiled.cost_analysis() or {}
+  # XLA reports a negative time for devices that it has no model of.
+  seconds = found.get('optimal_seconds', 0)
+  return dict(flops=found.get('flops'), seconds=seconds if seconds > 0 else
+              None, bytes_accessed=found.get('bytes accessed'))
 
 
 def tpu_devices(topology: str) -> list[jax.Device]:

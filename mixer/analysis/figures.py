@@ -34,6 +34,11 @@ _STYLE = {
     'svg.hashsalt': 'mixer', 'svg.fonttype': 'none'}
 
 
+def style() -> contextlib.AbstractContextManager[None]:
+  """Returns a context in which whatever is drawn has the style, legends too."""
+  return rc_context(_STYLE)   # type: ignore[arg-type]
+
+
 def grid(rows: int = 1, columns: int = 1, *, width: float = COLUMN,
          height: float = 2.4, **settings: Any) -> tuple[Figure, np.ndarray]:
   """Returns a new figure, and its axes [rows, columns].
@@ -45,7 +50,7 @@ def grid(rows: int = 1, columns: int = 1, *, width: float = COLUMN,
     height: of the figure in inches.
     **settings: of matplotlib's `Figure.subplots`, such as sharey=True.
   """
-  with rc_context(_STYLE):   # type: ignore[arg-type]
+  with style():
     figure = Figure(figsize=(width, height), layout='constrained')
     axes = figure.subplots(rows, columns, squeeze=False, **settings)
   return figure, axes
@@ -100,8 +105,7 @@ def to_svg(figure: Figure) -> str:
 
 def _encoded(figure: Figure, kind: str, **settings: Any) -> bytes:
   buffer = io.BytesIO()
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(rc_context(_STYLE))   # type: ignore[arg-type]
+  with style():
     if kind == 'png':
       FigureCanvasAgg(figure)
     figure.savefig(buffer, format=kind, dpi=200, metadata=(

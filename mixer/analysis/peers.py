@@ -45,19 +45,37 @@ def make(name: str, mode: str, model: interface.Model, directory: str | None,
   """
   if name not in NAMES:
     raise errors.unknown('--compare', name, NAMES)
-  if not isinstance(model, MlpMixer):
-    raise errors.UserError(f'--compare: {name} has a Mixer to compare with, '
-                           f'the measured network is a {type(model).__name__}')
+  ours = _mixer(name, model)
   if model.dtype != jnp.float32 and name not in _TORCH:
     raise errors.UserError(
         f'--compare: {name} computes in float32 only, this measurement uses '
         f'{model.dtype}; add --precision=float32')
   if name in _TORCH:
-    return _timm(mode, model, directory, images, labels,
+    return _timm(mode, ours, directory, images, labels,
                  compiled=name == 'timm_compiled')
-  make_model = dict(big_vision=_big_vision,
-                    vision_transformer=_vision_transformer)[name]
-  return _flax(make_model(model, directory), mode, images, labels)
+  return _flax(flax_network(name, ours, directory), mode, images, labels)
+
+
+def flax_network(name: str, model: interface.Model,
+                 directory: str | None) -> nn.Module:
+  """Returns a peer's Mixer of the same shape as ours, in float32.
+
+  Args, Raises: as `make`; only 'big_vision' and 'vision_transformer' are Flax.
+  """
+  if name not in _FLAX:
+    raise errors.unknown('--compare', name, tuple(_FLAX))
+  return _FLAX[name](_mixer(name, model), directory)
+
+
+def _mixer(name: str, model: interface.Model) -> MlpMixer:
+  """Returns the model, or raises a UserError if it is not the paper's Mixer."""
+  kind = type(model).__name__
+  if isinstance(model, MlpMixer):
+    if model.token_mixing == 'tied':
+      return model
+    kind = f'Mixer with token_mixing={model.token_mixing}'
+  raise errors.UserError(f"--compare: {name} has the paper's Mixer to compare "
+                         f'with, the measured network is a {kind}')
 
 
 def _big_vision(model: MlpMixer, directory: str | None) -> nn.Module:
@@ -73,24 +91,31 @@ def _vision_transformer(model: MlpMixer, directory: str | None) -> nn.Module:
   return module.MlpMixer(**_shape(model), patches=patches)
 
 
-def _flax(network: nn.Module, mode: str, images: np.ndarray,
-          labels: np.ndarray) -> Callable[[], Any]:
-  """Returns a function that runs one step of a Flax network."""
-  x, y = jnp.asarray(images), jnp.asarray(labels[:, 0])
+def flax_program(network: nn.Module, mode: str) -> tuple[
+    Callable[[jax.Array], Any], Callable[..., Any]]:
+  """Returns (initial, advance), the programs of a Flax network.
 
+  Args:
+    network: a peer's.
+    mode: 'train' or 'infer'.
+
+  Returns:
+    initial: uint8 images [1, H, W, c] -> what `advance` begins with.
+    advance: (that, uint8 images [B, H, W, c], labels int32 [B]) -> its next
+      value if it trains, else logits.
+  """
   def apply(params, x, train):
     # big_vision returns (logits, intermediates), vision_transformer logits.
     out = network.apply({'params': params}, augment.normalise(x), train=train)
     return out[0] if isinstance(out, tuple) else out
 
-  params = jax.jit(lambda key: network.init(
-      key, augment.normalise(x[:1]), train=False)['params'])(jax.random.key(0))
+  init = lambda x: network.init(
+      jax.random.key(0), augment.normalise(x), train=False)['params']
   if mode == 'infer':
-    forward = jax.jit(lambda params, x: apply(params, x, False))
-    return lambda: forward(params, x).block_until_ready()
+    return init, lambda params, x, y: apply(params, x, False)
   optimizer, _ = step_speed.make_optimizer()
 
-  def step(state):
+  def advance(state, x, y):
     params, opt_state = state
 
     def loss(params):
@@ -101,8 +126,24 @@ def _flax(network: nn.Module, mode: str, images: np.ndarray,
         jax.grad(loss)(params), opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  return step_speed.repeated(jax.jit(step, donate_argnums=0),
-                             (params, optimizer.init(params)))
+  def initial(x):
+    params = init(x)
+    return params, optimizer.init(params)
+
+  return initial, advance
+
+
+def _flax(network: nn.Module, mode: str, images: np.ndarray,
+          labels: np.ndarray) -> Callable[[], Any]:
+  """Returns a function that runs one step of a Flax network."""
+  x, y = jnp.asarray(images), jnp.asarray(labels[:, 0])
+  initial, advance = flax_program(network, mode)
+  state = jax.jit(initial)(x[:1])
+  if mode == 'infer':
+    forward = jax.jit(advance)
+    return lambda: forward(state, x, y).block_until_ready()
+  step = jax.jit(advance, donate_argnums=0)
+  return step_speed.repeated(lambda state: step(state, x, y), state)
 
 
 def _timm(mode: str, model: MlpMixer, directory: str | None,
@@ -149,6 +190,10 @@ def _timm(mode: str, model: MlpMixer, directory: str | None,
 
   network.train(mode == 'train')
   return train if mode == 'train' else infer
+
+
+_FLAX: dict[str, Callable[[MlpMixer, str | None], nn.Module]] = dict(
+    big_vision=_big_vision, vision_transformer=_vision_transformer)
 
 
 def _shape(model: MlpMixer) -> dict[str, Any]:

@@ -1,22 +1,24 @@
 """Scores a network on the evaluations of a config and lists its mistakes."""
 from collections.abc import Iterator
 from collections.abc import Mapping
+import dataclasses
+import itertools
 import re
 from typing import Any
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mixer.analysis import outcomes
 from mixer.core import errors
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.data import sources
 from mixer.evaluation import class_names
-from mixer.evaluation import confusion
-from mixer.evaluation import several_labels
 from mixer.evaluation import suite
 from mixer.training import losses
 from mixer.training import sharding
+from mixer.training import watchdog
 
 if TYPE_CHECKING:
   from mixer.data import pipeline
@@ -147,7 +149,9 @@ def _fewshot(section: Mapping[str, Any], train: str) -> dict[str, Any]:
 
 def evaluate(
     network: 'Network', config: Mapping[str, Any], *, batch_size: int,
-    worst: int = 10) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    worst: int = 10, most: int | None = None,
+    kept: outcomes.Outcomes | None = None
+    ) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
   """Evaluates a network.
 
   Args:
@@ -155,6 +159,8 @@ def evaluate(
     config: as `requested` returns it.
     batch_size: images in a batch; rounded up to a multiple of the devices.
     worst: how many classes and pairs to list.
+    most: number of examples of each split, see `pipeline.open_data`.
+    kept: a dict, into which the outcome of each evaluation is put.
 
   Returns:
     (results, predictions), both fit for JSON. Results have 'checkpoint',
@@ -167,9 +173,11 @@ def evaluate(
     UserError: if there is nothing to evaluate, or the classes of a split are
       not the network's.
   """
-  plan = sharding.plan()
+  watch = watchdog.Watch(watchdog.SECONDS, 'batch', key='')
+  whole = sharding.plan()
+  plan = _Watched(whole.mesh, whole.strategy, watch, itertools.count())
   batch_size = -(-batch_size // plan.parts) * plan.parts
-  evals, fewshots = suite.open_evaluations(config, network.image_size)
+  evals, fewshots = suite.open_evaluations(config, network.image_size, most)
   if not evals and not fewshots:
     raise errors.UserError('--config: has no evaluations; add one to its '
                            'section `evals`')
@@ -179,25 +187,39 @@ def evaluate(
                        loss_of=losses.of_labels(network.card['loss']),
                        classes=classes)
   details: dict[str, dict[str, np.ndarray]] = {}
-  scores = compute(plan.place(network.params), details)
-  of = {}   # (split, class names) by the name of what was scored
-  for name in details:
+  with watch:
+    scores = compute(plan.place(network.params), details)
+  of: outcomes.Outcomes = {} if kept is None else kept
+  for name, found in details.items():
     base = name if name in evals else name.removesuffix('_subset')
-    of[name] = evals[base], _class_names(
-        network, evals[base], by_network=name == base and base in classes)
+    of[name] = outcomes.Outcome(evals[base], outcomes.class_names(
+        network, evals[base], by_network=name == base and base in classes),
+                       found)
   results = dict(
       checkpoint=network.name, model=network.title,
       image_size=list(network.image_size),
       provenance=network.card.get('provenance'),
       evals={name: dict(
-          _scores_of(scores, name), split=split.split.spec,
-          data=split.source.name, preprocessing=split.cut,
-          classes=len(names), **_mistakes(details[name], names, worst))
-             for name, (split, names) in of.items()},
+          _scores_of(scores, name), split=each.split.split.spec,
+          data=each.split.source.name, preprocessing=each.split.cut,
+          classes=len(each.names), **outcomes.tables(each, worst))
+             for name, each in of.items()},
       fewshot={name: {str(shot): scores[f'eval/{name}/accuracy_{shot}shot']
                       for shot in few.settings['shots']}
                for name, few in fewshots.items()})
-  return results, _predictions(of, details)
+  return results, outcomes.predictions(of)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watched(sharding.Plan):
+  """A plan that tells a watchdog of every batch."""
+  watch: watchdog.Watch
+  numbers: Iterator[int]
+
+  def put_batch(self, batch: Any) -> dict[str, Any]:
+    """Makes a global batch of every process's rows."""
+    self.watch.phase(watchdog.EVALUATING, next(self.numbers))
+    return super().put_batch(batch)
 
 
 def _classes(network: 'Network', evals: dict[str, 'pipeline.Data'],
@@ -230,46 +252,3 @@ def _scores_of(scores: Mapping[str, float], name: str) -> dict[str, float]:
   prefix = f'eval/{name}/'
   return {k.removeprefix(prefix): v for k, v in scores.items()
           if k.startswith(prefix) and not k.endswith('shot')}
-
-
-def _class_names(network: 'Network', split: 'pipeline.Data',
-                 by_network: bool) -> list[str]:
-  """Returns a name for each class that is scored.
-
-  The network may have more classes than names; these are numbers.
-  """
-  ours, theirs = network.card['class_names'], split.source.class_names
-  names = list(ours if by_network else theirs or ours or ())
-  if ours and theirs and not by_network and len(theirs) < len(ours):
-    return names   # the logits of the subset alone
-  return names + [str(i) for i in range(len(names), network.model.num_classes)]
-
-
-def _mistakes(found: Mapping[str, np.ndarray], names: list[str],
-              worst: int) -> dict[str, Any]:
-  best = np.where(found['mask'], found['best'][:, 0], -1)
-  return dict(
-      worst_classes=confusion.worst_classes(
-          found['labels'], best, names=names, most=worst),
-      confused_pairs=confusion.confused_pairs(
-          found['labels'], best, names=names, most=worst),
-      **(dict(several_labels=[dict(row, name=names[row['class']])
-                              for row in several_labels.by_class(found)])
-         if 'scores' in found else {}))
-
-
-def _predictions(
-    of: Mapping[str, tuple['pipeline.Data', list[str]]],
-    details: Mapping[str, Mapping[str, np.ndarray]]
-) -> Iterator[dict[str, Any]]:
-  for name, (split, names) in of.items():
-    found, source = details[name], split.source
-    named = lambda classes, names=names: [names[i] for i in classes.tolist()]
-    records = split.split.records(np.arange(len(split)))
-    for row, record in enumerate(records.tolist()):
-      labels = found['labels'][row]
-      more = dict(error='it cannot be decoded') if found['bad'][row] else dict(
-          classes=named(found['best'][row]),
-          probabilities=found['probabilities'][row].tolist())
-      yield dict(eval=name, image=source.name_of(record),
-                 labels=named(labels[labels >= 0]), **more)

@@ -3,8 +3,6 @@
 The speed of a machine drifts, so nothing is timed alone. Every round runs each
 candidate once, and then the matrix product whose rate is the peak. Figures are
 medians over the rounds, and ratios are medians of the ratios within a round.
-
-`estimate` asks XLA about the same training step on a TPU that is not here.
 """
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -19,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mixer.analysis import compiled_step
 from mixer.core import peak
 from mixer.evaluation import suite
 from mixer.images import augment
@@ -222,34 +219,3 @@ def report(mode: str, model: interface.Model, candidates: Sequence[Candidate],
       flops_per_second=flops / median, peak_flops_per_second=top,
       utilisation=flops / median / top, compile_seconds=ours.compile_seconds,
       peers=peers)
-
-
-def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
-             topology: str, batch_size: int,
-             image_size: int | tuple[int, int]) -> dict[str, Any]:
-  """Compiles our training step for a TPU slice and returns XLA's figures.
-
-  Args:
-    name: what the report calls the network.
-    model: the network, made for TPUs.
-    plan: layout over the devices of the slice.
-    topology: name of the slice.
-    batch_size: images per device.
-    image_size: side in pixels, or (height, width).
-
-  Returns:
-    A dict ready for JSON. 'seconds' and 'images_per_second' are None for a TPU
-    whose speed XLA does not estimate.
-  """
-  optimizer, step_fn = make_step(model)
-  program = compiled_step.train_step(
-      step_fn, model, optimizer, plan, batch_size=batch_size * plan.parts,
-      image_size=pair(image_size))
-  found = program.cost()
-  seconds = found['seconds']
-  return dict(
-      mode='tpu', model=name, topology=topology, devices=plan.mesh.size,
-      device=plan.mesh.devices.flat[0].device_kind, dtype=str(model.dtype),
-      batch_size=batch_size, sharding=plan.strategy, **found,
-      memory=program.bytes(), compile_seconds=program.seconds,
-      images_per_second=seconds and batch_size * plan.parts / seconds)

@@ -65,8 +65,7 @@ class Checkpoints:
             best_fn=_metric(best) if best else None,
             cleanup_tmp_directories=False))
     self._begun: int | None = None   # the step that was saved last
-    scores = map(self._manager.metrics, self.steps() if best else ())
-    self._top = max(map(_metric(best or ''), scores), default=-np.inf)
+    self._top = self._best_saved()
 
   def steps(self) -> list[int]:
     """Returns all saved steps, ascending."""
@@ -157,7 +156,7 @@ class Checkpoints:
     """Renames checkpoints after a step to 'STEP.damaged', or another `why`.
 
     Renamed, they are not lost, and a run that goes on from the step can save
-    those steps again.
+    those steps again. Their scores no longer count in `improves`.
     """
     root = epath.Path(files.absolute(self.directory))
     for later in self.steps() if processes.first() else ():
@@ -167,12 +166,18 @@ class Checkpoints:
         (root / str(later)).rename(root / f'{name}{taken or ""}')
     processes.meet('later checkpoints are set aside')
     self._manager.reload()
+    self._top = self._best_saved()
 
   def close(self) -> None:
     """Waits for checkpoints being written, and removes an empty directory."""
     self._manager.close()
     with contextlib.suppress(OSError):   # it is not empty, or in a bucket
       os.rmdir(files.absolute(self.directory))
+
+  def _best_saved(self) -> float:
+    """Returns the highest `best` of the checkpoints that are there."""
+    scores = map(self._manager.metrics, self.steps() if self.best else ())
+    return max(map(_metric(self.best or ''), scores), default=-np.inf)
 
   def _restore(self, step: int, params: trees.Tree,
                rest: trees.Tree) -> _State:

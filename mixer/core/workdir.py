@@ -1,5 +1,6 @@
 """A run's directory: the names of its files, and its config."""
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import os
 import shlex
@@ -23,6 +24,7 @@ NONFINITE = 'nonfinite.jsonl'
 CHECKPOINTS = 'checkpoints'
 DIVERGED = 'diverged'
 COMPILED = 'compiled'
+REPORT = 'report.html'
 LOCK = '.lock'
 
 # Keys, by their beginning, that may change when a run is resumed: they say
@@ -119,7 +121,7 @@ def check_config(path: files.Path, config: Mapping[str, Any]) -> None:
     return
   new, old = json.loads(json.dumps(config)), config_of(path)
   if old is not None:
-    was, now = _flat(old), _flat(new)
+    was, now = flat(old), flat(new)
     free = _MAY_CHANGE + (_LENGTH if _any_length(was, now) else ())
     differ = [k for k in sorted(was.keys() | now.keys())
               if was.get(k) != now.get(k) and not k.startswith(free)]
@@ -135,6 +137,7 @@ def check_config(path: files.Path, config: Mapping[str, Any]) -> None:
 class BadImages:
   """Writes images that cannot be decoded to the workdir's bad_images.jsonl.
 
+  Nothing is written before `begin`, so a refused run leaves the file as it was.
   Each image is written once, also if the run is restarted. Every process writes
   a file of its own: process 1 writes bad_images.1.jsonl.
   """
@@ -147,6 +150,7 @@ class BadImages:
     text = files.read(self._path) or ''
     self._lines = dict.fromkeys(text.splitlines())
     self._lock = threading.Lock()
+    self._held: list[str] | None = []
 
   def __call__(self, found: Mapping[str, str]) -> None:
     """Writes what is known of one image, unless it was written before."""
@@ -154,11 +158,24 @@ class BadImages:
     with self._lock:   # several threads read images
       if line not in self._lines:
         self._lines[line] = None
-        if files.is_remote(self._path):   # a bucket cannot append
-          files.write(self._path, ''.join(f'{x}\n' for x in self._lines))
+        if self._held is None:
+          self._write([line])
         else:
-          with open(self._path, 'a') as f:
-            f.write(f'{line}\n')
+          self._held.append(line)
+
+  def begin(self) -> None:
+    """Writes the images found so far, and from now on each at once."""
+    with self._lock:
+      held, self._held = self._held, None
+      if held:
+        self._write(held)
+
+  def _write(self, lines: Sequence[str]) -> None:
+    if files.is_remote(self._path):   # a bucket cannot append
+      files.write(self._path, ''.join(f'{x}\n' for x in self._lines))
+    else:
+      with open(self._path, 'a') as f:
+        f.writelines(f'{line}\n' for line in lines)
 
 
 def write_json(path: files.Path, value: Any) -> None:
@@ -167,18 +184,34 @@ def write_json(path: files.Path, value: Any) -> None:
     files.write(path, json.dumps(value, indent=2) + '\n')
 
 
+def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns {'section.key': value}, without keys that are not set.
+
+  Args:
+    tree: nested dict, such as a config.
+    prefix: put before each key.
+  """
+  out: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out.update(flat(value, f'{prefix}{key}.'))
+    elif value is not None:
+      out[prefix + key] = value
+  return out
+
+
 def _any_length(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
   """Returns whether the learning rate by step is the same for any length.
 
   A warm-up that is not shorter than the run is cut, see `schedules.make`.
 
   Args:
-    was, now: as `_flat` returns them.
+    was, now: as `flat` returns them.
   """
   warmup = now.get('schedule.warmup_steps', 0)
   return now.get('schedule.decay') == 'constant' and (
-      not warmup or all(flat.get('run.total_steps', 0) > warmup
-                        for flat in (was, now)))
+      not warmup or all(each.get('run.total_steps', 0) > warmup
+                        for each in (was, now)))
 
 
 def _train_on(path: files.Path, now: Mapping[str, Any]) -> str:
@@ -198,17 +231,6 @@ def _stored(path: files.Path) -> dict[str, Any] | None:
   """Returns what config.json holds, or None without one."""
   text = files.read(os.path.join(path, CONFIG))
   return None if text is None else json.loads(text)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns {'section.key': value}, without keys that are not set."""
-  out: dict[str, Any] = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      out.update(_flat(value, f'{prefix}{key}.'))
-    elif value is not None:
-      out[prefix + key] = value
-  return out
 
 
 def _shown(value: object) -> str:

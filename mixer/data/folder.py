@@ -2,7 +2,6 @@
 import collections
 import os
 import pathlib
-import re
 import stat
 
 import numpy as np
@@ -12,17 +11,15 @@ from mixer.core import files
 from mixer.core.log import log
 from mixer.data import label_names
 from mixer.data import listing
+from mixer.data import split_names
 from mixer.images import decode_pillow
 
 _SKIPPED = ('__MACOSX', '@eaDir')   # left by macOS's zip and by Synology
 # Tiny-ImageNet lists its validation images in a file: name, class, box.
 _ANNOTATIONS = 'val_annotations.txt'
+_LOOKED_INTO = 20   # class folders that are searched for splits
 _LAYOUT = ('expected PATH/train/CLASS/image.jpg, with PATH/validation and '
            'PATH/test laid out in the same way, or just PATH/CLASS/image.jpg')
-# What folders of splits are called. The groups are those of `listing.STORED`.
-_SPLIT = re.compile('(?:(train|training)|(val|valid|validation)|'
-                    '(test|testing|eval|evaluation))'
-                    '(?:set|data|images|[0-9]{4}){0,2}')
 
 
 def load(path: str) -> listing.Listing:
@@ -108,7 +105,7 @@ def _split_folders(root, ignored):
   names, loose = _scan(root)
   found: dict[str, list[str]] = {}
   for name in names:
-    found.setdefault(_split_of(name), []).append(name)
+    found.setdefault(split_names.of(name), []).append(name)
   others = found.pop('', [])
   if not found:
     return {'train': root}   # its subfolders are the classes
@@ -129,12 +126,6 @@ def _split_folders(root, ignored):
   ignored.update(map(_suffix, loose))
   return {split: os.path.join(root, *found[split])
           for split in listing.STORED if split in found}
-
-
-def _split_of(name):
-  """The split that a folder is called after; '' for any other folder."""
-  match = _SPLIT.fullmatch(''.join(filter(str.isalnum, name.lower())))
-  return listing.STORED[(match.lastindex or 1) - 1] if match else ''
 
 
 def _check_classes(root, where, names, loose):
@@ -162,33 +153,24 @@ def _check_classes(root, where, names, loose):
         f'data.name: {where!r} holds one class folder, {names[0]!r}, but '
         f'{at!r} holds the folders {_scan(at)[0][:5]}; if these are the splits '
         f'or classes, give folder:{at}, or move them up into {where!r}')
-  if where != root and len(names) > 1 and all(map(_split_of, names)):
+  if where != root and len(names) > 1 and all(map(split_names.of, names)):
     raise errors.UserError(
         f'data.name: {where!r} holds {names}, which are names of splits; give '
         f'folder:{where}')
-  if where == root and _like_splits(names):
+  if where == root and split_names.alike(names):
     raise errors.UserError(
         f'data.name: {root!r} holds {names[:5]}, which would be classes but '
         "are called after splits; rename them to 'train' and so on, or give "
         f'one of them, such as folder:{os.path.join(root, names[-1])}; '
         "if they are classes, put them into a folder 'train'")
-
-
-def _like_splits(names):
-  """Returns whether classes seem to be splits: 'seg_train' and 'seg_test'.
-
-  Either all names have a word for a split, and not all the same, or two names
-  differ in such a word alone.
-  """
-  found: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
-  for name in names:
-    words = re.split(r'[\W_]+', name)
-    rest = tuple(word.lower() for word in words if not _split_of(word))
-    found.setdefault(rest, set()).add(
-        tuple(filter(None, map(_split_of, words))))
-  kinds = set().union(*found.values())
-  return () not in kinds and len(kinds) > 1 or any(
-      len(several - {()}) > 1 for several in found.values())
+  for name in names[:_LOOKED_INTO]:
+    inside = list(filter(split_names.of, _scan(os.path.join(where, name))[0]))
+    if len(set(map(split_names.of, inside))) > 1:
+      raise errors.UserError(
+          f'data.name: the class folder {os.path.join(where, name)!r} holds '
+          f'{inside}, which are names of splits and would be mixed; move the '
+          'splits above the classes, as in PATH/train/CLASS and '
+          'PATH/test/CLASS')
 
 
 def _around(path):
@@ -202,7 +184,7 @@ def _around(path):
     folders, files = _scan(path)
     if any(_suffix(name) in decode_pillow.SUFFIXES for name in files):
       return None
-    if len(folders) != 1 or path != top and _split_of(*folders):
+    if len(folders) != 1 or path != top and split_names.of(*folders):
       return path if folders else None
     path = os.path.join(path, *folders)
   return None

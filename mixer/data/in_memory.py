@@ -1,4 +1,5 @@
 """Data sets that fit in memory: scikit-learn's digits, and arrays in a file."""
+import dataclasses
 import hashlib
 import os
 import zipfile
@@ -17,15 +18,16 @@ _DARK = 32   # no image of a data set is brighter: its values are not 0 to 255
 def digits() -> source.Source:
   """Opens the 1,797 handwritten digits of scikit-learn, 8x8, 16 grey levels.
 
-  Split 'test' is every fifth image, 'train' is all others, and 'all' is all
-  images in the order of the file, whose two halves were written by different
-  people.
+  Split 'test' is every fifth image, 'train' is all others; slices of both
+  follow a fixed permutation. 'all' is all images in the order of the file,
+  whose two halves were written by different people.
   """
   from sklearn import datasets
   loaded = datasets.load_digits()
   images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
   everything = splits.Piece(0, 0, len(images))
-  train, test = splits.hold_out(everything, 5)
+  train, test = splits.hold_out(
+      dataclasses.replace(everything, mix=True), 5)
   return _make('digits', images, loaded.target,
                class_names=tuple(str(i) for i in range(10)),
                stored={'train': train, 'test': test, 'all': everything})

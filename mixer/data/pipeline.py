@@ -122,8 +122,7 @@ class Data:
     Args:
       seed: of the run.
       batch_size: of the global batch.
-      first: number of the first batch.
-      last: number of the last batch + 1.
+      first, last: number of the first batch, and of the last one + 1.
       slots: (first, last + 1) row of the global batch for this process.
     """
     if self.bad is not None:
@@ -198,8 +197,8 @@ def open_data(
     max_bad_fraction: float | None = None, on_device: bool = False,
     balance: str | None = None, labels: str | None = None,
     image_size: int | Sequence[int] = 224, wanted: Sequence[str] = (),
-    report: Callable[[dict[str, str]], None] | None = None, key: str = 'data'
-) -> Data:
+    most: int | None = None, key: str = 'data',
+    report: Callable[[dict[str, str]], None] | None = None) -> Data:
   """Opens a split of a data set; a config's `data` and `evals.NAME` sections.
 
   Args:
@@ -227,6 +226,7 @@ def open_data(
       as ReaL's; see `real_labels`.
     image_size: an int, or (height, width).
     wanted: all splits that the run asks of this source.
+    most: number of examples, of which a longer split keeps the first.
     report: called with a dict for every bad image, or None.
     key: the config section, for error messages.
 
@@ -236,9 +236,9 @@ def open_data(
   if name is None or split is None:
     raise errors.UserError(f'{key}.{"name" if name is None else "split"} is '
                            'not set; give it in the config or as a flag')
-  known = options.CROPS if key == 'data' else options.EVALUATION_CROPS
+  known = list(options.CROPS if key == 'data' else options.EVALUATION_CROPS)
   if crop not in known:
-    raise errors.unknown(f'{key}.crop', crop, list(known))
+    raise errors.unknown(f'{key}.crop', crop, known)
   if interpolation not in (None, *options.INTERPOLATIONS):
     raise errors.unknown(f'{key}.interpolation', interpolation,
                          options.INTERPOLATIONS)
@@ -252,7 +252,7 @@ def open_data(
   _in_range(f'{key}.max_pixels', max_pixels, max_pixels >= 1, 'at least 1')
   source = _open(name, dir, tuple(sorted(set(wanted) | {split})), access,
                  labels)
-  chosen = splits.select(source.stored, split, f'{key}.split')
+  chosen = splits.select(source.stored, split, f'{key}.split').head(most)
   height, width = grid.pair(image_size)
   _in_range('run.image_size', image_size, min(height, width) >= 1, 'at least 1')
   data = Data(

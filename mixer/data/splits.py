@@ -6,6 +6,7 @@ them, so that every slice has all classes. Folders, manifests and arrays often
 lie class by class, so slices of them follow a fixed permutation.
 """
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import re
@@ -94,6 +95,14 @@ class Split:
       out[here] = self.pieces[w].records(position[here] - before)
     return out
 
+  def head(self, most: int | None) -> 'Split':
+    """Returns the first `most` examples as a slice has them, which of folders,
+    manifests and arrays are a random sample; the whole split for None."""
+    if most is None or len(self) <= most:
+      return self
+    return Split(f'{self.spec}, {most} of {len(self)}',
+                 tuple(p for p in _cut(self, 0, most) if p.stop > p.start))
+
 
 Stored = Mapping[str, Piece | Split]   # the splits of a source, by name
 
@@ -163,6 +172,23 @@ def select(stored: Stored, spec: str, key: str) -> Split:
     UserError: if it cannot be parsed, is unknown, or is empty.
   """
   pieces: list[Piece] = []
+  for name, start, stop in parts(stored, spec, key):
+    pieces += _cut(stored[name], start, stop)
+  out = Split(spec, tuple(p for p in pieces if p.stop > p.start))
+  if not len(out):
+    sizes = ', '.join(f'{n}: {p.stop - p.start}' for n, p in stored.items())
+    raise errors.UserError(f'{key}: {spec!r} holds no examples; choose another '
+                           f'part of the stored splits ({sizes})')
+  return out
+
+
+def parts(stored: Stored, spec: str, key: str
+          ) -> Iterator[tuple[str, int, int]]:
+  """Yields (name of a stored split, first position, last + 1) of each part.
+
+  Args:
+    stored, spec, key: as for `select`.
+  """
   for part in spec.split('+'):
     match = _PART.fullmatch(part.strip())
     if not match:
@@ -171,17 +197,9 @@ def select(stored: Stored, spec: str, key: str) -> Split:
           "'train[:99%]' or 'train+validation[1000:]'")
     if match['name'] not in stored:
       raise _unknown(key, match['name'], list(stored))
-    piece = stored[match['name']]
-    count = piece.stop - piece.start
+    count = stored[match['name']].stop - stored[match['name']].start
     start = _bound(match['start'], count, 0)
-    stop = max(start, _bound(match['stop'], count, count))
-    pieces += _cut(piece, start, stop)
-  out = Split(spec, tuple(p for p in pieces if p.stop > p.start))
-  if not len(out):
-    sizes = ', '.join(f'{n}: {p.stop - p.start}' for n, p in stored.items())
-    raise errors.UserError(f'{key}: {spec!r} holds no examples; choose another '
-                           f'part of the stored splits ({sizes})')
-  return out
+    yield match['name'], start, max(start, _bound(match['stop'], count, count))
 
 
 def _cut(stored, start, stop):

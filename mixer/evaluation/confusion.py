@@ -1,7 +1,8 @@
 """Which classes a classifier confuses: tables of its mistakes.
 
-Only pairs that occur are counted; no K x K matrix is made. The results are rows
-(dicts) of plain numbers and strings, for JSON and for tables.
+Only pairs that occur are counted; no K x K matrix is made. The results of
+`worst_classes` and `confused_pairs` are rows (dicts) of plain numbers and
+strings, for JSON and for tables.
 
 Axes: N examples, L labels of one example padded by -1, K classes.
 """
@@ -91,6 +92,33 @@ def confused_pairs(labels: np.ndarray, predictions: np.ndarray, *,
       'mistakes': [n, back],
       'share': float((n + back) / (examples[a] + examples[b])),
   } for _, a, b, n, back in sorted(pairs)[:most]]
+
+
+def matrix(labels: np.ndarray, predictions: np.ndarray, *, num_classes: int,
+           most: int = 20) -> tuple[np.ndarray, np.ndarray]:
+  """Returns how often each class is taken for each other one.
+
+  Args:
+    labels, predictions: as in `worst_classes`.
+    num_classes: K.
+    most: the largest number of classes. If there are more, those are kept that
+      take part in most mistakes.
+
+  Returns:
+    (int [k], the classes, ascending; int [k, k + 1], one row for each true
+    class, one column for each predicted class, and a last column for all
+    classes that are left out).
+  """
+  truth, taken = _counted(labels, predictions)
+  wrong = truth != taken
+  mistakes = sum(np.bincount(x[wrong], minlength=num_classes)
+                 for x in (truth, taken))
+  kept = np.sort(np.argsort(-mistakes, kind='stable')[:most])
+  place = np.full(num_classes, len(kept))
+  place[kept] = np.arange(len(kept))
+  out = np.zeros((len(kept) + 1, len(kept) + 1), int)
+  np.add.at(out, (place[truth], place[taken]), 1)
+  return kept, out[:-1]
 
 
 def _counted(labels: np.ndarray,

@@ -29,11 +29,10 @@ if TYPE_CHECKING:
 
 # Keys that an evaluation takes from `data` unless its own section sets them.
 INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
-              'on_device')
+             'on_device')
 
 Evaluate: TypeAlias = Callable[..., dict[str, int | float]]
 _Size: TypeAlias = int | tuple[int, int]
-_Report: TypeAlias = Callable[[dict[str, str]], None]
 _Sections: TypeAlias = dict[str, dict[str, Any]]
 
 
@@ -75,8 +74,7 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
   """Returns the settings of every split that a config names.
 
   Args:
-    config: a mapping with the sections 'data' and 'evals', and perhaps
-      'fewshot'.
+    config: has the sections 'data' and 'evals', and perhaps 'fewshot'.
 
   Returns:
     ({'data': {...}, 'evals.NAME': {...}, 'fewshot.NAME.train': {...}, ...},
@@ -90,7 +88,6 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
   out.update({f'evals.{name}': inherit(section)
               for name, section in config['evals'].items()})
   if config.get('fewshot'):
-    # Imported here, because most runs do not need it.
     from mixer.evaluation import fewshot
     for name, section in config['fewshot'].items():
       common, parts, settings[name] = fewshot.read_section(**section)
@@ -100,7 +97,7 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
 
 
 def open_splits(config: Mapping[str, Any], image_size: _Size,
-                report: _Report | None = None
+                report: Callable[[dict[str, str]], None] | None = None
                 ) -> tuple[pipeline.Data, *_Opened]:
   """Opens all splits that a config names.
 
@@ -113,19 +110,20 @@ def open_splits(config: Mapping[str, Any], image_size: _Size,
     (training split, {name: evaluation split}, {name: FewShot}).
   """
   found, settings = sections(config)
-  train = _open('data', found, image_size, report)
-  return train, *_evaluations(found, settings, image_size, report)
+  train = _open('data', found, image_size, report=report)
+  return train, *_evaluations(found, settings, image_size, report=report)
 
 
 def open_evaluations(config: Mapping[str, Any], image_size: _Size,
-                     report: _Report | None = None) -> _Opened:
-  """Returns `open_splits` without the training split, which is not opened."""
-  return _evaluations(*sections(config), image_size, report)
+                     most: int | None = None) -> _Opened:
+  """Returns `open_splits` without the training split, which is not opened; of
+  a longer split, `pipeline.open_data` keeps `most` examples."""
+  return _evaluations(*sections(config), image_size, most=most)
 
 
 def _evaluations(found: Mapping[str, Any], settings: Mapping[str, Any],
-                 image_size: _Size, report: _Report | None) -> _Opened:
-  opened = {key: _open(key, found, image_size, report)
+                 image_size: _Size, **more: Any) -> _Opened:
+  opened = {key: _open(key, found, image_size, **more)
             for key in found if key != 'data'}
   few = {name: FewShot(opened[f'fewshot.{name}.train'],
                        opened[f'fewshot.{name}.test'], more)
@@ -138,13 +136,13 @@ def _evaluations(found: Mapping[str, Any], settings: Mapping[str, Any],
 
 
 def _open(key: str, found: Mapping[str, Any], image_size: _Size,
-          report: _Report | None) -> pipeline.Data:
+          **more: Any) -> pipeline.Data:
   # A source without held-out splits carves them from the training split, so it
   # must know all that the config names, also those that are not opened.
   wanted = tuple(s['split'] for s in found.values()
                  if s['name'] == found[key]['name'] and s.get('split'))
   return pipeline.open_data(**found[key], image_size=image_size, wanted=wanted,
-                            key=key, report=report)
+                            key=key, **more)
 
 
 def other_classes(source: 'Source', num_classes: int | None,

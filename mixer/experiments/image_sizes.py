@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
 from mixer.experiments import runs
@@ -88,6 +89,37 @@ def show(found: Mapping[str, Any]) -> None:
        f'scratch, {short} steps', f'scratch, {full} steps'), left=2,
       title=f'trained at {found["size"]}: {found["accuracy"]:.2%} after '
       f'{full} steps'))
+
+
+def draw(found: Mapping[str, Any]) -> figures.Figure:
+  """Returns a figure of what `run` returned: accuracy at each image size."""
+  figure, ((axis,),) = figures.grid(height=2.5)
+  own = int(found['size'].split('x')[0]), found['accuracy']
+  short, full = found['tuning_steps'], found['steps']
+  methods = list(dict.fromkeys(row['method'] for row in found['rows']))
+  lines = {method: [row for row in found['rows'] if row['method'] == method]
+           for method in methods}
+  for number, (key, label, start) in enumerate((
+      ('before', 'resized', [own]), ('tuned', f'tuned, {short} steps', []),
+      ('scratch', f'scratch, {short} steps', []),
+      ('full', f'scratch, {full} steps', [own]))):
+    resized = key in ('before', 'tuned')   # the others do not have a method
+    for style, method in zip(('-', '--'), methods if resized else methods[:1]):
+      rows = lines[method] if resized else found['rows']
+      points = sorted({*start, *((row['size'], row[key]) for row in rows)})
+      name = f', {method}' if resized and len(methods) > 1 else ''
+      axis.plot(*zip(*points), style, marker=figures.MARKERS[number],
+                color=figures.PALETTE[number], label=label + name)
+  axis.plot(*own, 'o', color='k', markersize=7, fillstyle='none')
+  axis.annotate(f'trained at {found["size"]}', own, (0, 6), ha='center',
+                textcoords='offset points', fontsize=7)
+  axis.set(xlabel='image size (pixels)', ylabel='accuracy')
+  axis.set_xticks(sorted({own[0], *(row['size'] for row in found['rows'])}))
+  axis.margins(y=.12)
+  axis.grid(True)
+  figures.percent(axis)
+  figure.legend(loc='outside upper center', ncols=2)
+  return figure
 
 
 def _default(trained: Sequence[int], size: int) -> str:

@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
 from mixer.data import pipeline
@@ -84,6 +85,36 @@ def show(found: Mapping[str, Any]) -> None:
                            ('scratch', 'from scratch'))],
       ('trained', 'learning rate', 'dev', 'test'))
   tables.show(few, full)
+
+
+def draw(found: Mapping[str, Any]) -> figures.Figure:
+  """Returns a figure of what `run` returned: few-shot, and fine-tuned."""
+  figure, ((few, full),) = figures.grid(
+      1, 2, height=2.1, sharey=True, width_ratios=(3, 2))
+  chance = 1 / len(found['classes'])
+  for number, (name, label) in enumerate((('pretrained', 'pre-trained'),
+                                          ('untrained', 'untrained'))):
+    row = found['fewshot'][name]
+    few.plot([int(shots) for shots in row], list(row.values()),
+             f'{figures.MARKERS[number]}-', color=figures.PALETTE[number],
+             label=label)
+  few.set(xscale='log', xlabel='images of each class', title='linear, few-shot',
+          ylabel=f'accuracy on {len(found["classes"])} new classes')
+  few.set_xticks(SHOTS, [str(shots) for shots in SHOTS])
+  few.minorticks_off()
+  few.legend()
+  bars = full.bar(
+      ['pre-trained', 'scratch'], [found[k]['test'] for k in (
+          'tuned', 'scratch')], color=figures.PALETTE[:2], width=.6)
+  full.bar_label(bars, fmt=lambda value: f'{value:.1%}', fontsize=7)
+  full.set(title='whole network', xlabel='trained from')
+  for axis in (few, full):
+    axis.axhline(chance, color=figures.GREY, linestyle=':', zorder=0)
+  few.annotate('chance', (SHOTS[-1], chance), (0, 1), va='bottom', ha='right',
+               textcoords='offset points', fontsize=6, color=figures.GREY)
+  few.set_ylim(0, 1.04)
+  figures.percent(few)
+  return figure
 
 
 def _split_classes(config: ml_collections.ConfigDict, path: str,

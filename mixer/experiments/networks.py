@@ -13,7 +13,7 @@ from mixer.training import assembly
 FAMILIES = ('Mixer', 'ViT', 'BiT')
 _MAX_BLOCKS = 48
 _NEAR = .1   # relative difference in multiply-adds that does not matter
-_BIT_WIDTHS = range(16, 513, 8)
+_BIT_WIDTHS = (8, 12, *range(16, 513, 8))
 _BIT_DEPTHS = (14, 26, 50, 101, 152)
 # Images up to this side in pixels get a BiT whose stem keeps their size.
 _SMALL_IMAGE = 64
@@ -51,7 +51,7 @@ def alike(config: ml_collections.ConfigDict,
   name = config.model.name
   if name.startswith(f'{family}-'):
     return assembly.edited(config)
-  mixer, size = _model(config), _size(config)
+  mixer, size = model(config), _size(config)
   wanted, patch = mixer.multiply_adds(size), grid.pair(mixer.patch_size)[0]
   if not name.startswith('Mixer-'):
     raise errors.UserError(
@@ -79,14 +79,14 @@ def alike(config: ml_collections.ConfigDict,
 
 def multiply_adds(config: ml_collections.ConfigDict) -> int:
   """Returns the multiply-adds of a forward pass for one image."""
-  return _model(config).multiply_adds(_size(config))
+  return model(config).multiply_adds(_size(config))
 
 
 def _size(config: ml_collections.ConfigDict) -> grid.Size:
   return config.run.image_size, config.run.image_width or config.run.image_size
 
 
-def _model(config: ml_collections.ConfigDict) -> interface.Model:
+def model(config: ml_collections.ConfigDict) -> interface.Model:
   """Returns the network of a config; 3 channels and 10 classes count if open.
   """
   section = {key: value for key, value in config.model.items()

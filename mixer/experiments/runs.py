@@ -18,10 +18,13 @@ from mixer.core import files
 from mixer.core import processes
 from mixer.core import workdir
 from mixer.core.log import log
+from mixer.data import sources
+from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.models import interface
 from mixer.training import assembly
 from mixer.training import losses
+from mixer.training import metrics_file
 from mixer.training import run
 from mixer.training import sharding
 
@@ -59,9 +62,7 @@ def curve(path: str, metric: str) -> tuple[list[int], list[float]]:
     path: the run's directory.
     metric: such as 'train/loss' or 'eval/test/accuracy'.
   """
-  text = files.read(os.path.join(path, workdir.METRICS)) or ''
-  rows = [row for line in text.splitlines()
-          if metric in (row := json.loads(line))]
+  rows = [row for row in metrics_file.read(path) if metric in row]
   return [row['step'] for row in rows], [row[metric] for row in rows]
 
 
@@ -69,6 +70,24 @@ def accuracy_of(config: ml_collections.ConfigDict) -> str:
   """Returns the metric to compare by: accuracy on the first evaluation."""
   check_evaluated(config)
   return f'eval/{next(iter(config.evals))}/accuracy'
+
+
+def stored_splits(config: ml_collections.ConfigDict,
+                  key: str = 'data') -> splits.Stored:
+  """Returns the splits of the data set that a section of a config names.
+
+  Args:
+    config: of a run.
+    key: 'data' or 'evals.NAME'.
+  """
+  sections, _ = suite.sections(config.to_dict())
+  mine = sections[key]
+  # A split that is not stored may be held out, see `splits.carve`.
+  wanted = {section['split'] for section in sections.values()
+            if section['name'] == mine['name']}
+  return sources.open_source(
+      mine['name'], data_dir=mine.get('dir'), access=mine.get('access'),
+      labels=mine.get('labels'), wanted=sorted(wanted)).stored
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from typing import Any
 import ml_collections
 
 from mixer.analysis import data_sizes
+from mixer.analysis import figures
 from mixer.core import claims
 from mixer.core import errors
 from mixer.core import files
@@ -175,6 +176,53 @@ def show(found: Mapping[str, Any]) -> None:
       title=f'trained on {found["train"]}, judged by {metric} on '
       f'{found["dev"]}',
       caption=f'final run with {found["choice"]}: {final}'))
+
+
+def draw(found: Mapping[str, Any]) -> figures.Figure:
+  """Returns a figure of what `sweep` returned: scores by the first key.
+
+  Each combination of the values of other keys has a line of its own.
+  """
+  figure, ((axis,),) = figures.grid(height=2.2)
+  rows = found['runs']
+  key, *others = next(iter(rows.values()))['values']
+  values = list(dict.fromkeys(row['values'][key] for row in rows.values()))
+  numbers = all(type(value) in (int, float) for value in values)
+  place = lambda row: row['values'][key] if numbers else values.index(
+      row['values'][key])
+  lines: dict[str, list[tuple[float, float]]] = {}
+  for row in rows.values():
+    name = ', '.join(f'{k.rpartition(".")[2]} {row["values"][k]}'
+                     for k in others)
+    line = lines.setdefault(name, [])
+    if 'scores' in row:
+      line.append((place(row), row['scores'][found['metric']]))
+    else:
+      axis.annotate('diverged', (place(row), .02), xycoords=(
+          'data', 'axes fraction'), rotation=90, ha='center', va='bottom',
+          fontsize=6, color=figures.GREY)
+  for number, (name, line) in enumerate(lines.items()):
+    axis.plot(*zip(*sorted(line)) if line else ((), ()),
+              f'{figures.MARKERS[number % len(figures.MARKERS)]}-', label=name,
+              color=figures.PALETTE[number % len(figures.PALETTE)])
+  chosen = rows[found['choice']]
+  axis.plot(place(chosen), chosen['scores'][found['metric']], 'o', color='k',
+            markersize=8, fillstyle='none')
+  if numbers:
+    if min(values) > 0 and max(values) >= 8 * min(values):
+      axis.set_xscale('log')
+    axis.set_xticks(values, [f'{value:g}' for value in values])
+    axis.minorticks_off()
+  else:
+    axis.set_xticks(range(len(values)), [str(value) for value in values])
+  axis.set(xlabel=key, ylabel=f'{found["metric"].rpartition("/")[2]} on '
+           f'{found["dev"]}')
+  axis.margins(.1)
+  axis.grid(True)
+  figures.percent(axis)
+  if others:
+    figure.legend(loc='outside upper center', ncols=3)
+  return figure
 
 
 def _status(found: Mapping[str, Any], name: str) -> str:

@@ -4,11 +4,14 @@ EXIF rotation is applied, transparency is laid on white, samples of more than 8
 bits are scaled to 8 (see `deep_samples`), an animation gives its first frame,
 and CMYK and palettes become RGB. None of this needs TensorFlow.
 """
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import io
 import math
+import os
 import threading
+from typing import Any
 
 import numpy as np
 from PIL import features
@@ -24,7 +27,10 @@ SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif',
             '.tif', '.tiff', '.avif')
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 _ORIENTATION = 0x0112   # the EXIF tag
-_TURN = threading.Lock()   # held while a large image is in memory
+# Bytes for a pixel of all copies while an image is decoded: with transparency,
+# or in a format whose decoder keeps several frames; and of other images.
+_DEEP, _PLAIN = 24, 12
+_FRAMES = ('WEBP', 'AVIF')
 # What a file that Pillow cannot read may be: the first bytes (of any of them),
 # at which offset, and the reason to give.
 _CONVERT = 'cannot be read here; convert it to JPEG or PNG'
@@ -39,6 +45,10 @@ _OTHERS = (
      f'a JPEG 2000 image, which {_CONVERT}'),
     (0, (b'\0\0\0\x0cJXL ', b'\xff\x0a'), f'a JPEG XL image, which {_CONVERT}'),
     (0, (b'%PDF',), f'a PDF document, which {_CONVERT}'),
+    (0, (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'),
+     'a TIFF image of a kind that cannot be read here, such as one of many '
+     'bands; convert it to RGB, or give images of more than 3 channels as '
+     'arrays:PATH.npz'),
     (0, (b'version https://git-lfs',),
      'a pointer of Git LFS in place of the image; run git lfs pull'))
 
@@ -58,7 +68,7 @@ def is_plain(file: bytes, *, max_pixels: int = options.MAX_PIXELS,
   Raises:
     BadImage: if the file is no image of a known format, or it is too large.
   """
-  with _opened(file, max_pixels) as image:
+  with _opened(file, max_pixels, decode=False) as image:
     if _shrink(image) > 1:
       return False
     if deep_samples.are_in(image, file):
@@ -75,9 +85,11 @@ def is_plain(file: bytes, *, max_pixels: int = options.MAX_PIXELS,
 
 
 def pixels(file: bytes, *, channels: int = 3,
-           max_pixels: int = options.MAX_PIXELS,
-           upright: bool = True) -> np.ndarray:
+           max_pixels: int = options.MAX_PIXELS, upright: bool = True,
+           then: Callable[[np.ndarray], Any] = lambda pixels: pixels) -> Any:
   """Decodes a whole image.
+
+  Threads share a budget of memory, and wait until there is enough of it.
 
   Args:
     file: the bytes of an image file.
@@ -85,6 +97,8 @@ def pixels(file: bytes, *, channels: int = 3,
     max_pixels: largest allowed height times width.
     upright: whether to apply EXIF rotation and to lay transparency on white.
       Otherwise both are ignored.
+    then: called with the result, before other threads can have the memory;
+      what it returns is returned instead.
 
   Returns:
     uint8 [height, width, channels]; an image of more than `options.LARGE`
@@ -112,17 +126,20 @@ def pixels(file: bytes, *, channels: int = 3,
       if (opened.format == 'BMP' and image.mode == 'RGBA'
           and not image.getchannel('A').getbbox()):
         image = image.convert('RGB')   # an unused byte is not transparency
-      image = ImageOps.exif_transpose(image) if upright else image
+      if upright:
+        ImageOps.exif_transpose(image, in_place=True)
       if upright and image.has_transparency_data:
         image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')
         image = Image.alpha_composite(white, image)
-      image = image.convert('L' if channels == 1 else 'RGB')
+      mode = 'L' if channels == 1 else 'RGB'
+      image = image if image.mode == mode else image.convert(mode)
     except BadImage:
       raise
     except Exception as e:   # Pillow's readers raise errors of many types
       raise BadImage(one_line(e)) from e
-    return np.asarray(image).reshape(image.height, image.width, channels)
+    return then(
+        np.asarray(image).reshape(image.height, image.width, channels))
 
 
 def as_png(file: bytes, *, channels: int = 3,
@@ -142,8 +159,8 @@ def as_png(file: bytes, *, channels: int = 3,
   Raises:
     BadImage: if any part of it cannot be decoded, or it is too large.
   """
-  return encode_png(pixels(file, channels=channels, max_pixels=max_pixels,
-                           upright=upright))
+  return pixels(file, channels=channels, max_pixels=max_pixels,
+                upright=upright, then=encode_png)
 
 
 def encode_png(image: np.ndarray, compress_level: int = 0) -> bytes:
@@ -159,17 +176,59 @@ def encode_png(image: np.ndarray, compress_level: int = 0) -> bytes:
   return out.getvalue()
 
 
+class Budget:
+  """A number of bytes that threads take parts of.
+
+  Args:
+    size: how many; a thread that asks for more gets all of them, alone.
+  """
+
+  def __init__(self, size: int):
+    self._size = self._free = size
+    self._change = threading.Condition()
+
+  @contextlib.contextmanager
+  def taken(self, count: int) -> Iterator[None]:
+    """Waits until `count` bytes are free, and holds them while it is entered.
+
+    A thread that holds some must not ask for more.
+    """
+    count = min(count, self._size)
+    with self._change:
+      self._change.wait_for(lambda: self._free >= count)
+      self._free -= count
+    try:
+      yield
+    finally:
+      with self._change:
+        self._free += count
+        self._change.notify_all()
+
+
+# 128 MiB for each core: all of them decode photos of 11 megapixels at once.
+_BUDGET = Budget(max(3 * 2**28, 2**27 * (os.cpu_count() or 1)))
+
+
 @contextlib.contextmanager
-def _opened(file: bytes, max_pixels: int) -> Iterator[Image.Image]:
-  """Opens an image; of large ones, one at a time."""
+def _opened(file: bytes, max_pixels: int, decode: bool = True
+            ) -> Iterator[Image.Image]:
+  """Opens an image, once there is memory for it.
+
+  Args:
+    file: the bytes of an image file.
+    max_pixels: largest allowed height times width.
+    decode: whether more than the header will be read.
+  """
   # Pillow allocates all of a WebP image when it opens it.
-  webp = _webp_pixels(file) > options.LARGE
+  webp = _webp_pixels(file)
   with contextlib.ExitStack() as stack:
     if webp:
-      stack.enter_context(_TURN)
+      stack.enter_context(_BUDGET.taken(_DEEP * webp))
     image = stack.enter_context(_open(file, max_pixels))
-    if not webp and _shrink(image) > 1:
-      stack.enter_context(_TURN)
+    if decode and not webp:
+      deep = image.format in _FRAMES or image.has_transparency_data
+      stack.enter_context(_BUDGET.taken(
+          (_DEEP if deep else _PLAIN) * image.width * image.height))
     if _shrink(image) > 1:
       # malloc keeps freed blocks of up to 32 MiB, in each thread.
       Image.core.set_block_size(2**26)
@@ -208,6 +267,9 @@ def _open(file, max_pixels):
   if image.width * image.height > max_pixels:
     raise BadImage(f'{image.width} x {image.height} pixels, more than '
                    f'{max_pixels:,}')
+  if image.format == 'TIFF':
+    from mixer.images import tiff  # few runs read one
+    tiff.check_bands(image)
   return image
 
 

@@ -21,6 +21,7 @@ from mixer.images import tf_setup
 Load = Callable[[int, int, int], tuple[
     Sequence[bytes], np.ndarray, Mapping[str, np.ndarray]]]
 _GROUP = 16   # records that one call into Python reads
+_MANY = 3 * 2**23   # samples that are resized without making floats of them
 # Luminance of red, green and blue (ITU-R BT.601) in units of 2**-16, as in
 # Pillow.
 _LUMA = (19595, 38470, 7471)
@@ -274,10 +275,16 @@ def _resize(tf, pixels, size, method):
   """A resized image, truncated to whole levels as in the official code."""
   antialias = method in ('bilinear_antialias', 'bicubic')
   method = method.removesuffix('_antialias')
-  if method == 'bilinear':   # TensorFlow's kernel is twice as fast on floats
-    pixels = tf.cast(pixels, tf.float32)
-  pixels = tf.image.resize(pixels, size, method=method,
-                           antialias=antialias)
+  resize = lambda x: tf.image.resize(x, size, method=method,
+                                     antialias=antialias)
+  if method == 'bilinear':
+    # TensorFlow's kernel is twice as fast on floats, which take four times the
+    # memory; the result is the same.
+    whole = pixels
+    pixels = tf.cond(tf.size(whole) > _MANY, lambda: resize(whole),
+                     lambda: resize(tf.cast(whole, tf.float32)))
+  else:
+    pixels = resize(pixels)
   if method == 'bicubic':   # which overshoots
     pixels = tf.clip_by_value(pixels, 0.0, 255.0)
   return tf.cast(pixels, tf.uint8)

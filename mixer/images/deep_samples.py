@@ -35,8 +35,13 @@ def are_in(image: Image.Image, file: bytes) -> bool:
     image: as Pillow opened it.
     file: the bytes of the image file.
   """
-  # Pillow's mode does not tell for a PNG in colour.
-  return image.mode[0] in 'IF' or _png_depth(file) == 16
+  # Pillow's mode does not tell for an image in colour.
+  if image.mode[0] in 'IF' or _png_depth(file) == 16:
+    return True
+  if image.format != 'TIFF':
+    return False
+  from mixer.images import tiff  # few runs read one
+  return tiff.is_deep(image)
 
 
 def as_8_bits(image: Image.Image, file: bytes) -> Image.Image:
@@ -50,8 +55,13 @@ def as_8_bits(image: Image.Image, file: bytes) -> Image.Image:
     BadImage: if the samples have no scale that can be known.
   """
   exif = image.info.get('exif')
-  samples = (_png_in_colour(image, file) if image.mode in ('RGB', 'RGBA')
-             else np.asarray(image))
+  if image.mode not in ('RGB', 'RGBA'):
+    samples = np.asarray(image)
+  elif image.format == 'TIFF':
+    from mixer.images import tiff
+    samples = tiff.in_colour(file)
+  else:
+    samples = _png_in_colour(image, file)
   tags = getattr(image, 'tag_v2', {})
   scale = lambda x: scaled(
       x, _stated_bits(file, tags), tags.get(_PHOTOMETRIC) == 0)

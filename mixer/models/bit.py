@@ -129,7 +129,8 @@ class ResNet(interface.Model):
     hidden_dim: channels of the stem, 64 times the factor of the width.
     stem: 'imagenet', a 7x7 convolution of stride 2 and a 3x3 maximum of stride
       2; or 'small', for images of about 32 pixels: a 3x3 convolution.
-    num_classes .. dtype: see `models.mixer.MlpMixer`; platform has no effect.
+    num_classes .. dtype, pixel_order: see `models.mixer.MlpMixer`; platform has
+      no effect.
     patch_size: 1, since images are not cut into patches.
   """
   NAMES = ('BiT-R50x1', 'BiT-R50x2', 'BiT-R101x1', 'BiT-R152x1', 'BiT-R152x2',
@@ -138,7 +139,7 @@ class ResNet(interface.Model):
   SHARDING_RULES = (('(conv.*|stem)/kernel', (None, None, 'fsdp', 'model')),
                     ('head/kernel', ('fsdp', None)), ('.*', ('fsdp',)))
   OWN_PARAMETER = re.compile(r'block\d+/unit\d+/.*')
-  WIDTHS = ('depth', 'hidden_dim', 'stem')
+  WIDTHS = ('depth', 'hidden_dim', 'stem', 'pixel_order')
   USUAL_SIZE = 224
 
   depth: int
@@ -150,6 +151,7 @@ class ResNet(interface.Model):
   dtype: Any = jnp.float32
   platform: str | None = None
   patch_size: grid.Size = 1
+  pixel_order: str | None = None
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool = False,
@@ -166,7 +168,7 @@ class ResNet(interface.Model):
     out = {}
     small = self.stem == 'small'
     x = StdConv(self.hidden_dim, 3 if small else 7, 1 if small else 2,
-                self.dtype, name='stem')(images)
+                self.dtype, name='stem')(self.ordered(images))
     if not small:
       x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
     out['stem'] = x
@@ -291,8 +293,7 @@ class ResNet(interface.Model):
 
 
 def _norm(x: jax.Array, dtype: Any, name: str) -> jax.Array:
-  """Returns x normalised in 32 groups of channels; narrow networks have fewer,
-  so that each group has two channels or more."""
+  """Returns x normalised in 32 groups of channels, or fewer of 2 and more."""
   # The variance of the centred values, as the released weights were trained
   # with: the difference of two means is less exact.
   return nn.GroupNorm(math.gcd(32, x.shape[-1] // 2), epsilon=1e-5, dtype=dtype,

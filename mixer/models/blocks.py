@@ -30,6 +30,7 @@ class MlpBlock(nn.Module):
       erf form, as in PyTorch ports. They differ by at most 4.8e-4.
     dtype: of the computation.
     kernel_init, bias_init: initial values; flax's own by default.
+    out_dim: width of the output; None for that of the input.
   """
   mlp_dim: int
   dropout_rate: float = 0.0
@@ -37,24 +38,24 @@ class MlpBlock(nn.Module):
   dtype: Any = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
+  out_dim: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, drop: masks.Masks, *,
-               dot: products.Dot) -> jax.Array:
-    """Returns [B, T, F] for x [B, T, F].
+               forms: products.Forms) -> jax.Array:
+    """Returns [B, T, out_dim] for x [B, T, F].
 
     Args:
       x: features.
       drop: the masks of this block.
-      dot: flax's `dot_general` for both layers.
+      forms: of both products and of GELU.
     """
     dense = lambda width: nn.Dense(
-        width, dtype=self.dtype, dot_general=dot, kernel_init=self.kernel_init,
-        bias_init=self.bias_init)
-    h = dense(self.mlp_dim)(x)
-    h = nn.gelu(h, approximate=self.approximate_gelu)
+        width, dtype=self.dtype, dot_general=forms.dot,
+        kernel_init=self.kernel_init, bias_init=self.bias_init)
+    h = forms.gelu(self.approximate_gelu)(dense(self.mlp_dim)(x))
     h = drop.units(h, f'{self.name}/hidden', self.dropout_rate)
-    y = dense(x.shape[-1])(h)
+    y = dense(self.out_dim or x.shape[-1])(h)
     return drop.units(y, f'{self.name}/output', self.dropout_rate)
 
 
@@ -95,12 +96,12 @@ def run(network: nn.Module, make: Callable[..., nn.Module], x: jax.Array,
         drop: masks.Masks, *, names: Sequence[str], train: bool,
         remat: str | None = None,
         scan: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Runs a stack of equal blocks, inside the `__call__` of a network.
+  """Runs a stack of blocks, inside the `__call__` of a network.
 
   Args:
     network: whose parameters hold those of each block.
-    make: makes a block from flax's `name` or `parent`. A block is called as
-      block(x, drop, train=train) and keeps the shape of x.
+    make: makes a block from its number in the stack and flax's `name` or
+      `parent`. A block is called as block(x, drop, train=train).
     x: [B, ...], input of the first block.
     drop: the masks of all blocks.
     names: of the blocks among the network's parameters, in order.
@@ -109,32 +110,39 @@ def run(network: nn.Module, make: Callable[..., nn.Module], x: jax.Array,
       for nothing; 'block' for all inside a block, of which only the input is
       kept; 'dots' for all but the results of matrix products.
     scan: whether to run the blocks as one loop over their stacked parameters,
-      which is less to compile and, with `remat`, less to hold.
+      which is less to compile and, with `remat`, less to hold. The blocks
+      have to be equal, and to keep the shape of x.
 
   Returns:
     (output of the last block, {'block_{i}': output of each block}); the dict
     is empty after a scan.
   """
   if not train or not (remat or scan) or network.is_initializing():
-    apply = lambda i, x: make(name=names[i])(
+    apply = lambda i, x: make(i, name=names[i])(
         x, drop.of_block(i) if train else masks.NONE, train=train)
     return _in_turn(apply, x, len(names))
   # Blocks as functions of their parameters, because flax's own remat and scan
   # would change the parameters' names and shapes.
-  block = make(parent=None)
-  once: Callable[..., Any] = lambda x, params, drop: block.apply(
-      {'params': params}, x, drop, train=True)
-  if remat:   # a loop keeps its steps apart by itself
-    once = jax.checkpoint(once, policy=_REMAT[remat], prevent_cse=not scan)
+  def function(block) -> Callable[..., Any]:
+    once = lambda x, params, drop: block.apply(
+        {'params': params}, x, drop, train=True)
+    # A loop keeps its steps apart by itself.
+    return jax.checkpoint(once, policy=_REMAT[remat],
+                          prevent_cse=not scan) if remat else once
+
   params = [network.variables['params'][name] for name in names]
   if not scan:
-    return _in_turn(lambda i, x: once(x, params[i], drop.of_block(i)), x,
-                    len(names))
+    blocks = [make(i, parent=None) for i in range(len(names))]
+    once = {block: function(block) for block in set(blocks)}   # traced once
+    return _in_turn(lambda i, x: once[blocks[i]](
+        x, params[i], drop.of_block(i)), x, len(names))
+  block = function(make(0, parent=None))
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
   def body(x, of_block):
     params, dropout, depth, kept = of_block
-    return once(x, params, masks.Masks(dropout, depth, kept, drop.rows_B)), None
+    return block(
+        x, params, masks.Masks(dropout, depth, kept, drop.rows_B)), None
 
   return jax.lax.scan(
       body, x, (stacked, drop.dropout, drop.depth, drop.kept))[0], {}

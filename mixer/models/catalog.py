@@ -81,6 +81,9 @@ def create(name: str, *, num_classes: int | None = 1000,
     settings[key] = value
   for key, value in settings.items():
     _check(key, value, fields[key], network.CHOICES)
+  if settings.get('pixel_order') is not None:
+    from mixer.models import pixel_order
+    pixel_order.parse(settings['pixel_order'], settings.get('patch_size'))
   make: Callable[..., interface.Model] = network
   return make(num_classes=num_classes, dtype=jnp.dtype(dtype), **settings)
 
@@ -112,6 +115,9 @@ def describe(model: 'nn.Module', name: str | None = None) -> dict[str, Any]:
     name: the name to start from; by default the nearest one.
   """
   out = model.describe()
+  # Runs that were saved before there was a choice have no such key.
+  if model.pixel_order is not None:
+    out['pixel_order'] = model.pixel_order
   return out if name is None else dict(out, name=name)
 
 

@@ -10,18 +10,6 @@ from mixer.core import trees
 from mixer.models import grid
 from mixer.models import interface
 
-# Pre-training in TPUv3 core-days (table 3 of the Mixer paper). L/16 on JFT was
-# trained for 14 epochs. The figures for both ImageNets are extrapolations, the
-# paper's own.
-_CORE_DAYS = {
-    ('Mixer-B/16', 'imagenet2012'): 10, ('Mixer-L/16', 'imagenet2012'): 40,
-    ('Mixer-B/16', 'imagenet21k'): 150, ('Mixer-L/16', 'imagenet21k'): 410,
-    ('Mixer-S/32', 'jft'): 10, ('Mixer-B/32', 'jft'): 50,
-    ('Mixer-S/16', 'jft'): 30, ('Mixer-B/16', 'jft'): 80,
-    ('Mixer-L/32', 'jft'): 120, ('Mixer-L/16', 'jft'): 450,
-    ('Mixer-H/14', 'jft'): 1010,
-}
-
 
 def tokens(model: nn.Module, image_size: grid.Size) -> int:
   """Returns S, the number of tokens of one image."""
@@ -85,13 +73,3 @@ def trained(params: interface.Params, frozen: str | None) -> int:
   """
   return trees.count([x for name, x in trees.flatten(params).items()
                       if not frozen or not re.fullmatch(frozen, name)])
-
-
-def paper_core_days(name: str, data: str) -> int | None:
-  """Returns the TPUv3 core-days that the paper's pre-training took, or None.
-
-  Args:
-    name: of the network, such as 'Mixer-B/16'.
-    data: 'imagenet2012', 'imagenet21k' or 'jft'.
-  """
-  return _CORE_DAYS.get((name, data))

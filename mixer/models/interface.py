@@ -40,7 +40,8 @@ class Model(nn.Module):
   and `rows` as in `models.mixer.MlpMixer`, and returns (logits, named
   intermediates).
   Its fields are the settings of `models.create`; `num_classes`, `in_channels`,
-  `head_bias`, `patch_size`, `dtype` and `platform` are fields of every network.
+  `head_bias`, `patch_size`, `dtype`, `platform` and `pixel_order` are fields of
+  every network.
   Among its parameters, the first projection is 'stem' and the classifier
   'head'.
 
@@ -66,6 +67,15 @@ class Model(nn.Module):
   TIED_TO_SIZE: ClassVar[tuple[str, ...]] = ()
   TAKEN_FROM_WEIGHTS: ClassVar[tuple[str, ...]] = ()
   USUAL_SIZE: ClassVar[int | None] = None
+
+  @nn.nowrap
+  def ordered(self, images: jax.Array) -> jax.Array:
+    """Returns images [batch, height, width, channels] with their pixels in the
+    order that the network sees, see `models.pixel_order`."""
+    if self.pixel_order is None:
+      return images
+    from mixer.models import pixel_order
+    return pixel_order.apply(images, self.pixel_order, self.patch_size)
 
   @nn.nowrap
   def patches(self, images: jax.Array) -> tuple[int, int]:

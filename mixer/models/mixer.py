@@ -18,7 +18,7 @@ from mixer.models import grid
 from mixer.models import interface
 from mixer.models import masks
 from mixer.models import products
-from mixer.models import token_mixing
+from mixer.models import tied_mixing
 
 # Table 1 of https://arxiv.org/abs/2105.01601: layers, C, D_S, D_C.
 _SCALES = {'S': (8, 512, 256, 2048), 'B': (12, 768, 384, 3072),
@@ -28,10 +28,6 @@ _SCALED = ('num_blocks', 'hidden_dim', 'tokens_mlp_dim', 'channels_mlp_dim')
 _FUNCTION = ('patch_size', 'hidden_dim', 'num_blocks', 'tokens_mlp_dim',
              'channels_mlp_dim', 'num_classes', 'in_channels',
              'approximate_gelu')
-# The parameters whose last axis shows a width.
-_WIDTHS = dict(hidden_dim='stem/kernel',
-               tokens_mlp_dim='MixerBlock_0/token_mixing/Dense_0/kernel',
-               channels_mlp_dim='MixerBlock_0/channel_mixing/Dense_0/kernel')
 
 
 class MixerBlock(nn.Module):
@@ -45,6 +41,7 @@ class MixerBlock(nn.Module):
     channels_mlp_dim: D_C.
     mixing: the row of `token_mixing.TABLE` that takes the place of W2 gelu(W1).
     grid: rows and columns of patches.
+    number: of a way of mixing that takes one, such as the 4 of 'grouped:4'.
   """
   tokens_mlp_dim: int
   channels_mlp_dim: int
@@ -54,6 +51,7 @@ class MixerBlock(nn.Module):
   platform: str | None = None
   mixing: str = 'tied'
   grid: tuple[int, int] | None = None
+  number: int = 1
 
   @nn.compact
   def __call__(self, x_BSC: jax.Array, drop: masks.Masks = masks.NONE, *,
@@ -66,14 +64,18 @@ class MixerBlock(nn.Module):
       train: whether there is a backward pass, which the products suit then.
     """
     # The first LayerNorm that is made is LayerNorm_0, the second LayerNorm_1.
-    mix = token_mixing.TABLE[self.mixing].mix
-    y_BSC = mix(self, nn.LayerNorm(dtype=self.dtype)(x_BSC), drop, train=train)
+    row = tied_mixing.row(self.mixing)
+    y_BSC = row.mix(
+        self, nn.LayerNorm(dtype=self.dtype)(x_BSC), drop, train=train)
+    if row.shrink is not None:
+      x_BSC = row.shrink(self, x_BSC)
     u_BSC = x_BSC + drop.path(y_BSC, 'token_mixing')
     y_BSC = nn.LayerNorm(dtype=self.dtype)(u_BSC)
     y_BSC = blocks.MlpBlock(
         self.channels_mlp_dim, self.dropout_rate, self.approximate_gelu,
         self.dtype, name='channel_mixing')(
-            y_BSC, drop, dot=products.dense(train=train))
+            y_BSC, drop,
+            forms=products.channel_mlp(self.platform, train=train))
     return u_BSC + drop.path(y_BSC, 'channel_mixing')
 
 
@@ -103,16 +105,21 @@ class MlpMixer(interface.Model):
       in training.
     platform: 'cpu', 'gpu' or 'tpu', which the program is for and which decides
       the form of matrix products; None decides where the program is lowered.
-    token_mixing: how tokens are mixed, a row of `token_mixing.TABLE`.
+    token_mixing: how tokens are mixed: the name of a row of
+      `token_mixing.TABLE`, and for some ':' and a number, as in 'grouped:4'.
+    pixel_order: 'KIND[:PATCH[:SEED]]', one order of the pixels of all images,
+      see `models.pixel_order`; None leaves them as they are.
   """
   NAMES = ('Mixer-S/32', 'Mixer-S/16', 'Mixer-B/32', 'Mixer-B/16',
            'Mixer-L/32', 'Mixer-L/16', 'Mixer-H/14')
-  CHOICES = dict(remat=blocks.REMAT, platform=products.PLATFORMS,
-                 token_mixing=tuple(token_mixing.TABLE))
+  CHOICES = dict(remat=blocks.REMAT, platform=products.PLATFORMS)
   SHARDING_RULES = (
       ('stem/kernel', (None, None, None, 'fsdp')),
-      ('token_mixing/Dense_0/kernel', (None, ('model', 'fsdp'))),
-      ('token_mixing/Dense_1/kernel', (('model', 'fsdp'), None)),
+      ('token_mixing/(.+/)?Dense_0/kernel', (None, ('model', 'fsdp'))),
+      ('token_mixing/(.+/)?Dense_1/kernel', (('model', 'fsdp'), None)),
+      ('token_mixing/SeparateDense_./.*', (('model', 'fsdp'),)),
+      ('token_mixing/(query|key|value)/kernel', ('fsdp', 'model', None)),
+      ('token_mixing/out/kernel', ('model', None, 'fsdp')),
       ('channel_mixing/Dense_0/kernel', ('fsdp', 'model')),
       ('channel_mixing/Dense_1/kernel', ('model', 'fsdp')),
       ('head/kernel', ('fsdp', None)),
@@ -120,7 +127,8 @@ class MlpMixer(interface.Model):
       ('.*', ('fsdp',)),
   )
   OWN_PARAMETER = re.compile(r'MixerBlock_(\d+)/.*')
-  WIDTHS = ('hidden_dim', 'num_blocks', 'channels_mlp_dim', 'token_mixing')
+  WIDTHS = ('hidden_dim', 'num_blocks', 'channels_mlp_dim', 'token_mixing',
+            'pixel_order')
   TIED_TO_SIZE = ('tokens_mlp_dim',)
   TAKEN_FROM_WEIGHTS = ('approximate_gelu',)
 
@@ -140,6 +148,14 @@ class MlpMixer(interface.Model):
   scan: bool = False
   platform: str | None = None
   token_mixing: str = 'tied'
+  pixel_order: str | None = None
+
+  def __post_init__(self) -> None:
+    if self.token_mixing != 'tied':
+      from mixer.models import token_mixing
+      self.token_mixing = token_mixing.checked(
+          self.token_mixing, self.hidden_dim, self.scan)
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool = False,
@@ -162,7 +178,7 @@ class MlpMixer(interface.Model):
     Raises:
       UserError: if the images do not fit the patches or the parameters.
     """
-    patches = self.patches(images)
+    patches, images = self.patches(images), self.ordered(images)
     rows_B = jnp.arange(images.shape[0]) if rows is None else rows
     out = {}
     x = out['stem'] = blocks.patch_projection(self, images)
@@ -171,10 +187,11 @@ class MlpMixer(interface.Model):
         self.make_rng, rows_B, num_blocks=self.num_blocks,
         dropout_rate=self.dropout_rate,
         stochastic_depth=self.stochastic_depth) if train else masks.NONE
-    make = lambda **where: MixerBlock(
+    stack = self._stack(patches)
+    make = lambda i, **where: MixerBlock(
         self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout_rate,
-        self.approximate_gelu, self.dtype, self.platform, self.token_mixing,
-        patches, **where)
+        self.approximate_gelu, self.dtype, self.platform, stack[i].name,
+        stack[i].grid, stack[i].n, **where)
     x_BSC, outputs = blocks.run(
         self, make, x_BSC, drop, train=train, remat=self.remat, scan=self.scan,
         names=[f'MixerBlock_{i}' for i in range(self.num_blocks)])
@@ -194,28 +211,15 @@ class MlpMixer(interface.Model):
 
   @classmethod
   def infer(cls, shapes: interface.Shapes) -> 'MlpMixer':
-    """See `interface.Model`; token mixing is the paper's."""
-    for name, rank in zip(_WIDTHS.values(), (4, 2, 2)):
-      shape = shapes.get(name, ())
-      if len(shape) != rank or 0 in shape:
-        raise errors.UserError(
-            f'this is not a Mixer: {name!r} is '
-            f'{list(shape) if name in shapes else "missing"}, expected a '
-            f'tensor of {rank} axes, none of them empty')
-    height, width, channels, _ = shapes['stem/kernel']
-    settings: dict[str, Any] = dict(
-        cls.widths(shapes), in_channels=channels,
-        patch_size=height if height == width else (height, width),
-        num_classes=(shapes.get('head/kernel') or (0,))[-1])
-    return cls(**settings)
+    """See `interface.Model`."""
+    from mixer.models import mixer_weights
+    return cls(**mixer_weights.settings(shapes))
 
   @classmethod
-  def widths(cls, shapes: interface.Shapes) -> dict[str, int]:
+  def widths(cls, shapes: interface.Shapes) -> dict[str, Any]:
     """See `interface.Model`."""
-    numbers = [int(m[1]) for name in shapes
-               if (m := cls.OWN_PARAMETER.fullmatch(name))]
-    return dict({key: shapes[name][-1] for key, name in _WIDTHS.items()
-                 if shapes.get(name)}, num_blocks=max(numbers, default=-1) + 1)
+    from mixer.models import mixer_weights
+    return mixer_weights.widths(shapes)
 
   @nn.nowrap
   def describe(self) -> dict[str, Any]:
@@ -229,60 +233,62 @@ class MlpMixer(interface.Model):
       out['token_mixing'] = self.token_mixing
     return out
 
+  def _stack(self, patches):
+    """Returns how each block mixes tokens."""
+    return tied_mixing.stack(self.token_mixing, tied_mixing.Mixing(
+        'tied', patches, self.hidden_dim, self.tokens_mlp_dim), self.num_blocks)
+
   @nn.nowrap
   def parameters(self, image_size: grid.Size) -> int:
     """Returns (P^2 c C + C) + L [4C + mixing + (2 C D_C + D_C + C)] + 2C
     + (C K + K), for c input channels, L blocks and K classes."""
-    s, c = grid.tokens(image_size, self.patch_size), self.hidden_dim
-    d_s, d_c = self.tokens_mlp_dim, self.channels_mlp_dim
-    mixing = token_mixing.TABLE[self.token_mixing].parameters(s, c, d_s)
-    block = 4 * c + mixing + 2 * c * d_c + d_c + c
-    head = (c + 1) * (self.num_classes or 0)
-    return (self._inputs() + 1) * c + self.num_blocks * block + 2 * c + head
+    c, d_c = self.hidden_dim, self.channels_mlp_dim
+    stack = self._stack(grid.patches(image_size, self.patch_size))
+    block = 4 * c + 2 * c * d_c + d_c + c
+    return ((self._inputs() + 1) * c + self.num_blocks * block
+            + sum(tied_mixing.row(z.name).parameters(z) for z in stack)
+            + 2 * c + (c + 1) * (self.num_classes or 0))
 
   @nn.nowrap
   def layers(self, image_size: grid.Size) -> list[tuple[str, int]]:
     """Returns the terms of S P^2 c C + L (mixing + 2 S C D_C) + C K."""
+    stack = self._stack(grid.patches(image_size, self.patch_size))
     s, c = grid.tokens(image_size, self.patch_size), self.hidden_dim
-    mixing = token_mixing.TABLE[self.token_mixing].multiply_adds(
-        s, c, self.tokens_mlp_dim)
-    block = (('LayerNorm_0', 0), ('token_mixing', mixing), ('LayerNorm_1', 0),
-             ('channel_mixing', 2 * s * c * self.channels_mlp_dim))
+    d_c = self.channels_mlp_dim
     return [('stem', s * self._inputs() * c),
             *((f'MixerBlock_{i}/{name}', count)
-              for i in range(self.num_blocks) for name, count in block),
+              for i, z in enumerate(stack) for name, count in (
+                  ('LayerNorm_0', 0), *z.layers(), ('LayerNorm_1', 0),
+                  ('channel_mixing', 2 * z.after.s * c * d_c))),
             ('pre_head_layer_norm', 0), ('head', c * (self.num_classes or 0))]
 
   def _inputs(self):
     height, width = grid.pair(self.patch_size)
     return height * width * self.in_channels
 
+  @property
+  def _row(self):
+    return tied_mixing.row(self.token_mixing.partition(':')[0])
+
   @nn.nowrap
   def tokens(self, params: interface.Params) -> int | None:
     """Returns the S that the token-mixing weights are tied to, if they are."""
-    tokens = token_mixing.TABLE[self.token_mixing].tokens
-    if tokens is None or not self.num_blocks:
+    if self._row.tokens is None or not self.num_blocks:
       return None
-    return tokens(params['MixerBlock_0']['token_mixing'])
+    return self._row.tokens(params['MixerBlock_0']['token_mixing'])
 
   @nn.nowrap
   def enlarged(self, parts: int) -> 'MlpMixer':
     """Returns the network whose D_S has grown with the number of parts."""
-    return self.clone(tokens_mlp_dim=self.tokens_mlp_dim * parts)
+    by = parts if self._row.widens else 1
+    return self.clone(tokens_mlp_dim=self.tokens_mlp_dim * by)
 
   @nn.nowrap
   def resized(self, params: interface.Params, old: tuple[int, int],
               new: tuple[int, int], method: str) -> tuple[
                   'MlpMixer', interface.Params]:
     """Returns the network whose token-mixing weights fit another grid."""
-    change = token_mixing.TABLE[self.token_mixing].resize.get(method)
-    if change is None:
-      raise errors.UserError(f'method: {method} is not for networks with '
-                             f'token_mixing={self.token_mixing!r}')
-    changed = dict(params)
-    for i in range(self.num_blocks):
-      block = params[f'MixerBlock_{i}']
-      changed[f'MixerBlock_{i}'] = dict(
-          block, token_mixing=change(block['token_mixing'], old, new))
+    from mixer.models import mixer_weights
     grown = (new[0] * new[1]) // (old[0] * old[1])
-    return self.enlarged(grown) if method == 'block' else self, changed
+    return self.enlarged(grown) if method == 'block' else self, (
+        mixer_weights.resized(self.token_mixing, params, old, new, method))

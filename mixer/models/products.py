@@ -1,20 +1,42 @@
-"""Forms of the matrix products of dense layers and patch projections.
+"""Forms of the matrix products of layers, and of the GELU between two of them.
 
-All forms of a product compute the same sums; which one is fast depends on the
-platform that the program is for (BENCHMARKS.md has the measurements).
+All forms compute the same function; which one is fast depends on the platform
+that the program is for (BENCHMARKS.md has the measurements).
 
 Axes: B batch, N any leading axes, I inputs, O outputs of a dense layer.
 """
 from collections.abc import Callable
 import functools
+import math
 from typing import Any
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 PLATFORMS = ('cpu', 'gpu', 'tpu')
 # What flax calls the `dot_general` of a dense layer.
 Dot = Callable[..., jax.Array]
+Activation = Callable[[jax.Array], jax.Array]
+
+
+class Forms(NamedTuple):
+  """The form of an MLP's products, and of its GELU: approximate -> function."""
+  dot: Dot
+  gelu: Callable[[bool], Activation]
+
+
+def token_mlp(platform: str | None, *, train: bool) -> Forms:
+  """Returns the forms of an MLP over tokens; see `over_tokens`."""
+  return Forms(over_tokens(platform, train=train),
+               functools.partial(gelu, platform, train=train))
+
+
+def channel_mlp(platform: str | None, *, train: bool) -> Forms:
+  """Returns the forms of an MLP over channels; see `over_tokens`."""
+  return Forms(dense(train=train), functools.partial(
+      gelu, platform, train=train, separate=True))
 
 
 def dense(*, train: bool) -> Dot:
@@ -32,17 +54,18 @@ def over_tokens(platform: str | None, *, train: bool) -> Dot:
     train: whether the program has a backward pass.
   """
   other = dense(train=train)
+  on_tpu = token_dot if train else other
   if platform is not None:
-    return token_dot if platform == 'gpu' else other
+    return dict(gpu=token_dot, tpu=on_tpu).get(platform, other)
 
   def dot(x, kernel, dimension_numbers, precision=None,
           preferred_element_type=None):
-    on_gpu, elsewhere = (functools.partial(
+    gpu, tpu, elsewhere = (functools.partial(
         form, dimension_numbers=dimension_numbers, precision=precision,
         preferred_element_type=preferred_element_type)
-                         for form in (token_dot, other))
+                           for form in (token_dot, on_tpu, other))
     return jax.lax.platform_dependent(
-        x, kernel, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
+        x, kernel, cuda=gpu, rocm=gpu, tpu=tpu, default=elsewhere)
 
   return dot
 
@@ -101,3 +124,60 @@ def patch_dot(images: jax.Array, kernel_HWIO: jax.Array, window_strides: Any,
       x.reshape(*x.shape[:3], -1), kernel_HWIO.reshape(-1, out_channels),
       (((3,), (0,)), ((), ())), precision=precision,
       preferred_element_type=preferred_element_type)
+
+
+def gelu(platform: str | None, approximate: bool, *, train: bool,
+         separate: bool = False) -> Activation:
+  """Returns GELU in the form that suits a program.
+
+  Args:
+    platform: 'cpu', 'gpu' or 'tpu', which the program is for; None decides
+      where the program is lowered.
+    approximate: the tanh form; False is the exact erf form.
+    train: whether the program has a backward pass.
+    separate: whether a TPU should finish the activation before the next product
+      begins, in programs without a backward pass.
+  """
+  usual: Activation = functools.partial(nn.gelu, approximate=approximate)
+  if train:
+    on_tpu: Activation = functools.partial(
+        _with_slope, approximate=approximate)
+  elif separate:
+    on_tpu = lambda x: _apart(usual(x))
+  else:
+    return usual
+  if platform is None:
+    return lambda x: jax.lax.platform_dependent(x, tpu=on_tpu, default=usual)
+  return on_tpu if platform == 'tpu' else usual
+
+
+def _apart(x: jax.Array) -> jax.Array:
+  """Returns x, which the compiler must not compute again for its readers.
+
+  Else a TPU's compiler nests the product before the activation in the product
+  after it, and computes it again for each of its tiles.
+  """
+  return jax.lax.optimization_barrier(x)
+
+
+def _with_slope(x: jax.Array, *, approximate: bool) -> jax.Array:
+  """Returns GELU; its backward pass keeps x alone, and computes in float32."""
+  compute = lambda x: nn.gelu(x.astype(jnp.float32), approximate).astype(
+      x.dtype)
+  gelu = jax.custom_vjp(compute)
+  gelu.defvjp(lambda x: (compute(x), x), lambda x, gradient: (
+      (gradient.astype(jnp.float32) * _slope(x, approximate)).astype(x.dtype),))
+  return gelu(x)
+
+
+def _slope(x: jax.Array, approximate: bool) -> jax.Array:
+  """Returns the derivative of GELU, in float32."""
+  y = x.astype(jnp.float32)
+  if approximate:
+    scale = math.sqrt(2 / math.pi)
+    tanh = jnp.tanh(scale * (y + 0.044715 * y**3))
+    return (1 + tanh) / 2 + y / 2 * (1 - tanh**2) * scale * (
+        1 + 3 * 0.044715 * y**2)
+  normal = jnp.exp(-y**2 / 2) / math.sqrt(2 * math.pi)
+  return (1 + jax.lax.erf(y / math.sqrt(2))) / 2 + y * normal
+

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer.core import errors
+from mixer.models import attention
 from mixer.models import blocks
 from mixer.models import grid
 from mixer.models import interface
@@ -52,12 +53,14 @@ class EncoderBlock(nn.Module):
     num_heads: H.
     dropout_rate: of both branches' outputs, and of the MLP's hidden units.
     mlp_dim, approximate_gelu, dtype: see `blocks.MlpBlock`.
+    platform: which the program is for, see `models.mixer.MlpMixer`.
   """
   num_heads: int
   mlp_dim: int
   dropout_rate: float = 0.0
   approximate_gelu: bool = True
   dtype: Any = jnp.float32
+  platform: str | None = None
 
   @nn.compact
   def __call__(self, x_BTC: jax.Array, drop: masks.Masks = masks.NONE, *,
@@ -70,16 +73,14 @@ class EncoderBlock(nn.Module):
       train: whether there is a backward pass, which the products suit then.
     """
     y_BTC = nn.LayerNorm(dtype=self.dtype)(x_BTC)
-    y_BTC = nn.MultiHeadDotProductAttention(
-        self.num_heads, dtype=self.dtype, deterministic=True, name=_ATTENTION,
-        kernel_init=_XAVIER)(y_BTC, y_BTC)
+    y_BTC = attention.attention(y_BTC, self.num_heads, self.dtype, _ATTENTION)
     y_BTC = drop.units(y_BTC, 'attention/output', self.dropout_rate)
     u_BTC = x_BTC + drop.path(y_BTC, 'attention')
     y_BTC = blocks.MlpBlock(
         self.mlp_dim, self.dropout_rate, self.approximate_gelu, self.dtype,
         _XAVIER, nn.initializers.normal(1e-6), name='MlpBlock_0')(
             nn.LayerNorm(dtype=self.dtype)(u_BTC), drop,
-            dot=products.dense(train=train))
+            forms=products.channel_mlp(self.platform, train=train))
     return u_BTC + drop.path(y_BTC, 'mlp')
 
 
@@ -96,7 +97,7 @@ class VisionTransformer(interface.Model):
       without a class token.
     representation_dim: width of a tanh layer before the head, which weights
       pre-trained on ImageNet-21k have; None for none.
-    num_classes .. platform: see `models.mixer.MlpMixer`. Dropout acts on the
+    num_classes .. pixel_order: see `models.mixer.MlpMixer`. Dropout acts on the
       embedded patches too.
   """
   NAMES = ('ViT-S/16', 'ViT-B/32', 'ViT-B/16', 'ViT-L/32', 'ViT-L/16',
@@ -116,7 +117,7 @@ class VisionTransformer(interface.Model):
       ('.*', ('fsdp',)),
   )
   OWN_PARAMETER = re.compile(r'encoderblock_(\d+)/.*')
-  WIDTHS = (*_SCALED, 'patch_size', 'representation_dim')
+  WIDTHS = (*_SCALED, 'patch_size', 'representation_dim', 'pixel_order')
   TAKEN_FROM_WEIGHTS = ('approximate_gelu', 'pool')
 
   patch_size: grid.Size
@@ -136,6 +137,7 @@ class VisionTransformer(interface.Model):
   remat: str | None = None
   scan: bool = False
   platform: str | None = None
+  pixel_order: str | None = None
 
   def __post_init__(self) -> None:
     if self.hidden_dim % self.num_heads:
@@ -153,7 +155,7 @@ class VisionTransformer(interface.Model):
     """
     self.patches(images)
     rows_B = jnp.arange(images.shape[0]) if rows is None else rows
-    x = blocks.patch_projection(self, images)
+    x = blocks.patch_projection(self, self.ordered(images))
     out = {'stem': x}
     x_BTC = x.reshape(x.shape[0], -1, self.hidden_dim)
     if self.pool == 'token':
@@ -170,9 +172,9 @@ class VisionTransformer(interface.Model):
     if train:
       x_BTC = drop.of_block(0).units(x_BTC, 'embedded', self.dropout_rate)
     out['input_tokens'] = x_BTC
-    make = lambda **where: EncoderBlock(
+    make = lambda _, **where: EncoderBlock(
         self.num_heads, self.channels_mlp_dim, self.dropout_rate,
-        self.approximate_gelu, self.dtype, **where)
+        self.approximate_gelu, self.dtype, self.platform, **where)
     x_BTC, outputs = blocks.run(
         self, make, x_BTC, drop, train=train, remat=self.remat, scan=self.scan,
         names=[f'encoderblock_{i}' for i in range(self.num_blocks)])

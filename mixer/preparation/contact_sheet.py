@@ -1,20 +1,13 @@
 """An HTML page of near-duplicates: one file, with its images inside."""
-import base64
 import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import io
 import os
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from mixer.core import page
-
-_THUMBNAIL_SIZE = 200   # longest side, in pixels
 
 _STYLE = '''
 .bars { display: flex; align-items: flex-end; gap: 3px; height: 5rem;
@@ -23,16 +16,8 @@ _STYLE = '''
 .bars div { width: 1.6rem }
 .bars i { display: block; background: var(--mark); border-radius: 3px 3px 0 0;
   min-height: 1px }
-figure { background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; padding: .75rem }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem }
-.pair img { width: 100%; aspect-ratio: 1; object-fit: contain;
-  border-radius: 6px; background: light-dark(#eceff3, #0b0d10) }
-figcaption { color: var(--dim); font-size: .8rem; margin-top: .5rem;
-  line-height: 1.4 }
-figcaption * { display: block; overflow: hidden; text-overflow: ellipsis;
-  white-space: nowrap }
-figcaption b { color: var(--text); font-weight: 600 }
+.pair img { width: 100%; aspect-ratio: 1; object-fit: contain }
 '''
 
 _PAIR = '''<figure>
@@ -75,16 +60,6 @@ def make_page(source: str, removed: Sequence[Mapping[str, Any]], *,
   return page.make(
       f'{len(removed):,} near-duplicates in {source}', about, facts,
       [_pair(line, *thumbnails(line)) for line in shown], _STYLE)
-
-
-def thumbnail(pixels_HWC: np.ndarray) -> str:
-  """Returns a small JPEG of an image uint8 [H, W, 1 or 3], as a data URI."""
-  image = Image.fromarray(pixels_HWC.squeeze(-1) if pixels_HWC.shape[-1] == 1
-                          else pixels_HWC)
-  image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
-  out = io.BytesIO()
-  image.save(out, 'JPEG', quality=85)
-  return 'data:image/jpeg;base64,' + base64.b64encode(out.getvalue()).decode()
 
 
 def _histogram(distances: Iterable[int], most: int) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 from mixer.core import errors
 from mixer.core import files
 from mixer.images import decode_pillow
+from mixer.images import thumbnails
 from mixer.preparation import beam_runner
 from mixer.preparation import contact_sheet
 from mixer.preparation import dedup_worker
@@ -252,4 +253,4 @@ def _thumbnail(images: dedup_worker.Images, record: int) -> str:
   if isinstance(pixels, decode_pillow.BadImage):
     raise errors.RunError(f'{images.name_of(record)} cannot be read again: '
                           f'{pixels}; did it change meanwhile?')
-  return contact_sheet.thumbnail(pixels)
+  return thumbnails.of_pixels(pixels)

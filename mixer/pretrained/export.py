@@ -54,6 +54,11 @@ def export(network: networks.Network, path: str, *, format: str,
     RunError: if what was written is not the network; nothing is left at `path`.
   """
   wanted = check(path, format, layout, **options)
+  if layout == 'timm' and network.model.pixel_order and format not in PROGRAMS:
+    raise errors.UserError(
+        f'--layout: timm would not permute the pixels of its images, and this '
+        f'network needs them in the order {network.model.pixel_order!r}; '
+        'export a program, --format=stablehlo or onnx')
   root, suffix = os.path.splitext(path)
   partial = f'{root}.partial{suffix}'
   card = dict(network.card)

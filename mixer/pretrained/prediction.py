@@ -187,10 +187,10 @@ def predict(paths: Iterable[str],
   def load(path):
     try:
       with files.open_regular(path) as f:
-        pixels = decode_pillow.pixels(f.read(), channels=channels,
-                                      max_pixels=max_pixels)
-      return eval_crops.view(pixels, size=image_size, crop=crop,
-                             interpolation=interpolation)
+        return decode_pillow.pixels(
+            f.read(), channels=channels, max_pixels=max_pixels,
+            then=functools.partial(eval_crops.view, size=image_size, crop=crop,
+                                   interpolation=interpolation))
     except OSError as e:
       return decode_pillow.BadImage(e.strerror or str(e))
     except decode_pillow.BadImage as e:

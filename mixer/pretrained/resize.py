@@ -68,6 +68,10 @@ def resize(model: 'interface.Model', params: Mapping[str, Any], *,
   old = _old_grid(model, params, from_size)
   patch = grid.pair(model.patch_size if patch_size is None else patch_size)
   new = grid.patches(image_size, patch)
+  if model.pixel_order and (new, patch) != (old, grid.pair(model.patch_size)):
+    raise errors.UserError(
+        f'image_size: a network with pixel_order={model.pixel_order!r} is for '
+        f'images of one size and patches of one size; keep both')
   fits = all(n % o == 0 for n, o in zip(new, old))
   if method == 'block' and not fits:
     raise errors.UserError(

@@ -26,7 +26,6 @@ from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.images import augment
 from mixer.models import catalog
-from mixer.models import cost
 from mixer.models import grid
 from mixer.models import interface
 from mixer.training import losses
@@ -250,8 +249,12 @@ def paper_core_days(config: ml_collections.ConfigDict) -> int | None:
   None if the paper does not train this network on these data, or if this run
   does not start from scratch.
   """
-  return None if config.start.weights is not None else cost.paper_core_days(
-      config.model.name, config.data.name)
+  if config.start.weights is not None or config.data.name not in (
+      'imagenet2012', 'imagenet21k', 'jft'):
+    return None
+  from mixer.models import published
+  found = published.row(config.model.name, config.data.name)
+  return found.core_days if found else None
 
 
 def edited(config: ml_collections.ConfigDict,

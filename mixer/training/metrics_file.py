@@ -126,9 +126,9 @@ def since_best(path: str, metric: str | None, last: int) -> int:
 
 
 def read(path: str) -> list[dict[str, Any]]:
-  """Returns all lines of a workdir's metrics.jsonl."""
+  """Returns all whole lines of a workdir's metrics.jsonl."""
   text = files.read(os.path.join(path, workdir.METRICS)) or ''
-  return [json.loads(line) for line in text.splitlines()]
+  return [row for line in text.splitlines() if (row := _row(line)) is not None]
 
 
 def _board(path: str) -> Any:

@@ -30,10 +30,14 @@ from mixer.training.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-  """The opened splits of a run: the training split, and those evaluated."""
+  """The opened splits of a run: the training split, and those evaluated.
+
+  `bad_images` begins to be written when the run has been accepted.
+  """
   train: pipeline.Data
   evals: Mapping[str, pipeline.Data]
   fewshots: Mapping[str, suite.FewShot]
+  bad_images: workdir.BadImages
 
 
 def open_splits(config: ml_collections.ConfigDict, settings: Settings,
@@ -55,15 +59,19 @@ def open_splits(config: ml_collections.ConfigDict, settings: Settings,
         f'run.patience: {settings.patience} evaluations without a new best end '
         'the run, and checkpoint.best is unset; name a metric, as in '
         '--config.checkpoint.best=eval/NAME/accuracy')
-  train, evals, fewshots = assembly.open_splits(
-      config, settings, workdir.BadImages(path))
-  train.check(settings.batch_size, plan.slots(settings.batch_size))
-  losses.check_labels(config.loss.name, class_counts.labels(train),
-                      train.source.name)
-  few = [split for one in fewshots.values() for split in (one.train, one.test)]
-  for split in (train, *evals.values(), *few):
-    split.preflight()
-  return Splits(train, evals, fewshots)
+  bad = workdir.BadImages(path)
+  try:
+    train, evals, fewshots = assembly.open_splits(config, settings, bad)
+    train.check(settings.batch_size, plan.slots(settings.batch_size))
+    losses.check_labels(config.loss.name, class_counts.labels(train),
+                        train.source.name)
+    few = [split for x in fewshots.values() for split in (x.train, x.test)]
+    for split in (train, *evals.values(), *few):
+      split.preflight()
+  except errors.RunError:   # too many are bad: the message names the list
+    bad.begin()
+    raise
+  return Splits(train, evals, fewshots, bad)
 
 
 def make_model(config: ml_collections.ConfigDict, settings: Settings,

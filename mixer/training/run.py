@@ -114,6 +114,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         path, fingerprint, run.origin, finished=None if found is None else (
             int(found[0].step) >= run.total_steps))
     workdir.write_config(path, assembly.stored(config), made)
+    splits.bad_images.begin()
     if found is None or files.read(os.path.join(path, workdir.CARD)) is None:
       workdir.write_json(os.path.join(path, workdir.CARD), run.card)
     summary.introduce(

@@ -14,6 +14,7 @@ from mixer.core.log import log
 OPENING, RESTORING = 'opening the data', 'restoring a checkpoint'
 READING, COMPILING = 'reading a batch', 'compiling the first step'
 COMPUTING, EVALUATING, SAVING = 'computing a step', 'evaluating', 'saving'
+SECONDS = 300.0   # how long a batch of mixer.evaluate or predict may take
 
 _TICK_SECONDS = 5.0   # between two looks at the phase, at most
 Phase = Callable[[str, int], None]   # as `Watch.phase`
@@ -28,10 +29,14 @@ class Watch:
 
   Args:
     seconds: how long a phase may take; 0 means that none is reported.
+    unit: what `phase` counts.
+    key: sets `seconds`, for the message; '' if nothing does.
   """
 
-  def __init__(self, seconds: float):
-    self._seconds = seconds
+  def __init__(self, seconds: float, unit: str = 'step',
+               key: str = 'run.stall_seconds'):
+    self._seconds, self._unit = seconds, unit
+    self._key = f' ({key}={seconds:g})' if key else ''
     self._phase = 'starting', 0
     self._end = threading.Event()
     self._thread = threading.Thread(
@@ -54,7 +59,7 @@ class Watch:
 
     Args:
       what: names the phase.
-      step: number of updates done.
+      step: number of updates, batches or images done.
     """
     self._phase = what, step   # a new object even if the values are the same
 
@@ -75,10 +80,10 @@ class Watch:
       where = (f' in process {jax.process_index()} of {jax.process_count()} on '
                f'{socket.gethostname()}')
     log.warning(
-        'stalled  %s has taken %s s so far%s, after step %s '
-        '(run.stall_seconds=%g); standard error has the stacks of all threads',
+        'stalled  %s has taken %s s so far%s, after %s %s%s; '
+        'standard error has the stacks of all threads',
         what, f'{seconds:,.3g}' if seconds < 100 else f'{seconds:,.0f}', where,
-        f'{step:,}', self._seconds)
+        self._unit, f'{step:,}', self._key)
     if sys.__stderr__ is not None:
       sys.__stderr__.flush()
       faulthandler.dump_traceback(sys.__stderr__)

@@ -1,0 +1,154 @@
+"""Experiment: what do the first layers of a network look at?
+
+The hidden units of token-mixing MLPs are drawn as images on the grid of patches
+(figures 5 and 6 of the paper), and the filters of the stem as images of a patch
+(figure 7). Nothing is trained.
+"""
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from mixer.analysis import figures
+from mixer.analysis import units as hidden
+from mixer.core import errors
+from mixer.core import tables
+from mixer.core.log import log
+from mixer.pretrained import network
+
+_FIRST = 3   # layers that the paper shows
+_COLUMNS = 16   # units in a line of the figure
+_QUARTERS = (0.25, 0.5, 0.75)
+_LEVELS = 127   # of a weight in result.json
+_COLOURS = 'RdBu_r'   # diverging, and safe for people with colour blindness
+
+
+def run(config: ml_collections.ConfigDict | None, path: str, *,
+        checkpoint: str | None = None,
+        layers: Sequence[int | str] | None = None,
+        units: int = 64) -> dict[str, Any]:
+  """Measures and collects the units of a network.
+
+  Args:
+    config: none is needed.
+    path: unused; the caller writes there.
+    checkpoint: a run, a file of weights or a release, see `open_network`.
+    layers: numbers of blocks, from 0; by default the first three. A network
+      without token-mixing units has none by default.
+    units: how many units to draw of each layer, and of the stem. They are
+      spread evenly over the frequencies; the measures are those of all units.
+
+  Returns:
+    {'network', 'checkpoint', 'layers', 'stem'}. A layer has 'layer', 'units',
+    'opposition' and its baselines (see `analysis.units`), and, as the stem
+    has, the quartiles 'frequencies', 'shape' of an image and 'images': in
+    hexadecimal, an int8 for each weight, 127 for the unit's largest.
+
+  Raises:
+    UserError: if there is no such checkpoint, or a layer has no such units.
+  """
+  del path
+  if config is not None:
+    raise errors.UserError('--config: filters trains nothing and takes the '
+                           'network from --checkpoint; leave it out')
+  if not checkpoint:
+    raise errors.UserError('--checkpoint: expected a run, a file of weights or '
+                           'the name of a release, got none')
+  found = network.open_network(checkpoint)
+  rows = [dict(layer=layer, units=len(one), opposition=hidden.opposition(one),
+               **hidden.baselines(one),
+               **_drawn(one, hidden.sort_and_pair(one), units))
+          for layer, one in _layers(found, layers).items()]
+  stem = hidden.stem_units(found.params)
+  if stem.shape[-1] not in (1, 3):   # only these can be shown as colours
+    stem = stem.mean(-1, keepdims=True)
+  order = np.argsort(hidden.frequencies(stem), kind='stable')
+  return dict(network=found.title, checkpoint=checkpoint, layers=rows,
+              stem=dict(units=len(stem), **_drawn(stem, order, units)))
+
+
+def show(found: Mapping[str, Any]) -> None:
+  """Prints what `run` returned."""
+  stem = found['stem']
+  tables.show(tables.make(
+      [(row['layer'], row['units'],
+        *(f'{row[key]:.3f}' for key in ('opposition', 'alike', 'smooth',
+                                        'random')),
+        _quartiles(row)) for row in found['layers']],
+      ('layer', 'units', 'opposite', 'alike', 'smooth', 'random',
+       'cycles per image'),
+      title=f'token-mixing units of {found["network"]}',
+      caption='opposite: minus the mean cosine of pairs. alike: the cosine of '
+      'the most similar pairs instead. smooth and random: opposite, of random '
+      'units with the same frequencies and with independent weights. Cycles: '
+      f'quartiles. The {stem["units"]} stem units have {_quartiles(stem)} '
+      'cycles per patch'))
+
+
+def draw(found: Mapping[str, Any]) -> figures.Figure:
+  """Returns the figure of what `run` returned: a panel for each layer, with
+  pairs side by side at rising frequencies, and one for the stem."""
+  panels = [(f'block {row["layer"]}: opposition {row["opposition"]:.2f}, '
+             f'random units {row["random"]:.2f}',
+             hidden.mosaic(_images(row), _COLUMNS)) for row in found['layers']]
+  panels.append((f'stem of {found["network"].partition(",")[0]}', hidden.mosaic(
+      _images(found['stem']), _COLUMNS, pairs=False)))
+  sizes = [image.shape[0] / image.shape[1] for _, image in panels]
+  figure, axes = figures.grid(
+      len(panels), 1, height=sum(figures.COLUMN * s + 0.22 for s in sizes),
+      height_ratios=sizes)
+  for (title, image), place in zip(panels, axes.flat):
+    if image.shape[2:] == (3,):
+      place.imshow(np.nan_to_num((image + 1) / 2, nan=1.0))
+    else:
+      place.imshow(image.reshape(image.shape[:2]), cmap=_COLOURS, vmin=-1,
+                   vmax=1)
+    place.set_title(title, pad=3)
+    place.set_axis_off()
+  return figure
+
+
+def _layers(found: network.Network, layers: Sequence[int | str] | None
+            ) -> dict[int, np.ndarray]:
+  """Returns {layer: units}."""
+  units = lambda layer: hidden.token_units(
+      found.model, found.params, layer, found.image_size)
+  if layers is not None:
+    if not layers or not all(str(layer).isdigit() for layer in layers):
+      raise errors.UserError(
+          '--layers: expected numbers of blocks from 0, such as --layers=0,1, '
+          f'got {",".join(map(str, layers))!r}')
+    return {layer: units(layer) for layer in map(int, layers)}
+  try:
+    return {layer: units(layer) for layer in range(
+        min(_FIRST, max(1, getattr(found.model, 'num_blocks', 1))))}
+  except errors.UserError as e:
+    log.warning('%s; only the stem is shown', e)
+    return {}
+
+
+def _drawn(units: np.ndarray, order: np.ndarray, count: int) -> dict[str, Any]:
+  """Returns quartiles of frequencies, and images of `count` units, in whole
+  pairs that are spread evenly over the order."""
+  pairs = order[:len(order) // 2 * 2].reshape(-1, 2)
+  if count < len(order):
+    order = pairs[np.linspace(0, len(pairs) - 1, max(1, count // 2)
+                              ).round().astype(int)].ravel()
+  top = np.abs(units).max(axis=tuple(range(1, units.ndim)), keepdims=True)
+  levels = np.rint(_LEVELS * units / np.where(top > 0, top, 1))[order]
+  return dict(
+      frequencies=np.quantile(hidden.frequencies(units), _QUARTERS).tolist(),
+      shape=list(units.shape[1:]),
+      images=[unit.tobytes().hex() for unit in levels.astype(np.int8)])
+
+
+def _images(row: Mapping[str, Any]) -> np.ndarray:
+  """Returns int8 [units, *shape] of what `_drawn` returned."""
+  return np.frombuffer(bytes.fromhex(''.join(row['images'])), np.int8).reshape(
+      -1, *row['shape']).astype(np.float32)
+
+
+def _quartiles(row: Mapping[str, Any]) -> str:
+  return ' / '.join(f'{value:.1f}' for value in row['frequencies'])

@@ -1,0 +1,209 @@
+"""Experiment: SGD or Adam, tuned alike at equal budget?
+
+Each optimizer tries equally many learning rates on a part of the training
+images, and held-out training images choose. The best rate of each then trains
+on all of them with several seeds. Everything but the optimizer and its rate is
+the config's: steps, batches, schedule, augmentation and loss. SGD has momentum
+and no weight decay, as in this project's recipe `sgd`. Adam has the paper's
+moments, and its weight decay for ImageNet (table 4), decoupled and on kernels
+only.
+"""
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+import os
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from mixer.analysis import figures
+from mixer.core import errors
+from mixer.core import tables
+from mixer.data import shares
+from mixer.data import splits
+from mixer.experiments import runs
+from mixer.experiments import sweep
+from mixer.training import assembly
+
+# Values of the config's section `optimizer`, and learning rates to try.
+_COMMON = dict(clip_norm=1.0, momentum=.9, b1=.9, b2=.999,
+               decay_pattern='.*/kernel')
+OPTIMIZERS = {'sgd': dict(_COMMON, weight_decay=0.0),
+              'adam': dict(_COMMON, weight_decay=.1)}
+RATES = {'sgd': (.03, .07, .17, .4, 1.), 'adam': (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
+_TITLES = {'sgd': 'SGD', 'adam': 'Adam'}
+_HELD_OUT = .1   # of the training images choose
+_EVALUATIONS = 10   # of a run, if the config has none before its end
+_LOSS = 'train/loss'
+_POINTS = 50   # of a curve of the loss, each a mean
+
+
+def run(config: ml_collections.ConfigDict, path: str, *,
+        rates: Sequence[str] = (), seeds: int | None = None) -> dict[str, Any]:
+  """Tunes both optimizers, then trains with the best rate of each.
+
+  Args:
+    config: the config of a run.
+    path: directory of the experiment.
+    rates: 'sgd=R1,R2,...' or 'adam=R1,R2,...', learning rates to try instead of
+      `RATES`.
+    seeds: final runs of each optimizer, with seeds that count up from
+      `run.seed`; by default 1. The rates are tried with the first seed.
+
+  Returns:
+    {'metric', 'train', 'dev', 'optimizers'}: the name of the accuracy of final
+    runs, the splits of the tuning, and of each optimizer 'settings', 'tried'
+    ({'rate', 'accuracy' on dev, or None if the run diverged}), 'rate', the
+    best, and 'runs' ({'seed', 'accuracy', 'loss' and 'accuracies', the last two
+    {'steps', 'values'}}).
+
+  Raises:
+    UserError: if rates are wrong, or not equally many for each optimizer.
+    RunError: if every rate of an optimizer diverges.
+  """
+  metric, tried = runs.accuracy_of(config), parse(rates)
+  settings = assembly.check(config)
+  stored = runs.stored_splits(config)
+  section = config.get('sweep') or _held_out(config, stored)
+  train, dev = section['train'], section['dev']
+  steps = settings.steps(len(splits.select(
+      stored, config.data.split, 'data.split')))
+  base = assembly.edited(config, run=dict(
+      total_steps=steps, total_epochs=None, patience=0, eval_every=(
+          settings.eval_every or math.ceil(steps / _EVALUATIONS))))
+  with base.unlocked():
+    if 'sweep' in base:
+      del base['sweep']
+  out = {}
+  for name, values in OPTIMIZERS.items():
+    own = assembly.edited(base, optimizer=dict(values, name=name))
+    found = sweep.sweep(own, os.path.join(path, name), train=train, dev=dev,
+                        learning_rates=tried[name])
+    rate = found['runs'][found['choice']]['learning_rate']
+    finals = []
+    for seed in range(settings.seed, settings.seed + (seeds or 1)):
+      # The sweep has trained the first one.
+      where = os.path.join(path, name, 'final' if seed == settings.seed and (
+          found['retrain']) else f'seed-{seed}')
+      scores = runs.train(assembly.edited(
+          own, schedule=dict(learning_rate=rate), run=dict(seed=seed)), where)
+      finals.append(dict(
+          seed=seed, accuracy=scores[metric],
+          loss=_means(*runs.curve(where, _LOSS)),
+          accuracies=_curve(*runs.curve(where, metric))))
+    out[name] = dict(
+        settings=values, rate=rate, runs=finals, tried=[
+            dict(rate=one['learning_rate'],
+                 accuracy=one.get('scores', {}).get(found['metric']))
+            for one in found['runs'].values()])
+  return dict(metric=metric, train=train, dev=dev, optimizers=out)
+
+
+def parse(texts: Sequence[str]) -> dict[str, list[float]]:
+  """Returns {optimizer: learning rates} of 'NAME=R1,R2,...' texts.
+
+  Args:
+    texts: an optimizer without a text has its rates of `RATES`.
+
+  Raises:
+    UserError: if a text is wrong, or the numbers of rates differ.
+  """
+  out = {name: list(rates) for name, rates in RATES.items()}
+  for text in texts:
+    name, _, values = text.partition('=')
+    try:
+      rates = sorted({float(value) for value in values.split(',')})
+    except ValueError:
+      rates = []
+    if name not in OPTIMIZERS or not rates or not (
+        0 < rates[0] <= rates[-1] < math.inf):
+      raise errors.UserError(
+          '--rates: expected sgd=R1,R2,... or adam=R1,R2,... with learning '
+          f'rates above 0, such as --rates=sgd=0.1,0.3, got {text!r}')
+    out[name] = rates
+  if len(set(map(len, out.values()))) > 1:
+    raise errors.UserError(
+        '--rates: expected equally many learning rates for each optimizer, so '
+        'that the budgets are equal, got ' + ' and '.join(
+            f'{len(rates)} for {name}' for name, rates in out.items()))
+  return out
+
+
+def show(found: Mapping[str, Any]) -> None:
+  """Prints what `run` returned."""
+  tried, finals = [], []
+  for name, one in found['optimizers'].items():
+    rates = [row['rate'] for row in one['tried']]
+    edge = len(rates) > 1 and one['rate'] in (min(rates), max(rates))
+    tried += [(
+        _TITLES[name], f'{row["rate"]:g}',
+        'diverged' if row['accuracy'] is None else f'{row["accuracy"]:.2%}',
+        '' if row['rate'] != one['rate'] else 'best' + ', at the edge' * edge)
+              for row in one['tried']]
+    mean, deviation = runs.spread([row['accuracy'] for row in one['runs']])
+    several = f' ±{100 * deviation:.2f}' if len(one['runs']) > 1 else ''
+    loss = runs.spread([row['loss']['values'][-1] for row in one['runs']])[0]
+    finals.append((_TITLES[name], f'{one["rate"]:g}', f'{mean:.2%}{several}',
+                   f'{loss:.3f}'))
+  tables.show(
+      tables.make(
+          tried, ('optimizer', 'learning rate', found['dev'], ''),
+          title=f'trained on {found["train"]}, judged on {found["dev"]}',
+          caption='A best rate at the edge of those that were tried may not be '
+          'the best: try more beyond it, in another --workdir.'),
+      tables.make(finals, ('optimizer', 'learning rate', found['metric'],
+                           'training loss'),
+                  title='with the best rate, on all training images'))
+
+
+def draw(found: Mapping[str, Any]) -> figures.Figure:
+  """Returns a figure of what `run` returned.
+
+  From left to right: accuracy on held-out training images against the learning
+  rate, then the loss and the accuracy of the final runs against steps, whose
+  bands are the range over seeds.
+  """
+  figure, ((tuning, *curves),) = figures.grid(1, 3, width=figures.PAGE)
+  for number, (name, one) in enumerate(found['optimizers'].items()):
+    tried = [r for r in one['tried'] if r['accuracy'] is not None]
+    tuning.plot([r['rate'] for r in tried], [r['accuracy'] for r in tried],
+                color=figures.PALETTE[number], label=_TITLES[name],
+                marker=figures.MARKERS[number])
+    for axes, key in zip(curves, ('loss', 'accuracies')):
+      figures.band(axes, one['runs'][0][key]['steps'],
+                   np.array([r[key]['values'] for r in one['runs']]),
+                   number=number, label=_TITLES[name])
+  tuning.set(xscale='log', xlabel='Learning rate',
+             ylabel='Accuracy on held-out images')
+  curves[0].set(xlabel='Step', xlim=(0, None), ylabel='Training loss')
+  curves[1].set(xlabel='Step', xlim=(0, None),
+                ylabel=f'Accuracy on {found["metric"].split("/")[1]}')
+  for axes in (tuning, curves[1]):
+    figures.percent(axes)
+  for axes in (tuning, *curves):
+    axes.grid(True)
+  curves[0].legend()
+  return figure
+
+
+def _held_out(config: ml_collections.ConfigDict,
+              stored: splits.Stored) -> dict[str, str]:
+  """Returns 'train' and 'dev', parts of the training split."""
+  limits = dict(train=(0, 1 - _HELD_OUT), dev=(1 - _HELD_OUT, 1))
+  return {part: shares.share(stored, config.data.split, begin, end,
+                             'data.split')
+          for part, (begin, end) in limits.items()}
+
+
+def _curve(steps: Sequence[float],
+           values: Sequence[float]) -> dict[str, list[float]]:
+  return dict(steps=list(steps), values=list(values))
+
+
+def _means(steps: Sequence[int],
+           values: Sequence[float]) -> dict[str, list[float]]:
+  """Returns a curve of at most `_POINTS` points, each the mean of its part."""
+  parts = min(_POINTS, len(steps))
+  return _curve([float(part[-1]) for part in np.array_split(steps, parts)],
+                [float(part.mean()) for part in np.array_split(values, parts)])

@@ -1,0 +1,157 @@
+"""Experiment: the paper's tables 1 to 3, beside what is computed and measured.
+
+Parameters and multiply-adds are computed for every network that this code has,
+with 1,000 classes and at the image size of the row. It trains nothing.
+"""
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from mixer import models
+from mixer.core import tables
+from mixer.experiments import run_records
+from mixer.models import cost
+from mixer.models import interface
+from mixer.models import published
+
+_SIZE = 224   # side of the images in pre-training
+_SHORT = {published.I1K: 'i1k', published.I21K: 'i21k',
+          'unlabelled jft': 'unlab.', 'web pairs': 'web'}
+
+
+def run(config: Any, path: str, *, runs: Sequence[str] = (),
+        metric: str | None = None) -> dict[str, Any]:
+  """Computes the cost of the paper's networks, and reads what runs reached.
+
+  Args:
+    config: None.
+    path: not used.
+    runs: workdirs of the user's runs.
+    metric: as for `run_records.read`.
+
+  Returns:
+    'table_1', a row for each network at 224 pixels; 'table_2' and 'table_3',
+    the fields of `published.Row` and the cost; 'runs', as `run_records.read`
+    returns them, and 'paper', the row of table 3 for the same network and data.
+    Networks that this code does not have lack 'parameters' and 'gmacs'.
+
+  Raises:
+    UserError: if there is a config, or a run is not there or lacks the metric.
+  """
+  del path
+  rows = run_records.read_all(config, runs, metric)
+  for row in rows:
+    same = None if row['start'] else published.row(row['name'], row['data'])
+    row['paper'] = same and dataclasses.asdict(same)
+  return dict(
+      table_1=[_size(name) for name in models.names()],
+      table_2=[_with_cost(row) for row in published.TABLE_2],
+      table_3=[_with_cost(row) for row in published.TABLE_3], runs=rows)
+
+
+def network(name: str, image_size: int, **settings: Any) -> interface.Model:
+  """Returns a network as the paper fine-tunes it.
+
+  At K times the size of pre-training, the token-mixing MLPs of a Mixer are K^2
+  times as wide (appendix C).
+
+  Args:
+    name: as `models.create` takes it.
+    image_size: side in pixels.
+    **settings: other arguments of `models.create`.
+  """
+  model = models.create(name, **settings)
+  if not name.startswith('Mixer') or image_size == _SIZE:
+    return model
+  return model.clone(
+      tokens_mlp_dim=model.tokens_mlp_dim * (image_size // _SIZE)**2)
+
+
+def show(found: Mapping[str, Any]) -> None:
+  """Prints what `run` returned."""
+  first = tables.make(
+      [(row['name'], *(_text(row[key]) for key in (
+          'blocks', 'channels', 'tokens', 'paper_millions')),
+        f'{row["no_head"]:,}', f'{row["parameters"]:,}',
+        f'{row["gmacs_no_head"]:.4f}', f'{row["gmacs"]:.4f}')
+       for row in found['table_1']],
+      ('table 1', 'blocks', 'C', 'S', 'paper', 'no head', '1,000 classes',
+       'no head', 'GMACs'),
+      title=f'Weights and GMACs at {_SIZE} pixels; paper: its millions of '
+      'weights without a head',
+      caption='GMACs: 10^9 multiply-adds of one image; FLOPs are twice as many')
+  tables.show(first, _results(found['table_2'], 'table 2', 'vtab', 'VTAB'),
+              _results(found['table_3'], 'table 3', 'epochs', 'epochs'))
+  if found['runs']:
+    tables.show(_own(found['runs']))
+
+
+def _size(name: str) -> dict[str, Any]:
+  """Returns the row of a network in table 1."""
+  model, body = models.create(name), models.create(name, num_classes=None)
+  mixer = name.startswith('Mixer')
+  return dict(
+      name=name, blocks=getattr(model, 'num_blocks', None),
+      channels=getattr(model, 'hidden_dim', None),
+      tokens=cost.tokens(model, _SIZE) if mixer else None,
+      paper_millions=published.MILLIONS.get(name),
+      no_head=cost.parameters(body, _SIZE),
+      parameters=cost.parameters(model, _SIZE),
+      gmacs_no_head=body.multiply_adds(_SIZE) / 1e9,
+      gmacs=model.multiply_adds(_SIZE) / 1e9)
+
+
+def _with_cost(row: published.Row) -> dict[str, Any]:
+  """Returns the fields of a row, and its cost if this code has the network."""
+  out = dataclasses.asdict(row)
+  if row.size:   # the paper gives none for networks that this code lacks
+    model = network(row.name, row.size)
+    out.update(parameters=cost.parameters(model, row.size),
+               gmacs=model.multiply_adds(row.size) / 1e9)
+  return out
+
+
+def _results(rows: Sequence[Mapping[str, Any]], title: str, key: str,
+             heading: str) -> Any:
+  """Returns table 2 or 3; `key` is the column that the other one lacks."""
+  return tables.make(
+      [(row['name'], _SHORT.get(row['data'], row['data']), _text(row['size']),
+        _text(row[key]), *(_text(row[k], '.2f') for k in (
+            'top1', 'real', 'avg5')), _text(row['speed'], ','),
+        f'{row["core_days"]:,}{row["marks"]}',
+        f'{row["parameters"] / 1e6:,.1f}M' if 'parameters' in row else '-',
+        f'{row["gmacs"]:.2f}' if 'gmacs' in row else '-') for row in rows],
+      (title, 'data', 'size', heading, 'top-1', 'ReaL', 'avg 5', 'img/s',
+       'days', 'here', 'GMACs'), left=2,
+      title='The paper\'s results; weights (here) and GMACs are this code\'s, '
+      'with 1,000 classes',
+      caption='img/s: for a TPUv3 core, in prediction. days: TPUv3 core-days '
+      'of pre-training.' + ' ‡ extrapolated by the paper. ☎ private '
+      'communication.' * any(row['marks'] for row in rows))
+
+
+def _own(rows: Sequence[Mapping[str, Any]]) -> Any:
+  """Returns the table of the user's runs, beside the paper's figures."""
+  cells = []
+  for row in rows:
+    paper = row['paper'] or {}
+    cells.append((
+        row['label'], row['name'], row['data'], f'{row["value"]:.2%}',
+        # After other pre-training, the paper's accuracy is not on these data.
+        f'{paper["top1"]}%' if row['data'] == published.I1K and paper
+        else '-', _text(row['speed'], ',.0f'),
+        _text(row['device_days'], '.2g'), _text(paper.get('core_days'), ','),
+        f'{row["parameters"] / 1e6:.3g}M',
+        f'{row["multiply_adds"] / 1e9:,.3g}'))
+  return tables.make(
+      cells, ('run', 'network', 'data', 'accuracy', 'paper', 'img/s', 'days',
+              'paper', 'weights', 'GMACs'), left=3,
+      title=f'Your runs, by {rows[0]["metric"]}; paper: its run of the same '
+      'network and data',
+      caption='img/s: for a device, in training. days: device-days of training.'
+      ' Of the paper: TPUv3 core-days.')
+
+
+def _text(value: Any, form: str = '') -> str:
+  return '-' if value is None else format(value, form)

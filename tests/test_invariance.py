@@ -1,0 +1,69 @@
+"""Who keeps its accuracy when pixels change places: two questions apart."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mixer.experiments import invariance
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def row(name, order, trained, fixed):
+  return dict(network=name, order=order, accuracy=trained, fixed=fixed,
+              mean=sum(trained) / 2, spread=.01,
+              keeps=True, fixed_keeps=False)
+
+
+FOUND = dict(
+    networks=dict(Mixer=100, BiT=120), patch=4, seeds=2,
+    rows=[row(name, order, [.5, .52], [.1 * i, .2 * i])
+          for name in ('Mixer', 'BiT')
+          for i, order in enumerate(('original', 'within', 'patches', 'all'))])
+
+
+def test_the_table_says_which_question_each_column_answers(capsys):
+  invariance.show(FOUND)
+  text = ' '.join(capsys.readouterr().out.split())
+  for words in ('(1) Does it learn as well', '(2) Does it, trained on original',
+                '(1) trained so', '(2) fixed network', '51.00% ± 1.00%',
+                '3 standard errors'):
+    assert words in text
+  assert 'yes' in text and 'no' in text
+
+
+def test_the_figure_has_two_bars_for_each_order():
+  figure = invariance.draw(FOUND)
+  assert [axis.get_title() for axis in figure.axes] == ['Mixer', 'BiT']
+  assert [len(axis.containers) for axis in figure.axes] == [4, 4]
+  heights = [bar.get_height() for bar in figure.axes[0].patches]
+  assert heights == pytest.approx([.51] * 4 + [0, .15, .3, .45])
+
+
+@pytest.mark.slow   # whole runs
+def test_the_study_goes_on_by_the_same_command(tmp_path):
+  command = [
+      sys.executable, '-m', 'mixer.study', 'invariance',
+      '--config=configs/digits.py', '--config.run.total_steps=60',
+      '--config.model.num_blocks=1', '--config.model.stochastic_depth=0',
+      '--config.run.eval_every=30', '--networks=Mixer', '--seeds=2',
+      f'--workdir={tmp_path}/w']
+  run = lambda: subprocess.run(
+      command, cwd=ROOT, capture_output=True, text=True, timeout=600,
+      env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=''))
+  first = run()
+  assert first.returncode == 0, first.stderr
+  found = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  original, *others = found['rows']
+  assert [row['order'] for row in others] == ['within', 'patches', 'all']
+  # A fixed network that can tell digits loses that when all pixels move.
+  assert original['fixed'] == original['accuracy']
+  assert max(others[2]['fixed']) < min(original['accuracy'])
+  assert (tmp_path / 'w' / 'invariance.png').stat().st_size > 10_000
+  assert first.stderr.count('study    run') == 8
+  again = run()
+  assert again.returncode == 0 and 'study    run' not in again.stderr
+  assert json.loads((tmp_path / 'w' / 'result.json').read_text()) == found
