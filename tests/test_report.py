@@ -91,7 +91,8 @@ def test_the_report_of_a_run_has_every_part_and_fetches_nothing(path):
       'Configuration', 'Bad images', 'Provenance']
   for part in (*CLASSES, '<i>.jpg', 'cut short', 'gradient norm', 'images/s',
                'learning rate', 'run.batch_size', 'block 0', 'jax ',
-               'data.examples', 'accuracy on test', 'training batches'):
+               'data.examples', 'accuracy on test', 'training batches only',
+               'The sections on test show what checkpoint'):
     assert part in page.text, part
 
 

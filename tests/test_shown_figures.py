@@ -32,7 +32,7 @@ class Recorder:
   """Notes in which order metrics are written, stored and saved."""
 
   def __init__(self):
-    self.rows, self.events, self.scores = {}, [], []
+    self.rows, self.events, self.scores, self.lines = {}, [], [], []
 
   def write(self, step, row):
     self.rows.setdefault(step, {}).update(row)
@@ -48,7 +48,7 @@ class Recorder:
     pass
 
   def say(self, text):
-    pass
+    self.lines.append(text)
 
   def save(self, step, state, scores):
     self.events.append(('save', step))
@@ -64,10 +64,14 @@ def recorded():
     clock.now += 2.0
     return state, dict(loss=np.float32(1), accuracy=np.float32(0.5))
 
+  def evaluate(state):
+    clock.now += 60.0
+    return {'eval/test/accuracy': 0.25}
+
   job = loop.Job(
       step_fn=step_fn, batches=[dict(record=i) for i in range(4)],
       resident=None, watch=nonfinite.Watch('', norms=None),
-      evaluate=lambda state: {'eval/test/accuracy': 0.25}, save=seen.save,
+      evaluate=evaluate, save=seen.save,
       writer=seen, progress=seen,
       guard=types.SimpleNamespace(asked=lambda step: None), total_steps=4,
       log_every=2, eval_every=0, save_every=2, save_scored=False, batch_size=8,
@@ -89,6 +93,13 @@ def test_speed_counts_images_and_utilisation_is_a_share_of_the_peak(recorded):
 def test_device_seconds_count_every_device_and_earlier_starts(recorded):
   assert recorded.rows[4]['train/device_seconds'] == pytest.approx(
       7 + 3 * 4 * 2)
+
+
+def test_the_log_names_the_device_hours_of_the_metrics(recorded):
+  """The last evaluation, a minute, is in neither."""
+  line, = [line for line in recorded.lines if 'device-hours' in line]
+  seconds = recorded.rows[4]['train/device_seconds']
+  assert line == f'training took {seconds / 3600:,.3g} device-hours'
 
 
 def test_metrics_are_stored_before_their_checkpoint(recorded):

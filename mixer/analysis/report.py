@@ -148,9 +148,12 @@ def _curves(figures: ModuleType, rows: Sequence[Row]) -> Iterator[str]:
     shown.append(f'<figure><figcaption><b>{page.escape(title)}</b></figcaption>'
                  f'{figures.to_svg(figure)}</figure>')
   if shown:
-    yield page.section('Curves', page.grid(shown), (
-        f'Of more than {_POINTS} points, means of neighbours are drawn.'
-        if len(rows) > _POINTS else ''))
+    about = ('Augmentation, mixup and label smoothing change training batches '
+             'only, so evaluations may have the lower loss.')
+    if len(rows) > _POINTS:
+      about += (f' Of more than {_POINTS} points, means of neighbours are '
+                'drawn.')
+    yield page.section('Curves', page.grid(shown), about)
 
 
 def _final(rows: Sequence[Row]) -> Iterator[str]:
@@ -194,8 +197,9 @@ def _mistakes(network: Network, config: Mapping[str, Any]) -> Iterator[str]:
     outcome = kept[name]
     examples = results['evals'][name]['examples']
     yield page.section('Mistakes', '', (
-        f'Of checkpoint {os.path.basename(network.name)}, on {examples:,} '
-        f'images: {outcome.split.source.name}, {outcome.split.split.spec}.'))
+        f'The sections on {name} show what checkpoint '
+        f'{os.path.basename(network.name)} predicts for {examples:,} images of '
+        f'{outcome.split.source.name}, split {outcome.split.split.spec}.'))
     yield from mistakes.sections(name, outcome, results['evals'][name],
                                  network.card['loss'])
 

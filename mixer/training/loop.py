@@ -149,8 +149,8 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
         job.save(step, state, scores)
       clock.restart(step)
       if ended or step == job.total_steps:
-        job.progress.say('training took '
-                         f'{clock.device_seconds() / 3600:,.3g} device-hours')
+        job.progress.say(
+            f'training took {clock.logged / 3600:,.3g} device-hours')
       if ended:
         job.progress.say(early(step, stale))
         break
@@ -212,7 +212,7 @@ def _log(job: Job, step: int, metrics: Metrics, record: Any,
     row.update({'train/images_per_second': job.batch_size / seconds,
                 'train/flops_per_second': speed,
                 'train/utilisation': speed / job.peak_flops})
-  row['train/device_seconds'] = clock.device_seconds()
+  row['train/device_seconds'] = clock.logged = clock.device_seconds()
   job.writer.write(step, row)
   job.progress.metrics(step, row)
 
@@ -230,9 +230,14 @@ def _check_finite(step: int, metrics: Metrics) -> None:
 
 
 class _Clock:
-  """Measures seconds per step, and device-seconds of the whole run."""
+  """Measures seconds per step, and device-seconds of the whole run.
+
+  Attributes:
+    logged: the device-seconds of the last line of metrics.
+  """
 
   def __init__(self, step: int, job: Job):
+    self.logged = job.spent
     self._began, self._job = time.monotonic(), job
     self.restart(step)
 
