@@ -16,7 +16,6 @@ import dataclasses
 import importlib
 import os
 import re
-import types
 
 from absl import flags
 from ml_collections import config_flags
@@ -154,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
   path = _WORKDIR.value or os.path.join(
       'runs', '-'.join(filter(None, (name, _subject()))))
   # Imported here, so that --help and mistakes in flags do not wait for JAX.
-  figures = _figures()
+  from mixer.analysis import figures
   from mixer.core import workdir
   from mixer.training import run
   if config is not None:
@@ -181,17 +180,6 @@ def _subject() -> str:
     return command.config_name()
   text = (_CHECKPOINT.value or '').removeprefix('runs/')
   return re.sub(r'[^\w.]+', '-', text).strip('-')
-
-
-def _figures() -> types.ModuleType:
-  """Returns `analysis.figures`, or refuses before anything is trained."""
-  try:
-    return importlib.import_module('mixer.analysis.figures')
-  except ModuleNotFoundError as e:
-    if e.name != 'matplotlib':
-      raise
-    raise errors.UserError('figures need matplotlib, which is not installed: '
-                           'pip install matplotlib') from None
 
 
 def _check_flags(name: str) -> None:

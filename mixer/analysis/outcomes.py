@@ -33,7 +33,7 @@ Outcomes: TypeAlias = dict[str, Outcome]   # by the name of the evaluation
 
 
 def class_names(network: 'Network', split: 'pipeline.Data',
-                 by_network: bool) -> list[str]:
+                by_network: bool) -> list[str]:
   """Returns a name for each class that is scored.
 
   The network may have more classes than names; these are numbers.

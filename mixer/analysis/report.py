@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import json
 import os
 import statistics
-from types import ModuleType
 from typing import Any
 
 from etils import epath
 import numpy as np
 
 from mixer import pretrained
+from mixer.analysis import figures
 from mixer.analysis import mistakes
 from mixer.analysis import mosaic
 from mixer.analysis import outcomes
@@ -59,10 +59,9 @@ def write(path: files.Path) -> str:
     The path of the page.
 
   Raises:
-    UserError: if matplotlib is missing, or the folder holds no run.
+    UserError: if the folder holds no run.
   """
   path = files.absolute(path)
-  figures = _figures()
   config, text = workdir.config_of(path), files.read(
       os.path.join(path, workdir.CARD))
   if config is None or text is None:
@@ -70,7 +69,7 @@ def write(path: files.Path) -> str:
         f'--workdir: {path!r} lacks {workdir.CONFIG} or {workdir.CARD}; '
         'expected the workdir of a run')
   rows = metrics_file.read(path)
-  parts = [*_curves(figures, rows), *_final(rows), *_of_network(path, config),
+  parts = [*_curves(rows), *_final(rows), *_of_network(path, config),
            *_config(config), *_bad_images(path), *_provenance(path)]
   out = os.path.join(path, workdir.REPORT)
   model = json.loads(text)['model']
@@ -79,18 +78,6 @@ def write(path: files.Path) -> str:
       f'{catalog.title(model)}. The run in {path}.', _facts(rows, path), parts,
       _STYLE))
   return out
-
-
-def _figures() -> ModuleType:
-  """Returns `analysis.figures`, which is loaded only here."""
-  try:
-    from mixer.analysis import figures
-  except ModuleNotFoundError as e:
-    if e.name != 'matplotlib':
-      raise
-    raise errors.UserError('a report needs matplotlib, which is not installed: '
-                           'pip install matplotlib') from None
-  return figures
 
 
 def _facts(rows: Sequence[Row], path: str) -> Iterator[str]:
@@ -119,7 +106,7 @@ def _latest(rows: Sequence[Row]) -> dict[str, Any]:
   return {key: value for row in rows for key, value in row.items()}
 
 
-def _curves(figures: ModuleType, rows: Sequence[Row]) -> Iterator[str]:
+def _curves(rows: Sequence[Row]) -> Iterator[str]:
   """Yields the section of curves; nothing if no step was logged."""
   shown = []
   for title, train, kinds in _CURVES:
@@ -144,7 +131,7 @@ def _curves(figures: ModuleType, rows: Sequence[Row]) -> Iterator[str]:
     if title == 'accuracy' or title.startswith('utilisation'):
       figures.percent(axis)
     if evals:
-      axis.legend(frameon=False, fontsize=7)
+      axis.legend()
     shown.append(f'<figure><figcaption><b>{page.escape(title)}</b></figcaption>'
                  f'{figures.to_svg(figure)}</figure>')
   if shown:

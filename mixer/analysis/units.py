@@ -110,8 +110,7 @@ def sort_and_pair(units: np.ndarray) -> np.ndarray:
     pairs have rising mean frequencies. If the number of units is odd, the one
     that is left over comes last. Pairs are those of `_pairs`.
   """
-  pairs, cosines = _pairs(units)
-  del cosines
+  pairs, _ = _pairs(units)
   paired = pairs[np.argsort(frequencies(units)[pairs].mean(1), kind='stable')]
   left = np.setdiff1d(np.arange(len(units)), pairs)
   return np.concatenate([paired.ravel(), left]).astype(int)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import math
 import os
 import statistics
-import typing
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
+from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
 from mixer.experiments import networks as families
@@ -26,9 +26,6 @@ from mixer.models import interface
 from mixer.models import pixel_order
 from mixer.pretrained import network
 from mixer.training import assembly
-
-if typing.TYPE_CHECKING:
-  from mixer.analysis import figures
 
 ORDERS = {'original': 'original', 'within': 'within patches',
           'patches': 'patches', 'both': 'patches and pixels within',
@@ -260,9 +257,8 @@ def accuracy(row: Mapping[str, Any]) -> str:
   return f'{row["mean"]:.2%}{spread}'
 
 
-def draw(found: Mapping[str, Any]) -> 'figures.Figure':
+def draw(found: Mapping[str, Any]) -> figures.Figure:
   """Returns accuracy against steps, a panel for each network (figure 4)."""
-  from mixer.analysis import figures
   names = list(found['networks'])
   figure, axes = figures.grid(
       1, len(names), sharey=True, height=2.3,
