@@ -149,6 +149,10 @@ def main(argv: Sequence[str]) -> None:
   if config is None and experiment.needs_config:
     raise errors.UserError('--config is required, such as '
                            '--config=configs/finetune.py:b16,cifar10')
+  if config is not None and not experiment.needs_config:
+    raise errors.UserError(
+        f'--config: {name} trains nothing and reads --'
+        f'{experiment.reads[0].name} instead; leave it out')
   _check_flags(name)
   path = _WORKDIR.value or os.path.join(
       'runs', '-'.join(filter(None, (name, _subject()))))
