@@ -70,14 +70,12 @@ def show(found: Mapping[str, Any]) -> None:
   for row in found['rows']:
     name, order = row['network'], row['order']
     mark = dict(zip(_ORDERS[1:], _MARKS[name])).get(order, '')
-    fixed = dict(row, accuracy=row['fixed'])
-    fixed['mean'], fixed['spread'] = runs.spread(row['fixed'])
     kept = lambda key: (
         '' if order == 'original' else permutation.WORDS[row[key]])
     rows.append((
-        name, permutation.ORDERS[order], permutation.accuracy(row),
+        name, permutation.ORDERS[order], runs.shown(row['accuracy']),
         kept('keeps'), _PAPER.get((name, order), ''),
-        permutation.accuracy(fixed), kept('fixed_keeps'), mark))
+        runs.shown(row['fixed']), kept('fixed_keeps'), mark))
   tables.show(tables.make(
       rows, ('network', 'order', '(1) trained so', 'kept', 'paper',
              '(2) fixed network', 'kept', 'marks'), left=2,
