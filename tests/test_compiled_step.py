@@ -132,7 +132,8 @@ def test_every_shipped_config_compiles_for_the_papers_tpu(name):
 CYCLES = (('Mixer-B/16', 64, 'forward', 31.63),
           ('Mixer-L/16', 32, 'forward', 56.26),
           ('Mixer-H/14', 16, 'forward', 74.62),
-          ('Mixer-B/16', 64, 'train', 104.50))
+          ('Mixer-B/16', 64, 'train', 104.50),
+          ('Mixer-L/16', 32, 'train', 184.51))
 
 
 @needs_libtpu
