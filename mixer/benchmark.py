@@ -229,6 +229,7 @@ def _tpu() -> dict[str, Any]:
 
 
 def _show_estimate(out: Mapping[str, Any]) -> None:
+  """Prints what `tpu_speed.estimate` returned."""
   ours = out['cycles']
   shown = lambda value, form, factor=1.0: (
       'unknown' if value is None else format(factor * value, form))

@@ -80,8 +80,10 @@ def _report_only() -> None:
 
 
 def _report(workdir: str) -> bool:
-  """Writes the report of a run that is complete, and returns whether it could:
-  the run has not failed if its report has."""
+  """Writes the report of a finished run, and returns whether it succeeded.
+
+  A report that fails does not fail the run.
+  """
   log.info('writing report.html')
   try:
     # Imported only now: a training step needs none of it.

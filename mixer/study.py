@@ -18,7 +18,6 @@ import dataclasses
 import importlib
 import os
 import re
-import types
 
 from absl import flags
 from ml_collections import config_flags
@@ -152,11 +151,15 @@ def main(argv: Sequence[str]) -> None:
   if config is None and experiment.needs_config:
     raise errors.UserError('--config is required, such as '
                            '--config=configs/finetune.py:b16,cifar10')
+  if config is not None and not experiment.needs_config:
+    raise errors.UserError(
+        f'--config: {name} trains nothing and reads --'
+        f'{experiment.reads[0].name} instead; leave it out')
   _check_flags(name)
   path = _WORKDIR.value or os.path.join(
       'runs', '-'.join(filter(None, (name, _subject()))))
   # Imported here, so that --help and mistakes in flags do not wait for JAX.
-  figures = _figures()
+  from mixer.analysis import figures
   from mixer.core import workdir
   from mixer.training import run
   if config is not None:
@@ -183,17 +186,6 @@ def _subject() -> str:
     return command.config_name()
   text = (_CHECKPOINT.value or '').removeprefix('runs/')
   return re.sub(r'[^\w.]+', '-', text).strip('-')
-
-
-def _figures() -> types.ModuleType:
-  """Returns `analysis.figures`, or refuses before anything is trained."""
-  try:
-    return importlib.import_module('mixer.analysis.figures')
-  except ModuleNotFoundError as e:
-    if e.name != 'matplotlib':
-      raise
-    raise errors.UserError('figures need matplotlib, which is not installed: '
-                           'pip install matplotlib') from None
 
 
 def _check_flags(name: str) -> None:

@@ -1,4 +1,5 @@
 """models/vit and models/bit: the networks that the paper compares with."""
+import json
 import re
 
 import jax
@@ -13,6 +14,7 @@ from mixer.core import trees
 from mixer.models import catalog
 from mixer.models import cost
 from mixer.pretrained import formats
+from mixer.training import resume
 
 # Parameters with 1,000 classes, and giga multiply-adds, at 224 pixels.
 SPECIFIED = {
@@ -146,3 +148,11 @@ def test_vit_positions_are_interpolated_between_the_corners():
   wanted = scipy.ndimage.zoom(place[0, 1:].reshape(3, 4, 12), (7 / 3, 6 / 4, 1),
                               order=1)
   np.testing.assert_allclose(made[0, 1:].reshape(7, 6, 12), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['Mixer-S/4', 'ViT-S/4', 'BiT-R14x1'])
+def test_a_run_resumes_with_the_network_that_it_trained(name, tmp_path):
+  model = models.create(name, num_classes=3)
+  card = dict(model=catalog.describe(model, name))
+  (tmp_path / 'model.json').write_text(json.dumps(card))
+  assert resume.as_trained(model, str(tmp_path)) == model

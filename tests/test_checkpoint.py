@@ -88,13 +88,8 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, again):
       save_step(3) if again else checkpoints.wait()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-  checkpoints.close()
-  checkpoints = checkpoint.Checkpoints(tmp_path)
   found, _, meta = checkpoints.restore(*map(abstract, (params, rest)))
   assert meta['step'] == 1 and same(found, params)
-  save_step(2)
-  checkpoints.wait()
-  assert checkpoints.steps() == [1, 2]
   checkpoints.close()
 
 

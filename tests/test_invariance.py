@@ -29,7 +29,7 @@ def test_the_table_says_which_question_each_column_answers(capsys):
   invariance.show(FOUND)
   text = ' '.join(capsys.readouterr().out.split())
   for words in ('(1) Does it learn as well', '(2) Does it, trained on original',
-                '(1) trained so', '(2) fixed network', '51.00% ± 1.00%',
+                '(1) trained so', '(2) fixed network', '51.00% ±1.41',
                 '3 standard errors'):
     assert words in text
   assert 'yes' in text and 'no' in text

@@ -81,7 +81,7 @@ def test_the_table_shows_drops_beside_the_papers_and_the_exact_statement(
     capsys):
   permutation.show(FOUND)
   text = capsys.readouterr().out
-  for words in ('patches and pixels within', '55.00% ± 7.00%', '40.0%',
+  for words in ('patches and pixels within', '55.00% ±7.07', '40.0%',
                 'about 45%', 'about 75%', '21 of 24 bits'):
     assert words in text
 

@@ -125,7 +125,7 @@ def test_a_network_without_token_mixing_units_has_no_mosaic():
 
 def test_a_mosaic_has_a_colour_for_each_sign():
   """The gaps between units are transparent."""
-  made = mosaic._mosaic(np.array([[[-2., 0.]], [[0., 4.]]]))
+  made = mosaic.coloured(np.array([[-1., 0., np.nan, 0., 1.]]))
   assert made.shape == (1, 5, 4)
   assert made[0, :, 3].tolist() == [255, 255, 0, 255, 255]
   blue, white, orange = made[0, 0, :3], made[0, 1, :3], made[0, 4, :3]

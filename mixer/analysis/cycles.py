@@ -77,6 +77,10 @@ def dearest(program: Iterable[Op], count: int = 10) -> list[tuple[str, int]]:
   """Returns (layer, cycles) of the most expensive layers.
 
   The blocks of a network are alike, so their ops are added up.
+
+  Args:
+    program: as `ops` returns it.
+    count: how many layers, at most.
   """
   by_layer: dict[str, int] = collections.Counter()
   for op in program:
@@ -91,7 +95,12 @@ def without_estimate(program: Iterable[Op]) -> dict[str, int]:
 
 
 def seconds(cycles: float, generation: str) -> float | None:
-  """Returns the time of so many cycles; None if the clock is not known."""
+  """Returns the time of so many cycles; None if the clock is not known.
+
+  Args:
+    cycles: of one device.
+    generation: such as 'v3'.
+  """
   return cycles / CLOCK[generation] if generation in CLOCK else None
 
 

@@ -9,13 +9,21 @@ import io
 import os
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 import numpy as np
 
+from mixer.core import errors
 from mixer.core import files
+
+try:
+  from matplotlib import rc_context
+  from matplotlib.axes import Axes
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+except ModuleNotFoundError as e:
+  if e.name != 'matplotlib':
+    raise
+  raise errors.UserError('figures need matplotlib, which is not installed: '
+                         'pip install matplotlib') from None
 
 COLUMN, PAGE = 3.4, 7.0   # widths in inches
 # Okabe and Ito (https://jfly.uni-koeln.de/color), the darker ones first.

@@ -1,4 +1,4 @@
-"""The mistakes of a network as parts of a page: who is taken for whom.
+"""The mistakes of a network as parts of a page: confused classes, and examples.
 
 A part is HTML, made of `core.page`.
 """
@@ -109,7 +109,7 @@ def sections(name: str, outcome: 'Outcome', scores: Mapping[str, Any],
          for r in sorted(scores['several_labels'],
                          key=lambda r: r['average_precision'])],
         ('class', 'examples', 'average precision', 'precision', 'recall',
-         'F1')), 'Each class is a question of its own. The worst come first.')
+         'F1')), 'Each class is predicted on its own. The worst come first.')
   else:
     yield page.section(f'Confusion matrix: {name}', *_matrix(outcome))
     if scores['confused_pairs']:

@@ -34,28 +34,24 @@ def section(network: Network) -> Iterator[str]:
     except errors.UserError:   # such as a ViT
       return
     order = units.sort_and_pair(found)[:_UNITS]
-    uri = thumbnails.of_pixels(_mosaic(found[order]), side=4096)
-    shown.append(
-        f'<figure class=units><img class=pixels alt="" src="{uri}"><figcaption>'
-        f'<b>block {layer}</b></figcaption></figure>')
+    uri = thumbnails.of_pixels(coloured(units.mosaic(
+        found[order], min(len(order), _COLUMNS))), side=4096)
+    shown.append(f'<figure class=units><img alt="" src="{uri}"><figcaption>'
+                 f'<b>block {layer}</b></figcaption></figure>')
   yield page.section('Token-mixing units', ''.join(shown), (
       f'The weights of up to {_UNITS} hidden units for the patches, each where '
       'its patch lies in the image: blue is negative, orange positive. Units '
       'stand beside their closest inverse, low frequencies first.'))
 
 
-def _mosaic(images: np.ndarray) -> np.ndarray:
-  """Returns units [N, rows, columns] side by side, uint8 [H, W, 4]."""
-  count, height, width = images.shape
-  scale = np.abs(images).max((1, 2), keepdims=True)
-  level = 1 + images / np.where(scale > 0, scale, 1)   # 0 to 2
-  colours = np.stack([np.interp(level, (0, 1, 2), c) for c in _COLOURS.T], -1)
-  columns = min(count, _COLUMNS)
-  lines = -(-count // columns)
-  gap = 1 if min(height, width) < 12 else 2
-  out = np.zeros((lines * (height + gap), columns * (width + gap), 4), np.uint8)
-  for i, colour in enumerate(colours):
-    y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
-    out[y:y + height, x:x + width, :3] = np.round(colour)
-    out[y:y + height, x:x + width, 3] = 255
-  return out[:-gap, :-gap]
+def coloured(weights: np.ndarray) -> np.ndarray:
+  """Returns the colours of weights, uint8 [H, W, 4].
+
+  Args:
+    weights: [H, W] from -1 to 1; NaN, as in the gaps of a mosaic, is
+      transparent.
+  """
+  colours = [np.interp(np.nan_to_num(weights), (-1, 0, 1), levels)
+             for levels in _COLOURS.T]
+  return np.stack([*colours, np.where(np.isnan(weights), 0, 255)], -1
+                  ).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a network made of each example of its evaluations, and its mistakes."""
+"""A network's predictions for the examples of its evaluations, and mistakes."""
 from collections.abc import Iterator
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What a network made of every example of an evaluation.
+  """A network's predictions for all examples of an evaluation.
 
   Attributes:
     split: the examples.
@@ -33,7 +33,7 @@ Outcomes: TypeAlias = dict[str, Outcome]   # by the name of the evaluation
 
 
 def class_names(network: 'Network', split: 'pipeline.Data',
-                 by_network: bool) -> list[str]:
+                by_network: bool) -> list[str]:
   """Returns a name for each class that is scored.
 
   The network may have more classes than names; these are numbers.

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import json
 import os
 import statistics
-from types import ModuleType
 from typing import Any
 
 from etils import epath
 import numpy as np
 
 from mixer import pretrained
+from mixer.analysis import figures
 from mixer.analysis import mistakes
 from mixer.analysis import mosaic
 from mixer.analysis import outcomes
@@ -59,46 +59,31 @@ def write(path: files.Path) -> str:
     The path of the page.
 
   Raises:
-    UserError: if matplotlib is missing, or the folder holds no run.
+    UserError: if the folder holds no run.
   """
   path = files.absolute(path)
-  figures = _figures()
-  config, text = workdir.config_of(path), files.read(
-      os.path.join(path, workdir.CARD))
-  if config is None or text is None:
+  config, card = workdir.config_of(path), workdir.card_of(path)
+  if config is None or card is None:
     raise errors.UserError(
         f'--workdir: {path!r} lacks {workdir.CONFIG} or {workdir.CARD}; '
         'expected the workdir of a run')
   rows = metrics_file.read(path)
-  parts = [*_curves(figures, rows), *_final(rows), *_of_network(path, config),
+  parts = [*_curves(rows), *_final(rows), *_of_network(path, config),
            *_config(config), *_bad_images(path), *_provenance(path)]
   out = os.path.join(path, workdir.REPORT)
-  model = json.loads(text)['model']
   files.write(out, page.make(
-      f'{model["name"]} on {config["data"]["name"]}',
-      f'{catalog.title(model)}. The run in {path}.', _facts(rows, path), parts,
-      _STYLE))
+      f'{card["model"]["name"]} on {config["data"]["name"]}',
+      f'{catalog.title(card["model"])}. The run in {path}.',
+      _facts(rows, path), parts, _STYLE))
   return out
-
-
-def _figures() -> ModuleType:
-  """Returns `analysis.figures`, which is loaded only here."""
-  try:
-    from mixer.analysis import figures
-  except ModuleNotFoundError as e:
-    if e.name != 'matplotlib':
-      raise
-    raise errors.UserError('a report needs matplotlib, which is not installed: '
-                           'pip install matplotlib') from None
-  return figures
 
 
 def _facts(rows: Sequence[Row], path: str) -> Iterator[str]:
   """Yields cards of the most important numbers."""
-  for key, value in _latest(rows).items():
-    if key.startswith('eval/') and key.endswith(('/accuracy', '/mAP')):
-      name, kind = key.removeprefix('eval/').rsplit('/', 1)
-      yield page.fact(f'{float(value):.2%}', f'{kind} on {name}')
+  for name, scores in _evaluations(rows).items():
+    for kind in ('accuracy', 'mAP'):
+      if kind in scores:
+        yield page.fact(f'{float(scores[kind]):.2%}', f'{kind} on {name}')
   if rows:
     yield page.fact(f'{rows[-1]["step"]:,}', 'steps')
   counted = (files.read(os.path.join(path, workdir.PARAMETERS)) or ''
@@ -119,14 +104,24 @@ def _latest(rows: Sequence[Row]) -> dict[str, Any]:
   return {key: value for row in rows for key, value in row.items()}
 
 
-def _curves(figures: ModuleType, rows: Sequence[Row]) -> Iterator[str]:
+def _evaluations(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+  """Returns {evaluation: {metric: its last value}}."""
+  found: dict[str, dict[str, Any]] = {}
+  for key, value in _latest(rows).items():
+    if key.startswith('eval/'):
+      name, kind = key.removeprefix('eval/').rsplit('/', 1)
+      found.setdefault(name, {})[kind] = value
+  return found
+
+
+def _curves(rows: Sequence[Row]) -> Iterator[str]:
   """Yields the section of curves; nothing if no step was logged."""
   shown = []
   for title, train, kinds in _CURVES:
-    evals = [key for key in _latest(rows) if key.startswith('eval/')
-             and key.rpartition('/')[2] in kinds]
-    curves = {'' if not evals else 'training batches': train} | {
-        key.removeprefix('eval/').rpartition('/')[0]: key for key in evals}
+    evals = {name: f'eval/{name}/{kind}'
+             for name, scores in _evaluations(rows).items()
+             for kind in kinds if kind in scores}
+    curves = {'training batches' if evals else '': train} | evals
     figure, axes = figures.grid(height=2.0)
     axis = axes[0, 0]
     for number, (label, key) in enumerate(curves.items()):
@@ -144,26 +139,21 @@ def _curves(figures: ModuleType, rows: Sequence[Row]) -> Iterator[str]:
     if title == 'accuracy' or title.startswith('utilisation'):
       figures.percent(axis)
     if evals:
-      axis.legend(frameon=False, fontsize=7)
+      axis.legend()
     shown.append(f'<figure><figcaption><b>{page.escape(title)}</b></figcaption>'
                  f'{figures.to_svg(figure)}</figure>')
   if shown:
     about = ('Augmentation, mixup and label smoothing change training batches '
              'only, so evaluations may have the lower loss.')
     if len(rows) > _POINTS:
-      about += (f' Of more than {_POINTS} points, means of neighbours are '
-                'drawn.')
+      about += (f' Curves of more than {_POINTS} points show means of '
+                'neighbours.')
     yield page.section('Curves', page.grid(shown), about)
 
 
 def _final(rows: Sequence[Row]) -> Iterator[str]:
   """Yields the table of the last value of every evaluation's metrics."""
-  found: dict[str, dict[str, Any]] = {}
-  for key, value in _latest(rows).items():
-    if key.startswith('eval/'):
-      name, kind = key.removeprefix('eval/').rsplit('/', 1)
-      found.setdefault(name, {})[kind] = value
-  if found:
+  if found := _evaluations(rows):
     yield page.section('Final evaluation', mistakes.scores_table(found))
 
 
@@ -243,8 +233,8 @@ def _bad_images(path: str) -> Iterator[str]:
     yield page.section('Bad images', page.table(
         [(row['image'], row['section'], row['reason']) for row in rows[:_BAD]],
         ('image', 'split of', 'reason'), text=True), (
-            f'{len(rows):,} images cannot be decoded. bad_images.jsonl lists '
-            f'them; the page has the first {min(len(rows), _BAD)}.'))
+            f'{len(rows):,} images cannot be decoded. {workdir.BAD_IMAGES} '
+            f'lists them; the page has the first {min(len(rows), _BAD)}.'))
 
 
 def _provenance(path: str) -> Iterator[str]:
@@ -256,4 +246,4 @@ def _provenance(path: str) -> Iterator[str]:
           if key not in ('versions', 'commit', 'uncommitted')}
   yield page.section('Provenance', page.table(
       [('code', provenance.line(made)), *workdir.flat(rest).items()],
-      text=True), 'What the latest start that trained had.')
+      text=True), 'As of the latest start that trained.')

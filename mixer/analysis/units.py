@@ -110,8 +110,7 @@ def sort_and_pair(units: np.ndarray) -> np.ndarray:
     pairs have rising mean frequencies. If the number of units is odd, the one
     that is left over comes last. Pairs are those of `_pairs`.
   """
-  pairs, cosines = _pairs(units)
-  del cosines
+  pairs, _ = _pairs(units)
   paired = pairs[np.argsort(frequencies(units)[pairs].mean(1), kind='stable')]
   left = np.setdiff1d(np.arange(len(units)), pairs)
   return np.concatenate([paired.ravel(), left]).astype(int)
@@ -129,12 +128,11 @@ def opposition(units: np.ndarray) -> float:
   return -float(_pairs(units)[1].mean())
 
 
-def baselines(units: np.ndarray, seed: int = 0) -> dict[str, float]:
+def baselines(units: np.ndarray) -> dict[str, float]:
   """Returns what to compare the opposition of units with.
 
   Args:
     units: [units, rows, columns], at least two.
-    seed: of the random units.
 
   Returns:
     'random', the opposition of units with independent normal weights, as they
@@ -143,7 +141,7 @@ def baselines(units: np.ndarray, seed: int = 0) -> dict[str, float]:
     'alike', the mean cosine of the given units if each is paired with the
     most similar one instead.
   """
-  noise = np.random.default_rng(seed).standard_normal(units.shape)
+  noise = np.random.default_rng(0).standard_normal(units.shape)
   waves = np.fft.fft2(noise)
   smooth = np.fft.ifft2(
       waves / np.abs(waves) * np.abs(np.fft.fft2(units))).real

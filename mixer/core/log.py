@@ -25,7 +25,7 @@ def setup(stream: TextIO | None = None) -> None:
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   absl_logging.use_python_logging(quiet=True)
   absl_logging.set_verbosity(absl_logging.ERROR)
-  # Orbax logs an error with its traceback, and raises it again.
+  # Orbax logs an error with its traceback, then raises it: report it once.
   logging.getLogger('absl').addFilter(
       lambda record: not record.exc_info or 'orbax' not in record.pathname)
   # File names may hold bytes that are not UTF-8; printing one must not fail.

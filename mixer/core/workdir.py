@@ -55,6 +55,13 @@ def config_of(path: files.Path) -> dict[str, Any] | None:
   return stored and {k: v for k, v in stored.items() if k != _PROVENANCE}
 
 
+def card_of(path: files.Path) -> dict[str, Any] | None:
+  """Returns the card (`core.cards`) of the run in a workdir, or None without
+  one."""
+  text = files.read(os.path.join(path, CARD))
+  return json.loads(text) if text else None
+
+
 def provenance(path: files.Path) -> dict[str, Any] | None:
   """Returns what the run in a workdir was made with, see `core.provenance`.
 

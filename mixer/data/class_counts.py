@@ -72,7 +72,7 @@ def check(train: pipeline.Data, evals: Mapping[str, pipeline.Data]) -> None:
         f'data.name: all images of {source.name} are of one class, '
         f'{(source.class_names or "0")[0]!r}, which leaves nothing to learn; '
         'give data of at least two classes')
-  told: set[int] = set()   # of the training split
+  reported: set[int] = set()   # of the training split
   for name, split in {'data': train, **{
       f'evals.{name}': split for name, split in evals.items()}}.items():
     counts = of(split)
@@ -89,13 +89,13 @@ def check(train: pipeline.Data, evals: Mapping[str, pipeline.Data]) -> None:
           f'in the training split {train.split.spec!r}, so its accuracy would '
           f'be 0; choose another split, of {", ".join(split.source.stored)}')
     absent = np.flatnonzero(counts == 0).tolist()
-    if not told.issuperset(absent):
+    if not reported.issuperset(absent):
       source = split.source
       log.warning('%s: %s', name, without_examples(
           counts, source.class_names, f' in {split.split.spec!r}',
           ids=source.name.startswith('manifest:')))
     if split is train:
-      told = set(absent)
+      reported = set(absent)
 
 
 def without_examples(counts: np.ndarray, names: Sequence[str] | None,

@@ -8,7 +8,7 @@ def share(stored: splits.Stored, spec: str, begin: float, end: float,
 
   A share that begins with 0 is a subset of each larger one. Where slices follow
   the fixed permutation, and in TFDS sets, which are mixed when they are
-  prepared, a share is a random subset that does not look at the classes.
+  prepared, a share is a random subset, drawn without regard to the classes.
 
   Args:
     stored: the splits of a source.

@@ -1,4 +1,4 @@
-"""Knows folders of splits by names: 'Training', 'val2017', 'test_set'."""
+"""Recognises folders of splits by name: 'Training', 'val2017', 'test_set'."""
 from collections.abc import Sequence
 import re
 

@@ -52,7 +52,7 @@ def numbers(source: 'Source', num_classes: int | None,
 def by_name(names: Sequence[str]) -> dict[str, int]:
   """Returns the number of each class name and of each synset among the names.
 
-  A name that several classes share tells none, so it is left out.
+  A name that several classes share is left out.
 
   Args:
     names: of the classes in order; released weights name a synset with a word,

@@ -1,6 +1,6 @@
 """Metrics of images with several labels or none, over a whole split.
 
-Every class is a question of its own: is it present? Precision, recall and F1
+Every class is predicted on its own: is it present? Precision, recall and F1
 count a class as predicted from a probability of 0.5 on. Average precision is
 the sum of (R_n - R_{n-1}) P_n over the thresholds n, where examples of equal
 probability share a threshold, as in scikit-learn.

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from mixer.analysis import figures
@@ -25,14 +24,14 @@ _LEVELS = 127   # of a weight in result.json
 _COLOURS = 'RdBu_r'   # diverging, and safe for people with colour blindness
 
 
-def run(config: ml_collections.ConfigDict | None, path: str, *,
+def run(config: None, path: str, *,
         checkpoint: str | None = None,
         layers: Sequence[int | str] | None = None,
         units: int = 64) -> dict[str, Any]:
   """Measures and collects the units of a network.
 
   Args:
-    config: none is needed.
+    config: unused.
     path: unused; the caller writes there.
     checkpoint: a run, a file of weights or a release, see `open_network`.
     layers: numbers of blocks, from 0; by default the first three. A network
@@ -49,10 +48,7 @@ def run(config: ml_collections.ConfigDict | None, path: str, *,
   Raises:
     UserError: if there is no such checkpoint, or a layer has no such units.
   """
-  del path
-  if config is not None:
-    raise errors.UserError('--config: filters trains nothing and takes the '
-                           'network from --checkpoint; leave it out')
+  del config, path
   if not checkpoint:
     raise errors.UserError('--checkpoint: expected a run, a file of weights or '
                            'the name of a release, got none')

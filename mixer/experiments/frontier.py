@@ -19,13 +19,12 @@ _OTHER = 'x'   # the marker of networks that this code does not have
 _PLACES = {'Mixer': (-1, 1), 'ViT': (1, 1), 'BiT': (1, -1)}
 
 
-def run(config: Any, path: str, *, runs: Sequence[str] = (),
+def run(config: None, path: str, *, runs: Sequence[str] = (),
         metric: str | None = None) -> dict[str, Any]:
   """Reads what runs reached, and finds those that no other run beats.
 
   Args:
-    config: None.
-    path: not used.
+    config, path: unused.
     runs: workdirs of the user's runs; none is fine.
     metric: as for `run_records.read`.
 
@@ -35,10 +34,10 @@ def run(config: Any, path: str, *, runs: Sequence[str] = (),
     paper's results on ImageNet that its figures show.
 
   Raises:
-    UserError: if there is a config, or a run is not there or lacks the metric.
+    UserError: if a run is not there or lacks the metric.
   """
-  del path
-  rows = run_records.read_all(config, runs, metric)
+  del config, path
+  rows = run_records.read_all(runs, metric)
   for key, field, sign in (('best_for_cost', 'device_days', 1),
                            ('best_for_speed', 'speed', -1)):
     known = [row for row in rows if row[field] is not None]

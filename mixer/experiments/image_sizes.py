@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   Raises:
     UserError: if a size or a method is wrong.
   """
-  runs.check_evaluated(config)
+  metric = runs.accuracy_of(config)
   if not sizes or not all(str(size).isdigit() for size in sizes):
     raise errors.UserError(
         '--sizes: expected image sizes in pixels, such as --sizes=20,48, got '
@@ -53,7 +53,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       raise errors.unknown('--methods', method, METHODS)
   first = os.path.join(path, 'first')
   scores = runs.train(config, first)
-  metric, rows = f'eval/{next(iter(config.evals))}/accuracy', []
+  rows = []
   trained = network.open_network(first)
   for size in map(int, sizes):
     at = assembly.edited(config, run=dict(image_size=size, image_width=None))

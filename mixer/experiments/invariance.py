@@ -6,19 +6,16 @@ images when only its input is permuted?
 """
 from collections.abc import Mapping
 from collections.abc import Sequence
-import typing
 from typing import Any
 
 import ml_collections
 
+from mixer.analysis import figures
 from mixer.core import tables
 from mixer.experiments import networks as families
 from mixer.experiments import permutation
 from mixer.experiments import runs
 from mixer.pretrained import network
-
-if typing.TYPE_CHECKING:
-  from mixer.analysis import figures
 
 _ORDERS = ('original', 'within', 'patches', 'all')
 # Whether a network is invariant to each order but the first, in a published
@@ -73,14 +70,12 @@ def show(found: Mapping[str, Any]) -> None:
   for row in found['rows']:
     name, order = row['network'], row['order']
     mark = dict(zip(_ORDERS[1:], _MARKS[name])).get(order, '')
-    fixed = dict(row, accuracy=row['fixed'])
-    fixed['mean'], fixed['spread'] = runs.spread(row['fixed'])
     kept = lambda key: (
         '' if order == 'original' else permutation.WORDS[row[key]])
     rows.append((
-        name, permutation.ORDERS[order], permutation.accuracy(row),
+        name, permutation.ORDERS[order], runs.shown(row['accuracy']),
         kept('keeps'), _PAPER.get((name, order), ''),
-        permutation.accuracy(fixed), kept('fixed_keeps'), mark))
+        runs.shown(row['fixed']), kept('fixed_keeps'), mark))
   tables.show(tables.make(
       rows, ('network', 'order', '(1) trained so', 'kept', 'paper',
              '(2) fixed network', 'kept', 'marks'), left=2,
@@ -91,9 +86,8 @@ def show(found: Mapping[str, Any]) -> None:
       'published table, which does not say which question it answers.'))
 
 
-def draw(found: Mapping[str, Any]) -> 'figures.Figure':
+def draw(found: Mapping[str, Any]) -> figures.Figure:
   """Returns accuracies as grouped bars, a panel for each network."""
-  from mixer.analysis import figures
   names = list(found['networks'])
   figure, axes = figures.grid(
       1, len(names), sharey=True, height=2.2,

@@ -47,6 +47,9 @@ def alike(config: ml_collections.ConfigDict,
   Args:
     config: of a run with a Mixer.
     family: 'Mixer', 'ViT' or 'BiT'; the config's own is left as it is.
+
+  Raises:
+    UserError: if the config's network is neither a Mixer nor of the family.
   """
   name = config.model.name
   if name.startswith(f'{family}-'):
@@ -87,7 +90,7 @@ def _size(config: ml_collections.ConfigDict) -> grid.Size:
 
 
 def model(config: ml_collections.ConfigDict) -> interface.Model:
-  """Returns the network of a config; 3 channels and 10 classes count if open.
+  """Returns the network of a config, by default with 3 channels and 10 classes.
   """
   section = {key: value for key, value in config.model.items()
              if key not in catalog.without_effect(config.model)}

@@ -40,7 +40,7 @@ _POINTS = 50   # of a curve of the loss, each a mean
 
 
 def run(config: ml_collections.ConfigDict, path: str, *,
-        rates: Sequence[str] = (), seeds: int | None = None) -> dict[str, Any]:
+        rates: Sequence[str] = (), seeds: int = 1) -> dict[str, Any]:
   """Tunes both optimizers, then trains with the best rate of each.
 
   Args:
@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     rates: 'sgd=R1,R2,...' or 'adam=R1,R2,...', learning rates to try instead of
       `RATES`.
     seeds: final runs of each optimizer, with seeds that count up from
-      `run.seed`; by default 1. The rates are tried with the first seed.
+      `run.seed`. The rates are tried with the first seed.
 
   Returns:
     {'metric', 'train', 'dev', 'optimizers'}: the name of the accuracy of final
@@ -82,7 +82,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
                         learning_rates=tried[name])
     rate = found['runs'][found['choice']]['learning_rate']
     finals = []
-    for seed in range(settings.seed, settings.seed + (seeds or 1)):
+    for seed in range(settings.seed, settings.seed + seeds):
       # The sweep has trained the first one.
       where = os.path.join(path, name, 'final' if seed == settings.seed and (
           found['retrain']) else f'seed-{seed}')
@@ -141,11 +141,10 @@ def show(found: Mapping[str, Any]) -> None:
         'diverged' if row['accuracy'] is None else f'{row["accuracy"]:.2%}',
         '' if row['rate'] != one['rate'] else 'best' + ', at the edge' * edge)
               for row in one['tried']]
-    mean, deviation = runs.spread([row['accuracy'] for row in one['runs']])
-    several = f' ±{100 * deviation:.2f}' if len(one['runs']) > 1 else ''
     loss = runs.spread([row['loss']['values'][-1] for row in one['runs']])[0]
-    finals.append((_TITLES[name], f'{one["rate"]:g}', f'{mean:.2%}{several}',
-                   f'{loss:.3f}'))
+    finals.append((
+        _TITLES[name], f'{one["rate"]:g}',
+        runs.shown([row['accuracy'] for row in one['runs']]), f'{loss:.3f}'))
   tables.show(
       tables.make(
           tried, ('optimizer', 'learning rate', found['dev'], ''),

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import math
 import os
 import statistics
-import typing
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
+from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
 from mixer.experiments import networks as families
@@ -26,9 +26,6 @@ from mixer.models import interface
 from mixer.models import pixel_order
 from mixer.pretrained import network
 from mixer.training import assembly
-
-if typing.TYPE_CHECKING:
-  from mixer.analysis import figures
 
 ORDERS = {'original': 'original', 'within': 'within patches',
           'patches': 'patches', 'both': 'patches and pixels within',
@@ -93,6 +90,9 @@ def trained(config: ml_collections.ConfigDict, path: str, names: Sequence[str],
     curve, 'curves' [seeds, N] of accuracy, 'accuracy' [seeds] at the end,
     'mean', 'spread' (their standard deviation), 'drop', the part of the
     original order's mean accuracy that is lost, and 'keeps', see `keeps`.
+
+  Raises:
+    UserError: if a name or the patch is wrong.
   """
   metric = runs.accuracy_of(config)
   rows: list[dict[str, Any]] = []
@@ -137,7 +137,7 @@ def trained(config: ml_collections.ConfigDict, path: str, names: Sequence[str],
 
 
 def folder(path: str, family: str, order: str, seed: int) -> str:
-  """Returns the directory of one run."""
+  """Returns the directory of the run of a network, an order and a seed."""
   return os.path.join(path, f'{family}-{order}-seed{seed}')
 
 
@@ -233,9 +233,8 @@ def counterpart(params: interface.Params, patches: np.ndarray,
 
 def show(found: Mapping[str, Any]) -> None:
   """Prints what `run` returned."""
-  exactly = found.get('exact')
   tables.show(tables.make(
-      [(row['network'], ORDERS[row['order']], accuracy(row),
+      [(row['network'], ORDERS[row['order']], runs.shown(row['accuracy']),
         *(('', '') if row['order'] == 'original' else
           (f'{row["drop"]:.1%}', WORDS[row['keeps']])),
         _PAPER.get((row['network'], row['order']), ''))
@@ -246,7 +245,7 @@ def show(found: Mapping[str, Any]) -> None:
       f'pixels; mean and standard deviation over {found["seeds"]} seeds',
       caption=f'{RULE} The paper\'s drops: 5-shot linear ImageNet accuracy of '
       'Mixer-B/16 and ResNet50x1, pre-trained on JFT-300M.'))
-  if exactly:
+  if exactly := found.get('exact'):
     print('Exact statement: with patches and pixels permuted, and the '
           "Mixer's parameters likewise, the logits\n  differ by at most "
           f'{exactly["units"]:.0f} units in the last place of the largest: '
@@ -254,15 +253,8 @@ def show(found: Mapping[str, Any]) -> None:
           'another order.')
 
 
-def accuracy(row: Mapping[str, Any]) -> str:
-  """Returns mean and spread of a row, for a table."""
-  spread = f' ± {row["spread"]:.2%}' if len(row['accuracy']) > 1 else ''
-  return f'{row["mean"]:.2%}{spread}'
-
-
-def draw(found: Mapping[str, Any]) -> 'figures.Figure':
+def draw(found: Mapping[str, Any]) -> figures.Figure:
   """Returns accuracy against steps, a panel for each network (figure 4)."""
-  from mixer.analysis import figures
   names = list(found['networks'])
   figure, axes = figures.grid(
       1, len(names), sharey=True, height=2.3,

@@ -1,14 +1,12 @@
 """What runs of the user reached, read from the files that they left."""
 from collections.abc import Mapping
 from collections.abc import Sequence
-import json
 import os
 import statistics
 from typing import Any
 
 from mixer import models
 from mixer.core import errors
-from mixer.core import files
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.models import cost
@@ -31,13 +29,13 @@ def read(path: str, metric: str | None = None) -> dict[str, Any]:
     'parameters' and 'multiply_adds' of one image; 'step' of the last line, and
     'steps' of the whole run; 'metric', and its last 'value'; 'device_days';
     'speed', the median of its images per second and device in training; and
-    'devices', their kind. Values that the files do not tell are None.
+    'devices', their kind. Values that the files lack are None.
 
   Raises:
     UserError: if there is no such run, or it has no such metric.
   """
   config = workdir.config_of(path)
-  card = json.loads(files.read(os.path.join(path, workdir.CARD)) or 'null')
+  card = workdir.card_of(path)
   lines = metrics_file.read(path)
   if config is None or card is None or not lines:
     raise errors.UserError(
@@ -72,23 +70,19 @@ def read(path: str, metric: str | None = None) -> dict[str, Any]:
       devices=devices.get('kind'))
 
 
-def read_all(config: object, paths: Sequence[str], metric: str | None = None
+def read_all(paths: Sequence[str], metric: str | None = None
              ) -> list[dict[str, Any]]:
   """Returns `read` of each path, with the 'label' of a figure or table.
 
   One line each says what cannot be compared.
 
   Args:
-    config: what --config gave, which must be None.
     paths: workdirs.
     metric: as for `read`.
 
   Raises:
-    UserError: if there is a config, or as `read` raises it.
+    UserError: as `read` raises it.
   """
-  if config is not None:
-    raise errors.UserError('--config: this experiment trains nothing and reads '
-                           'runs from --runs; leave it out')
   found = [read(path, metric) for path in paths]
   names = [os.path.basename(path.rstrip('/')) for path in paths]
   for row, name in zip(found, names):
@@ -116,7 +110,7 @@ def _is_score(metric: str) -> bool:
 
 
 def _steps(run: Mapping[str, Any], made: Mapping[str, Any]) -> int | None:
-  """Returns the length of a run in steps, if its files tell it."""
+  """Returns the length of a run in steps, or None if its files lack it."""
   examples = made.get('data', {}).get('examples')
   if run['total_steps'] or not examples:
     return run['total_steps']

@@ -102,6 +102,12 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
           statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
+def shown(values: Sequence[float]) -> str:
+  """Returns the mean of fractions in percent, with `spread` if several."""
+  mean, deviation = spread(values)
+  return f'{mean:.2%}' + (f' ±{100 * deviation:.2f}' if len(values) > 1 else '')
+
+
 def check_evaluated(config: ml_collections.ConfigDict) -> None:
   """Raises a UserError if the config has no evaluation to compare by."""
   if not config.evals:
@@ -120,19 +126,18 @@ def short(config: ml_collections.ConfigDict,
 
 
 def evaluate(config: ml_collections.ConfigDict, model: interface.Model,
-             params: Mapping[str, Any], image_size: int | tuple[int, int], *,
-             batch_size: int | None = None) -> dict[str, float]:
+             params: Mapping[str, Any], image_size: int | tuple[int, int]
+             ) -> dict[str, float]:
   """Returns the metrics of a network on the evaluations of a config.
 
   Args:
-    config: its sections `data` and `evals` are used.
+    config: its sections `data` and `evals`, and `run.batch_size`, are used.
     model: the network.
     params: its parameters.
     image_size: side in pixels, or (height, width).
-    batch_size: images at a time; by default `run.batch_size`.
   """
   return _scores(dict(data=config.data, evals=config.evals), model, params,
-                 image_size, batch_size or config.run.batch_size)
+                 image_size, config.run.batch_size)
 
 
 def few_shot(config: ml_collections.ConfigDict, model: interface.Model,

@@ -24,9 +24,8 @@ from mixer.data import class_counts
 from mixer.data import shares
 from mixer.data import splits
 from mixer.evaluation import suite
+from mixer.experiments import networks as families
 from mixer.experiments import runs
-from mixer.experiments.networks import alike
-from mixer.experiments.networks import families
 from mixer.training import assembly
 
 SHOTS = 5
@@ -37,7 +36,7 @@ _EVALUATIONS = 5   # during a run; the best of them counts
 
 def run(config: ml_collections.ConfigDict, path: str, *,
         fractions: Sequence[str | float] = (.03, .1, .3, 1),
-        networks: Sequence[str] = ('Mixer', 'ViT', 'BiT'),
+        networks: Sequence[str] = families.FAMILIES,
         seeds: int = 1) -> dict[str, Any]:
   """Trains each network on each subset.
 
@@ -49,9 +48,9 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     config: the config of a run with a Mixer on the full training set.
     path: directory of the experiment.
     fractions: shares of the training images, above 0 up to 1.
-    networks: families of `networks.alike`.
+    networks: names of `families.FAMILIES`.
     seeds: runs for each network and subset, with seeds that count up from
-      `run.seed`; by default 1.
+      `run.seed`.
 
   Returns:
     {'steps', 'metrics', 'sets', 'rows'}: 'sets' has 'fraction', 'examples' and
@@ -65,10 +64,10 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       evaluation cannot be made.
   """
   metrics = dict(accuracy=runs.accuracy_of(config))
-  settings, names = assembly.check(config), families(networks)
+  settings, names = assembly.check(config), families.families(networks)
   chosen = _fractions(fractions)
   config, metrics['few_shot'] = _with_few_shot(config, settings.image_size)
-  stored = runs.stored_splits(config, 'data')
+  stored = runs.stored_splits(config)
   full = len(splits.select(stored, config.data.split, 'data.split'))
   steps = settings.steps(full)
   sets = []
@@ -78,11 +77,11 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     count = len(splits.select(stored, split, 'data.split'))
     sets.append(dict(fraction=share, split=split, examples=count,
                      epochs=steps * settings.batch_size / count))
-  configs = {name: assembly.edited(alike(config, name), run=dict(
+  configs = {name: assembly.edited(families.alike(config, name), run=dict(
       total_steps=steps, total_epochs=None, patience=0,
       eval_every=math.ceil(steps / _EVALUATIONS))) for name in names}
   rows = []
-  for seed in range(settings.seed, settings.seed + (seeds)):
+  for seed in range(settings.seed, settings.seed + seeds):
     for subset in sets:
       for name, one in configs.items():
         where = os.path.join(path, f'{name}-{subset["examples"]}-{seed}')
@@ -100,9 +99,7 @@ def show(found: Mapping[str, Any]) -> None:
              for subset in found['sets']]
   for key, title in _titles(found).items():
     tables.show(tables.make(
-        [(name, *(_cell([row[key] for row in found['rows']
-                         if (row['network'], row['examples']) == (
-                             name, subset['examples'])])
+        [(name, *(runs.shown(_values(found, key, name, subset['examples']))
                   for subset in found['sets'])) for name in _names(found)],
         ('network', *columns),
         title=f'{title} ({found["metrics"][key]}), {found["steps"]:,} steps',
@@ -119,10 +116,7 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
   counts = [subset['examples'] for subset in found['sets']]
   for axes, (key, title) in zip(panels, _titles(found).items()):
     for number, name in enumerate(_names(found)):
-      values = np.array([
-          [row[key] for row in found['rows']
-           if (row['network'], row['examples']) == (name, count)]
-          for count in counts])
+      values = np.array([_values(found, key, name, n) for n in counts])
       figures.band(axes, counts, values.T, number=number, label=name,
                    marker=figures.MARKERS[number])
     axes.set(xscale='log', xlabel='Training images', ylabel=title)
@@ -144,9 +138,11 @@ def _names(found: Mapping[str, Any]) -> list[str]:
   return list(dict.fromkeys(row['network'] for row in found['rows']))
 
 
-def _cell(values: Sequence[float]) -> str:
-  mean, deviation = runs.spread(values)
-  return f'{mean:.2%}' + (f' ±{100 * deviation:.2f}' if len(values) > 1 else '')
+def _values(found: Mapping[str, Any], key: str, name: str,
+            examples: int) -> list[float]:
+  """Returns the scores of a network's seeds on one subset."""
+  return [row[key] for row in found['rows']
+          if (row['network'], row['examples']) == (name, examples)]
 
 
 def _fractions(texts: Sequence[str | float]) -> list[float]:

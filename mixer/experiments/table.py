@@ -20,13 +20,12 @@ _SHORT = {published.I1K: 'i1k', published.I21K: 'i21k',
           'unlabelled jft': 'unlab.', 'web pairs': 'web'}
 
 
-def run(config: Any, path: str, *, runs: Sequence[str] = (),
+def run(config: None, path: str, *, runs: Sequence[str] = (),
         metric: str | None = None) -> dict[str, Any]:
   """Computes the cost of the paper's networks, and reads what runs reached.
 
   Args:
-    config: None.
-    path: not used.
+    config, path: unused.
     runs: workdirs of the user's runs.
     metric: as for `run_records.read`.
 
@@ -37,10 +36,10 @@ def run(config: Any, path: str, *, runs: Sequence[str] = (),
     Networks that this code does not have lack 'parameters' and 'gmacs'.
 
   Raises:
-    UserError: if there is a config, or a run is not there or lacks the metric.
+    UserError: if a run is not there or lacks the metric.
   """
-  del path
-  rows = run_records.read_all(config, runs, metric)
+  del config, path
+  rows = run_records.read_all(runs, metric)
   for row in rows:
     same = None if row['start'] else published.row(row['name'], row['data'])
     row['paper'] = same and dataclasses.asdict(same)

@@ -6,7 +6,6 @@ several seeds with the config's recipe, which is not tuned for it.
 """
 from collections.abc import Mapping
 from collections.abc import Sequence
-import json
 import os
 import statistics
 from typing import Any
@@ -16,7 +15,6 @@ import ml_collections
 from mixer import models
 from mixer.analysis import figures
 from mixer.core import errors
-from mixer.core import files
 from mixer.core import tables
 from mixer.core import workdir
 from mixer.core.log import log
@@ -34,7 +32,7 @@ _PAPER = {
 
 
 def run(config: ml_collections.ConfigDict, path: str, *,
-        variants: Sequence[str] | None = None, seeds: int | None = None
+        variants: Sequence[str] | None = None, seeds: int = 2
         ) -> dict[str, Any]:
   """Trains each variant from each seed, in PATH/VARIANT-SEED.
 
@@ -43,8 +41,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     path: directory of the experiment.
     variants: values of `model.token_mixing`, such as 'tied' or 'grouped:4'; by
       default every row of the table.
-    seeds: runs of each variant, from seeds that count up from `run.seed`; 2 by
-      default.
+    seeds: runs of each variant, from seeds that count up from `run.seed`.
 
   Returns:
     {'metric', 'seeds', 'spread', 'rows'}. 'spread' is the standard deviation
@@ -57,8 +54,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   Raises:
     UserError: if a variant is refused, before anything is trained.
   """
-  metric, seeds = runs.accuracy_of(config), seeds or 2
-  trials = {}
+  metric, trials = runs.accuracy_of(config), {}
   for variant in dict.fromkeys(variants or token_mixing.TABLE):
     for seed in range(config.run.seed, config.run.seed + seeds):
       trial = assembly.edited(config, model=dict(token_mixing=variant),
@@ -142,7 +138,7 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
 
 def _cost(folder: str) -> dict[str, int]:
   """Returns the number of parameters and the FLOPs of a run's network."""
-  card = json.loads(files.read(os.path.join(folder, workdir.CARD)) or '{}')
+  card = workdir.card_of(folder) or {}
   model = models.create(**card['model'])
   return dict(parameters=cost.parameters(model, card['image_size']),
               flops=cost.forward_flops(model, card['image_size']))
@@ -173,7 +169,7 @@ def _cells(row: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
 
 def _caption(found: Mapping[str, Any]) -> str:
   if found['spread'] is None:
-    return 'one seed does not tell a difference from chance; try --seeds=3'
+    return 'one seed cannot show whether a difference is chance; try --seeds=3'
   return (f'spread: {100 * found["spread"]:.2f} points, the standard deviation '
           'over seeds, pooled over all variants. By chance, a difference '
           f'between two means of {found["seeds"]} seeds is about '

@@ -35,7 +35,7 @@ def are_in(image: Image.Image, file: bytes) -> bool:
     image: as Pillow opened it.
     file: the bytes of the image file.
   """
-  # Pillow's mode does not tell for an image in colour.
+  # Pillow's mode does not show the depth of an image in colour.
   if image.mode[0] in 'IF' or _png_depth(file) == 16:
     return True
   if image.format != 'TIFF':

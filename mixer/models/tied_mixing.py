@@ -80,8 +80,8 @@ class TokenMixing:
       the middle block then mixes in this way, the others as the paper does.
       None if there are as many tokens as before.
     shown: shapes of the parameters in 'token_mixing', by name -> what they show
-      of `n` and `d`; a KeyError or so if they are not of this way. None if they
-      show nothing.
+      of `n` and `d`; it raises KeyError, IndexError or ValueError for those of
+      another way. None if they show nothing.
     resize: {method: (parameters, old grid, new grid) -> parameters}, for other
       numbers of tokens; see `pretrained.resize`.
     widens: whether the method 'block' multiplies D_S by the number of parts.

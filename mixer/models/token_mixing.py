@@ -81,7 +81,7 @@ def untied(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
 
 
 class GroupedMlp(nn.Module):
-  """Holds the MLP of `grouped` under a name that tells G: shapes do not."""
+  """Holds the MLP of `grouped` under a name with G, which no shape shows."""
   number: int
   mlp: dict[str, Any]
 

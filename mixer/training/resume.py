@@ -1,13 +1,10 @@
 """Restores the state of an earlier run, if the new one may go on from it."""
 from collections.abc import Mapping
 from collections.abc import Sequence
-import json
-import os
 from typing import Any
 
 from mixer.core import checkpoint
 from mixer.core import errors
-from mixer.core import files
 from mixer.core import workdir
 from mixer.models import grid
 from mixer.models import interface
@@ -26,13 +23,13 @@ def as_trained(model: interface.Model, path: str) -> interface.Model:
     model: as the config describes it.
     path: the workdir.
   """
-  kept = _card(path).get('model', {})
+  kept = (workdir.card_of(path) or {}).get('model', {})
   taken = {key: kept[key] for key in (
       *model.WIDTHS, *model.TIED_TO_SIZE, *model.TAKEN_FROM_WEIGHTS)
            if key in kept}
   patch = grid.pair(kept.get('patch_size', model.patch_size))
-  return model.clone(
-      patch_size=patch if patch[0] != patch[1] else patch[0], **taken)
+  taken['patch_size'] = patch if patch[0] != patch[1] else patch[0]
+  return model.clone(**taken)
 
 
 def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
@@ -58,7 +55,7 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
     RunError: if there are checkpoints and none can be read.
   """
   # The classes come first: with another number of them, no checkpoint fits.
-  _check_classes(_card(path), card)
+  _check_classes(workdir.card_of(path) or {}, card)
   found = checkpoints.restore(shapes.params, shapes.rest)
   if found is None:
     return None
@@ -78,10 +75,6 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
         f'{done} steps already; give at least {done}')
   checkpoints.set_aside_after(done)
   return step.State(params=params, **rest), meta.get('skipped', [])
-
-
-def _card(path: str) -> dict[str, Any]:
-  return json.loads(files.read(os.path.join(path, workdir.CARD)) or '{}')
 
 
 def _check_classes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
