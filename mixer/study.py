@@ -66,7 +66,8 @@ class Experiment:
       returns a figure of `analysis.figures`.
     question: what it answers, in one line of --help.
     reads: its flags. Their names are the keyword arguments of `run`.
-    needs_config: whether it trains. If not, `config` is None without --config.
+    needs_config: whether it reads a config. If not, --config is refused and
+      `config` is None.
   """
   module: str
   question: str
@@ -153,8 +154,8 @@ def main(argv: Sequence[str]) -> None:
                            '--config=configs/finetune.py:b16,cifar10')
   if config is not None and not experiment.needs_config:
     raise errors.UserError(
-        f'--config: {name} trains nothing and reads --'
-        f'{experiment.reads[0].name} instead; leave it out')
+        f'--config: {name} reads --{experiment.reads[0].name} instead; '
+        'leave it out')
   _check_flags(name)
   path = _WORKDIR.value or os.path.join(
       'runs', '-'.join(filter(None, (name, _subject()))))
