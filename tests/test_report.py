@@ -1,6 +1,7 @@
 """The page about a run, and the pages of predictions and evaluations."""
 import html.parser
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -8,6 +9,8 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
@@ -21,10 +24,12 @@ from mixer.analysis import outcomes
 from mixer.analysis import prediction_page
 from mixer.analysis import report
 from mixer.analysis import scoring
+from mixer.core import checkpoint
 from mixer.core import errors
+from mixer.core import provenance
 from mixer.core import workdir
 from mixer.pretrained import network as networks
-from mixer.training import run
+from mixer.training import assembly
 
 CLASSES = ('<b>cat', 'dog & "co"', 'owl')
 CHROMIUM = next(filter(None, map(shutil.which, (
@@ -64,20 +69,37 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
-  """A short run on arrays with odd class names, and its report."""
+  """What a run on arrays with odd class names leaves after a kill, and its
+  report."""
   pytest.importorskip('matplotlib')
   root = tmp_path_factory.mktemp('report')
+  (root / 'run').mkdir()
   rng = np.random.default_rng(0)
   np.savez(root / 'x.npz', class_names=CLASSES, labels=np.arange(60) % 3,
            images=rng.integers(0, 255, (60, 8, 8, 3), dtype=np.uint8))
   config = digits.get_config()
-  config.model.update(hidden_dim=8, num_blocks=1, tokens_mlp_dim=8,
-                      channels_mlp_dim=8)
   config.data.name = f'arrays:{root}/x.npz'
-  config.augment.update(rotate=0., zoom=0., shift=0., mixup=0.)
-  config.run.update(batch_size=8, total_steps=3, log_every=1, eval_every=2)
-  run.train(config, str(root / 'run'))
-  (root / 'run' / workdir.BAD_IMAGES).write_text(
+  out = root / 'run'
+  network = small_networks.make((8, 8), len(CLASSES), patch_size=2,
+                                crop='resize')
+  workdir.write_json(out / workdir.CARD, dict(
+      network.card, class_names=CLASSES))
+  workdir.write_config(out, assembly.stored(config), provenance.collect(
+      data=dict(source='0123', split='train', examples=54)))
+  rows = [{'step': step, **{f'train/{key}': 1 / step for key in (
+      'loss', 'accuracy', 'learning_rate', 'gradient_norm', 'utilisation',
+      'images_per_second', 'device_seconds')}} for step in (1, 2, 3)]
+  rows[-1] |= {'eval/test/accuracy': .5, 'eval/test/loss': 'nan',
+               'eval/test/examples': 6}
+  (out / workdir.METRICS).write_text(
+      ''.join(f'{json.dumps(row)}\n' for row in rows) + '{"step": 4, "tr')
+  (out / workdir.PARAMETERS).write_text('Total: 1,234 -- 4,936 bytes\n')
+  checkpoints = checkpoint.Checkpoints(out / workdir.CHECKPOINTS)
+  checkpoints.save(3, jax.tree.map(jnp.asarray, network.params),
+                   {'step': jnp.zeros(1)}, {'data': {}})
+  checkpoints.wait()
+  checkpoints.close()
+  (out / workdir.BAD_IMAGES).write_text(
       '{"section": "data", "image": "<i>.jpg", "reason": "cut short"}\n')
   report.write(root / 'run')
   return root / 'run'
@@ -90,7 +112,7 @@ def test_the_report_of_a_run_has_every_part_and_fetches_nothing(path):
       'Confused classes: test', 'Worst examples: test', 'Token-mixing units',
       'Configuration', 'Bad images', 'Provenance']
   for part in (*CLASSES, '<i>.jpg', 'cut short', 'gradient norm', 'images/s',
-               'learning rate', 'run.batch_size', 'block 0', 'jax ',
+               'learning rate', 'run.batch_size', 'block 1', 'jax ', '1,234',
                'data.examples', 'accuracy on test', 'training batches only',
                'The sections on test show what checkpoint'):
     assert part in page.text, part

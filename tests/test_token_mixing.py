@@ -258,6 +258,18 @@ def test_numbers_are_in_the_card():
   assert models.create(**catalog.describe(model)) == model
 
 
+def test_a_hidden_width_without_effect_is_said_in_one_line(caplog):
+  for setting in NAMES:
+    catalog.say_without_effect(dict(name='Mixer-S/4', tokens_mlp_dim=7),
+                               small(setting))
+  assert caplog.messages == [
+      f'model.tokens_mlp_dim has no effect on model.token_mixing={setting}'
+      for setting in ('affine', 'attention:1', 'pooling', 'none')]
+  catalog.say_without_effect(dict(name='Mixer-S/4', tokens_mlp_dim=None),
+                             small('none'))
+  assert len(caplog.messages) == 4
+
+
 @pytest.mark.parametrize('setting,size', [
     ('untied', 16), ('grouped:3', 16), ('grouped:1', 16), ('views:4', 16),
     ('affine', 16), ('gating', 16), ('attention:3', None), ('pyramid:2', None),

@@ -18,6 +18,7 @@ from mixer.core import accelerators
 from mixer.core import errors
 from mixer.core import trees
 from mixer.evaluation import suite
+from mixer.models import catalog
 from mixer.models import cost
 from mixer.models.grid import pair
 from mixer.pretrained import fetch
@@ -70,6 +71,7 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
   model = _enlarged(
       assembly.make_model(config, settings, data, layout.platform), config,
       settings)
+  catalog.say_without_effect(config.model, model)
   total = _steps(settings, data)
   optimizer, step_fn = assembly.make_step(config, settings, model, total)
   on_device = config.data.on_device or data.decoded

@@ -11,6 +11,7 @@ import typing
 from typing import Any
 
 from mixer.core import errors
+from mixer.core.log import log
 from mixer.models import grid
 
 if typing.TYPE_CHECKING:
@@ -75,7 +76,7 @@ def create(name: str, *, num_classes: int | None = 1000,
       if key in _OFF and value == _OFF[key]:
         continue
       if key in _OFF:
-        raise errors.UserError(f'model.{key}: {name} has none; leave it at '
+        raise errors.UserError(f'model.{key}: {name} has none; set it to '
                                f'{_OFF[key]}, got {value}')
       raise errors.unknown('model', key, fields)
     settings[key] = value
@@ -105,6 +106,21 @@ def without_effect(settings: Mapping[str, Any]) -> tuple[str, ...]:
                if value is not None and key not in _OFF
                and not has(family, key)
                and any(has(name, key) for name in _NETWORKS))
+
+
+def say_without_effect(settings: Mapping[str, Any],
+                       model: 'interface.Model') -> None:
+  """Logs a line for each setting that changes nothing.
+
+  Args:
+    settings: arguments of `create`, and those in `without_effect`.
+    model: the network of these settings.
+  """
+  for key in without_effect(settings):
+    log.warning('model.%s has no effect on %s', key, settings['name'])
+  for key, reason in model.unused.items():
+    if settings.get(key) is not None:
+      log.warning('model.%s has no effect on %s', key, reason)
 
 
 def describe(model: 'nn.Module', name: str | None = None) -> dict[str, Any]:

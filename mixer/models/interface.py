@@ -68,6 +68,11 @@ class Model(nn.Module):
   TAKEN_FROM_WEIGHTS: ClassVar[tuple[str, ...]] = ()
   USUAL_SIZE: ClassVar[int | None] = None
 
+  @property
+  def unused(self) -> dict[str, str]:
+    """The settings without effect, each with the setting that is the reason."""
+    return {}
+
   @nn.nowrap
   def ordered(self, images: jax.Array) -> jax.Array:
     """Returns images [batch, height, width, channels] with their pixels in the

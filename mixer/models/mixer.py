@@ -270,6 +270,12 @@ class MlpMixer(interface.Model):
   def _row(self):
     return tied_mixing.row(self.token_mixing.partition(':')[0])
 
+  @property
+  def unused(self) -> dict[str, str]:
+    """See `interface.Model`."""
+    return {} if self._row.has_width else {
+        'tokens_mlp_dim': f'model.token_mixing={self.token_mixing}'}
+
   @nn.nowrap
   def tokens(self, params: interface.Params) -> int | None:
     """Returns the S that the token-mixing weights are tied to, if they are."""

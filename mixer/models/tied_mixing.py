@@ -98,6 +98,13 @@ class TokenMixing:
       dataclasses.field(default_factory=dict))
   widens: bool = False
 
+  @property
+  def has_width(self) -> bool:
+    """Whether there is a D_S, on which the number of parameters depends."""
+    one = Mixing('tied', (1, 1), 1, 1)
+    return self.parameters(one) != self.parameters(
+        dataclasses.replace(one, d=2))
+
 
 def tied(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
          train: bool) -> jax.Array:

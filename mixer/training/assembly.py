@@ -21,7 +21,6 @@ from mixer.core import cards
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import workdir
-from mixer.core.log import log
 from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.images import augment
@@ -90,8 +89,6 @@ def check(config: ml_collections.ConfigDict) -> Settings:
     _check_numbers(name, config[name].to_dict())
   # These compute nothing, so they check their sections before data are opened.
   _checked('model', models.create, **_network(config))
-  for key in catalog.without_effect(config.model):
-    log.warning('model.%s has no effect on %s', key, config.model.name)
   _checked('augment', augment.make, **config.augment)
   _checked('loss', losses.make, **config.loss)
   _checked('schedule', schedules.make, total_steps=_LARGEST, **config.schedule)

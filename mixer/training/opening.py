@@ -18,6 +18,7 @@ from mixer.core import workdir
 from mixer.data import class_counts
 from mixer.data import pipeline
 from mixer.evaluation import suite
+from mixer.models import catalog
 from mixer.models import interface
 from mixer.training import assembly
 from mixer.training import loop
@@ -110,6 +111,7 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
     if wrong:
       raise errors.UserError(f'evals.{name}: {wrong}')
   class_counts.check(splits.train, splits.evals)
+  catalog.say_without_effect(config.model, model)
   return model
 
 
