@@ -76,11 +76,12 @@ def show(found: Mapping[str, Any]) -> None:
       ('layer', 'units', 'opposition', 'smooth', 'random', 'alike',
        'cycles per image'),
       title=f'token-mixing units of {found["network"]}',
-      caption='opposition: minus the mean cosine of the units and their closest '
-      'inverses. smooth: the opposition of random units with the same '
-      'frequencies. random: that of independent weights. alike: the mean cosine '
-      'if each unit is paired with the most similar one instead. Cycles: lower '
-      f'quartile / median / upper quartile. The {stem["units"]} stem units have '
+      caption='opposition: minus the mean cosine of the units and their '
+      'closest inverses. smooth: the opposition of random units with the same '
+      'frequencies. random: that of independent weights. alike: the mean '
+      'cosine if each unit is paired with the most similar one instead. '
+      'Cycles: lower quartile / median / upper quartile. '
+      f'The {stem["units"]} stem units have '
       f'{_quartiles(stem)} cycles per patch'))
 
 

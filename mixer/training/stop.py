@@ -35,8 +35,8 @@ def check_last_run() -> None:
   it does nothing, since they could not agree.
   """
   if _late:
-    raise errors.Stopped(f'{_late} came at the end of a run, which is finished; '
-                         'give the same command again to go on')
+    raise errors.Stopped(f'{_late} came at the end of a run, which is '
+                         'finished; give the same command again to go on')
 
 
 class Guard:
