@@ -93,9 +93,9 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       finals.append(dict(seed=seed, accuracy=scores[metric]))
     for key, name_of, make in (('loss', _LOSS, _means),
                                ('accuracies', metric, _curve)):
-      at, values = runs.curves(places, name_of)
-      for final, own_values in zip(finals, values):
-        final[key] = make(at, own_values)
+      at, rows = runs.curves(places, name_of)
+      for final, row in zip(finals, rows):
+        final[key] = make(at, row)
     out[name] = dict(
         settings=values, rate=rate, runs=finals, tried=[
             dict(rate=one['learning_rate'],
