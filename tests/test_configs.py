@@ -64,7 +64,7 @@ CLASSES = {'imagenet2012': 1000, 'imagenet21k': 21_841, 'jft': 18_291,
 SECTIONS = {
     'model': (models.create, {'dtype'}),
     'data': (pipeline.open_data,
-             {'image_size', 'wanted', 'report', 'key', 'labels'}),
+             {'image_size', 'wanted', 'most', 'report', 'key', 'labels'}),
     'augment': (augment.make, set()),
     'loss': (losses.make, {'weights'}),
     'schedule': (schedules.make, {'total_steps'}),

@@ -41,6 +41,20 @@ def test_classes_are_split_and_no_image_is_in_two_splits(tmp_path):
   assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.parametrize('other', [dict(classes=2), dict(examples=10)])
+def test_other_classes_or_examples_need_another_workdir(tmp_path, other):
+  """Runs of the same folder would be taken for finished ones."""
+  usual = dict(classes=3, examples=20)
+  split = lambda **more: left_out._split_classes(
+      tiny(), str(tmp_path), **dict(usual, **more))
+  files = split()[:2]
+  before = [open(file, 'rb').read() for file in files]
+  with pytest.raises(errors.UserError, match='--workdir.*--classes'):
+    split(**other)
+  split()
+  assert [open(file, 'rb').read() for file in files] == before
+
+
 @pytest.mark.slow   # whole runs
 def test_tuned_runs_start_from_the_pre_trained_network_and_scratch_ones_do_not(
     found):

@@ -71,8 +71,10 @@ def test_the_error_of_a_difference_pools_the_variance_of_all_groups():
 
 @pytest.mark.parametrize('accuracy,error,expected', [
     ([.58, .58], .01, True), ([.56, .56], .01, False),
-    ([.65, .65], .01, True), ([.1, .1], None, None)])
-def test_accuracy_is_kept_if_it_falls_by_less_than_three_errors(
+    ([.65, .65], .01, True), ([.1, .1], None, None),
+    # All seeds of all orders may agree, as when every image is recognised.
+    ([.6, .6], 0., True), ([.5, .5], 0., False)])
+def test_accuracy_is_kept_if_it_falls_by_at_most_three_errors(
     accuracy, error, expected):
   assert permutation.keeps(accuracy, [.5, .7], error) is expected
 

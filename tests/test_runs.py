@@ -1,4 +1,6 @@
 """experiments/runs: short copies of a config, and scores of a network."""
+import json
+import os
 import signal
 import time
 
@@ -78,3 +80,18 @@ def test_a_signal_at_the_end_of_a_run_starts_no_other_run(
   with stop.Guard():
     pass
   stop.check_last_run()   # the next run forgets the signal
+
+
+def test_curves_have_the_steps_of_all_runs_and_finite_values_only(tmp_path):
+  """A skipped update logs text, also between the usual steps, and a run that
+  stopped as it was to be evaluated may lack a value."""
+  places = []
+  for seed, values in enumerate(({2: .1, 4: .2, 5: 'nan', 6: .3},
+                                 {2: .4, 6: .5})):
+    places.append(str(tmp_path / str(seed)))
+    os.mkdir(places[-1])
+    with open(os.path.join(places[-1], 'metrics.jsonl'), 'w') as f:
+      f.writelines(json.dumps(dict(step=step, loss=value)) + '\n'
+                   for step, value in values.items())
+  assert runs.curve(places[0], 'loss') == ([2, 4, 6], [.1, .2, .3])
+  assert runs.curves(places, 'loss') == ([2, 6], [[.1, .3], [.4, .5]])

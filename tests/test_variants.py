@@ -38,6 +38,8 @@ def test_the_table_gives_differences_in_spreads_and_says_what_diverged(capsys):
            if line.split()}
   assert '+5.00' in lines['grouped:2'] and '+2.2' in lines['grouped:2']
   assert '1 diverged' in lines['grouped:2']
+  # One score has no standard deviation.
+  assert lines['grouped:2'].split()[4:7] == ['76.00%', '-', '+5.00']
   assert 'its choice' in lines['tied']
   assert '71.00%' in lines['tied'] and '1.41' in lines['tied']
   assert '-19.00' in lines['pooling'] and '-8.5' in lines['pooling']

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import os
 from typing import Any
+import zipfile
 
 import jax
 import ml_collections
@@ -155,11 +156,29 @@ def _split_classes(config: ml_collections.ConfigDict, path: str,
     base[f'{part}_images'], base[f'{part}_labels'] = images[old], labels[old]
     others[f'{part}_images'], others[f'{part}_labels'] = (
         images[new], labels[new] - stay)
-  os.makedirs(path, exist_ok=True)
   paths = [os.path.join(path, f'{name}.npz') for name in ('base', 'others')]
-  np.savez(paths[0], class_names=names[:stay], **base)
-  np.savez(paths[1], class_names=names[stay:], **others)
+  base['class_names'] = np.array(names[:stay])
+  others['class_names'] = np.array(names[stay:])
+  for file, arrays in zip(paths, (base, others)):
+    kept = _arrays(file)
+    if kept and not (kept.keys() == arrays.keys() and all(
+        np.array_equal(kept[name], arrays[name]) for name in arrays)):
+      raise errors.UserError(
+          f'--workdir: {path!r} holds an experiment with other --classes, '
+          '--examples or data; give these again, or another --workdir')
+  os.makedirs(path, exist_ok=True)
+  for file, arrays in zip(paths, (base, others)):
+    np.savez(file, **arrays)
   return paths[0], paths[1], list(names[stay:])
+
+
+def _arrays(file: str) -> dict[str, np.ndarray]:
+  """Returns the arrays of a file; none if it is not there or cut short."""
+  try:
+    with np.load(file) as kept:
+      return dict(kept)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    return {}
 
 
 def _in_memory(config: ml_collections.ConfigDict, split: str,

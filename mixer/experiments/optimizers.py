@@ -81,17 +81,21 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     found = sweep.sweep(own, os.path.join(path, name), train=train, dev=dev,
                         learning_rates=tried[name])
     rate = found['runs'][found['choice']]['learning_rate']
-    finals = []
+    finals: list[dict[str, Any]] = []
+    places: list[str] = []
     for seed in range(settings.seed, settings.seed + seeds):
       # The sweep has trained the first one.
       where = os.path.join(path, name, 'final' if seed == settings.seed and (
           found['retrain']) else f'seed-{seed}')
       scores = runs.train(assembly.edited(
           own, schedule=dict(learning_rate=rate), run=dict(seed=seed)), where)
-      finals.append(dict(
-          seed=seed, accuracy=scores[metric],
-          loss=_means(*runs.curve(where, _LOSS)),
-          accuracies=_curve(*runs.curve(where, metric))))
+      places.append(where)
+      finals.append(dict(seed=seed, accuracy=scores[metric]))
+    for key, name_of, make in (('loss', _LOSS, _means),
+                               ('accuracies', metric, _curve)):
+      at, rows = runs.curves(places, name_of)
+      for final, row in zip(finals, rows):
+        final[key] = make(at, row)
     out[name] = dict(
         settings=values, rate=rate, runs=finals, tried=[
             dict(rate=one['learning_rate'],

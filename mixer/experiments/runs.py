@@ -63,12 +63,29 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
 def curve(path: str, metric: str) -> tuple[list[int], list[float]]:
   """Returns the steps at which a run has a metric, and its values there.
 
+  Values that are not finite, as those of a skipped update, are left out.
+
   Args:
     path: the run's directory.
     metric: such as 'train/loss' or 'eval/test/accuracy'.
   """
-  rows = [row for row in metrics_file.read(path) if metric in row]
+  # metrics.jsonl has numbers that are not finite as text.
+  rows = [row for row in metrics_file.read(path)
+          if isinstance(row.get(metric), (int, float))]
   return [row['step'] for row in rows], [row[metric] for row in rows]
+
+
+def curves(paths: Sequence[str],
+           metric: str) -> tuple[list[int], list[list[float]]]:
+  """Returns the steps at which all runs have a metric, and the values of each.
+
+  Args:
+    paths: the directories of runs that differ in their seeds.
+    metric: as for `curve`.
+  """
+  found = [dict(zip(*curve(path, metric))) for path in paths]
+  steps = [step for step in found[0] if all(step in one for one in found)]
+  return steps, [[one[step] for step in steps] for one in found]
 
 
 def accuracy_of(config: ml_collections.ConfigDict) -> str:

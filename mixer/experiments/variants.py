@@ -58,7 +58,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   for variant in dict.fromkeys(variants or token_mixing.TABLE):
     for seed in range(config.run.seed, config.run.seed + seeds):
       trial = assembly.edited(config, model=dict(token_mixing=variant),
-                              run=dict(seed=seed))
+                              run=dict(seed=seed, patience=0))
       assembly.check(trial)
       trials[variant, seed] = trial
   rows: dict[str, dict[str, Any]] = {}
@@ -156,7 +156,9 @@ def _cells(row: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
   notes = [f'{len(row["failed"])} diverged'] * bool(row['failed']) + [paper]
   scores = ['-'] * 4
   if row['scores']:
-    scores[:2] = f'{row["accuracy"]:.2%}', f'{100 * row["spread"]:.2f}'
+    scores[0] = f'{row["accuracy"]:.2%}'
+  if len(row['scores']) > 1:
+    scores[1] = f'{100 * row["spread"]:.2f}'
   if row['scores'] and tied is not None and row is not tied:
     gain = row['accuracy'] - tied['accuracy']
     scores[2] = f'{100 * gain:+.2f}'
