@@ -133,7 +133,8 @@ CYCLES = (('Mixer-B/16', 64, 'forward', 31.63),
           ('Mixer-L/16', 32, 'forward', 56.26),
           ('Mixer-H/14', 16, 'forward', 74.62),
           ('Mixer-B/16', 64, 'train', 104.50),
-          ('Mixer-L/16', 32, 'train', 184.51))
+          ('Mixer-L/16', 32, 'train', 184.51),
+          ('Mixer-H/14', 16, 'train', 244.57))
 
 
 @needs_libtpu
