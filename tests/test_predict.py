@@ -277,15 +277,13 @@ def test_a_file_of_weights_with_its_card_predicts_as_its_run(
 
 
 def test_expand_lists_folders_as_training_does_and_keeps_files(tmp_path):
-  """Links are followed, hidden files and folders are skipped, and no file comes
-  twice."""
+  """Links are followed, and hidden files and folders are skipped."""
   for name in ('d/b/2.PNG', 'd/b/1.jpg', 'a.txt', 'd/c/d/3.webp', 'd/b/._1.jpg',
                'd/.ipynb_checkpoints/1.jpg', 'store/4.jpg'):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
   (tmp_path / 'd' / 'e').symlink_to('../store')
-  found = prediction.expand([
-      str(tmp_path / name) for name in ('d', 'a.txt', 'd/b/1.jpg')])
+  found = prediction.expand([str(tmp_path / 'd'), str(tmp_path / 'a.txt')])
   assert [os.path.relpath(f, tmp_path) for f in found] == [
       'd/b/1.jpg', 'd/b/2.PNG', 'd/c/d/3.webp', 'd/e/4.jpg', 'a.txt']
   assert found[:-1] == [str(tmp_path / 'd' / name) for name in sorted(

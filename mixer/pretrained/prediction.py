@@ -61,11 +61,11 @@ def matches(arguments: Iterable[str]) -> list[str]:
     if not found:
       raise errors.UserError(f'no file matches {path!r}')
     out += found
-  return list(dict.fromkeys(out))
+  return out
 
 
 def expand(paths: Iterable[str]) -> list[str]:
-  """Returns paths of files, each once: those given, and all images in folders.
+  """Returns paths of files: those given, and all images in folders given.
 
   Args:
     paths: of files and folders; `folder.images` lists a folder, as training
@@ -84,7 +84,7 @@ def expand(paths: Iterable[str]) -> list[str]:
       raise errors.UserError(f'{path!r} holds no images '
                              f'({", ".join(decode_pillow.SUFFIXES)})')
     out += found
-  return list(dict.fromkeys(out))
+  return out
 
 
 def best(network: 'networks.Network',
