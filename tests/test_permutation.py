@@ -1,19 +1,13 @@
 """Figure 4: training on permuted images, and the Mixer's exact counterpart."""
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 import small_networks
+import studies
 
 from mixer.experiments import permutation
 from mixer.models import pixel_order
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOUND = dict(
     networks=dict(Mixer=100, BiT=120), metric='eval/test/accuracy', patch=4,
     seeds=2, error=dict(Mixer=.01, BiT=None),
@@ -97,26 +91,13 @@ def test_the_figure_has_a_panel_for_each_network_and_a_curve_for_each_order():
 
 @pytest.mark.slow   # whole runs
 def test_the_study_goes_on_by_the_same_command(tmp_path):
-  command = [
-      sys.executable, '-m', 'mixer.study', 'permutation',
-      '--config=configs/digits.py', '--config.run.total_steps=10',
-      '--config.model.num_blocks=1', '--config.model.stochastic_depth=0',
-      '--config.run.eval_every=2', '--networks=Mixer,ViT', '--seeds=1',
-      f'--workdir={tmp_path}/w']
-  run = lambda: subprocess.run(
-      command, cwd=ROOT, capture_output=True, text=True, timeout=600,
-      env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=''))
-  first = run()
-  assert first.returncode == 0, first.stderr
-  found = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  found = studies.run_twice(
+      tmp_path, 'permutation', '--config.run.total_steps=10',
+      '--config.run.eval_every=2', '--networks=Mixer,ViT', '--seeds=1', runs=6)
   assert [(row['network'], row['order']) for row in found['rows']] == [
       (name, order) for name in ('Mixer', 'ViT')
       for order in ('original', 'both', 'all')]
   assert all(row['steps'] == [2, 4, 6, 8, 10] for row in found['rows'])
   assert found['exact']['bits'] >= 16
   for kind in ('png', 'svg'):
-    assert (tmp_path / 'w' / f'permutation.{kind}').stat().st_size > 10_000
-  assert first.stderr.count('study    run') == 6
-  again = run()
-  assert again.returncode == 0 and 'study    run' not in again.stderr
-  assert json.loads((tmp_path / 'w' / 'result.json').read_text()) == found
+    assert (tmp_path / f'permutation.{kind}').stat().st_size > 10_000

@@ -63,6 +63,19 @@ def test_a_config_without_evaluations_is_refused():
     runs.check_evaluated(config)
 
 
+def test_a_finished_run_is_not_started_again_unless_its_config_changed(
+    tmp_path, monkeypatch):
+  started = []
+  monkeypatch.setattr(runs.run, 'train', lambda config, path: (
+      started.append(config.run.seed) or {'eval/test/accuracy': .5}))
+  config = small()
+  for seed in (0, 0, 1):
+    with config.unlocked():
+      config.run.seed = seed
+    assert runs.train(config, str(tmp_path)) == {'eval/test/accuracy': .5}
+  assert started == [0, 1]
+
+
 def test_a_signal_at_the_end_of_a_run_starts_no_other_run(
     tmp_path, monkeypatch):
   """The finished run returns, but the experiment stops, and goes on later."""

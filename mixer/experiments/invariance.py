@@ -1,8 +1,8 @@
 """Experiment: which network keeps its accuracy when pixels change places?
 
-Two questions that are often confused. Does a network learn as well from images
-whose pixels are in another order? And does a trained network still recognise
-images when only its input is permuted?
+It answers two questions that are often confused. Does a network learn as well
+from images whose pixels are in another order? And does a trained network still
+recognise images when only its input is permuted?
 """
 from collections.abc import Mapping
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What runs of the user reached, read from the files that they left."""
+"""Reads what finished runs reached from the files in their workdirs."""
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os

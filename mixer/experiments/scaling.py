@@ -195,6 +195,10 @@ def _best(path: str, metrics: Mapping[str, str]) -> dict[str, Any]:
   """Returns the scores of a run at its best evaluation, and at its last."""
   found = {key: runs.curve(path, metric) for key, metric in metrics.items()}
   steps, accuracies = found['accuracy']
+  if not steps:
+    raise errors.UserError(
+        f'--workdir: the finished run {path} has no {metrics["accuracy"]!r} in '
+        'its metrics; the evaluations have changed since, so give another')
   best = int(np.argmax(accuracies))
   return dict(step=steps[best],
               **{key: values[best] for key, (_, values) in found.items()},

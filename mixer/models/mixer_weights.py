@@ -1,4 +1,4 @@
-"""What a Mixer's parameters show, and how they change with the tokens."""
+"""Infers a Mixer from its parameters, and resizes them for other tokens."""
 import re
 from typing import Any
 

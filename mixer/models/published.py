@@ -1,4 +1,4 @@
-"""What the Mixer paper printed: its tables 2 and 3, and the sizes of table 1.
+"""The figures of the Mixer paper: tables 2 and 3, and the sizes of table 1.
 
 Source: https://arxiv.org/abs/2105.01601, version 4. The settings of table 1 are
 those of `mixer.MlpMixer`, so only its parameter counts are here. Table 2 gives

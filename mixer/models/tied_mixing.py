@@ -1,4 +1,4 @@
-"""What a way of mixing tokens is, and the paper's own way.
+"""The type of a way of mixing tokens, and the MLP that the paper mixes them by.
 
 This is all that a training step of the paper's Mixer needs; the table of all
 ways is in `models.token_mixing`.
@@ -100,7 +100,7 @@ class TokenMixing:
 
   @property
   def has_width(self) -> bool:
-    """Whether there is a D_S, on which the number of parameters depends."""
+    """Returns whether the hidden width D_S has an effect."""
     one = Mixing('tied', (1, 1), 1, 1)
     return self.parameters(one) != self.parameters(
         dataclasses.replace(one, d=2))
