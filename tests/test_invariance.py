@@ -1,4 +1,4 @@
-"""experiments/invariance: networks trained on permuted images, and fixed ones."""
+"""experiments/invariance: networks trained on permuted images, or fixed."""
 import pytest
 import studies
 
