@@ -265,6 +265,8 @@ def test_nothing_acts_at_import():
     ('import mixer.predict', ('tensorflow', 'jax')),
     ('import mixer.evaluate', ('tensorflow', 'jax')),
     ('import mixer.study', ('tensorflow', 'jax')),
+    ('import mixer.prepare; from mixer.preparation import build, dedup',
+     ('tensorflow', 'jax', 'ml_collections')),   # its environment has no JAX
 ))
 def test_imports_stay_light(statement, absent):
   """Importing a module loads no heavy library, in a fresh interpreter."""

@@ -1,19 +1,22 @@
 """Finds the classes that have no example in a split, before a run begins."""
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mixer.core import errors
 from mixer.core.log import log
-from mixer.data import pipeline
+
+if TYPE_CHECKING:
+  from mixer.data import pipeline
 
 _SHOWN = 5   # names of classes in a message
 _IDS = ('; if the labels are ids, list them in a file classes.txt beside the '
         'manifest')
 
 
-def labels(data: pipeline.Data) -> np.ndarray:
+def labels(data: 'pipeline.Data') -> np.ndarray:
   """Returns the labels of a split, int32 [N, L], padded by -1.
 
   They are [0, L] if labels can only be read together with the images.
@@ -26,7 +29,7 @@ def labels(data: pipeline.Data) -> np.ndarray:
   return source.targets(data.split.records(np.arange(len(data))))['labels']
 
 
-def of(data: pipeline.Data) -> np.ndarray | None:
+def of(data: 'pipeline.Data') -> np.ndarray | None:
   """Returns the number of examples of each class, int64 [num_classes].
 
   Returns None if labels can only be read together with the images.
@@ -36,7 +39,7 @@ def of(data: pipeline.Data) -> np.ndarray | None:
                      ) if len(found) else None
 
 
-def overview(data: pipeline.Data) -> str:
+def overview(data: 'pipeline.Data') -> str:
   """Returns the first class names of a split and how often each occurs.
 
   Such as 'cat (1,200), dog (950), ... 35 more'; '' if labels can only be read
@@ -52,7 +55,7 @@ def overview(data: pipeline.Data) -> str:
   return ', '.join(parts)
 
 
-def check(train: pipeline.Data, evals: Mapping[str, pipeline.Data]) -> None:
+def check(train: 'pipeline.Data', evals: 'Mapping[str, pipeline.Data]') -> None:
   """Logs how many classes have no example in a split, and refuses a mismatch.
 
   Training needs at least two classes, or images without labels.
