@@ -27,7 +27,7 @@ def run_twice(folder, name, *flags, runs):
         command, cwd=ROOT, capture_output=True, text=True, timeout=600,
         env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=''))
     assert out.returncode == 0, out.stderr
-    assert out.stderr.count('study    run') == started
+    assert out.stdout.count('study    run') == started
     found.append(json.loads((folder / 'result.json').read_text()))
   assert found[0] == found[1]
   return found[0]

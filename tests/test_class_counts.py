@@ -46,7 +46,7 @@ def test_ids_with_gaps_in_a_manifest_get_one_line(tmp_path, caplog):
   line, = caplog.messages
   assert line == (
       "data: 5 of the 8 classes have no example in 'train': 0, 2, 3, 5, 6; if "
-      'the labels are ids, list them in a file classes.txt beside the manifest')
+      'labels are ids, list them in classes.txt beside the manifest')
 
 
 def test_a_split_without_any_label_is_refused(tmp_path):

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
   from mixer.data import pipeline
 
 _SHOWN = 5   # names of classes in a message
-_IDS = ('; if the labels are ids, list them in a file classes.txt beside the '
-        'manifest')
+_IDS = '; if labels are ids, list them in classes.txt beside the manifest'
 
 
 def labels(data: 'pipeline.Data') -> np.ndarray:
@@ -35,8 +34,8 @@ def of(data: 'pipeline.Data') -> np.ndarray | None:
   Returns None if labels can only be read together with the images.
   """
   found = labels(data)
-  return np.bincount(found[found >= 0], minlength=data.source.num_classes
-                     ) if len(found) else None
+  counts = np.bincount(found[found >= 0], minlength=data.source.num_classes)
+  return counts if len(found) else None
 
 
 def overview(data: 'pipeline.Data') -> str:
@@ -45,8 +44,7 @@ def overview(data: 'pipeline.Data') -> str:
   Such as 'cat (1,200), dog (950), ... 35 more'; '' if labels can only be read
   together with the images.
   """
-  counts = of(data)
-  if counts is None:
+  if (counts := of(data)) is None:
     return ''
   names = data.source.class_names or range(len(counts))
   parts = [f'{name} ({count:,})' for name, count in zip(names, counts[:_SHOWN])]

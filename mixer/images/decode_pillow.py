@@ -31,26 +31,10 @@ _ORIENTATION = 0x0112   # the EXIF tag
 # or in a format whose decoder keeps several frames; and of other images.
 _DEEP, _PLAIN = 24, 12
 _FRAMES = ('WEBP', 'AVIF')
-# What a file that Pillow cannot read may be: the first bytes (of any of them),
-# at which offset, and the reason to give.
-_CONVERT = 'cannot be read here; convert it to JPEG or PNG'
-_OTHERS = (
-    (4, (b'ftypheic', b'ftypheix', b'ftyphevc', b'ftyphevx', b'ftypheim',
-         b'ftypheis', b'ftypmif1', b'ftypmsf1'),
-     f'an HEIC image, which {_CONVERT}'),
-    (4, (b'ftypavif', b'ftypavis'),
-     'an AVIF image, which this Pillow cannot read; install pillow>=11.3, or '
-     'convert it to JPEG or PNG'),
-    (0, (b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51'),
-     f'a JPEG 2000 image, which {_CONVERT}'),
-    (0, (b'\0\0\0\x0cJXL ', b'\xff\x0a'), f'a JPEG XL image, which {_CONVERT}'),
-    (0, (b'%PDF',), f'a PDF document, which {_CONVERT}'),
-    (0, (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'),
-     'a TIFF image of a kind that cannot be read here, such as one of many '
-     'bands; convert it to RGB, or give images of more than 3 channels as '
-     'arrays:PATH.npz'),
-    (0, (b'version https://git-lfs',),
-     'a pointer of Git LFS in place of the image; run git lfs pull'))
+# These hold so much more of it at their peak than other images, which hold
+# 8 bytes, and may have as many times fewer pixels.
+_HEAVY = dict(WEBP=2.2, AVIF=1.5)
+_HEAVY_IF_TRANSPARENT = 1.1
 
 
 def is_plain(file: bytes, *, max_pixels: int = options.MAX_PIXELS,
@@ -220,9 +204,11 @@ def _opened(file: bytes, max_pixels: int, decode: bool = True
     decode: whether more than the header will be read.
   """
   # Pillow allocates all of a WebP image when it opens it.
-  webp = _webp_pixels(file)
+  width, height = _webp_size(file)
+  webp = width * height
   with contextlib.ExitStack() as stack:
     if webp:
+      _check_size('WEBP', width, height, max_pixels)
       stack.enter_context(_BUDGET.taken(_DEEP * webp))
     image = stack.enter_context(_open(file, max_pixels))
     if decode and not webp:
@@ -235,16 +221,28 @@ def _opened(file: bytes, max_pixels: int, decode: bool = True
     yield image
 
 
-def _webp_pixels(file: bytes) -> int:
-  """Returns the number of pixels by the header of a WebP file; else 0."""
+def _webp_size(file: bytes) -> tuple[int, int]:
+  """Returns width and height by the header of a WebP file; else zeros."""
   number = lambda start, stop: int.from_bytes(file[start:stop], 'little')
   kind = file[12:16] if file[:4] == b'RIFF' and file[8:12] == b'WEBP' else b''
   if kind == b'VP8X':
-    return (1 + number(24, 27)) * (1 + number(27, 30))
+    return 1 + number(24, 27), 1 + number(27, 30)
   if kind == b'VP8L':
     bits = number(21, 25)
-    return (1 + bits % 2**14) * (1 + (bits >> 14) % 2**14)
-  return (number(26, 28) % 2**14) * (number(28, 30) % 2**14) * (kind == b'VP8 ')
+    return 1 + bits % 2**14, 1 + (bits >> 14) % 2**14
+  if kind == b'VP8 ':
+    return number(26, 28) % 2**14, number(28, 30) % 2**14
+  return 0, 0
+
+
+def _check_size(kind, width, height, max_pixels, transparent=False):
+  """Raises BadImage if an image is too large for its format."""
+  times = _HEAVY.get(kind, _HEAVY_IF_TRANSPARENT if transparent else 1)
+  most = int(max_pixels / times)
+  if width * height > most:
+    raise BadImage(f'{width} x {height} pixels, more than {most:,}' + (
+        f' for {kind}' if kind in _HEAVY else
+        ' with transparency' if transparent else ''))
 
 
 def _shrink(image):
@@ -261,27 +259,17 @@ def _open(file, max_pixels):
   formats = _FORMATS + (('AVIF',) if features.check('avif') else ())
   try:
     image = Image.open(io.BytesIO(file), formats=formats)
+  except Image.UnidentifiedImageError as e:
+    from mixer.images import unknown_files   # few runs meet one
+    raise BadImage(unknown_files.describe(file)) from e
   except Exception as e:
-    raise BadImage(_not_an_image(file) if isinstance(
-        e, Image.UnidentifiedImageError) else one_line(e)) from e
-  if image.width * image.height > max_pixels:
-    raise BadImage(f'{image.width} x {image.height} pixels, more than '
-                   f'{max_pixels:,}')
+    raise BadImage(one_line(e)) from e
+  _check_size(image.format, *image.size, max_pixels,
+              image.has_transparency_data)
   if image.format == 'TIFF':
     from mixer.images import tiff  # few runs read one
     tiff.check_bands(image)
   return image
-
-
-def _not_an_image(file):
-  """The reason why Pillow cannot read a file, from its first bytes."""
-  for offset, starts, reason in _OTHERS:
-    if file.startswith(starts, offset):
-      return reason
-  head = file[:1000].lstrip().lower()
-  if head.startswith((b'<!doctype html', b'<html')):
-    return 'not an image but a web page; download it again'
-  return 'not an image'
 
 
 # One black pixel: the image of rows that do not count.
