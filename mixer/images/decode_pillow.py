@@ -260,7 +260,7 @@ def _open(file, max_pixels):
   try:
     image = Image.open(io.BytesIO(file), formats=formats)
   except Image.UnidentifiedImageError as e:
-    from mixer.images import unknown_files   # few runs meet one
+    from mixer.images import unknown_files  # few runs meet one
     raise BadImage(unknown_files.describe(file)) from e
   except Exception as e:
     raise BadImage(one_line(e)) from e
