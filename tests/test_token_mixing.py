@@ -356,11 +356,12 @@ def test_parameters_of_the_rows_are_split_over_devices():
     'untied', 'grouped', 'views', 'pyramid', 'affine', 'gating', 'attention',
     'pooling', 'none'])
 def test_every_row_becomes_a_program(setting, tmp_path):
-  network = small_networks.make(token_mixing=setting)
+  # 3 x 5 patches: means over squares of the grid meet its edges.
+  network = small_networks.make(size=(24, 40), token_mixing=setting)
   for format in ('onnx', 'stablehlo'):
     path = tmp_path / f'p{export.SUFFIXES[format]}'
     out = export.export(network, str(path), format=format)
-    assert out['difference'] < 1e-3
+    assert out['difference'] < 1e-5
 
 
 def linear(block, x_BSC, drop, *, train):
