@@ -95,3 +95,11 @@ def test_of_a_network_without_token_mixing_the_stem_alone_is_shown(
   assert len(filters.draw(found).axes) == 1
   with pytest.raises(errors.UserError, match='no token-mixing units'):
     filters.run(None, '', checkpoint=path, layers=['0'])
+
+
+def test_a_stem_for_pixels_in_another_order_is_said_in_one_line(
+    tmp_path, caplog):
+  for order, lines in (('patches', 0), ('both', 1)):
+    made = small_networks.make(pixel_order=f'{order}:8:0')
+    filters.run(None, '', checkpoint=saved(tmp_path / f'{order}.npz', made))
+    assert len(caplog.messages) == lines, caplog.messages

@@ -155,6 +155,7 @@ def test_cost_grows_as_the_paper_says():
 
 
 def test_a_group_and_a_step_of_one_are_the_papers_bit_for_bit():
+  """A view of one is too, to rounding: XLA may fuse its two more products."""
   model, x = small('tied', num_blocks=2), images()
   params = randomly(model, x)
   run = lambda mixing, params: jax.jit(model.clone(token_mixing=mixing).apply)(
@@ -168,7 +169,7 @@ def test_a_group_and_a_step_of_one_are_the_papers_bit_for_bit():
     block['token_mixing'] = dict(
         mlp=block['token_mixing'], maps=dict(kernel=eye[:, None]),
         back=dict(kernel=eye[None]))
-  np.testing.assert_array_equal(run('views:1', params), wanted)
+  np.testing.assert_allclose(run('views:1', params), wanted, rtol=1e-5)
 
 
 def gelu(x):
@@ -356,11 +357,12 @@ def test_parameters_of_the_rows_are_split_over_devices():
     'untied', 'grouped', 'views', 'pyramid', 'affine', 'gating', 'attention',
     'pooling', 'none'])
 def test_every_row_becomes_a_program(setting, tmp_path):
-  network = small_networks.make(token_mixing=setting)
+  # 3 x 5 patches: means over squares of the grid meet its edges.
+  network = small_networks.make(size=(24, 40), token_mixing=setting)
   for format in ('onnx', 'stablehlo'):
     path = tmp_path / f'p{export.SUFFIXES[format]}'
     out = export.export(network, str(path), format=format)
-    assert out['difference'] < 1e-3
+    assert out['difference'] < 1e-5
 
 
 def linear(block, x_BSC, drop, *, train):

@@ -97,6 +97,32 @@ def test_units_are_the_columns_of_the_first_layer_on_the_grid_of_patches():
   np.testing.assert_array_equal(stem[7], params['stem']['kernel'][..., 7])
 
 
+@pytest.mark.parametrize('order', ['patches:4:1', 'both:4:1', 'both:8:2',
+                                   'within:2:0'])
+def test_weights_stand_where_the_image_has_the_patch(order):
+  """The patch that a token sees is found by the network's own order."""
+  model, params = network(size=(8, 16), tokens_mlp_dim=5, pixel_order=order)
+  if order == 'both:8:2':   # mixes the pixels of 2 x 2 patches
+    with pytest.raises(errors.UserError, match='pixel_order.*both:8:2'):
+      units.token_units(model, params, 0, (8, 16))
+    return
+  kernel = params['MixerBlock_0']['token_mixing']['Dense_0']['kernel']
+  found = units.token_units(model, params, 0, (8, 16))
+  for row in range(2):
+    for column in range(4):
+      image = np.zeros((1, 8, 16, 1), np.float32)
+      image[:, 4 * row:4 * row + 4, 4 * column:4 * column + 4] = 1
+      seen = np.asarray(model.ordered(image))[0, ::4, ::4, 0].reshape(-1)
+      np.testing.assert_array_equal(found[:, row, column],
+                                    kernel[np.argmax(seen)])
+
+
+def test_a_single_unit_has_no_pair_and_is_refused():
+  one = np.ones((1, 2, 3))
+  with pytest.raises(errors.UserError, match='tokens_mlp_dim.*1 hidden unit'):
+    units.opposition(one)
+
+
 @pytest.mark.parametrize('layer,size,words', [
     (2, (8, 12), ('layer 2', 'Mixer-S/4', '0 to 1')),
     (-1, (8, 12), ('layer -1',)), (0, None, ('6 inputs', 'square')),

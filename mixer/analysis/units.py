@@ -14,6 +14,7 @@ from mixer.core import trees
 from mixer.models import catalog
 from mixer.models import grid
 from mixer.models import interface
+from mixer.models import pixel_order
 
 _WEIGHTS = 'MixerBlock_{}/token_mixing/Dense_0/kernel'
 # Of a mosaic: the side of a unit, and gaps in a pair and between pairs.
@@ -25,7 +26,7 @@ def token_units(model: interface.Model, params: Mapping[str, Any], layer: int,
   """Returns the hidden units of one token-mixing MLP as images.
 
   A unit's image has its weight for each patch, where that patch lies in the
-  image (figures 5 and 6 of the paper).
+  image (figures 5 and 6 of the paper), also if `model.pixel_order` moves it.
 
   Args:
     model: the network.
@@ -37,8 +38,8 @@ def token_units(model: interface.Model, params: Mapping[str, Any], layer: int,
     float32 [D_S, rows, columns], one image for each hidden unit.
 
   Raises:
-    UserError: if the network has no such layer, or its token mixing has no
-      hidden units.
+    UserError: if the network has no such layer, its token mixing has no hidden
+      units, or `model.pixel_order` leaves its tokens no places.
   """
   title = catalog.title(catalog.describe(model))
   blocks = getattr(model, 'num_blocks', 0)
@@ -61,6 +62,12 @@ def token_units(model: interface.Model, params: Mapping[str, Any], layer: int,
     raise errors.UserError(
         f'layer {layer} of {title} mixes {tokens} inputs, expected one for '
         f'each patch of the image ({sides or "a square"})')
+  if model.pixel_order:
+    size = (side * patch for side, patch in zip(
+        sides, grid.pair(model.patch_size)))
+    places = pixel_order.patch_places(
+        model.pixel_order, *size, model.patch_size)
+    kernel_SD = kernel_SD[np.argsort(places)]
   return kernel_SD.T.reshape(-1, *sides)
 
 
@@ -124,7 +131,14 @@ def opposition(units: np.ndarray) -> float:
 
   Args:
     units: [units, rows, columns], at least two.
+
+  Raises:
+    UserError: if there are fewer.
   """
+  if len(units) < 2:
+    raise errors.UserError(
+        f'model.tokens_mlp_dim: the token mixing has {len(units)} hidden unit; '
+        'expected two or more, since units are compared in pairs')
   return -float(_pairs(units)[1].mean())
 
 

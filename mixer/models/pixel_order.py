@@ -103,6 +103,32 @@ def parts(text: str, height: int, width: int,
           make(('within', 'both'), area, _WITHIN))
 
 
+def patch_places(text: str, height: int, width: int,
+                 patch_size: grid.Size) -> np.ndarray:
+  """Returns int [patches]: which patch of the image each patch of the result
+  shows, both counted in raster order.
+
+  Args:
+    text: 'KIND[:PATCH[:SEED]]'.
+    height, width: of the images, in pixels.
+    patch_size: of the network, in pixels.
+
+  Raises:
+    UserError: see `order`; or if a patch of the result has pixels of several.
+  """
+  rows, columns = grid.patches((height, width), patch_size)
+  high, wide = grid.pair(patch_size)
+  number = np.arange(rows * columns).reshape(rows, columns)
+  number = number.repeat(high, axis=0).repeat(wide, axis=1).reshape(-1)
+  seen = number[order(text, height, width, patch_size)].reshape(
+      rows, high, columns, wide).swapaxes(1, 2).reshape(rows * columns, -1)
+  if (seen != seen[:, :1]).any():
+    raise errors.UserError(
+        f'model.pixel_order: with {text!r} the pixels of a token come from '
+        'several patches, so tokens have no places in the image')
+  return seen[:, 0]
+
+
 def apply(images: jax.Array, text: str,
           patch_size: grid.Size | None = None) -> jax.Array:
   """Returns images [B, H, W, c] with their pixels in another order; `text`,

@@ -150,7 +150,7 @@ def views(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
   mixes, shared by the C / G channels. The paper leaves the rest open. Here one
   more linear map R^C -> R^C takes the G results of a token back to C channels;
   no map has a bias; G is 2 by default; the hidden width stays D_S. With G = 1
-  and both maps the identity, this is the paper's MLP, bit for bit.
+  and both maps the identity, this is the paper's MLP, to float32 rounding.
   """
   return Views(block.number, block.tokens_mlp_dim, block.dropout_rate,
                block.approximate_gelu, block.dtype, block.platform,

@@ -100,9 +100,11 @@ def mean_pool(x_BSC: jax.Array, grid: Grid, size: int,
     stride: patches from one square to the next.
   """
   x = x_BSC.reshape(x_BSC.shape[0], *grid, x_BSC.shape[-1])
-  mean = nn.avg_pool(x, (size, size), (stride, stride), 'SAME',
-                     count_include_pad=False)   # float32 from bfloat16
-  return mean.reshape(len(x_BSC), -1, x_BSC.shape[-1]).astype(x_BSC.dtype)
+  # jax2onnx takes the settings by their names alone. float32 from bfloat16.
+  mean = nn.avg_pool(x, window_shape=(size, size), strides=(stride, stride),
+                     padding='SAME', count_include_pad=False)
+  # jax2onnx has no len() for a batch of any size.
+  return mean.reshape(x.shape[0], -1, x.shape[-1]).astype(x.dtype)
 
 
 def pooling(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
