@@ -160,9 +160,8 @@ def _compiled(compiled: Mapping[str, Any], generation: str) -> str:
   text = f'{compiled["cycles"] / 1e6:,.1f} million per step'
   if compiled['seconds'] is None:
     return f'{text}; the clock of {generation} is not known'
-  text += f', {compiled["seconds"] * 1e3:,.1f} ms'
   factor = compiled['correction']
-  return f'{text}, ' + (
+  return f'{text}, {compiled["seconds"] * 1e3:,.1f} ms, ' + (
       f'corrected by {factor}: a measured step of Mixer-B/16 on {generation} '
       f'takes {factor} times its cycles' if factor else
       f'not corrected: no measured step on {generation} is known')

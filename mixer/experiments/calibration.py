@@ -3,7 +3,7 @@
 The experiment `table` prints them with --topology. How many times too fast the
 expectations are shows how far those of other programs can be trusted.
 """
-from collections.abc import Iterable
+from collections.abc import Collection
 from collections.abc import Mapping
 import json
 import os
@@ -81,7 +81,6 @@ def run(path: str, topology: str, networks: Mapping[tuple[str, int], Any]
         image_size=size, what=what, optimizer='adam')
     done[key] = dict(
         batch_size=batch_size, cycles=found['cycles'],
-        utilisation=found['utilisation'],
         speed=batch_size / found['milliseconds'] * 1e3)
     os.makedirs(path, exist_ok=True)
     workdir.write_json(file, dict(topology=topology, code=now, done=done))
@@ -120,24 +119,25 @@ def compare(done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   speed = lambda *key: done.get(' '.join(map(str, key)), {}).get('speed')
   rows: list[dict[str, Any]] = []
   for row in published.TABLE_3:
-    forward, train = (speed(row.name, row.size, 'forward'),
-                      speed(row.name, _SIZE, 'train'))
+    forward = speed(row.name, row.size, 'forward')
+    train = speed(row.name, _SIZE, 'train')
     if forward and row.speed and row.epochs:
       days = train and row.epochs * IMAGES[row.data] / train / 86400
       rows.append(dict(
           name=row.name, data=row.data, size=row.size, epochs=row.epochs,
-          speed=_beside(row.speed, forward, forward / row.speed),
-          core_days=_beside(row.core_days, days, days and
-                            row.core_days / days)))
-  train, images = speed(STEP_NAME, _SIZE, 'train'), batch(
-      STEP_NAME, _SIZE, 'train')
+          speed=dict(paper=row.speed, cycles=forward,
+                     ratio=forward / row.speed),
+          core_days=dict(paper=row.core_days, cycles=days,
+                         ratio=days and row.core_days / days)))
+  key = STEP_NAME, _SIZE, 'train'
+  train, images = speed(*key), batch(*key)
   once = {(row['name'], row['size']): row['speed']['ratio'] for row in rows}
   large = [row['core_days']['ratio'] for row in rows
            if row['core_days']['paper'] >= LEAST_DAYS]
   return dict(
-      rows=rows, programs=done, step=train and _beside(
-          1e3 * STEP_SECONDS, 1e3 * images / train,
-          STEP_SECONDS * train / images),
+      rows=rows, programs=done, step=train and dict(
+          paper=1e3 * STEP_SECONDS, cycles=1e3 * images / train,
+          ratio=STEP_SECONDS * train / images),
       median=dict(speed=_median(once.values()), core_days=_median(large)))
 
 
@@ -164,11 +164,5 @@ def table(found: Mapping[str, Any]) -> Any:
           if step else ''))
 
 
-def _beside(paper: float, expected: float | None,
-            ratio: float | None) -> dict[str, float | None]:
-  return dict(paper=paper, cycles=expected, ratio=ratio)
-
-
-def _median(ratios: Iterable[float | None]) -> float | None:
-  known = [ratio for ratio in ratios if ratio]
-  return statistics.median(known) if known else None
+def _median(ratios: Collection[float | None]) -> float | None:
+  return statistics.median(filter(None, ratios)) if any(ratios) else None
