@@ -9,11 +9,13 @@ one device, the device-hours at an assumed share of the accelerator's peak, the
 paper's time for the same run, and a check of every data set, label file and
 checkpoint that the config names.
 
-With --topology the training step is compiled for that TPU slice, and its memory
-is exact. This needs libtpu, but no TPU. A topology counts chips: v3:2x2,
-v4:2x2x1 or v5e:4x4; the generations are v2, v3, v4, v5e, v5p and v6e. Without
---topology the report has a lower bound of the memory: parameters, their
-gradients and the optimizer state.
+With --topology the training step is compiled for that TPU slice. Its memory is
+then exact, and the device-hours follow from the cycles that the compiler
+expects, if the TPU's clock is known. On v3 they are corrected by how much
+longer a measured step took. This needs libtpu, but no TPU. A topology counts
+chips: v3:2x2, v4:2x2x1 or v5e:4x4; the generations are v2, v3, v4, v5e, v5p and
+v6e. Without --topology the report has a lower bound of the memory: parameters,
+their gradients and the optimizer state.
 
 Exit codes: 0 even if data is missing, 1 the step does not fit the TPU, 2 wrong
 usage or config.
@@ -46,8 +48,9 @@ _ACCELERATOR = flags.DEFINE_string(
     "compared with. The default is the topology's, or v3. Known: "
     f"{' '.join(accelerators.ACCELERATORS)}.")
 _UTILISATION = flags.DEFINE_float(
-    'utilisation', 0.4, "Share of the accelerator's peak that the run is "
-    'assumed to reach.')
+    'utilisation', None, "Share of the accelerator's peak that the run is "
+    "assumed to reach. The default is what the compiler's cycles say with "
+    '--topology, and else 0.4.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of the run; the plan checks that it can be '
     'written to.')
@@ -130,15 +133,19 @@ def _time(time: Mapping[str, Any],
   of_core = ' (a device is a core, half a chip)' if (
       time['devices_per_chip'] == 2) else ''
   rows: _Rows = [
-      ('assumed utilisation', f'{time["utilisation"]:.0%} of '
+      ('assumed utilisation' if time['assumed'] else 'utilisation',
+       f'{time["utilisation"]:.0%} of '
        f'{time["peak_flops_per_second"] / 1e12:,.1f} TFLOP/s per device in '
        f'{time["peak_precision"]}'),
       ('device-hours', _hours(time['device_hours']) + of_core),
       (f'on {time["devices"]} device' + ('' if time['devices'] == 1 else 's'),
        f'{_duration(time["hours"])}, '
        f'{time["images_per_second"]:,.0f} images/s')]
+  if time['compiled']:
+    rows.append(("the compiler's cycles", _compiled(
+        time['compiled'], time['accelerator'])))
   if 'xla_device_hours' in time:
-    rows.append(("XLA's estimate", f'{_hours(time["xla_device_hours"])} '
+    rows.append(("XLA's lower bound", f'{_hours(time["xla_device_hours"])} '
                  f'device-hours, {xla["seconds"] * 1e3:,.1f} ms per step'))
   if time['paper_core_days']:
     days = f'{time["paper_core_days"]:,} TPUv3 core-days'
@@ -146,6 +153,18 @@ def _time(time: Mapping[str, Any],
     rows.append(('the paper', days + (
         f'; this plan: {own:,.0f}' if time['accelerator'] == 'v3' else '')))
   return f'time on {time["accelerator"]}', rows
+
+
+def _compiled(compiled: Mapping[str, Any], generation: str) -> str:
+  """Returns the time of a compiled step, and by what it was corrected."""
+  text = f'{compiled["cycles"] / 1e6:,.1f} million per step'
+  if compiled['seconds'] is None:
+    return f'{text}; the clock of {generation} is not known'
+  factor = compiled['correction']
+  return f'{text}, {compiled["seconds"] * 1e3:,.1f} ms, ' + (
+      f'corrected by {factor}: a measured step of Mixer-B/16 on {generation} '
+      f'takes {factor} times its cycles' if factor else
+      f'not corrected: no measured step on {generation} is known')
 
 
 def _preflight(found: Sequence[Mapping[str, Any]]) -> tuple[str, _Rows]:

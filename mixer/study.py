@@ -38,7 +38,8 @@ _CHECKPOINT = flags.DEFINE_string(
     'release.')
 _NETWORKS = flags.DEFINE_list(
     'networks', ['Mixer', 'ViT', 'BiT'], 'permutation, invariance, scaling: '
-    "networks to compare, of about the cost of the config's Mixer.")
+    "networks to compare, of about the cost of the config's Mixer. table: "
+    'families to compile.')
 _SEEDS = flags.DEFINE_integer(
     'seeds', None, 'Runs of each kind, from seeds that count up from run.seed. '
     'permutation, invariance, variants: 2 by default, the others 1.', 1)
@@ -53,6 +54,9 @@ _SIZES = flags.DEFINE_list(
 _PATCH = flags.DEFINE_integer(
     'patch', None, 'permutation, invariance: side in pixels of patches that '
     "are permuted. The default is the Mixer's.", 2)
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', None, 'table: TPU slice to compile the networks of table 3 '
+    'for, v3:2x2, beside what the paper measured. Needs libtpu.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +117,8 @@ EXPERIMENTS = {
         (_SIZES,)),
     'table': Experiment(
         'table', "How do this code's networks, and your runs, compare with the "
-        "paper's tables?", _OF_RUNS, needs_config=False),
+        "paper's tables?", (*_OF_RUNS, _TOPOLOGY, _NETWORKS),
+        needs_config=False),
     'frontier': Experiment(
         'frontier', 'Which runs are the most accurate for their cost and '
         'speed?', _OF_RUNS, needs_config=False),
@@ -167,6 +172,9 @@ def main(argv: Sequence[str]) -> None:
     command.one_length(config.run)
     # Most of what one run compiles, the next run needs too.
     run.keep_compiled(path)
+  if _TOPOLOGY.value is not None:   # what is compiled does not run here
+    import jax
+    jax.config.update('jax_platforms', 'cpu')
   module = importlib.import_module(f'mixer.experiments.{experiment.module}')
   found = module.run(config, path, **{
       flag.name: flag.value for flag in experiment.reads

@@ -13,9 +13,12 @@ from small_weights import release
 from configs import digits
 from configs import finetune
 from configs import mixer_b16
+from mixer import plan
 from mixer.analysis import compiled_step
+from mixer.analysis import cycles
 from mixer.analysis import planning
 from mixer.core import errors
+from mixer.core import tables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -55,6 +58,7 @@ def compiled(monkeypatch):
     return types.SimpleNamespace(
         state=types.SimpleNamespace(params={}), seconds=0.0,
         cost=lambda: dict(flops=1.0, bytes_accessed=1.0, seconds=seconds),
+        cycles=lambda: 94_000_000,
         bytes=lambda: dict(parameters=1, optimizer=1, batch=1, temporaries=1,
                            total=4))
 
@@ -136,6 +140,33 @@ def test_xla_estimates_the_time_of_a_tpu_only(compiled):
       0.5 * 4 * 1200 / 3600)
   assert 'xla_device_hours' not in planning.plan(small())['time']
   assert [asked.plan.mesh.size for asked in compiled] == [4, 1]
+
+
+@pytest.mark.parametrize('topology,seconds,said', [
+    # 94 million cycles at the clock, and on v3 times the correction.
+    ('v3:2x2', .1 * cycles.CORRECTION['v3'],
+     'corrected by 1.29: a measured step of Mixer-B/16 on v3 takes'),
+    ('v4:2x2x1', .094 / 1.05, 'not corrected: no measured step on v4'),
+    ('v6e:2x2', None, 'the clock of v6e is not known')])
+def test_a_compiled_plan_has_the_time_of_its_cycles(
+    topology, seconds, said, compiled, capsys):
+  time = planning.plan(small(), topology=topology)['time']
+  if seconds is None:
+    assert time['utilisation'] == planning.USUAL_UTILISATION
+  else:
+    assert time['hours'] == pytest.approx(1200 * seconds / 3600)
+    assert time['utilisation'] == pytest.approx(
+        time['flops'] / (8 * 1200 * seconds * time['peak_flops_per_second']))
+  assert time['assumed'] == (seconds is None)
+  tables.show(tables.make(plan._time(time, dict(seconds=.5))[1]))
+  printed = ' '.join(capsys.readouterr().out.split())
+  assert '94.0 million per step' in printed and said in printed
+  assert ('assumed utilisation' in printed) == (seconds is None)
+
+
+def test_a_utilisation_that_is_given_counts_beside_cycles(compiled):
+  time = planning.plan(small(), topology='v3:2x2', utilisation=.5)['time']
+  assert time['utilisation'] == pytest.approx(.5) and time['assumed']
 
 
 @pytest.mark.parametrize('accelerator,precision', (

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mixer.analysis import cycles
 from mixer.core import errors
 from mixer.models import interface
 from mixer.training import sharding
@@ -64,6 +65,10 @@ class Program:
     # memory with an argument count.
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return dict(out, total=sum(out.values()) + max(0, fresh))
+
+  def cycles(self) -> int:
+    """Returns the cycles that a TPU's compiler expects a step to take."""
+    return cycles.total(cycles.ops(self.compiled.as_text() or ''))
 
   def cost(self) -> dict[str, float | None]:
     """Returns XLA's own figures for one device and one step; see `costs`."""

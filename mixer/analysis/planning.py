@@ -13,6 +13,7 @@ import ml_collections
 
 from mixer import models
 from mixer.analysis import compiled_step
+from mixer.analysis import cycles
 from mixer.analysis import data_sizes
 from mixer.core import accelerators
 from mixer.core import errors
@@ -27,12 +28,13 @@ from mixer.training import assembly
 from mixer.training.settings import Settings
 
 RELEASED_SIZE = 224   # pixels, of all released Mixers
+USUAL_UTILISATION = 0.4
 _PAPER_ACCELERATOR = 'v3'
 
 
 def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
          devices: int | None = None, accelerator: str | None = None,
-         utilisation: float = 0.4, workdir: str | None = None
+         utilisation: float | None = None, workdir: str | None = None
          ) -> dict[str, Any]:
   """Returns the whole plan of a run, ready for JSON.
 
@@ -45,7 +47,9 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
       fewer are its first; without one the default is 1.
     accelerator: a key of `accelerators.ACCELERATORS`, whose memory and peak are
       compared; by default the topology's, or v3, which the paper used.
-    utilisation: share of the peak that the run is assumed to reach.
+    utilisation: share of the peak that the run is assumed to reach. None takes
+      the time of the compiled step with a topology, as `_compiled_time` returns
+      it, and else USUAL_UTILISATION.
     workdir: a directory to check for write access, or None.
 
   Returns:
@@ -59,7 +63,7 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
   settings = assembly.check(config)
   chosen = _devices(topology, devices)
   device = _accelerator(accelerator, topology)
-  if not 0 < utilisation <= 1:
+  if utilisation is not None and not 0 < utilisation <= 1:
     raise errors.UserError('--utilisation: expected 0 < x <= 1, got '
                            f'{utilisation}')
   settings = dataclasses.replace(
@@ -108,8 +112,9 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
       time=_time(
           device, len(chosen), images=images, flops=images * flops,
           utilisation=utilisation, core_days=assembly.paper_core_days(config),
-          xla_device_seconds=(program.cost()['seconds'] or 0) * len(
-              chosen) * total),
+          steps=total, xla_seconds=program.cost()['seconds'],
+          compiled=_compiled_time(
+              program, device.name) if topology else None),
       preflight=preflight)
 
 
@@ -242,9 +247,26 @@ def _steps(settings: Settings, data: data_sizes.Size) -> int:
   return settings.steps(data.examples)
 
 
+def _compiled_time(program: compiled_step.Program,
+                   generation: str) -> dict[str, Any]:
+  """Returns the time of a compiled step.
+
+  Returns:
+    'cycles'; 'seconds', at the clock of the generation and times 'correction',
+    or None if the clock is not known. 'correction' is None where no measured
+    step is known, and the seconds are then as the cycles say.
+  """
+  count = program.cycles()
+  seconds = cycles.seconds(count, generation)
+  correction = cycles.CORRECTION.get(generation)
+  return dict(cycles=count, correction=correction,
+              seconds=seconds and seconds * (correction or 1))
+
+
 def _time(device: accelerators.Accelerator, count: int, *, images: int,
-          flops: int, utilisation: float, core_days: int | None,
-          xla_device_seconds: float) -> dict[str, Any]:
+          flops: int, steps: int, utilisation: float | None,
+          core_days: int | None, xla_seconds: float | None,
+          compiled: Mapping[str, Any] | None) -> dict[str, Any]:
   """Returns the time of a run.
 
   Args:
@@ -252,19 +274,24 @@ def _time(device: accelerators.Accelerator, count: int, *, images: int,
     count: number of devices.
     images: images of the whole run.
     flops: operations of the whole run.
-    utilisation: share of the peak that the run is assumed to reach.
+    steps: steps of the whole run.
+    utilisation: share of the peak that the run is assumed to reach, or None.
     core_days: what the paper's run took, or None.
-    xla_device_seconds: XLA's estimate, summed over devices and steps, or 0 if
-      it has none.
+    xla_seconds: XLA's own estimate of a step, a lower bound, or None.
+    compiled: as `_compiled_time` returns it, or None.
   """
-  hours = flops / (utilisation * device.flops_per_second) / 3600
-  out = dict(accelerator=device.name, utilisation=utilisation,
+  least = flops / device.flops_per_second / 3600   # at the peak
+  seconds = compiled['seconds'] if compiled and utilisation is None else None
+  hours = (seconds * steps * count / 3600 if seconds else
+           least / (utilisation or USUAL_UTILISATION))
+  out = dict(accelerator=device.name, utilisation=least / hours,
+             assumed=not seconds, compiled=compiled,
              flops=flops, peak_flops_per_second=device.flops_per_second,
              peak_precision=device.precision,
              device_hours=hours, hours=hours / count, devices=count,
              devices_per_chip=device.devices_per_chip,
              images_per_second=images / (3600 * hours / count),
              paper_core_days=core_days)
-  if xla_device_seconds:
-    out.update(xla_device_hours=xla_device_seconds / 3600)
+  if xla_seconds:
+    out.update(xla_device_hours=xla_seconds * steps * count / 3600)
   return out

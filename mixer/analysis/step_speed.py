@@ -66,23 +66,30 @@ def images_and_labels(
   return images, labels
 
 
-def make_optimizer() -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """Returns the optimizer that is measured, and its learning-rate schedule."""
+def make_optimizer(name: str = 'sgd') -> tuple[
+    optax.GradientTransformation, optax.Schedule]:
+  """Returns the optimizer that is measured, and its learning-rate schedule.
+
+  Args:
+    name: 'sgd' or 'adam'.
+  """
   schedule = schedules.make(learning_rate=LEARNING_RATE,
                             total_steps=_SCHEDULE_STEPS)
-  return optimizers.make(schedule=schedule, name='sgd', momentum=MOMENTUM,
+  return optimizers.make(schedule=schedule, name=name, momentum=MOMENTUM,
                          clip_norm=CLIP_NORM), schedule
 
 
-def make_step(model: interface.Model, seed: int = 0) -> tuple[
-    optax.GradientTransformation, Callable[..., Any]]:
+def make_step(
+    model: interface.Model, seed: int = 0, optimizer_name: str = 'sgd'
+    ) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
   """Returns the optimizer and our step function: softmax loss, no augmentation.
 
   Args:
     model: the network to train.
     seed: seed of the run.
+    optimizer_name: 'sgd' or 'adam'.
   """
-  optimizer, schedule = make_optimizer()
+  optimizer, schedule = make_optimizer(optimizer_name)
   return optimizer, step.make_train_step(
       model, optimizer, schedule=schedule, seed=seed, loss=losses.make(),
       augment=augment.make(), num_classes=model.num_classes)

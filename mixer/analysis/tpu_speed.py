@@ -26,8 +26,8 @@ PASSES = ('forward', 'train')
 
 def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
              topology: str, batch_size: int, image_size: int | tuple[int, int],
-             what: str = 'train', others: Mapping[str, nn.Module] | None = None
-             ) -> dict[str, Any]:
+             what: str = 'train', others: Mapping[str, nn.Module] | None = None,
+             optimizer: str = 'sgd') -> dict[str, Any]:
   """Compiles our program, and others', for a TPU slice.
 
   Args:
@@ -39,6 +39,7 @@ def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
     image_size: side in pixels, or (height, width).
     what: 'train' for a training step, 'forward' for a forward pass.
     others: {name: a peer's network}, which computes in float32.
+    optimizer: 'sgd' or 'adam', of our training step.
 
   Returns:
     A dict ready for JSON. 'cycles' of one device, its 'milliseconds',
@@ -50,9 +51,9 @@ def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
   """
   side, count = pair(image_size), batch_size * plan.parts
   if what == 'train':
-    optimizer, step_fn = step_speed.make_step(model)
+    updates, step_fn = step_speed.make_step(model, optimizer_name=optimizer)
     program = compiled_step.train_step(
-        step_fn, model, optimizer, plan, batch_size=count, image_size=side)
+        step_fn, model, updates, plan, batch_size=count, image_size=side)
     compiled, memory = program.compiled, program.bytes()
   else:
     compiled, memory = _forward(model, plan, count, side), None

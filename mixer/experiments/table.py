@@ -2,14 +2,19 @@
 
 Parameters and multiply-adds are computed for every network that this code has,
 with 1,000 classes and at the image size of the row. It trains nothing.
+With a topology, networks are compiled for a TPU too, see `calibration`.
 """
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from mixer import models
+from mixer.core import errors
 from mixer.core import tables
+from mixer.experiments import calibration
+from mixer.experiments import networks as families
 from mixer.experiments import run_records
 from mixer.models import cost
 from mixer.models import interface
@@ -21,30 +26,46 @@ _SHORT = {published.I1K: 'i1k', published.I21K: 'i21k',
 
 
 def run(config: None, path: str, *, runs: Sequence[str] = (),
-        metric: str | None = None) -> dict[str, Any]:
+        metric: str | None = None, topology: str | None = None,
+        networks: Sequence[str] = families.FAMILIES) -> dict[str, Any]:
   """Computes the cost of the paper's networks, and reads what runs reached.
 
   Args:
-    config, path: unused.
+    config: unused.
+    path: directory of the experiment, which keeps compiled programs.
     runs: workdirs of the user's runs.
     metric: as for `run_records.read`.
+    topology: a slice of TPU v3 to compile for, such as 'v3:2x2', or None.
+    networks: families to compile, of 'Mixer', 'ViT' and 'BiT'.
 
   Returns:
     'table_1', a row for each network at 224 pixels; 'table_2' and 'table_3',
     the fields of `published.Row` and the cost; 'runs', as `run_records.read`
     returns them, and 'paper', the row of table 3 for the same network and data.
     Networks that this code does not have lack 'parameters' and 'gmacs'.
+    'calibration', as `calibration.run` returns it, only with a topology.
 
   Raises:
-    UserError: if a run is not there or lacks the metric.
+    UserError: if a run is not there or lacks the metric, or nothing can be
+      compiled.
   """
-  del config, path
+  del config
+  chosen = families.families(networks)
+  if topology is None and chosen != families.FAMILIES:
+    raise errors.UserError('--networks: chooses what table compiles; add '
+                           '--topology, such as --topology=v3:2x2')
   rows = run_records.read_all(runs, metric)
   for row in rows:
     same = None if row['start'] else published.row(row['name'], row['data'])
     row['paper'] = same and dataclasses.asdict(same)
+  out: dict[str, Any] = {}
+  if topology is not None:
+    out.update(calibration=calibration.run(path, topology, {
+        (row.name, row.size): functools.partial(network, row.name, row.size)
+        for row in published.TABLE_3
+        if row.size and row.name.partition('-')[0] in chosen}))
   return dict(
-      table_1=[_size(name) for name in models.names()],
+      out, table_1=[_size(name) for name in models.names()],
       table_2=[_with_cost(row) for row in published.TABLE_2],
       table_3=[_with_cost(row) for row in published.TABLE_3], runs=rows)
 
@@ -84,6 +105,8 @@ def show(found: Mapping[str, Any]) -> None:
               _results(found['table_3'], 'table 3', 'epochs', 'epochs'))
   if found['runs']:
     tables.show(_own(found['runs']))
+  if 'calibration' in found:
+    tables.show(calibration.table(found['calibration']))
 
 
 def _size(name: str) -> dict[str, Any]:
