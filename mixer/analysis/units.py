@@ -63,10 +63,9 @@ def token_units(model: interface.Model, params: Mapping[str, Any], layer: int,
         f'layer {layer} of {title} mixes {tokens} inputs, expected one for '
         f'each patch of the image ({sides or "a square"})')
   if model.pixel_order:
-    size = (side * patch for side, patch in zip(
-        sides, grid.pair(model.patch_size)))
+    high, wide = grid.pair(model.patch_size)
     places = pixel_order.patch_places(
-        model.pixel_order, *size, model.patch_size)
+        model.pixel_order, sides[0] * high, sides[1] * wide, model.patch_size)
     kernel_SD = kernel_SD[np.argsort(places)]
   return kernel_SD.T.reshape(-1, *sides)
 

@@ -119,8 +119,8 @@ def patch_places(text: str, height: int, width: int,
   rows, columns = grid.patches((height, width), patch_size)
   high, wide = grid.pair(patch_size)
   number = np.arange(rows * columns).reshape(rows, columns)
-  number = number.repeat(high, axis=0).repeat(wide, axis=1).reshape(-1)
-  seen = number[order(text, height, width, patch_size)].reshape(
+  number = number.repeat(high, axis=0).repeat(wide, axis=1)
+  seen = number.reshape(-1)[order(text, height, width, patch_size)].reshape(
       rows, high, columns, wide).swapaxes(1, 2).reshape(rows * columns, -1)
   if (seen != seen[:, :1]).any():
     raise errors.UserError(
