@@ -27,6 +27,7 @@ for needs in (tf_setup.load, lambda: sources.open_source('cifar10')):
 """
 
 
+@pytest.mark.slow
 def test_digits_train_and_the_rest_is_refused_in_one_line(tmp_path):
   """TFDS may be able to work without TensorFlow: then the set is missing."""
   library = tmp_path / 'tensorflow'
