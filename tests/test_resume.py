@@ -19,6 +19,7 @@ from mixer.core import checkpoint
 from mixer.core import checkpoint_reader
 from mixer.core import trees
 from mixer.training import resume
+from mixer.training import watchdog
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STEPS = 120
@@ -199,7 +200,8 @@ def test_an_evaluation_is_made_up_only_if_it_was_due_and_is_missing(
     found = {'eval/test/accuracy': 0.5, 'eval/test/loss': float('inf')}
     resume.make_up(str(tmp_path), checkpoints, types.SimpleNamespace(step=saved),
                    lambda state: found, total_steps=12,
-                   settings=types.SimpleNamespace(eval_every=4))
+                   settings=types.SimpleNamespace(eval_every=4),
+                   stall=watchdog.Watch(60))
     assert checkpoints.improves(found) == bool(metric and not made_up)
   if metric:
     with contextlib.closing(checkpoint.Checkpoints(

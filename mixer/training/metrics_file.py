@@ -47,8 +47,7 @@ class Writer:
     if not self._writes:
       return
     rows = read(path)
-    self.spent = max((row.get('train/device_seconds', 0.0) for row in rows),
-                     default=0.0)
+    self.spent = max(x.get('train/device_seconds', 0.0) for x in [{}, *rows])
     self._lines = [json.dumps(row) + '\n' for row in rows
                    if row['step'] <= resumed_at]
     files.write(self._path, ''.join(self._lines))

@@ -17,6 +17,7 @@ from mixer.models import interface
 from mixer.training import loop
 from mixer.training import metrics_file
 from mixer.training import step
+from mixer.training import watchdog
 from mixer.training.settings import Settings
 
 _SHOWN = 5   # classes that an error names
@@ -88,7 +89,8 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
 
 def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
             evaluate: Callable[[step.State], Mapping[str, float]],
-            total_steps: int, settings: Settings) -> None:
+            total_steps: int, settings: Settings, stall: watchdog.Watch
+            ) -> None:
   """Evaluates a restored state if that was due when a signal stopped the run.
 
   The metrics and the best checkpoint are then those of a run that was never
@@ -101,6 +103,7 @@ def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
     evaluate: state -> {metric: number}.
     total_steps: length of the run.
     settings: of the config's `run` section.
+    stall: is told that the run evaluates.
   """
   done, rows = int(state.step), metrics_file.read(path)
   own = [row for row in rows if row['step'] == done] or [dict(step=done)]
@@ -109,6 +112,7 @@ def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
   if done >= total_steps or not processes.of_first(missing) or not (
       due(settings.eval_every) or checkpoints.best and due(checkpoints.every)):
     return
+  stall.phase(watchdog.EVALUATING, done)
   scores = evaluate(state)
   log.info('evaluated at step %s, which the stop had prevented: %s',
            f'{done:,}', loop.accuracies(scores))

@@ -243,8 +243,7 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
   ask = opening.evaluation(run.splits, run.model, plan, size, run.card['loss'])
   if first:
     from mixer.training import resume  # a new run does not load it
-    stall.phase(watchdog.EVALUATING, first)
-    resume.make_up(run.path, checkpoints, state, ask, total, settings)
+    resume.make_up(run.path, checkpoints, state, ask, total, settings, stall)
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
     checkpoints.save(done, state.params, state.rest,
