@@ -1,10 +1,17 @@
 """models/vit and models/bit: the networks that the paper compares with."""
 import json
+import os
+import pathlib
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 import scipy.ndimage
 
@@ -14,7 +21,10 @@ from mixer.core import trees
 from mixer.models import catalog
 from mixer.models import cost
 from mixer.pretrained import formats
+from mixer.pretrained import program
 from mixer.training import resume
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Parameters with 1,000 classes, and giga multiply-adds, at 224 pixels.
 SPECIFIED = {
@@ -156,3 +166,67 @@ def test_a_run_resumes_with_the_network_that_it_trained(name, tmp_path):
   card = dict(model=catalog.describe(model, name))
   (tmp_path / 'model.json').write_text(json.dumps(card))
   assert resume.as_trained(model, str(tmp_path)) == model
+
+
+def start(command, *flags):
+  """A process of a command."""
+  return subprocess.Popen(
+      [sys.executable, '-m', f'mixer.{command}', *map(str, flags)], cwd=ROOT,
+      env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=''), text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def done(command, *flags):
+  """The output of a command that succeeds."""
+  run = start(command, *flags)
+  out, log = run.communicate(timeout=300)
+  assert run.returncode == 0, log
+  return out
+
+
+@pytest.mark.slow   # processes of their own
+@pytest.mark.parametrize('settings', [
+    ('name=ViT-S/2', 'num_heads=2'), ('name=BiT-R14x1', 'stem=small'),
+    ('token_mixing=pooling',)], ids=lambda settings: settings[0])
+def test_a_network_goes_through_all_commands(settings, tmp_path):
+  """It is trained, stopped, resumed, evaluated and exported, and both of its
+  files give the probabilities of the run."""
+  run, steps = tmp_path / 'run', 400
+  train = ('main', '--config=configs/digits.py', f'--workdir={run}',
+           '--noreport', '--config.run.batch_size=8',
+           '--config.run.log_every=1', f'--config.run.total_steps={steps}',
+           '--config.run.eval_every=0', *(f'--config.model.{x}' for x in (
+               'hidden_dim=16', 'num_blocks=1', 'channels_mlp_dim=32',
+               'stochastic_depth=0', *settings)))
+  curves = run / 'metrics.jsonl'
+  first = start(*train)
+  while first.poll() is None and not (curves.exists() and curves.read_text()):
+    time.sleep(.05)
+  first.send_signal(signal.SIGTERM)
+  _, log = first.communicate(timeout=300)
+  assert first.returncode == 42, log
+  assert json.loads(curves.read_text().splitlines()[-1])['step'] < steps
+  done(*train)
+  last = json.loads(curves.read_text().splitlines()[-1])
+  assert last['step'] == steps
+  done('evaluate', f'--checkpoint={run}', f'--json={tmp_path}/scores.json')
+  found = json.loads((tmp_path / 'scores.json').read_text())
+  assert found['evals']['test']['accuracy'] == pytest.approx(
+      last['eval/test/accuracy'])
+
+  photo = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+  Image.fromarray(photo).save(tmp_path / 'x.png')
+  def predicted(checkpoint):
+    row, = json.loads(done(
+        'predict', f'--checkpoint={checkpoint}', '--format=json', '--top_k=10',
+        tmp_path / 'x.png'))
+    return dict(zip(row['classes'], row['probabilities']))
+  wanted = predicted(run)
+  for format, suffix in (('safetensors', ''), ('onnx', '--preprocess')):
+    done('export', f'--checkpoint={run}', f'--format={format}',
+         f'--out={tmp_path}/x.{format}', *filter(None, [suffix]))
+  assert predicted(tmp_path / 'x.safetensors') == wanted
+  got, = program.open_onnx(str(tmp_path / 'x.onnx'))(
+      photo[None, :, :, None])
+  np.testing.assert_allclose(got, [wanted[str(i)] for i in range(10)],
+                             atol=1e-5)
