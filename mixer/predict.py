@@ -52,6 +52,8 @@ _MAX_PIXELS = flags.DEFINE_integer(
     'max_pixels', 2**27, 'Largest height times width of an image; a larger one '
     'is named and skipped.', 1)
 
+_SEEN = ('the network was trained on images of this folder; on others it may '
+         'be less accurate')
 Row = dict[str, Any]   # 'path', and 'classes' and 'probabilities' or 'error'
 
 
@@ -81,6 +83,9 @@ def main(argv: Sequence[str]) -> None:
       places.append(class_folders.place(label, x))
       watch.phase('predicting', len(rows))
   scores = class_folders.scores(labels, places, len(names))
+  for score in scores:
+    if class_folders.trained_on(score['path'], network.card['data']):
+      score['trained_on'] = True
   show = dict(table=_table, json=_json, csv=_csv)[_FORMAT.value]
   show(rows, scores, network)
   if _HTML.value:
@@ -141,7 +146,8 @@ def _table(rows: Sequence[Row], scores: Sequence[Row],
     tables.show(tables.make(
         [(s['path'], f'{s["examples"]:,}', *_percents(s)) for s in scores],
         ('folder', 'images', *('top-1', 'top-5')[:len(_percents(scores[0]))]),
-        title='accuracy, by the names of the folders'))
+        title='accuracy, by the names of the folders', caption=_SEEN
+        if any('trained_on' in score for score in scores) else ''))
 
 
 def _percents(score: Row) -> list[str]:

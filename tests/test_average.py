@@ -73,6 +73,7 @@ def test_averaging_changes_no_bit_of_the_run_itself(averaged, tmp_path):
     pretrained.open_network(tmp_path / 'run', average=True)
 
 
+@pytest.mark.slow
 def test_a_resumed_average_has_the_same_bits(averaged, tmp_path):
   path, _ = averaged
   config = small(average=0.9)
@@ -88,6 +89,7 @@ def test_a_resumed_average_has_the_same_bits(averaged, tmp_path):
   assert any((halfway[name] != value).any() for name, value in whole.items())
 
 
+@pytest.mark.slow
 def test_loaded_weights_begin_the_average(averaged, tmp_path):
   config = small(average=0.999)
   config.start.weights = str(averaged[0])

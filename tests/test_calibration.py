@@ -112,7 +112,7 @@ def test_compiled_programs_are_kept(tmp_path, caplog):
   assert calibration.run(str(tmp_path), 'v3:2x2', networks) == found
   assert len(caplog.messages) == 2
   kept = json.loads((tmp_path / 'compiled.json').read_text())
-  kept['code']['versions']['jax'] = '0.1'
+  kept['done']['Mixer-S/32 224 train']['code']['versions']['jax'] = '0.1'
   (tmp_path / 'compiled.json').write_text(json.dumps(kept))
   assert calibration.run(str(tmp_path), 'v3:2x2', networks) == found
   assert f'jax was 0.1, is {jax.__version__}' in caplog.messages[-1]

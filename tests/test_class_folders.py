@@ -29,6 +29,22 @@ def test_images_in_folders_of_classes_are_labelled(tmp_path, caplog):
   assert not caplog.text
 
 
+@pytest.mark.parametrize('root, source, expected', [
+    ('photos', 'folder:{}/photos', True),
+    ('photos/Training', 'folder:{}/photos', True),
+    ('photos/cat', 'folder:{}/photos/', True),
+    ('photos/val', 'folder:{}/photos', False),
+    ('photos/test', 'folder:{}/photos', False),
+    ('photos2', 'folder:{}/photos', False), ('.', 'folder:{}/photos', False),
+    ('link', 'folder:{}/photos', True), ('photos', 'photos', False),
+    ('photos', None, False)])
+def test_a_folder_of_training_images_is_known(root, source, expected, tmp_path):
+  """Also through a link; folders of other splits are none."""
+  (tmp_path / 'link').symlink_to(tmp_path / 'photos')
+  assert class_folders.trained_on(
+      f'{tmp_path}/{root}', source and source.format(tmp_path)) == expected
+
+
 def test_a_name_of_several_classes_tells_none(tmp_path):
   """ImageNet has two classes called 'crane'."""
   names = ['cat', 'crane', 'dog', 'crane']

@@ -178,6 +178,7 @@ def test_a_failed_check_ends_with_exit_code_1(tmp_path, called, monkeypatch):
   assert sorted(os.listdir(tmp_path)) == ['given.npz', 'given.npz.json']
 
 
+@pytest.mark.slow
 def test_the_command_measures_int8_on_data_or_says_that_it_did_not(
     tmp_path, called):
   network = small_networks.make(num_blocks=1)

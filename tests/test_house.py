@@ -280,7 +280,7 @@ def test_imports_stay_light(statement, absent):
 
 @pytest.mark.parametrize('data,most_files,most_lines', (
     ('digits', 54, 5_850),
-    ('tfrecord', 63, 7_050),
+    pytest.param('tfrecord', 63, 7_050, marks=pytest.mark.slow),
 ))
 def test_a_training_step_loads_little_code(data, most_files, most_lines,
                                            tmp_path):

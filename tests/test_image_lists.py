@@ -109,6 +109,22 @@ def test_an_image_without_a_label_is_an_error(tmp_path, row):
     image_lists.open_list(f'manifest:{path}')
 
 
+def test_images_in_several_splits_get_a_line(tmp_path, caplog):
+  """Each image counts once; one that is twice in a split is not meant."""
+  path = tmp_path / 'list.csv'
+  rows = ['a.jpg,x,train', 'a.jpg,x,train', 'b.jpg,x,train', 'c.jpg,x,train']
+  write = lambda *more: path.write_text(
+      '\n'.join(['path,label,split', *rows, *more, '']))
+  write('d.jpg,x,test', 'e.jpg,x,validation')
+  image_lists.open_list(f'manifest:{path}')
+  assert not caplog.messages
+  write('d.jpg,x,test', './c.jpg,x,test', 'b.jpg,x,test', 'b.jpg,x,validation')
+  image_lists.open_list(f'manifest:{path}')
+  line, = caplog.messages
+  assert "2 images are listed in several splits, such as 'b.jpg' in line 4" in (
+      line)
+
+
 def test_ids_with_gaps_get_a_line(tmp_path, caplog):
   path = tmp_path / 'list.csv'
   path.write_text('path,label\na.jpg,1\nb.jpg,3\n')

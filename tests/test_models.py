@@ -342,7 +342,10 @@ def test_a_title_shows_what_differs_from_the_name():
   assert catalog.title(catalog.describe(plain)) == 'Mixer-B/16'
   other = models.create('Mixer-B/16', patch_size=8, hidden_dim=48)
   assert catalog.title(catalog.describe(other, 'Mixer-B/16')) == (
-      'Mixer-B/16, patch_size 8, hidden_dim 48')
+      'Mixer-B/8, hidden_dim 48')
+  oblong = models.create('Mixer-B/16', patch_size=(8, 16))
+  assert catalog.title(catalog.describe(oblong, 'Mixer-B/16')).startswith(
+      'Mixer-B/16, patch_size ')
   assert models.create(**catalog.describe(other, 'Mixer-B/16')) == other
 
 

@@ -11,6 +11,7 @@ from mixer.core import errors
 from mixer.core import workdir
 from mixer.training import metrics_file
 from mixer.training import run
+from mixer.training import stop
 
 BEST = 'eval/test/accuracy'
 
@@ -68,6 +69,28 @@ def test_a_run_ends_early_stays_finished_and_resumes_exactly(
   assert steps(path) == [2, 3]
   run.train(config(tmp_path, patience=0), str(path))
   assert steps(path)[-1] == 5
+
+
+@pytest.mark.slow   # three starts that compile
+def test_an_evaluation_that_a_stop_prevented_is_made_up(tmp_path, monkeypatch):
+  """The stopped run has the same metrics, the same best checkpoint and the same
+  early end, though its best evaluation was due when it was asked to stop."""
+  run.train(config(tmp_path), str(tmp_path / 'whole'))
+  with monkeypatch.context() as patch:
+    patch.setattr(stop.Guard, 'asked',
+                  lambda self, step: 'SIGTERM' if step == 1 else None)
+    with pytest.raises(errors.Stopped):
+      run.train(config(tmp_path), str(tmp_path / 'cut'))
+  cut, = metrics_file.read(tmp_path / 'cut')
+  assert 'train/loss' in cut and BEST not in cut
+  run.train(config(tmp_path), str(tmp_path / 'cut'))
+  timed = ('second', 'utilisation')
+  whole, cut = ([{key: value for key, value in row.items()
+                  if not any(word in key for word in timed)}
+                 for row in metrics_file.read(tmp_path / name)]
+                for name in ('whole', 'cut'))
+  assert whole == cut and cut[0][BEST] == 0.5 and len(cut) == 3
+  assert steps(tmp_path / 'whole') == steps(tmp_path / 'cut')
 
 
 def test_patience_needs_a_metric(tmp_path):

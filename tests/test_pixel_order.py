@@ -88,7 +88,9 @@ def test_patches_must_be_named_and_fill_the_image():
     model.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', [
+    'Mixer', *(pytest.param(name, marks=pytest.mark.slow)
+               for name in NETWORKS if name != 'Mixer')])
 def test_a_network_sees_the_permuted_image(name):
   """Its logits are those of the plain network for an image whose pixels were
   permuted by hand; its card says so, and the plain network's does not."""

@@ -1,5 +1,6 @@
 """A run that was killed or stopped ends with the same bits as one that was not.
 """
+import contextlib
 import json
 import os
 import random
@@ -7,17 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pictures
 from PIL import Image
 import pytest
 
+from mixer.core import checkpoint
 from mixer.core import checkpoint_reader
 from mixer.core import trees
+from mixer.training import resume
+from mixer.training import watchdog
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-STEPS = 150
+STEPS = 120
 
 
 def start(workdir, devices=1, *extra):
@@ -27,7 +32,7 @@ def start(workdir, devices=1, *extra):
       f'--workdir={workdir}', '--config.model.num_blocks=2',
       '--config.model.hidden_dim=16', '--config.model.dropout_rate=0.1',
       f'--config.run.total_steps={STEPS}', '--config.run.log_every=1',
-      '--config.run.eval_every=40', '--config.checkpoint.every=20', *extra]
+      '--config.run.eval_every=1', '--config.checkpoint.every=20', *extra]
   env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=(
       f'--xla_force_host_platform_device_count={devices}'))
   return subprocess.Popen(command, cwd=ROOT, env=env, text=True,
@@ -85,24 +90,14 @@ def final(workdir):
     return trees.flatten(checkpoint_reader.load_params(path)), json.load(f)['digest']
 
 
-def assert_equal(a, b, stopped_at=None):
-  """Two runs have the same state and metrics.
-
-  Args:
-    a, b: workdirs.
-    stopped_at: step at which one of them was asked to stop. It then saves at
-      once, without the evaluation that may be due.
-  """
+def assert_equal(a, b):
+  """The runs in two workdirs have the same state and metrics."""
   (params_a, digest_a), (params_b, digest_b) = final(a), final(b)
   assert digest_a == digest_b   # of the optimizer state and the step as well
   for name, value in params_a.items():
     np.testing.assert_array_equal(value, params_b[name], err_msg=name)
-  rows_a, rows_b = rows(a), rows(b)
-  for some in (rows_a, rows_b):
-    some[stopped_at] = {k: v for k, v in some.get(stopped_at, {}).items()
-                        if not k.startswith('eval/')}
-  assert rows_a == rows_b
-  assert sorted(rows(a)) == sorted(rows(b)) == list(range(1, STEPS + 1))
+  assert rows(a) == rows(b)
+  assert sorted(rows(a)) == list(range(1, STEPS + 1))
 
 
 def photo_folder(path):
@@ -181,7 +176,42 @@ def test_a_run_asked_to_stop_saves_and_exits_with_42(
               if n.isdigit())
   assert saved >= 31 and saved == max(rows(tmp_path))   # nothing is lost
   assert f'resuming at step {saved}' in finish(tmp_path, devices)
-  assert_equal(undisturbed(devices), tmp_path, stopped_at=saved)
+  assert_equal(undisturbed(devices), tmp_path)
+
+
+@pytest.mark.parametrize('saved, metric, made_up', [
+    (4, None, True), (3, None, False), (3, 'eval/test/accuracy', True),
+    (5, 'eval/test/accuracy', False), (8, None, False), (12, None, False)])
+def test_an_evaluation_is_made_up_only_if_it_was_due_and_is_missing(
+    tmp_path, saved, metric, made_up):
+  """Every fourth step is due, and with a best metric every third; step 8 was
+  evaluated, and step 12 is the last one."""
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(''.join(
+      json.dumps({'step': n, 'train/loss': n / 7} | (
+          {'eval/test/loss': 'nan'} if n == 8 else {})) + '\n'
+      for n in range(1, 13) if n != 3) + '{"step": 13, "tr')
+  before = rows(tmp_path)
+  with contextlib.closing(checkpoint.Checkpoints(
+      tmp_path / 'checkpoints', every=3, best=metric)) as checkpoints:
+    tree = {'kernel': np.arange(3, dtype=np.float32)}
+    checkpoints.save(saved, tree, {'step': np.int32(saved)}, {})
+    checkpoints.wait()
+    found = {'eval/test/accuracy': 0.5, 'eval/test/loss': float('inf')}
+    resume.make_up(str(tmp_path), checkpoints, types.SimpleNamespace(step=saved),
+                   lambda state: found, total_steps=12,
+                   settings=types.SimpleNamespace(eval_every=4),
+                   stall=watchdog.Watch(60))
+    assert checkpoints.improves(found) == bool(metric and not made_up)
+  if metric:
+    with contextlib.closing(checkpoint.Checkpoints(
+        tmp_path / 'checkpoints', best=metric)) as checkpoints:
+      assert checkpoints.improves(found) != made_up   # after a restart too
+  if made_up:
+    before.setdefault(saved, dict(step=saved)).update(
+        found | {'eval/test/loss': 'inf'})
+  assert rows(tmp_path) == before
+  assert list(rows(tmp_path)) == sorted(before)
 
 
 @pytest.mark.slow
@@ -197,9 +227,8 @@ def test_a_run_that_decodes_images_ends_with_the_same_bits_if_killed(tmp_path):
   for at, number in ((45, signal.SIGKILL), (90, signal.SIGTERM)):
     code, out = signal_at(cut, at, number, 1, *flags)
     assert code == (42 if number == signal.SIGTERM else -number), out
-  stopped_at = max(rows(cut))
   finish(cut, 1, *flags)
-  assert_equal(tmp_path / 'whole', cut, stopped_at=stopped_at)
+  assert_equal(tmp_path / 'whole', cut)
   assert rows(cut)[STEPS]['train/bad'] > 10
   with open(cut / 'bad_images.jsonl') as f:
     names = [os.path.basename(json.loads(line)['image']) for line in f]

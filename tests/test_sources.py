@@ -191,6 +191,7 @@ np.savez(out, **made)
 """
 
 
+@pytest.mark.slow
 def test_several_processes_together_make_the_batches_of_one(sets, tmp_path):
   """Two and four real processes open all kinds at the same time and share the
   cache. Their rows, one process after the other, are the batches of one

@@ -160,6 +160,7 @@ def test_remat_and_scan_compute_the_plain_step(unaugmented, cheaper):
   assert_same_step(unaugmented, two_steps(**CHEAPER[cheaper]))
 
 
+@pytest.mark.slow
 def test_remat_and_scan_compute_the_plain_step_on_a_mesh(unaugmented):
   plan = sharding.plan(strategy='fsdp', fsdp=2, model=2)
   assert_same_step(unaugmented, two_steps(plan, remat='block', scan=True))

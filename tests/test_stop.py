@@ -41,8 +41,9 @@ def test_a_second_signal_kills_unless_it_comes_with_the_first(monkeypatch):
 
 
 @pytest.mark.parametrize('number, delay, codes', [
-    (signal.SIGINT, 0, [130]), (signal.SIGTERM, 0.2, [143]),
-    (signal.SIGINT, 1.5, [130, 42])])
+    pytest.param(signal.SIGINT, 0, [130], marks=pytest.mark.slow),
+    (signal.SIGTERM, 0.2, [143]),
+    pytest.param(signal.SIGINT, 1.5, [130, 42], marks=pytest.mark.slow)])
 def test_a_signal_during_compilation_ends_in_order(
     number, delay, codes, tmp_path):
   """It is said at once, and heeded before the first step or after it. The exit

@@ -125,6 +125,7 @@ def test_the_best_on_held_out_images_is_trained_on_all(finished):
   assert config.schedule.learning_rate == 0.03   # the caller's is untouched
 
 
+@pytest.mark.slow   # whole runs
 @pytest.mark.parametrize('dev,retrain', (('test', False), ('test[:50%]', True)))
 def test_the_best_run_trains_once_if_all_images_were_trained_on(
     tmp_path, monkeypatch, dev, retrain):

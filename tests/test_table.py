@@ -145,6 +145,9 @@ def test_a_run_stands_beside_the_papers_row(tmp_path, capsys):
   table.show(found)
   printed = capsys.readouterr().out
   assert max(map(len, printed.splitlines())) <= 100
+  heading = next(line for line in printed.splitlines() if 'table 1 ' in line)
+  cells = [cell.strip() for cell in heading.split('  ') if cell.strip()]
+  assert len(set(cells)) == len(cells) > 7   # each column has its own
   lines = [' '.join(line.split()) for line in printed.splitlines()]
   assert ('mine Mixer-B/16 imagenet2012 75.00% 76.44% 75 1 10 59.9M 12.6'
           in lines)

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUN = """
 import sys
@@ -27,6 +29,7 @@ for needs in (tf_setup.load, lambda: sources.open_source('cifar10')):
 """
 
 
+@pytest.mark.slow
 def test_digits_train_and_the_rest_is_refused_in_one_line(tmp_path):
   """TFDS may be able to work without TensorFlow: then the set is missing."""
   library = tmp_path / 'tensorflow'

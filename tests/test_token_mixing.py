@@ -112,7 +112,9 @@ def test_counts_are_those_of_the_block(name):
   assert 0 <= flops - 2 * (multiply_adds + channel_mixing) < elementwise
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [
+    name if name in ('tied', 'views', 'pyramid', 'gating') else pytest.param(
+        name, marks=pytest.mark.slow) for name in NAMES])
 def test_a_network_with_the_row_learns_mixes_and_keeps_images_apart(name):
   model, x = small(name), images()
   params = randomly(model, x)

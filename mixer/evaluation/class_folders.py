@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mixer.core.log import log
+from mixer.data import split_names
 from mixer.evaluation import class_names
 
 Label = tuple[str, int]
@@ -42,6 +43,23 @@ def labels(paths: Iterable[str], given: Iterable[str],
     log.warning('accuracy is over the %d images in folders with the names of '
                 'classes; %d others have no label', len(found) - others, others)
   return found
+
+
+def trained_on(root: str, source: str | None) -> bool:
+  """Returns whether a folder has images that a network was trained on.
+
+  Args:
+    root: a folder.
+    source: of the training set, such as 'folder:PATH', or None.
+  """
+  kind, _, path = (source or '').partition(':')
+  if kind != 'folder':
+    return False
+  below = os.path.relpath(os.path.realpath(os.path.expanduser(root)),
+                          os.path.realpath(os.path.expanduser(path)))
+  first = below.split(os.sep)[0]
+  # The folder of another split holds none of them.
+  return first != os.pardir and split_names.of(first) in ('', 'train')
 
 
 def place(label: Label | None, found: np.ndarray | Exception) -> int | None:

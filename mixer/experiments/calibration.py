@@ -67,7 +67,8 @@ def run(path: str, topology: str, networks: Mapping[tuple[str, int], Any]
   done = kept['done'] if kept.get('topology') == topology else {}
   made = {key: make(dtype=_DTYPE, platform=plan.platform)
           for key, make in networks.items()}
-  if other := done and provenance.differences(kept['code'], now):
+  for other in {provenance.differences(one['code'], now)
+                for one in done.values()} - {''}:
     log.warning('table: programs in %s are kept, though %s; another --workdir '
                 'compiles them again', file, other)
   for name, size, what in programs(made):
@@ -80,10 +81,10 @@ def run(path: str, topology: str, networks: Mapping[tuple[str, int], Any]
         name, made[name, size], plan, topology=topology, batch_size=batch_size,
         image_size=size, what=what, optimizer='adam')
     done[key] = dict(
-        batch_size=batch_size, cycles=found['cycles'],
+        code=now, batch_size=batch_size, cycles=found['cycles'],
         speed=batch_size / found['milliseconds'] * 1e3)
     os.makedirs(path, exist_ok=True)
-    workdir.write_json(file, dict(topology=topology, code=now, done=done))
+    workdir.write_json(file, dict(topology=topology, done=done))
   return dict(compare(done), topology=topology, dtype=_DTYPE)
 
 

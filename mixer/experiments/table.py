@@ -97,7 +97,7 @@ def show(found: Mapping[str, Any]) -> None:
         f'{row["gmacs_no_head"]:.4f}', f'{row["gmacs"]:.4f}')
        for row in found['table_1']],
       ('table 1', 'blocks', 'C', 'S', 'paper', 'no head', '1,000 classes',
-       'no head', 'GMACs'),
+       'GMACs, no head', 'GMACs'),
       title=f'Weights and GMACs at {_SIZE} pixels; paper: its millions of '
       'weights without a head',
       caption='GMACs: 10^9 multiply-adds of one image; FLOPs are twice as many')

@@ -128,17 +128,20 @@ def describe(model: 'nn.Module', name: str | None = None) -> dict[str, Any]:
 
   Args:
     model: as `create` makes them.
-    name: the name to start from; by default the nearest one.
+    name: the name to start from; by default the nearest one. A 'Mixer-B/16'
+      whose patches have 8 pixels is called 'Mixer-B/8'.
   """
   out = model.describe()
   # Runs that were saved before there was a choice have no such key.
   if model.pixel_order is not None:
     out['pixel_order'] = model.pixel_order
+  if name and isinstance(out.get('patch_size'), int):
+    name = f'{name.partition("/")[0]}/{out["patch_size"]}'
   return out if name is None else dict(out, name=name)
 
 
 def title(settings: Mapping[str, Any]) -> str:
-  """Returns what `describe` gives, for people: 'Mixer-B/16, patch_size 8'."""
+  """Returns what `describe` gives, for people: 'Mixer-B/8, hidden_dim 48'."""
   usual = describe(create(settings['name']), settings['name'])
   differ = [f'{key} {value}' for key, value in settings.items()
             if key not in ('num_classes', 'in_channels', 'approximate_gelu')

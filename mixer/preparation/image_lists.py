@@ -4,6 +4,7 @@ An `ImageList` knows the classes and the number of images. The images themselves
 come from a generator, which a Beam worker runs, so that no process ever keeps
 the names of all of them.
 """
+import array
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -157,6 +159,7 @@ def _manifest(source: str) -> ImageList:
   """Reads the manifest once, and keeps its classes but not its rows."""
   sizes: dict[str, int] = {}
   line_of: dict[str, int] = {}   # where each label occurs first
+  seen: dict[str, array.array[int]] = {}   # by split, a hash of each path
   sample: list[str] = []
   digest = hashlib.sha256()
   multi_label = weighted = False
@@ -170,6 +173,7 @@ def _manifest(source: str) -> ImageList:
           'label, and each image of a prepared set needs one; remove the row, '
           f'or train on manifest:{path} itself with the sigmoid loss')
     sizes[split] = sizes.get(split, 0) + 1
+    seen.setdefault(split, array.array('q')).append(_hash(row))
     for label in row['labels']:
       line_of.setdefault(str(label), row['line'])
     multi_label = multi_label or len(row['labels']) > 1
@@ -182,6 +186,7 @@ def _manifest(source: str) -> ImageList:
   if not sizes:
     raise errors.UserError(f'--source: {path!r} has no rows; expected one row '
                            'for each image')
+  _say_if_in_several_splits(source, list(map(np.array, seen.values())))
   sizes = dict(zip(manifest.split_names(path, sizes), sizes.values()))
   for split in sizes:   # TFDS puts the split into file names
     if not re.fullmatch('[A-Za-z0-9_]+', split):
@@ -202,6 +207,27 @@ def _manifest(source: str) -> ImageList:
           _manifest_entries, numbers=numbers, weighted=weighted),
       num_bytes=(_mean_size(os.path.dirname(path), sample)
                  * sum(sizes.values())))
+
+
+def _hash(row: manifest.Row) -> int:
+  return hash(os.path.normpath(row['path']))
+
+
+def _say_if_in_several_splits(source: str, seen: Sequence[np.ndarray]) -> None:
+  """Logs a line if an image is listed in two splits.
+
+  Args:
+    source: of the manifest.
+    seen: for each split, the `_hash` of its rows, int64.
+  """
+  again = np.concatenate([np.array([], np.int64), *(
+      np.intersect1d(*pair) for pair in itertools.combinations(seen, 2))])
+  if again.size:
+    first = next(row for row in manifest.rows(source) if _hash(row) in again)
+    log.warning('%r: %d images are listed in several splits, such as %r in '
+                'line %d; a network that was trained on them is evaluated on '
+                'them too', manifest.file_of(source), len(np.unique(again)),
+                first['path'], first['line'])
 
 
 def _manifest_entries(source: str, *, numbers: Mapping[str, int], weighted: bool

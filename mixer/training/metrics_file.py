@@ -46,18 +46,14 @@ class Writer:
     self._writes = jax.process_index() == 0
     if not self._writes:
       return
-    text = files.read(self._path)
-    if text is not None:
-      rows = [(line, row) for line in text.splitlines()
-              if (row := _row(line)) is not None]
-      self.spent = max((row.get('train/device_seconds', 0.0)
-                        for _, row in rows), default=0.0)
-      self._lines = [line + '\n' for line, row in rows
-                     if row['step'] <= resumed_at]
-      files.write(self._path, ''.join(self._lines))
+    rows = read(path)
+    self.spent = max(x.get('train/device_seconds', 0.0) for x in [{}, *rows])
+    self._lines = [json.dumps(row) + '\n' for row in rows
+                   if row['step'] <= resumed_at]
+    files.write(self._path, ''.join(self._lines))
     if not files.is_remote(path):
       self._file = open(self._path, 'a')
-    self._board = _board(path)
+    self._board = board(path)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds metrics of a step, which must not be lower than the last one's."""
@@ -85,7 +81,7 @@ class Writer:
       return
     step = row.pop('step')
     line = json.dumps({'step': step, **{
-        key: _plain(value) for key, value in row.items()}}) + '\n'
+        key: plain(value) for key, value in row.items()}}) + '\n'
     if self._file:
       self._file.write(line)
       self._file.flush()
@@ -114,13 +110,9 @@ def since_best(path: str, metric: str | None, last: int) -> int:
   """
   if metric is None:
     return 0
-  values = []
-  for line in (files.read(os.path.join(path, workdir.METRICS)) or ''
-               ).splitlines() if jax.process_index() == 0 else ():
-    row = _row(line) or {}
-    if metric in row and row['step'] <= last:
-      value = float(row[metric])
-      values.append(value if math.isfinite(value) else -math.inf)
+  rows = read(path) if jax.process_index() == 0 else ()
+  values = [value if math.isfinite(value := float(row[metric])) else -math.inf
+            for row in rows if metric in row and row['step'] <= last]
   best = values.index(max(values)) + 1 if values else 0
   return processes.of_first(len(values) - best)
 
@@ -131,7 +123,7 @@ def read(path: str) -> list[dict[str, Any]]:
   return [row for line in text.splitlines() if (row := _row(line)) is not None]
 
 
-def _board(path: str) -> Any:
+def board(path: str) -> Any:
   """Returns a TensorBoard writer, or None if a library is missing or
   broken."""
   missing = [name for name in ('tensorflow', 'tensorboard')
@@ -158,7 +150,7 @@ def _row(line: str) -> dict[str, Any] | None:
     return None
 
 
-def _plain(value: Any) -> int | float | str:
+def plain(value: Any) -> int | float | str:
   """Returns a value that JSON has; NaN and infinities become strings."""
   if isinstance(value, int):
     return value

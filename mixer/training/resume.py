@@ -1,14 +1,24 @@
 """Restores the state of an earlier run, if the new one may go on from it."""
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import json
+import os
 from typing import Any
 
 from mixer.core import checkpoint
 from mixer.core import errors
+from mixer.core import files
+from mixer.core import processes
 from mixer.core import workdir
+from mixer.core.log import log
 from mixer.models import grid
 from mixer.models import interface
+from mixer.training import loop
+from mixer.training import metrics_file
 from mixer.training import step
+from mixer.training import watchdog
+from mixer.training.settings import Settings
 
 _SHOWN = 5   # classes that an error names
 
@@ -75,6 +85,62 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
         f'{done} steps already; give at least {done}')
   checkpoints.set_aside_after(done)
   return step.State(params=params, **rest), meta.get('skipped', [])
+
+
+def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
+            evaluate: Callable[[step.State], Mapping[str, float]],
+            total_steps: int, settings: Settings, stall: watchdog.Watch
+            ) -> None:
+  """Evaluates a restored state if that was due when a signal stopped the run.
+
+  The metrics and the best checkpoint are then those of a run that was never
+  stopped. It must be called before the run's `metrics_file.Writer` is made.
+
+  Args:
+    path: the workdir.
+    checkpoints: of the workdir; `state` is the last of them.
+    state: as `restored` returned it.
+    evaluate: state -> {metric: number}.
+    total_steps: length of the run.
+    settings: of the config's `run` section.
+    stall: is told that the run evaluates.
+  """
+  done, rows = int(state.step), metrics_file.read(path)
+  own = [row for row in rows if row['step'] == done] or [dict(step=done)]
+  missing = not any(key.startswith('eval/') for row in own for key in row)
+  due = lambda every: loop.due(done, every, total_steps)
+  if done >= total_steps or not processes.of_first(missing) or not (
+      due(settings.eval_every) or checkpoints.best and due(checkpoints.every)):
+    return
+  stall.phase(watchdog.EVALUATING, done)
+  scores = evaluate(state)
+  log.info('evaluated at step %s, which the stop had prevented: %s',
+           f'{done:,}', loop.accuracies(scores))
+  if checkpoints.best:
+    _keep_scores(checkpoints, done, scores)
+  if not processes.first():
+    return
+  # The line of metrics comes last: without it, the next start evaluates again.
+  plain = {key: metrics_file.plain(value) for key, value in scores.items()}
+  lines = [row for row in rows if row['step'] != done] + [{**own[-1], **plain}]
+  files.write(os.path.join(path, workdir.METRICS), ''.join(
+      json.dumps(row) + '\n' for row in sorted(
+          lines, key=lambda row: row['step'])))
+  board = metrics_file.board(path)
+  if board:
+    board.write_scalars(done, scores)
+    board.close()
+
+
+def _keep_scores(checkpoints: checkpoint.Checkpoints, step: int,
+                 scores: Mapping[str, float]) -> None:
+  """Stores metrics of a saved step where Orbax keeps them."""
+  folder = os.path.join(checkpoints.directory, str(step), 'metrics')
+  if processes.first():
+    if not files.is_remote(folder):
+      os.makedirs(folder, exist_ok=True)
+    files.write(os.path.join(folder, 'metrics'), json.dumps(dict(scores)))
+  checkpoints.set_aside_after(step)   # reads the metrics of all steps again
 
 
 def _check_classes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

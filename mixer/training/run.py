@@ -241,6 +241,9 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
   first = int(state.step)
   stored = None if data.resident is None else plan.place(data.resident)
   ask = opening.evaluation(run.splits, run.model, plan, size, run.card['loss'])
+  if first:
+    from mixer.training import resume  # a new run does not load it
+    resume.make_up(run.path, checkpoints, state, ask, total, settings, stall)
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
     checkpoints.save(done, state.params, state.rest,
