@@ -76,8 +76,8 @@ def create(name: str, *, num_classes: int | None = 1000,
       if key in _OFF and value == _OFF[key]:
         continue
       if key in _OFF:
-        raise errors.UserError(f'model.{key}: {name} has none, got {value}; set '
-                               f'--config.model.{key}={_OFF[key]}')
+        raise errors.UserError(f'model.{key}: {name} has none, got {value}; '
+                               f'set --config.model.{key}={_OFF[key]}')
       raise errors.unknown('model', key, fields)
     settings[key] = value
   for key, value in settings.items():
