@@ -162,8 +162,8 @@ def _compiled(compiled: Mapping[str, Any], generation: str) -> str:
     return f'{text}; the clock of {generation} is not known'
   factor = compiled['correction']
   return f'{text}, {compiled["seconds"] * 1e3:,.1f} ms, ' + (
-      f'corrected by {factor}: a measured step of Mixer-B/16 on {generation} '
-      f'takes {factor} times its cycles' if factor else
+      f'corrected by {factor}: a measured float32 step of Mixer-B/16 on '
+      f'{generation} takes {factor} times its cycles' if factor else
       f'not corrected: no measured step on {generation} is known')
 
 

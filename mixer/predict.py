@@ -52,8 +52,6 @@ _MAX_PIXELS = flags.DEFINE_integer(
     'max_pixels', 2**27, 'Largest height times width of an image; a larger one '
     'is named and skipped.', 1)
 
-_SEEN = ('the network was trained on images of this folder; on others it may '
-         'be less accurate')
 Row = dict[str, Any]   # 'path', and 'classes' and 'probabilities' or 'error'
 
 
@@ -146,8 +144,14 @@ def _table(rows: Sequence[Row], scores: Sequence[Row],
     tables.show(tables.make(
         [(s['path'], f'{s["examples"]:,}', *_percents(s)) for s in scores],
         ('folder', 'images', *('top-1', 'top-5')[:len(_percents(scores[0]))]),
-        title='accuracy, by the names of the folders', caption=_SEEN
-        if any('trained_on' in score for score in scores) else ''))
+        title='accuracy, by the names of the folders', caption=_seen(scores)))
+
+
+def _seen(scores: Sequence[Row]) -> str:
+  """Returns a line on the folders that the network was trained on, or ''."""
+  folders = ', '.join(s['path'] for s in scores if 'trained_on' in s)
+  return (f'the network was trained on images of {folders}; on others it may '
+          'be less accurate') if folders else ''
 
 
 def _percents(score: Row) -> list[str]:
@@ -178,6 +182,8 @@ def _csv(rows: Sequence[Row], scores: Sequence[Row],
   for score in scores:
     log.info('%s: accuracy over %d images: %s', score['path'],
              score['examples'], ', '.join(_percents(score)))
+  if said := _seen(scores):
+    log.warning('%s', said)
 
 
 if __name__ == '__main__':

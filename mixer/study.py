@@ -55,8 +55,9 @@ _PATCH = flags.DEFINE_integer(
     'patch', None, 'permutation, invariance: side in pixels of patches that '
     "are permuted. The default is the Mixer's.", 2)
 _TOPOLOGY = flags.DEFINE_string(
-    'topology', None, 'table: TPU slice to compile the networks of table 3 '
-    'for, v3:2x2, beside what the paper measured. Needs libtpu.')
+    'topology', None, 'table: TPU slice, such as v3:2x2. The networks of table '
+    '3 are compiled for it, and their estimated speeds stand beside those of '
+    'the paper. Needs libtpu.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,7 @@ def main(argv: Sequence[str]) -> None:
     command.one_length(config.run)
     # Most of what one run compiles, the next run needs too.
     run.keep_compiled(path)
-  if _TOPOLOGY.value is not None:   # what is compiled does not run here
+  if _TOPOLOGY.value is not None:   # compiling for a slice needs no device
     import jax
     jax.config.update('jax_platforms', 'cpu')
   module = importlib.import_module(f'mixer.experiments.{experiment.module}')

@@ -1,4 +1,4 @@
-"""experiments/calibration: the paper's speeds beside those of cycles."""
+"""analysis/calibration: the paper's speeds beside those of cycles."""
 import json
 import statistics
 
@@ -6,9 +6,9 @@ import jax
 import pytest
 from test_compiled_step import needs_libtpu
 
+from mixer.analysis import calibration
 from mixer.core import errors
 from mixer.core import tables
-from mixer.experiments import calibration
 from mixer.experiments import table
 from mixer.models import published
 
@@ -88,7 +88,7 @@ def test_a_part_of_the_table_can_be_printed(capsys):
   assert 'ViT-H/14 jft 224 14 87 87 1.00 2,300 - -' in lines
   said = ' '.join(lines)
   assert "big_vision's training step of Mixer-B/16: 84.6 ms" in said
-  assert 'Median of the speeds 1.10' in said
+  assert 'Median ratio of the speeds 1.10' in said
 
 
 def test_only_v3_can_stand_beside_the_paper_and_only_compiling_has_families():

@@ -45,6 +45,14 @@ def test_a_folder_of_training_images_is_known(root, source, expected, tmp_path):
       f'{tmp_path}/{root}', source and source.format(tmp_path)) == expected
 
 
+def test_beside_folders_of_splits_training_reads_no_other(tmp_path):
+  for folder in ('train/cat', 'val/cat', 'new/cat'):
+    (tmp_path / folder).mkdir(parents=True)
+  known = [class_folders.trained_on(f'{tmp_path}{x}', f'folder:{tmp_path}')
+           for x in ('', '/train', '/val', '/new')]
+  assert known == [True, True, False, False]
+
+
 def test_a_name_of_several_classes_tells_none(tmp_path):
   """ImageNet has two classes called 'crane'."""
   names = ['cat', 'crane', 'dog', 'crane']

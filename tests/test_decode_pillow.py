@@ -631,6 +631,15 @@ def test_the_caller_sets_the_largest_number_of_pixels(kind, limit, words):
     assert '31 x 23' in reason and words in reason
 
 
+def test_a_palette_that_is_missing_makes_a_bad_image():
+  file, *_ = KINDS['PNG, palette']
+  start = file.index(b'PLTE') - 4
+  length, = struct.unpack('>I', file[start:start + 4])
+  file = file[:start] + file[start + 12 + length:]
+  for what in READERS:
+    assert refused(what, file)
+
+
 def test_large_images_take_turns_and_shrink():
   """Six threads decode images of 64 million pixels and of 32 million, which
   together would hold 2.7 GB; the process grows by less than 1 GiB."""

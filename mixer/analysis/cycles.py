@@ -14,15 +14,16 @@ import re
 # A device's clock in Hz, and its multiply-add operations (two FLOPs each) in a
 # cycle. A device is a core of v2 and v3, and a chip of later generations. The
 # clocks of v5e and v5p follow from their published peaks; that of v6e is not
-# known. On v4 the estimates are as if one of a chip's two cores, of 1,050 MHz,
-# did all the work: a bfloat16 product of 8,192^3 has the cycles of 0.45 of the
-# chip's peak, and 0.88 to 0.97 elsewhere. So v4 counts as one core, twice as
-# fast.
+# known. The estimates for v4 use one of a chip's two cores of 1,050 MHz: a
+# bfloat16 product of 8,192^3 reaches 0.45 of the chip's peak by them, and 0.88
+# to 0.97 on other generations. So a v4 chip counts as one core of twice the
+# clock.
 CLOCK = {'v2': 700e6, 'v3': 940e6, 'v4': 2100e6, 'v5e': 1.5e9, 'v5p': 1.75e9}
 _PEAK = {'v2': 2**14, 'v3': 2**15, 'v4': 2**16, 'v5e': 2**16, 'v5p': 2**17}
-# A measured training step over its cycles: big_vision's B/16 (300 epochs in
-# 2h11m, configs/mlp_mixer_i1k.py) takes 84.6 ms for 32 images a core; cycles
-# of ours, in float32, say 65.8. `mixer.study table --topology=v3:2x2` has both.
+# How much longer a measured training step takes than its cycles say:
+# big_vision's B/16 takes 84.6 ms for 32 images a core (300 epochs in 2h11m,
+# configs/mlp_mixer_i1k.py), and the cycles of our float32 step say 65.8.
+# `mixer.study table --topology=v3:2x2` has both.
 CORRECTION = {'v3': 1.29}
 
 _HEAD = re.compile(r'^(ENTRY )?%([\w.-]+) \(.*\{$')

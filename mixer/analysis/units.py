@@ -137,7 +137,8 @@ def opposition(units: np.ndarray) -> float:
   if len(units) < 2:
     raise errors.UserError(
         f'model.tokens_mlp_dim: the token mixing has {len(units)} hidden unit; '
-        'expected two or more, since units are compared in pairs')
+        'expected two or more, since units are compared in pairs; choose '
+        'another network')
   return -float(_pairs(units)[1].mean())
 
 

@@ -55,11 +55,16 @@ def trained_on(root: str, source: str | None) -> bool:
   kind, _, path = (source or '').partition(':')
   if kind != 'folder':
     return False
-  below = os.path.relpath(os.path.realpath(os.path.expanduser(root)),
-                          os.path.realpath(os.path.expanduser(path)))
+  path = os.path.realpath(os.path.expanduser(path))
+  below = os.path.relpath(os.path.realpath(os.path.expanduser(root)), path)
   first = below.split(os.sep)[0]
-  # The folder of another split holds none of them.
-  return first != os.pardir and split_names.of(first) in ('', 'train')
+  if first == os.pardir:
+    return False
+  # Beside folders of splits, training reads no other folder.
+  split, whole = split_names.of(first), first == os.curdir
+  has_splits = os.path.isdir(path) and any(
+      map(split_names.of, os.listdir(path)))
+  return split == 'train' or not split and (whole or not has_splits)
 
 
 def place(label: Label | None, found: np.ndarray | Exception) -> int | None:

@@ -11,9 +11,9 @@ import functools
 from typing import Any
 
 from mixer import models
+from mixer.analysis import calibration
 from mixer.core import errors
 from mixer.core import tables
-from mixer.experiments import calibration
 from mixer.experiments import networks as families
 from mixer.experiments import run_records
 from mixer.models import cost

@@ -31,8 +31,9 @@ _ORIENTATION = 0x0112   # the EXIF tag
 # or in a format whose decoder keeps several frames; and of other images.
 _DEEP, _PLAIN = 24, 12
 _FRAMES = ('WEBP', 'AVIF')
-# These hold so much more of it at their peak than other images, which hold
-# 8 bytes, and may have as many times fewer pixels.
+# How many times the memory of other formats these need at the peak of decoding
+# a very large image. They may have as many times fewer pixels, so that no image
+# takes more than 1 GiB.
 _HEAVY = dict(WEBP=2.2, AVIF=1.5)
 _HEAVY_IF_TRANSPARENT = 1.1
 
@@ -259,13 +260,13 @@ def _open(file, max_pixels):
   formats = _FORMATS + (('AVIF',) if features.check('avif') else ())
   try:
     image = Image.open(io.BytesIO(file), formats=formats)
+    transparent = image.has_transparency_data   # fails without a palette
   except Image.UnidentifiedImageError as e:
     from mixer.images import unknown_files  # few runs meet one
     raise BadImage(unknown_files.describe(file)) from e
   except Exception as e:
     raise BadImage(one_line(e)) from e
-  _check_size(image.format, *image.size, max_pixels,
-              image.has_transparency_data)
+  _check_size(image.format, *image.size, max_pixels, transparent)
   if image.format == 'TIFF':
     from mixer.images import tiff  # few runs read one
     tiff.check_bands(image)

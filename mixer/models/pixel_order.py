@@ -124,8 +124,10 @@ def patch_places(text: str, height: int, width: int,
       rows, high, columns, wide).swapaxes(1, 2).reshape(rows * columns, -1)
   if (seen != seen[:, :1]).any():
     raise errors.UserError(
-        f'model.pixel_order: with {text!r} the pixels of a token come from '
-        'several patches, so tokens have no places in the image')
+        f'model.pixel_order: with {text!r} a token of {high}x{wide} pixels has '
+        'pixels of several patches, so its weights have no place in the image; '
+        'expected an order that keeps patches together, such as '
+        f"'patches:{high}'")
   return seen[:, 0]
 
 

@@ -100,10 +100,10 @@ def mean_pool(x_BSC: jax.Array, grid: Grid, size: int,
     stride: patches from one square to the next.
   """
   x = x_BSC.reshape(x_BSC.shape[0], *grid, x_BSC.shape[-1])
-  # jax2onnx takes the settings by their names alone. float32 from bfloat16.
+  # By name, as jax2onnx needs it. The mean of bfloat16 is float32.
   mean = nn.avg_pool(x, window_shape=(size, size), strides=(stride, stride),
                      padding='SAME', count_include_pad=False)
-  # jax2onnx has no len() for a batch of any size.
+  # Not len(), which jax2onnx cannot trace for a batch of any size.
   return mean.reshape(x.shape[0], -1, x.shape[-1]).astype(x.dtype)
 
 

@@ -223,10 +223,11 @@ def _say_if_in_several_splits(source: str, seen: Sequence[np.ndarray]) -> None:
   again = np.concatenate([np.array([], np.int64), *(
       np.intersect1d(*pair) for pair in itertools.combinations(seen, 2))])
   if again.size:
-    first = next(row for row in manifest.rows(source) if _hash(row) in again)
+    both = frozenset(again.tolist())
+    first = next(row for row in manifest.rows(source) if _hash(row) in both)
     log.warning('%r: %d images are listed in several splits, such as %r in '
                 'line %d; a network that was trained on them is evaluated on '
-                'them too', manifest.file_of(source), len(np.unique(again)),
+                'them too', manifest.file_of(source), len(both),
                 first['path'], first['line'])
 
 

@@ -123,7 +123,7 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
       clock.restart(step)   # the first step compiles; leave it out of the rate
     signal = job.guard.asked(step)
     stopping = bool(signal) and step < job.total_steps
-    # Whoever stops it may kill it soon: the resumed run evaluates instead.
+    # A stopped run may be killed soon: it evaluates when it resumes.
     evaluating = due(step, job.eval_every, job.total_steps) and not stopping
     saving = due(step, job.save_every, job.total_steps)
     if evaluating or saving or stopping or job.watch.wary:

@@ -114,8 +114,9 @@ def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
     return
   stall.phase(watchdog.EVALUATING, done)
   scores = evaluate(state)
-  log.info('evaluated at step %s, which the stop had prevented: %s',
-           f'{done:,}', loop.accuracies(scores))
+  log.info('evaluated at step %s, where the run resumes, because that was due '
+           'and is not in %s: %s', f'{done:,}', workdir.METRICS,
+           loop.accuracies(scores))
   if checkpoints.best:
     _keep_scores(checkpoints, done, scores)
   if not processes.first():

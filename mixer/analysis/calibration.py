@@ -1,7 +1,7 @@
-"""The paper's speeds and costs beside what XLA's compiler expects of a TPU.
+"""Compares the paper's speeds and costs with estimates of the TPU's compiler.
 
-The experiment `table` prints them with --topology. How many times too fast the
-expectations are shows how far those of other programs can be trusted.
+`mixer.study table --topology` prints them. The ratios show how far the
+estimates of other programs can be trusted.
 """
 from collections.abc import Collection
 from collections.abc import Mapping
@@ -69,8 +69,8 @@ def run(path: str, topology: str, networks: Mapping[tuple[str, int], Any]
           for key, make in networks.items()}
   for other in {provenance.differences(one['code'], now)
                 for one in done.values()} - {''}:
-    log.warning('table: programs in %s are kept, though %s; another --workdir '
-                'compiles them again', file, other)
+    log.warning('table: figures in %s are used as they are, though %s; choose '
+                'another --workdir to compile again', file, other)
   for name, size, what in programs(made):
     key = f'{name} {size} {what}'
     if key in done:
@@ -112,10 +112,10 @@ def compare(done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
   Returns:
     'rows', with 'speed' and 'core_days', each {'paper', 'cycles', 'ratio'}; a
-    ratio above 1 is too fast an expectation. 'step', the same of big_vision's
-    training step, in milliseconds, or None; 'median', of the ratios: 'speed',
-    where a network counts once for each image size, and 'core_days', of
-    LEAST_DAYS and more. 'programs' is `done`.
+    ratio above 1 means that the cycles promise too much. 'step', the same of
+    big_vision's training step, in milliseconds, or None; 'median', of the
+    ratios: 'speed', where a network counts once for each image size, and
+    'core_days', of LEAST_DAYS and more. 'programs' is `done`.
   """
   speed = lambda *key: done.get(' '.join(map(str, key)), {}).get('speed')
   rows: list[dict[str, Any]] = []
@@ -133,13 +133,15 @@ def compare(done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   key = STEP_NAME, _SIZE, 'train'
   train, images = speed(*key), batch(*key)
   once = {(row['name'], row['size']): row['speed']['ratio'] for row in rows}
-  large = [row['core_days']['ratio'] for row in rows
-           if row['core_days']['paper'] >= LEAST_DAYS]
+  # Rows of larger images repeat the pre-training of a row of 224 pixels.
+  large = {(row['name'], row['data'], row['epochs']): row['core_days']['ratio']
+           for row in rows if row['core_days']['paper'] >= LEAST_DAYS}
   return dict(
       rows=rows, programs=done, step=train and dict(
           paper=1e3 * STEP_SECONDS, cycles=1e3 * images / train,
           ratio=STEP_SECONDS * train / images),
-      median=dict(speed=_median(once.values()), core_days=_median(large)))
+      median=dict(speed=_median(once.values()),
+                  core_days=_median(large.values())))
 
 
 def table(found: Mapping[str, Any]) -> Any:
@@ -153,13 +155,14 @@ def table(found: Mapping[str, Any]) -> Any:
       [(row['name'], row['data'], row['size'], row['epochs'],
         *cells(row['speed']), *cells(row['core_days']))
        for row in found['rows']],
-      ('table 3', 'data', 'size', 'epochs', 'img/s', 'cycles', 'ratio', 'days',
-       'cycles', 'ratio'), left=2,
+      ('table 3', 'data', 'size', 'epochs', 'img/s', 'expected', 'ratio',
+       'days', 'expected\ndays', 'days\nratio'), left=2,
       title='The paper\'s speeds and core-days beside the cycles that XLA '
       f'expects on TPU v3, {found["dtype"]}',
-      caption=f'Ratio above 1: the cycles are too optimistic. Median of the '
-      f'speeds {say(median["speed"])}; of the core-days from {LEAST_DAYS} '
-      f'{say(median["core_days"])}, since the paper rounds to 10.' + (
+      caption='A ratio above 1: the cycles promise too much. Median ratio of '
+      f'the speeds {say(median["speed"])}, of the core-days '
+      f'{say(median["core_days"])} (only costs of {LEAST_DAYS} or more, '
+      'because the paper rounds to 10).' + (
           f' big_vision\'s training step of {STEP_NAME}: {step["paper"]:.1f} '
           f'ms, by cycles {step["cycles"]:.1f}, ratio {step["ratio"]:.2f}.'
           if step else ''))
