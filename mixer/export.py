@@ -9,7 +9,8 @@
 The command reads the file back and compares it with the network. If they
 differ, it leaves no file and exits with code 1. It also writes a card,
 OUT.json: class names, preprocessing, and the inputs and outputs of a program.
-Every command takes a local file with its card beside it as a --checkpoint.
+Every command takes a local npz or safetensors file with its card beside it as a
+--checkpoint.
 
 Weights: npz has the official code's layout, safetensors has that layout or
 timm's. timm computes the exact form of GELU. The official weights, and runs

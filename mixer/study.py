@@ -206,8 +206,8 @@ def _check_flags(name: str) -> None:
       readers.setdefault(flag.name, []).append(other)
   for flag_name, names in readers.items():
     if flags.FLAGS[flag_name].present and name not in names:
-      raise errors.UserError(f'--{flag_name}: is for {" and ".join(names)} '
-                             f'only, not for {name}; leave it out')
+      raise errors.UserError(f'--{flag_name}: is only for {", ".join(names)}, '
+                             f'not for {name}; leave it out')
 
 
 if __name__ == '__main__':

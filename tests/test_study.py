@@ -67,7 +67,7 @@ def test_help_lists_every_experiment_with_its_question(rows):
     (('sweep',), ('--config', 'configs/finetune.py')),
     (('sweep', '--config=configs/digits.py'), ('`sweep`', 'finetune.py')),
     (('left_out', '--config=configs/digits.py', '--sizes=6'),
-     ('--sizes', 'complexity only', 'left_out')),
+     ('--sizes', 'only for sizes, complexity', 'left_out')),
     (('sizes', '--config=configs/digits.py', '--sizes=6,big'),
      ('--sizes', "'6,big'", '--sizes=20,48')),
     (('frontier', '--config=configs/digits.py'), ('--config', 'leave it out')),

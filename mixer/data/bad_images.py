@@ -120,8 +120,9 @@ class CheckedReader:
     listed = [f'{name} ({why})' for name, why in list(self.bad.values())]
     rest = len(listed) - _LISTED
     raise errors.RunError(
-        f'{self.key}.max_bad_fraction: {len(listed)} images cannot be decoded '
-        f'and {self._most} of the split may be bad: '
+        f'{self.key}.max_bad_fraction: {len(listed)} '
+        f'image{"s" if len(listed) > 1 else ""} cannot be decoded, and at most '
+        f'{self._most} of the split may be bad: '
         f'{", ".join(listed[:_LISTED])}'
         f'{f" and {rest} more" if rest > 0 else ""} (bad_images*.jsonl in '
         'the workdir lists all that were found); repair or remove them, or '

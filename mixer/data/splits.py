@@ -231,7 +231,8 @@ def _unknown(key, name, stored):
   if 'train' not in stored or known not in ('validation', 'test') or (
       not key.startswith('evals.')):
     return error
-  others = [f'--config.{key}={other}' for other in stored if other != 'train']
+  others = [f'--config.{key}={other}' for other in stored
+            if other not in ('train', 'all')]
   others.append("--config.data.split='train[:90%]' and "
                 f"--config.{key}='train[90%:]'")
   return errors.UserError(f'{error}; set {", or ".join(others)}')

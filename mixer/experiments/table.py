@@ -98,8 +98,8 @@ def show(found: Mapping[str, Any]) -> None:
        for row in found['table_1']],
       ('table 1', 'blocks', 'C', 'S', 'paper', 'no head', '1,000 classes',
        'GMACs, no head', 'GMACs'),
-      title=f'Weights and GMACs at {_SIZE} pixels; paper: its millions of '
-      'weights without a head',
+      title=f'Parameters and GMACs at {_SIZE} pixels. "paper" has millions of '
+      'parameters, without a head',
       caption='GMACs: 10^9 multiply-adds of one image; FLOPs are twice as many')
   tables.show(first, _results(found['table_2'], 'table 2', 'vtab', 'VTAB'),
               _results(found['table_3'], 'table 3', 'epochs', 'epochs'))

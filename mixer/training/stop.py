@@ -122,7 +122,7 @@ class Guard:
       os._exit(128 + number)   # as a shell reports a process that it killed
     self._asked, self._when = signal.Signals(number).name, now
     # Not the log, which would write into the bar of a terminal.
-    print(f'{self._asked} came: the run stops once the current step is done '
-          '(the first one compiles)', file=sys.stderr, flush=True)
+    print(f'{self._asked} came: the run stops after this step (the first one '
+          'compiles)', file=sys.stderr, flush=True)
     if self._several:
       os.kill(os.getpid(), signal.SIGTERM)
