@@ -93,10 +93,9 @@ def test_the_figure_has_a_panel_for_each_network_and_a_curve_for_each_order():
 def test_the_study_goes_on_by_the_same_command(tmp_path):
   found = studies.run_twice(
       tmp_path, 'permutation', '--config.run.total_steps=10',
-      '--config.run.eval_every=2', '--networks=Mixer,ViT', '--seeds=1', runs=6)
+      '--config.run.eval_every=2', '--networks=Mixer', '--seeds=1', runs=3)
   assert [(row['network'], row['order']) for row in found['rows']] == [
-      (name, order) for name in ('Mixer', 'ViT')
-      for order in ('original', 'both', 'all')]
+      ('Mixer', order) for order in ('original', 'both', 'all')]
   assert all(row['steps'] == [2, 4, 6, 8, 10] for row in found['rows'])
   assert found['exact']['bits'] >= 16
   for kind in ('png', 'svg'):

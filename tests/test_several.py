@@ -212,7 +212,6 @@ def test_a_signal_to_one_process_stops_both_and_one_process_resumes(tmp_path):
 @pytest.mark.parametrize('processes, devices, mesh, flags', [
     (2, 2, 'data 4', ()),
     (4, 1, 'data 4', ()),
-    (2, 2, 'fsdp 4', ('--config.sharding.strategy=fsdp',)),
     (2, 2, 'data 2 x fsdp 2', ('--config.sharding.strategy=fsdp',
                                '--config.sharding.fsdp=2')),
     (2, 2, 'data 2 x model 2', ('--config.sharding.model=2',)),
