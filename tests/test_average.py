@@ -63,6 +63,7 @@ def test_the_average_is_evaluated_and_saved_beside_the_parameters(averaged):
       'eval/test/average/accuracy']
 
 
+@pytest.mark.slow   # a whole run
 def test_averaging_changes_no_bit_of_the_run_itself(averaged, tmp_path):
   run.train(small(), str(tmp_path / 'run'))
   plain, kept = (trees.flatten(pretrained.load(path))

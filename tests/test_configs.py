@@ -47,7 +47,7 @@ SCALES = {'mixer_s32': 'Mixer-S/32', 'mixer_s16': 'Mixer-S/16',
           'mixer_b32': 'Mixer-B/32', 'mixer_b16': 'Mixer-B/16',
           'mixer_l32': 'Mixer-L/32', 'mixer_l16': 'Mixer-L/16',
           'mixer_h14': 'Mixer-H/14'}
-LARGE = ('mixer_h14', 'mixer_l16', 'mixer_l32')   # slow to trace
+QUICK = ('digits', 'cifar10', 'finetune', 'mixer_s32', 'mixer_b16')   # to trace
 DATASETS = ('imagenet2012', 'imagenet21k', 'jft')
 RECIPES = ('sgd', 'adam')
 ARGUMENTS = ('', *DATASETS, *(f'{d},{r}' for d in DATASETS for r in RECIPES))
@@ -242,9 +242,11 @@ def traced(config, batch_size=8):
 
 
 @pytest.mark.parametrize('name,argument', [
-    *((n, '') for n in NAMES if n not in LARGE),
-    *(pytest.param(n, '', marks=pytest.mark.slow) for n in LARGE),
-    *(('mixer_s32', a) for a in ARGUMENTS if a not in ('', 'imagenet2012')),
+    *((n, '') for n in QUICK),
+    *(pytest.param(n, '', marks=pytest.mark.slow) for n in NAMES
+      if n not in QUICK),
+    *(pytest.param('mixer_s32', a, marks=pytest.mark.slow) for a in ARGUMENTS
+      if a not in ('', 'imagenet2012')),
     ('mixer_b16', 'imagenet2012,adam'), ('finetune', 'b32,vtab-clevr_count')])
 def test_the_whole_training_step_traces(name, argument):
   """Augmentation, loss, gradient and update fit together at every scale, and

@@ -323,6 +323,7 @@ def test_images_above_max_pixels_yield_an_error(trained):
   assert f'more than {pixels - 1:,}' in str(ask(pixels - 1)[0])
 
 
+@pytest.mark.slow   # a whole run
 def test_predict_in_python_gives_the_probabilities_of_evaluation(
     trained, tmp_path):
   """For files in any order, and for one file; a file that cannot be read is an

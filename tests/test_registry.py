@@ -146,7 +146,7 @@ def test_a_release_has_its_classes_loss_and_preprocessing(
   release = registry.find(name)
   assert asked == [release.url]
   assert network.name == name and network.card['data'] == release.data
-  assert network.card['model']['name'] == 'Mixer-B/16'
+  assert network.card['model']['name'] == 'Mixer-B/4'   # its patches
   assert len(network.card['class_names']) == 1000
   assert network.card['preprocessing'] == dict(
       crop='resmall', interpolation='bilinear_antialias' if folded else 'area')

@@ -164,10 +164,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
   assert '3 kills; ' in out.stdout and 'all with the same bits' in out.stdout
 
 
+@pytest.mark.slow   # whole runs
 @pytest.mark.parametrize('devices, number', [
-    (1, signal.SIGTERM),
-    pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
-    pytest.param(8, signal.SIGTERM, marks=pytest.mark.slow)])
+    (1, signal.SIGTERM), (1, signal.SIGINT), (8, signal.SIGTERM)])
 def test_a_run_asked_to_stop_saves_and_exits_with_42(
     undisturbed, tmp_path, devices, number):
   code, out = signal_at(tmp_path, 31, number, devices)
@@ -235,6 +234,7 @@ def test_a_run_that_decodes_images_ends_with_the_same_bits_if_killed(tmp_path):
   assert sorted(names) == ['cut.jpg', 'empty.jpg']   # each is listed once
 
 
+@pytest.mark.slow   # a whole run
 def test_a_finished_run_that_is_started_again_is_evaluated(undisturbed):
   before = rows(undisturbed(1))
   out = finish(undisturbed(1), 1)

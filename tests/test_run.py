@@ -165,6 +165,7 @@ def test_a_finished_run_on_changed_classes_is_refused_and_stays_as_it_was(
   assert contents(path) == before
 
 
+@pytest.mark.slow   # a whole run
 def test_a_run_that_saved_nothing_gives_its_workdir_to_a_corrected_config(
     tmp_path):
   """It failed late, such as by a lack of memory, and there is no state to lose.

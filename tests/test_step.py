@@ -107,7 +107,8 @@ def test_the_same_steps_give_the_same_bits(single):
   assert int(again.step) == 3
 
 
-@pytest.mark.parametrize('strategy', sharding.STRATEGIES)
+@pytest.mark.parametrize('strategy', [
+    pytest.param('replicate', marks=pytest.mark.slow), 'fsdp'])
 def test_eight_devices_compute_the_step_of_one_device(single, strategy):
   several, metrics = Setting(sharding.plan(strategy=strategy)).run()
   assert_close(single, several)
