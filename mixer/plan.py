@@ -12,10 +12,11 @@ checkpoint that the config names.
 With --topology the training step is compiled for that TPU slice. Its memory is
 then exact, and the device-hours follow from the cycles that the compiler
 expects, if the TPU's clock is known. On v3 they are corrected by how much
-longer a measured step took. This needs libtpu, but no TPU. A topology counts
-chips: v3:2x2, v4:2x2x1 or v5e:4x4; the generations are v2, v3, v4, v5e, v5p and
-v6e. Without --topology the report has a lower bound of the memory: parameters,
-their gradients and the optimizer state.
+longer a measured step took. They leave out communication between devices. This
+needs libtpu, but no TPU. A topology counts chips: v3:2x2, v4:2x2x1 or v5e:4x4;
+the generations are v2, v3, v4, v5e, v5p and v6e. Without --topology the report
+has a lower bound of the memory: parameters, their gradients and the optimizer
+state.
 
 Exit codes: 0 even if data is missing, 1 the step does not fit the TPU, 2 wrong
 usage or config.

@@ -49,8 +49,8 @@ _TOP = flags.DEFINE_integer('top_k', 5, 'Number of classes to print for each '
 _BATCH = flags.DEFINE_integer('batch_size', 32, 'Number of images to classify '
                               'at a time.', 1)
 _MAX_PIXELS = flags.DEFINE_integer(
-    'max_pixels', 2**27, 'Largest height times width of an image; a larger one '
-    'is named and skipped.', 1)
+    'max_pixels', 2**27, 'Largest height times width of an image, less for '
+    'WebP, AVIF and transparency; a larger one is named and skipped.', 1)
 
 Row = dict[str, Any]   # 'path', and 'classes' and 'probabilities' or 'error'
 

@@ -71,8 +71,8 @@ _SHARDS = flags.DEFINE_integer(
     'shards', None, '[build] Number of files for each split (default: as many '
     'as TFDS would make, by the size of the data).', 1)
 _MAX_PIXELS = flags.DEFINE_integer(
-    'max_pixels', 2**27, '[build] Largest height times width of an image; '
-    'larger images count as bad.', 1)
+    'max_pixels', 2**27, '[build] Largest height times width of an image, less '
+    'for WebP, AVIF and transparency; larger images count as bad.', 1)
 _MAX_BAD = flags.DEFINE_float(
     'max_bad_fraction', 0.001, '[build] Largest share of bad images; with '
     'more, the command fails and makes no data set.', 0, 1)

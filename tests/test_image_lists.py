@@ -118,7 +118,8 @@ def test_images_in_several_splits_get_a_line(tmp_path, caplog):
   write('d.jpg,x,test', 'e.jpg,x,validation')
   image_lists.open_list(f'manifest:{path}')
   assert not caplog.messages
-  write('d.jpg,x,test', './c.jpg,x,test', 'b.jpg,x,test', 'b.jpg,x,validation')
+  write('d.jpg,x,test', f'{tmp_path}/./c.jpg,x,test', 'b.jpg,x,test',
+        'b.jpg,x,validation')
   image_lists.open_list(f'manifest:{path}')
   line, = caplog.messages
   assert "2 images are listed in several splits, such as 'b.jpg' in line 4" in (

@@ -173,7 +173,7 @@ def _manifest(source: str) -> ImageList:
           'label, and each image of a prepared set needs one; remove the row, '
           f'or train on manifest:{path} itself with the sigmoid loss')
     sizes[split] = sizes.get(split, 0) + 1
-    seen.setdefault(split, array.array('q')).append(_hash(row))
+    seen.setdefault(split, array.array('q')).append(_hash(path, row))
     for label in row['labels']:
       line_of.setdefault(str(label), row['line'])
     multi_label = multi_label or len(row['labels']) > 1
@@ -209,8 +209,9 @@ def _manifest(source: str) -> ImageList:
                  * sum(sizes.values())))
 
 
-def _hash(row: manifest.Row) -> int:
-  return hash(os.path.normpath(row['path']))
+def _hash(path: str, row: manifest.Row) -> int:
+  """Returns a hash of a row's file, whose path may be written in two ways."""
+  return hash(os.path.normpath(os.path.join(path, '..', row['path'])))
 
 
 def _say_if_in_several_splits(source: str, seen: Sequence[np.ndarray]) -> None:
@@ -224,10 +225,12 @@ def _say_if_in_several_splits(source: str, seen: Sequence[np.ndarray]) -> None:
       np.intersect1d(*pair) for pair in itertools.combinations(seen, 2))])
   if again.size:
     both = frozenset(again.tolist())
-    first = next(row for row in manifest.rows(source) if _hash(row) in both)
+    path = manifest.file_of(source)
+    first = next(row for row in manifest.rows(source)
+                 if _hash(path, row) in both)
     log.warning('%r: %d images are listed in several splits, such as %r in '
                 'line %d; a network that was trained on them is evaluated on '
-                'them too', manifest.file_of(source), len(both),
+                'them too', path, len(both),
                 first['path'], first['line'])
 
 

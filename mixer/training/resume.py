@@ -91,14 +91,14 @@ def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
             evaluate: Callable[[step.State], Mapping[str, float]],
             total_steps: int, settings: Settings, stall: watchdog.Watch
             ) -> None:
-  """Evaluates a restored state if that was due when a signal stopped the run.
+  """Evaluates a restored state if a stop prevented its evaluation.
 
   The metrics and the best checkpoint are then those of a run that was never
   stopped. It must be called before the run's `metrics_file.Writer` is made.
 
   Args:
     path: the workdir.
-    checkpoints: of the workdir; `state` is the last of them.
+    checkpoints: of the workdir; the newest one holds `state`.
     state: as `restored` returned it.
     evaluate: state -> {metric: number}.
     total_steps: length of the run.
@@ -127,21 +127,20 @@ def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
   files.write(os.path.join(path, workdir.METRICS), ''.join(
       json.dumps(row) + '\n' for row in sorted(
           lines, key=lambda row: row['step'])))
-  board = metrics_file.board(path)
-  if board:
+  if board := metrics_file.board(path):
     board.write_scalars(done, scores)
     board.close()
 
 
-def _keep_scores(checkpoints: checkpoint.Checkpoints, step: int,
+def _keep_scores(checkpoints: checkpoint.Checkpoints, done: int,
                  scores: Mapping[str, float]) -> None:
   """Stores metrics of a saved step where Orbax keeps them."""
-  folder = os.path.join(checkpoints.directory, str(step), 'metrics')
+  folder = os.path.join(checkpoints.directory, str(done), 'metrics')
   if processes.first():
     if not files.is_remote(folder):
       os.makedirs(folder, exist_ok=True)
     files.write(os.path.join(folder, 'metrics'), json.dumps(dict(scores)))
-  checkpoints.set_aside_after(step)   # reads the metrics of all steps again
+  checkpoints.set_aside_after(done)   # reads the metrics of all steps again
 
 
 def _check_classes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

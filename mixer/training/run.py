@@ -244,7 +244,6 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
   if first:
     from mixer.training import resume  # a new run does not load it
     resume.make_up(run.path, checkpoints, state, ask, total, settings, stall)
-    guard.check()   # the state is saved
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
     checkpoints.save(done, state.params, state.rest,
