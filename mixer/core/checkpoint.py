@@ -214,7 +214,7 @@ class Checkpoints:
 
 
 def _digest(*parts: trees.Tree) -> list[list[int]]:
-  return [np.asarray(trees.digest(part)).tolist() for part in parts]
+  return [trees.digest(part).tolist() for part in parts]
 
 
 def _metric(name: str) -> Callable[[Mapping[str, float] | None], float]:
