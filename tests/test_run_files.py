@@ -21,7 +21,9 @@ def run(tmp_path_factory):
       [sys.executable, '-m', 'mixer.main', '--noreport', '--config=configs/digits.py',
        '--config.run.total_steps=4', '--config.run.log_every=2',
        '--config.loss.name=sigmoid', '--config.model.hidden_dim=8',
-       '--config.model.num_blocks=1', f'--workdir={workdir}'],
+       '--config.model.num_blocks=1', '--config.augment.rotate=0',
+       '--config.augment.zoom=0', '--config.augment.shift=0',
+       f'--workdir={workdir}'],
       cwd=ROOT, capture_output=True, text=True, timeout=600)
   assert out.returncode == 0, out.stderr
   return workdir
