@@ -20,6 +20,7 @@ import pictures
 from PIL import Image
 import pytest
 
+from mixer.data import checks
 from mixer.data import sources
 from mixer.images import decode_pillow
 from mixer.preparation import imagenet21k
@@ -142,6 +143,7 @@ def test_a_folder_becomes_a_set(photo_folder, built):
   assert all(b['reason'] for b in listed) and 'bad.jsonl' in printed
   provenance = json.loads((path / 'mixer.json').read_text())
   assert provenance['splits']['train']['records'] == 65
+  assert pathlib.Path(checks.mark_of(str(path))).exists()
   assert sorted(os.listdir(path.parent)) == ['1.0.0', 'bad.jsonl']
 
   source = sources.open_source('mine', data_dir=str(data_dir))

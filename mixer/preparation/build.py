@@ -22,7 +22,9 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.data import checks
 from mixer.images import decode_pillow
+from mixer.images import tf_setup
 from mixer.preparation import beam_runner
 from mixer.preparation import image_lists
 from mixer.preparation import plain_files
@@ -65,6 +67,11 @@ def build(source: str, *, name: str, data_dir: str, file_format: str,
     RunError: if too many images are bad, or the counts do not add up.
   """
   beam_runner.import_beam()   # fails before the source is scanned
+  problem = tf_setup.hide_accelerators()
+  if problem:
+    raise errors.UserError(
+        f'build checks images with TensorFlow, as training does, and {problem}'
+        '; run pip install -r launch/requirements-prepare.txt')
   root = os.path.join(set_directory.local_path(data_dir, '--data_dir'), name)
   version = f'1.0.{shorter_side or 0}'
   path = os.path.join(root, version)
@@ -97,6 +104,7 @@ def build(source: str, *, name: str, data_dir: str, file_format: str,
         dict(source=source, fingerprint=images.fingerprint,
              max_pixels=max_pixels, shorter_side=shorter_side,
              splits=counts), indent=2))
+    files.write(checks.mark_of(partial), '')
   return path, counts
 
 
@@ -114,6 +122,7 @@ def write_shard(grouped: tuple[tuple[str, int], Iterable[str]], *, work: str,
     shorter_side: as for `plain_files.plain_file`.
   """
   (split, shard), packed = grouped
+  tf_setup.load()   # before threads that would import it
   # Beam groups in no particular order.
   entries = sorted(map(image_lists.unpack, packed),
                    key=lambda e: (e.name_hash, e.name))

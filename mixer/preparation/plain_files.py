@@ -1,4 +1,4 @@
-"""Image files as `mixer.prepare build` stores them: any decoder reads them alike.
+"""Image files as `prepare build` stores them: any decoder reads them alike.
 
 Colour profiles are not applied, as in training, and a file that is encoded
 again has none.
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mixer.images import decode_pillow
+from mixer.images import decode_tf
 
 JPEG_QUALITY = 95
 _LOSSY_SIGNATURES = (b'\xff\xd8', b'RIFF')   # first bytes of JPEG and of WebP
@@ -39,8 +40,10 @@ def plain_file(file: bytes, max_pixels: int, shorter_side: int | None = None
   pixels, resized = decode_pillow.pixels(
       file, max_pixels=max_pixels,
       then=functools.partial(_reduced, shorter_side=shorter_side))
-  if not resized and decode_pillow.is_plain(file, max_pixels=max_pixels):
-    return file, False
+  if decode_pillow.is_plain(file, max_pixels=max_pixels):
+    decode_tf.check(file)   # as training would; it refuses more than Pillow
+    if not resized:
+      return file, False
   if resized and np.all(pixels == pixels[..., :1]):
     pixels = pixels[..., 0]
   out = io.BytesIO()
