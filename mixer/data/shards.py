@@ -11,11 +11,13 @@ import hashlib
 import os
 import resource
 import typing
+import uuid
 
 import numpy as np
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.core.log import log
 from mixer.images import decode_pillow
 
 if typing.TYPE_CHECKING:
@@ -116,6 +118,25 @@ class ArrayRecords:
       return self._readers[shard].read([at])[0]
     except (ValueError, IndexError, RuntimeError) as e:
       return decode_pillow.BadImage(decode_pillow.one_line(e))
+
+
+def keep(path: str, array: np.ndarray) -> bool:
+  """Writes an array to a file of the cache at once; returns whether it could.
+
+  If not, the log says so, and the next run has to find out again.
+  """
+  part = f'{path}.{uuid.uuid4().hex}'   # machines may share a home directory
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(part, 'wb') as f:
+      np.save(f, array)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(part, path)
+    return True
+  except OSError as e:
+    log.info('%s cannot be written (%s)', path, e.strerror or e)
+    return False
 
 
 def _allow_open_files(count):
