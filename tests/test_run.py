@@ -170,7 +170,7 @@ def test_a_run_that_saved_nothing_gives_its_workdir_to_a_corrected_config(
     tmp_path):
   """It failed late, such as by a lack of memory, and there is no state to lose.
   """
-  workdir.agree(str(tmp_path), assembly.stored(tiny()))
+  resume.agree(str(tmp_path), assembly.stored(tiny()))
   config = tiny()
   config.run.update(total_steps=1, seed=3)
   run.train(config, str(tmp_path))

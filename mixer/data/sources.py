@@ -65,9 +65,12 @@ def open_source(name: str, *, data_dir: str | None = None,
     raise errors.UserError(
         f'labels: {labels!r} gives labels by file name, and {name} has no file '
         'names; expected folder:PATH, manifest:PATH or a TFDS set')
+  elif kind == 'arrays':
+    from mixer.data import npz_files
+    opened = npz_files.load(path)
   else:
     from mixer.data import in_memory
-    opened = in_memory.digits() if kind == 'digits' else in_memory.arrays(path)
+    opened = in_memory.digits()
   if labels:
     from mixer.data import real_labels
     real_labels.check(opened)

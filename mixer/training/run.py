@@ -13,7 +13,6 @@ import jax
 import ml_collections
 
 from mixer.core import checkpoint
-from mixer.core import claims
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import peak
@@ -92,15 +91,16 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
     stall = stack.enter_context(watchdog.Watch(settings.stall_seconds))
-    stack.enter_context(claims.claimed(path))
-    claims.meet(path)
+    stack.enter_context(workdir.claimed(path))
+    workdir.meet(path)
     checkpoints = stack.enter_context(contextlib.closing(
         assembly.open_checkpoints(config, path)))
     # Whatever can refuse the config or the data comes before the first file is
     # written: a refused command leaves a run as it was, and does not claim an
     # empty workdir. A run that saved nothing has nothing to protect.
     if checkpoints.steps():
-      workdir.check_config(path, assembly.stored(config))
+      from mixer.training import resume  # a new run does not load it
+      resume.check_config(path, assembly.stored(config))
     stall.phase(watchdog.OPENING)
     splits = opening.open_splits(config, settings, plan, path)
     stall.phase('building the network')
