@@ -24,7 +24,6 @@ from mixer.training import opening
 from mixer.training import optimizers
 from mixer.training import resume
 from mixer.training import run
-from mixer.training import schedules
 from mixer.training import settings
 from mixer.training import sharding
 from mixer.training import step
@@ -38,7 +37,7 @@ class Setting:
   def __init__(self, policy, **optimizer):
     model = models.create('Mixer-S/4', num_classes=3, hidden_dim=8,
                           num_blocks=1, tokens_mlp_dim=8, channels_mlp_dim=8)
-    schedule = schedules.make(learning_rate=RATE, total_steps=8)
+    schedule = optimizers.schedule(learning_rate=RATE, total_steps=8)
     tx = optimizers.make(schedule=schedule, weight_decay=0.1, **optimizer)
     step_fn = step.make_train_step(
         model, tx, schedule=schedule, loss=losses.make(), seed=3,
@@ -85,7 +84,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(name):
   assert digest(after) == digest(expected) != before
   # The optimizer has made one update, so this is the rate that it used.
   assert int(metrics['skipped']) == 0
-  rate = schedules.make(learning_rate=RATE, total_steps=8)
+  rate = optimizers.schedule(learning_rate=RATE, total_steps=8)
   assert float(metrics['learning_rate']) == np.float32(rate(1))
 
 

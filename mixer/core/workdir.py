@@ -60,8 +60,8 @@ def config_of(path: files.Path) -> dict[str, Any] | None:
 
 
 def card_of(path: files.Path) -> dict[str, Any] | None:
-  """Returns the card (`core.cards`) of the run in a workdir, or None without
-  one."""
+  """Returns the card of the run in a workdir (see `models.catalog`), or None
+  without one."""
   text = files.read(os.path.join(path, CARD))
   return json.loads(text) if text else None
 

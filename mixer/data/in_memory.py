@@ -5,11 +5,11 @@ import hashlib
 
 import numpy as np
 
-from mixer.data import source
+from mixer.data import sources
 from mixer.data import splits
 
 
-def digits() -> source.Source:
+def digits() -> sources.Source:
   """Opens the 1,797 handwritten digits of scikit-learn, 8x8, 16 grey levels.
 
   Split 'test' is every fifth image, 'train' is all others; slices of both
@@ -29,7 +29,7 @@ def digits() -> source.Source:
 
 def make(name: str, images: np.ndarray, labels: np.ndarray, *,
          num_classes: int, class_names: Sequence[str] | None,
-         stored: splits.Stored) -> source.Source:
+         stored: splits.Stored) -> sources.Source:
   """Returns a source of arrays.
 
   Args:
@@ -43,7 +43,7 @@ def make(name: str, images: np.ndarray, labels: np.ndarray, *,
   labels = labels.astype(np.int32)
   digest = hashlib.sha256(np.ascontiguousarray(images).data)
   digest.update(np.ascontiguousarray(labels).data)
-  return source.Source(
+  return sources.Source(
       name=name, stored=stored, num_classes=num_classes,
       class_names=None if class_names is None else tuple(class_names),
       read=lambda records: (images[records], {'labels': labels[records]}),

@@ -8,13 +8,13 @@ from mixer.core import errors
 from mixer.core import files
 from mixer.core.log import log
 from mixer.data import in_memory
-from mixer.data import source
+from mixer.data import sources
 from mixer.data import splits
 
 _DARK = 32   # no image of a data set is brighter: its values are not 0 to 255
 
 
-def load(path: str) -> source.Source:
+def load(path: str) -> sources.Source:
   """Opens an npz file of uint8 images [N, H, W, C] and labels [N] or [N, L].
 
   The arrays 'images' and 'labels' are one split, 'train'; several splits are
@@ -144,10 +144,10 @@ def _classes(name, labels, class_names):
         f'data.name: {name} has labels from {labels.min()} to {most}'
         f'{f" in {columns} columns" if marks else ""}; expected 0 to '
         f'{num_classes - 1}, with -1 where an image has fewer labels')
-  if most >= source.MAX_CLASSES:
+  if most >= sources.MAX_CLASSES:
     raise errors.UserError(
         f'data.name: {name} has the label {most}; expected class numbers below '
-        f'{source.MAX_CLASSES:,}: number the classes from 0')
+        f'{sources.MAX_CLASSES:,}: number the classes from 0')
   return labels, num_classes
 
 

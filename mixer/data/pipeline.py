@@ -26,7 +26,7 @@ from mixer.data import order
 from mixer.data import resident
 from mixer.data import sources
 from mixer.data import splits
-from mixer.data.source import Source
+from mixer.data.sources import Source
 from mixer.images import options
 from mixer.models import grid
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core import files
-from mixer.data import source
+from mixer.data import sources
 
 _NUMBER = re.compile(r'ILSVRC2012_val_0*(\d+)(\.\w+)?')
 
@@ -113,7 +113,7 @@ def fingerprint(own: str, labels: Labels | None) -> str:
       (own + labels.digest).encode()).hexdigest()[:16]
 
 
-def check(opened: source.Source) -> None:
+def check(opened: sources.Source) -> None:
   """Raises an error if the label file lacks the first image of every split.
 
   One split is enough: training images, for example, need no labels.

@@ -19,7 +19,7 @@ import numpy as np
 from mixer.core.log import log
 from mixer.data import order
 from mixer.data import splits
-from mixer.data.source import Source
+from mixer.data.sources import Source
 
 if typing.TYPE_CHECKING:
   from mixer.data import bad_images

@@ -15,7 +15,7 @@ from mixer.core import errors
 from mixer.core import files
 from mixer.data import set_features
 from mixer.data import shards
-from mixer.data import source
+from mixer.data import sources
 from mixer.data import splits
 from mixer.images import decode_pillow
 
@@ -115,7 +115,7 @@ def open_set(name: str, *, data_dir: str | None, access: str | None,
              labels: str | None, dataset: str | None = None,
              describe: Callable[[tfds.core.DatasetInfo], Parsing] | None = None,
              stored: Callable[[Mapping[str, int]], splits.Stored] = splits.whole
-             ) -> source.Source:
+             ) -> sources.Source:
   """Opens a prepared set.
 
   Args:
@@ -148,7 +148,7 @@ def open_set(name: str, *, data_dir: str | None, access: str | None,
         f'data.name: {name!r} is read with TFDS, and {e.name} is not '
         "installed; run pip install '.[data]' in this project's folder, or "
         'install the pinned requirements.txt') from e
-  return source.Source(
+  return sources.Source(
       name=name, num_classes=parse.num_classes, class_names=parse.class_names,
       stored=stored({k: s.num_examples for k, s in info.splits.items()}),
       read=lambda records: parse.parse(
@@ -209,7 +209,7 @@ def parsing(name: str, info: tfds.core.DatasetInfo) -> Parsing:
         f"data.name: {name} has the features {sorted(info.features)}; expected "
         "'image' and 'label' or 'labels'")
   feature = info.features[key]
-  width = source.MAX_LABELS if hasattr(feature, 'feature') else 1
+  width = sources.MAX_LABELS if hasattr(feature, 'feature') else 1
   feature = getattr(feature, 'feature', feature)
   channels = info.features['image'].shape[-1] or 3
   if not getattr(feature, 'num_classes', None) or channels not in (1, 3):
@@ -248,7 +248,8 @@ def _open_reader(name, form, where, access, stored_files):
       return tfrecord.SequentialReader(stored_files, name), True
     return tfrecord.RandomReader(stored_files, name), False
   if form == 'array_record' and access != 'sequential' and not remote:
-    return shards.ArrayRecords(stored_files), False
+    from mixer.data import array_records
+    return array_records.Reader(stored_files), False
   raise errors.UserError(
       f'data.access: {access!r} cannot read {name} in {where!r}, which is '
       f'stored as {form}; local files can be read at random as tfrecord or '

@@ -24,7 +24,7 @@ from mixer.evaluation import classification
 from mixer.images import augment
 
 if TYPE_CHECKING:
-  from mixer.data.source import Source
+  from mixer.data.sources import Source
   from mixer.models import interface
 
 # Keys that an evaluation takes from `data` unless its own section sets them.

@@ -106,7 +106,8 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
     path: the workdir.
     checkpoints: of the workdir.
     shapes: State of jax.ShapeDtypeStruct, with shardings.
-    card: of the network, see `core.cards`. Its classes must be the saved ones.
+    card: of the network, see `models.catalog`. Its classes must be the saved
+      ones.
     fingerprint: of the data and their order, which must be the saved one.
     total_steps: length of the run; None for any.
 
@@ -201,7 +202,7 @@ def _keep_scores(checkpoints: checkpoint.Checkpoints, done: int,
 def _any_length(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
   """Returns whether the learning rate by step is the same for any length.
 
-  A warm-up that is not shorter than the run is cut, see `schedules.make`.
+  A warm-up that is not shorter than the run is cut, see `optimizers.schedule`.
 
   Args:
     was, now: as `workdir.flat` returns them.

@@ -15,13 +15,12 @@ import ml_collections
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
-from mixer.core import peak
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.evaluation import suite
 from mixer.models import catalog
-from mixer.models import cost
 from mixer.models import interface
+from mixer.models import products
 from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import metrics_file
@@ -32,7 +31,6 @@ from mixer.training import progress
 from mixer.training import sharding
 from mixer.training import step
 from mixer.training import stop
-from mixer.training import summary
 from mixer.training import watchdog
 from mixer.training.settings import Settings
 
@@ -47,7 +45,7 @@ class _Run:
     plan: how state and batches lie on the devices.
     splits: the data.
     model: the network.
-    card: the network's card, see `core.cards`.
+    card: the network's card, see `models.catalog`.
     sharded: the training step, jitted for the plan.
     total_steps: length of the run.
     image_flops: FLOPs of one image in training.
@@ -117,11 +115,12 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     splits.bad_images.begin()
     if found is None or files.read(os.path.join(path, workdir.CARD)) is None:
       workdir.write_json(os.path.join(path, workdir.CARD), run.card)
-    summary.introduce(
+    progress.introduce(
         path=path, title=catalog.title(run.card['model']), settings=settings,
         code=code, plan=plan, data=splits.train, evals=splits.evals,
         model=run.model, state=run.sharded.state,
-        trained=cost.trained(run.sharded.state.params, config.optimizer.frozen),
+        trained=optimizers.trained(run.sharded.state.params,
+                                   config.optimizer.frozen),
         image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
     stall.phase('making the first state')
@@ -166,8 +165,8 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
   card = assembly.make_card(config, model, splits.train, splits.evals)
-  flops = cost.training_flops(model, settings.image_size,
-                              config.optimizer.frozen, sharded.state.params)
+  flops = model.training_flops(
+      settings.image_size, config.optimizer.frozen, sharded.state.params)
   return _Run(path, settings, plan, splits, model, card, sharded, total, flops,
               merge, origin, checkpoints)
 
@@ -273,7 +272,7 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
           improves=checkpoints.improves, batch_size=size,
           flops=size * run.image_flops, devices=plan.mesh.size,
           spent=writer.spent, phase=phase, stale=stale,
-          peak_flops=jax.process_count() * peak.flops_per_second(
+          peak_flops=jax.process_count() * products.flops_per_second(
               settings.dtype_on(plan.platform)))
       try:
         if first < total and not 0 < settings.patience <= stale:
