@@ -22,11 +22,7 @@ from mixer.images import decode_pillow
 if typing.TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
-  from mixer.data import real_labels
-
 Features = Mapping[str, Any]   # {name: tf.train.Feature} of an example
-# Sets name the feature that holds an image's file name in different ways.
-_FILE_NAMES = ('file_name', 'filename', 'image/file_name')
 
 
 def integers(key: str) -> Callable[[Features], Sequence[int]]:
@@ -138,7 +134,7 @@ def open_set(name: str, *, data_dir: str | None, access: str | None,
     if labels:
       from mixer.data import real_labels
       other = real_labels.load(labels, parse.num_classes)
-      parse = _relabelled(parse, name, info, other)
+      parse = real_labels.relabelled(parse, name, info, other)
     stored_files = shards.shards_of(info)
     fingerprint = shards.fingerprint(info, stored_files)
     reader, sequential = _open_reader(
@@ -220,23 +216,6 @@ def parsing(name: str, info: tfds.core.DatasetInfo) -> Parsing:
       labels_of=integers(key), width=width, num_classes=feature.num_classes,
       class_names=tuple(feature.names) if feature.names else None,
       channels=channels, weighted='weights' in info.features)
-
-
-def _relabelled(parse: Parsing, name: str, info: tfds.core.DatasetInfo,
-                other: real_labels.Labels) -> Parsing:
-  """`parse` with labels by file name; UserError if there are no file names."""
-  key = next((k for k in _FILE_NAMES if k in info.features), None)
-  if key is None:
-    raise errors.UserError(
-        f'labels: {other.path!r} gives labels by file name, and {name} has '
-        f'the features {sorted(info.features)}; expected {_FILE_NAMES[0]!r}')
-
-  def labels_of(features):
-    value, = features[key].bytes_list.value
-    return other.of(value.decode(errors='replace'))
-
-  return dataclasses.replace(parse, labels_of=labels_of, width=other.width,
-                             fewest=0, weighted=False)
 
 
 def _open_reader(name, form, where, access, stored_files):
