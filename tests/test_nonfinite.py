@@ -19,7 +19,6 @@ from mixer.data import pipeline
 from mixer.images import augment
 from mixer.training import assembly
 from mixer.training import losses
-from mixer.training import nonfinite
 from mixer.training import opening
 from mixer.training import optimizers
 from mixer.training import resume
@@ -27,6 +26,7 @@ from mixer.training import run
 from mixer.training import settings
 from mixer.training import sharding
 from mixer.training import step
+from mixer.training import watchdog
 
 RATE = 0.05
 
@@ -103,7 +103,7 @@ def test_skipping_changes_no_bit_of_a_healthy_run():
 
 
 def watched(tmp_path, **settings):
-  return nonfinite.Watch(str(tmp_path), norms=None, **settings)
+  return watchdog.Skips(str(tmp_path), norms=None, **settings)
 
 
 def shown(watch, first, *skipped):

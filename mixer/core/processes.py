@@ -38,9 +38,9 @@ def join(*, coordinator: str | None = None, num_processes: int | None = None,
     coordinator, num_processes, process_id: as `cluster.find` takes them.
     heartbeat_timeout_seconds: a process that is silent for so long counts as
       dead, and the others end.
-    stoppable: whether the command asks a `stop.Guard` after each step. If so,
-      JAX handles SIGTERM and tells all processes to stop after the same step;
-      if not, SIGTERM ends the process.
+    stoppable: whether the command asks a `watchdog.Guard` after each step. If
+      so, JAX handles SIGTERM and tells all processes to stop after the same
+      step; if not, SIGTERM ends the process.
 
   Raises:
     UserError: if the arguments do not fit together, or the environment does not

@@ -24,13 +24,11 @@ from mixer.models import products
 from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import metrics_file
-from mixer.training import nonfinite
 from mixer.training import opening
 from mixer.training import optimizers
 from mixer.training import progress
 from mixer.training import sharding
 from mixer.training import step
-from mixer.training import stop
 from mixer.training import watchdog
 from mixer.training.settings import Settings
 
@@ -124,7 +122,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
     stall.phase('making the first state')
-    with stop.Guard() as guard:   # before anything compiles
+    with watchdog.Guard() as guard:   # before anything compiles
       if found is None:
         found = _initial(run), []
       else:
@@ -209,11 +207,11 @@ def _restored(run: _Run, fingerprint: Mapping[str, Any]
 
 def _train_or_go_back(
     run: _Run, state: step.State, skipped: list[int],
-    fingerprint: Mapping[str, Any], guard: stop.Guard, stall: watchdog.Watch
+    fingerprint: Mapping[str, Any], guard: watchdog.Guard, stall: watchdog.Watch
     ) -> dict[str, float]:
   """Trains to the end; goes back once if too many updates are skipped."""
   while True:
-    watch = nonfinite.Watch(run.path, step=int(state.step), skipped=skipped,
+    watch = watchdog.Skips(run.path, step=int(state.step), skipped=skipped,
                             norms=run.sharded.norms)
     try:
       return _train(run, state, watch, fingerprint, guard, stall)
@@ -231,8 +229,8 @@ def _train_or_go_back(
     state, skipped = found
 
 
-def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
-           fingerprint: Mapping[str, Any], guard: stop.Guard,
+def _train(run: _Run, state: step.State, watch: watchdog.Skips,
+           fingerprint: Mapping[str, Any], guard: watchdog.Guard,
            stall: watchdog.Watch) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
   settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
