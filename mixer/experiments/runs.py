@@ -27,7 +27,7 @@ from mixer.training import losses
 from mixer.training import metrics_file
 from mixer.training import run
 from mixer.training import sharding
-from mixer.training import stop
+from mixer.training import watchdog
 
 _FEWSHOT_BATCH = 256
 
@@ -56,7 +56,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
             for name, value in run.train(config, path).items()}
   if processes.first():
     workdir.write_json(file, dict(config=stored, scores=scores))
-  stop.check_last_run()
+  watchdog.check_last_run()
   return scores
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import re
 from typing import Any
 
-from mixer.models import catalog
+from mixer.models import recognition
 
 _SHOWN = 4   # tensors that an error names
 # The first module of a name that has a number, such as the block.
@@ -20,7 +20,7 @@ def between(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     params: nested dict of what there is.
     wanted: nested dict of what the model has.
   """
-  have, want = catalog.shapes(params), catalog.shapes(wanted)
+  have, want = recognition.shapes(params), recognition.shapes(wanted)
   lines: dict[tuple[str, str], list[int]] = {}
   for name in have.keys() | want.keys():
     ours, theirs = have.get(name, 'missing'), want.get(name, 'none')

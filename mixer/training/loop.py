@@ -19,9 +19,7 @@ from mixer.training.step import Step
 
 if TYPE_CHECKING:
   from mixer.training import metrics_file
-  from mixer.training import nonfinite
   from mixer.training import progress
-  from mixer.training import stop
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -71,8 +69,8 @@ class Job:
   save: Callable[[int, State, Mapping[str, float]], None]
   writer: 'metrics_file.Writer'
   progress: 'progress.Progress'
-  guard: 'stop.Guard'
-  watch: 'nonfinite.Watch'
+  guard: 'watchdog.Guard'
+  watch: 'watchdog.Skips'
   total_steps: int
   log_every: int
   eval_every: int

@@ -14,6 +14,7 @@ from mixer.core import trees
 from mixer.core.log import log
 from mixer.models import catalog
 from mixer.models import interface
+from mixer.models import recognition
 from mixer.pretrained import misfits
 from mixer.pretrained import network
 from mixer.pretrained.resize import resize
@@ -236,7 +237,7 @@ def _remedy(wrong: list[str], given: Mapping[str, Any],
   """Returns the flags that change the model into one that the weights fit."""
   if all(line.startswith('head/') for line in wrong):
     return "; to train a new head, add --config.start.dont_load='head/.*'"
-  have, want = catalog.widths(given), catalog.widths(wanted)
+  have, want = recognition.widths(given), recognition.widths(wanted)
   flags = [f'--config.model.{key}={value}' for key, value in have.items()
            if value != want.get(key)]
   return f'; to match their widths, add {" ".join(flags)}' if flags else ''
