@@ -112,6 +112,12 @@ def stored_splits(config: ml_collections.ConfigDict,
       labels=mine.get('labels'), wanted=sorted(wanted)).stored
 
 
+def of_seeds(count: int) -> str:
+  """Returns what a value of a table is over so many seeds."""
+  return ('one seed' if count == 1 else
+          f'mean and standard deviation over {count} seeds')
+
+
 def spread(values: Sequence[float]) -> tuple[float, float]:
   """Returns the mean over seeds, and the sample standard deviation (0 of one).
   """
