@@ -16,9 +16,10 @@ build makes a data set from image files: a folder with a folder for each class,
 a manifest (a CSV or JSONL file of paths and labels), or ImageNet-21k's tars.
 It decodes every image once. Images that cannot be decoded are left out and
 listed in bad.jsonl. Upright 8-bit RGB or grey JPEG and PNG files are stored
-byte for byte; all others are stored upright as RGB. The records are in random
-order, by a hash of the file name, so that train[:51200] is a random sample to
-hold out.
+byte for byte; all others are stored upright as RGB. With --shorter_side=512,
+larger photos are stored resized once, which saves decoding in every epoch. The
+records are in random order, by a hash of the file name, so that train[:51200]
+is a random sample to hold out.
 
 For tars:DIR, the files n00004475.tar and so on, one for each synset, are in
 DIR, DIR/winter21_whole or DIR/fall11_whole. The labels are indices into the
@@ -73,6 +74,11 @@ _SHARDS = flags.DEFINE_integer(
 _MAX_PIXELS = flags.DEFINE_integer(
     'max_pixels', 2**27, '[build] Largest height times width of an image, less '
     'for WebP, AVIF and transparency; larger images count as bad.', 1)
+_SHORTER_SIDE = flags.DEFINE_integer(
+    'shorter_side', None, '[build] Images whose shorter side has more pixels '
+    'than this are stored resized to it, with antialiasing: JPEG and WebP as '
+    "JPEG of quality 95, others as PNG. The set's version is then 1.0.N.", 16,
+    65_500)
 _MAX_BAD = flags.DEFINE_float(
     'max_bad_fraction', 0.001, '[build] Largest share of bad images; with '
     'more, the command fails and makes no data set.', 0, 1)
@@ -100,7 +106,7 @@ _RUNNER = flags.DEFINE_string(
 _BEAM_FLAGS = ('source', 'name', 'data_dir', 'runner')
 _FLAGS_OF = {   # the flags that each mode takes
     'build': (*_BEAM_FLAGS, 'format', 'shards', 'max_pixels',
-              'max_bad_fraction'),
+              'max_bad_fraction', 'shorter_side'),
     'convert': ('name', 'data_dir', 'out', 'workers'),
     'dedup': (*_BEAM_FLAGS, 'out', 'split', 'against', 'against_dir',
               'distance', 'flips', 'dry_run'),
@@ -167,10 +173,17 @@ def _build(beam_options: Sequence[str]) -> None:
       source, name=_checked_name(name), data_dir=data_dir,
       file_format=_FORMAT.value, shards=_SHARDS.value,
       max_pixels=_MAX_PIXELS.value, max_bad_fraction=_MAX_BAD.value,
-      runner=_RUNNER.value, options=beam_options)
+      runner=_RUNNER.value, options=beam_options,
+      shorter_side=_SHORTER_SIDE.value)
   _show({split: (row['in'], row['records'], row['bad'], row['shards'],
                  row['bytes']) for split, row in counts.items()},
         'images', 'records', 'bad', 'shards', 'MB')
+  if _SHORTER_SIDE.value:
+    resized, before, after = (
+        sum(row[key] for row in counts.values())
+        for key in ('resized', 'resized_from', 'resized_to'))
+    print(f'resized {resized:,} images, from {before / 1e6:,.1f} to '
+          f'{after / 1e6:,.1f} MB')
   print(f'wrote {path}')
   if any(row['bad'] for row in counts.values()):
     print('bad images are listed in '

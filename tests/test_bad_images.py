@@ -434,6 +434,7 @@ def test_a_run_may_resume_with_more_bad_images_allowed(tmp_path):
 # The command.
 
 STEPS = 14
+HALF = '--config.data.max_bad_fraction=0.5'
 
 
 def start(name, workdir, *flags):
@@ -486,24 +487,29 @@ def noted(workdir):
 
 @pytest.fixture(scope='module')
 def commands(folder, tmp_path_factory):
-  """The directory of runs, and {name: (exit code, out, err)} of four commands.
-
-  Three of them stop with an error. All run at the same time.
-  """
+  """The directory of runs, and {name: (exit code, out, err)} of three commands
+  that stop with an error and run at the same time."""
   at = tmp_path_factory.mktemp('runs')
   first = at / 'first'   # the first class is broken, so the first images are
   for i in range(9):
     pictures.write(first, {f'train/a/{i}.jpg': b'no image',
                            f'train/b/{i}.jpg': pictures.encode(photo())})
   pictures.write(first, {'val/a/x.jpg': pictures.encode(photo())})
-  half = '--config.data.max_bad_fraction=0.5'
   begun = dict(
-      run=start(folder.name, at / 'run', half),
       default=start(folder.name, at / 'default'),
-      first=start(f'folder:{first}', at / 'of first', half),
-      misspelled=start(folder.name, at / 'misspelled', half,
+      first=start(f'folder:{first}', at / 'of first', HALF),
+      misspelled=start(folder.name, at / 'misspelled', HALF,
                        '--config.evals.test.split=validatoin'))
   return at, {what: finish(process) for what, process in begun.items()}
+
+
+@pytest.fixture(scope='module')
+def whole(folder, tmp_path_factory):
+  """The workdir of a whole run. It prints nothing on standard error."""
+  workdir = tmp_path_factory.mktemp('runs') / 'run'
+  code, out, err = finish(start(folder.name, workdir, HALF))
+  assert code == 0 and not err, out + err
+  return workdir
 
 
 def assert_stopped(outcome, code, *parts):
@@ -523,15 +529,11 @@ def assert_untouched(workdir):
 
 @pytest.mark.slow   # whole runs
 def test_a_run_counts_replaced_images_and_those_left_out_of_evaluation(
-    folder, commands):
-  """The count at each step is that of the order alone. The run prints nothing
-  on standard error."""
-  at, outcomes = commands
-  code, out, err = outcomes['run']
-  assert code == 0 and not err, out + err
+    folder, whole):
+  """The count at each step is that of the order alone."""
   data = opened(folder.name)
   expected = drawn(data, folder.broken['train'], STEPS).sum(1).cumsum()
-  found = rows(at / 'run')
+  found = rows(whole)
   assert [found[t + 1]['train/bad'] for t in range(STEPS)] == expected.tolist()
   assert expected[-1] > 2 * BROKEN
   assert found[STEPS]['eval/test/bad'] == BROKEN
@@ -539,20 +541,18 @@ def test_a_run_counts_replaced_images_and_those_left_out_of_evaluation(
 
 
 @pytest.mark.slow   # likewise
-def test_bad_images_jsonl_has_each_bad_image_once(folder, commands):
+def test_bad_images_jsonl_has_each_bad_image_once(folder, whole, tmp_path):
   """This holds after a finished run is started again, and after a run resumes
   from its last checkpoint but one; counts and all other metrics stay the same.
   """
-  at, _ = commands
-  whole, half = at / 'run', '--config.data.max_bad_fraction=0.5'
   expected = {('data', name): 1 for name in folder.broken['train']} | {
       ('evals.test', name): 1 for name in folder.broken['val']}
   assert noted(whole) == expected
-  again, resumed = at / 'again', at / 'resumed'
+  again, resumed = tmp_path / 'again', tmp_path / 'resumed'
   for copy in (again, resumed):
     shutil.copytree(whole, copy)
   shutil.rmtree(resumed / 'checkpoints' / str(STEPS))
-  begun = [start(folder.name, copy, half) for copy in (again, resumed)]
+  begun = [start(folder.name, copy, HALF) for copy in (again, resumed)]
   for process, said in zip(begun, ('already finished', 'resuming at step 12')):
     code, out, err = finish(process)
     assert code == 0 and not err and said in out, out + err

@@ -38,7 +38,7 @@ MODEL_LIBRARIES = {'jax', 'flax', 'numpy', 'mixer'}
 PUBLIC_FACES = ('mixer/models/__init__.py', 'mixer/pretrained/__init__.py')
 # Budgets, in lines: of a module; of a function, and of all of mixer/, without
 # docstrings.
-MODULE_LINES, FUNCTION_LINES, HOUSE_LINES = 300, 60, 20_700
+MODULE_LINES, FUNCTION_LINES, HOUSE_LINES = 300, 60, 20_900
 
 FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(), str(path))
          for path in sorted(ROOT.glob('mixer/**/*.py'))}
@@ -280,7 +280,7 @@ def test_imports_stay_light(statement, absent):
 
 @pytest.mark.slow   # whole runs
 @pytest.mark.parametrize('data,most_files,most_lines', (
-    ('digits', 54, 5_850), ('tfrecord', 63, 7_050)))
+    ('digits', 54, 5_850), ('tfrecord', 64, 7_120)))
 def test_a_training_step_loads_little_code(data, most_files, most_lines,
                                            tmp_path):
   """The modules of mixer/ that a whole run of two steps has imported, without

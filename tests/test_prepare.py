@@ -31,6 +31,7 @@ MISTAKES = {   # arguments, and what the error must contain
     'no name': (BUILD, ('--name', 'my_set')),
     'bad name': ((*BUILD, '--name=My-Set'), ('--name', 'My-Set', 'my_set')),
     'bad number': ((*BUILD, '--shards=0'), ('--shards', '0')),
+    'side out of range': ((*BUILD, '--shorter_side=8'), ('--shorter_side', '8')),
     'Beam option without Beam': (
         ('convert', '--name=x', '--data_dir={dir}', '--out={dir}', '--', '--y'),
         ('convert', 'Beam', '--y')),

@@ -20,6 +20,7 @@ import pictures
 from PIL import Image
 import pytest
 
+from mixer.data import checks
 from mixer.data import sources
 from mixer.images import decode_pillow
 from mixer.preparation import imagenet21k
@@ -142,6 +143,7 @@ def test_a_folder_becomes_a_set(photo_folder, built):
   assert all(b['reason'] for b in listed) and 'bad.jsonl' in printed
   provenance = json.loads((path / 'mixer.json').read_text())
   assert provenance['splits']['train']['records'] == 65
+  assert pathlib.Path(checks.mark_of(str(path))).exists()
   assert sorted(os.listdir(path.parent)) == ['1.0.0', 'bad.jsonl']
 
   source = sources.open_source('mine', data_dir=str(data_dir))
@@ -149,6 +151,23 @@ def test_a_folder_becomes_a_set(photo_folder, built):
   images, targets = source.read(np.arange(65))
   assert all(decode_pillow.is_plain(file) for file in images)
   assert len(targets['labels']) == 65
+
+
+def test_larger_images_are_resized_and_the_set_has_a_version_of_its_own(
+    photo_folder, prepare, tmp_path):
+  """On two processes; the output says how many, and mixer.json to what."""
+  flags = ['build', f'--source=folder:{photo_folder[0]}', '--name=mine',
+           f'--data_dir={tmp_path}', '--max_bad_fraction=0.05',
+           '--shorter_side=90']
+  printed = prepare(*flags, '--', '--direct_num_workers=2',
+                    '--direct_running_mode=multi_processing')
+  assert 'resized 76 images' in printed
+  path = tmp_path / 'mine' / '1.0.90'
+  assert json.loads((path / 'mixer.json').read_text())['shorter_side'] == 90
+  source = sources.open_source('mine', data_dir=str(tmp_path))
+  for file in source.read(np.arange(65))[0]:
+    assert decode_pillow.pixels(file).shape in ((90, 120, 3), (120, 90, 3))
+  assert 'exists already' in prepare(*flags, code=2)
 
 
 def test_a_set_is_not_overwritten(photo_folder, built, prepare):

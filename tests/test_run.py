@@ -140,6 +140,7 @@ def test_a_finished_run_on_changed_classes_is_refused_and_stays_as_it_was(
   path, config = tmp_path / 'run', tiny()
   config.data.update(name=f'folder:{data}', on_device=True, crop='resize')
   config.run.update(total_steps=1, batch_size=8)
+  config.augment.update(rotate=0., zoom=0., shift=0.)   # compiles sooner
   run.train(config, str(path))
   before = contents(path)
 
@@ -246,5 +247,6 @@ def test_the_check_before_a_run_is_the_only_trace_of_the_step(
   monkeypatch.setattr(step, 'make_train_step', counted)
   config = tiny()
   config.run.batch_size = 8 * jax.device_count()
+  config.augment.update(rotate=0., zoom=0., shift=0.)   # compiles sooner
   run.train(config, str(tmp_path / 'run'))
   assert len(traces) == 1

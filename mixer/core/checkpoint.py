@@ -157,7 +157,7 @@ class Checkpoints:
 def digest(*parts: trees.Tree) -> list[list[int]]:
   """Returns a checksum of every leaf of each tree, as checkpoints keep them.
   """
-  return [np.asarray(trees.digest(part)).tolist() for part in parts]
+  return [trees.digest(part).tolist() for part in parts]
 
 
 def _metric(name: str) -> Callable[[Mapping[str, float] | None], float]:

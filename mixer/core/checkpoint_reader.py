@@ -160,7 +160,7 @@ def load_params(path: str, average: bool = False) -> dict[str, Any]:
   if expected is None:
     raise errors.UserError(f'checkpoint: {path!r} has no averaged parameters; '
                            'train with run.average, such as 0.999')
-  if np.asarray(trees.digest(params)).tolist() != expected:
+  if trees.digest(params).tolist() != expected:
     raise errors.UserError(f'checkpoint: {path!r} is damaged: its checksum '
                            'does not match')
   return jax.tree.map(np.asarray, params)

@@ -2,7 +2,8 @@
 
 Whether an image is bad must not depend on its random crop, and a crop decodes
 an image only as far as it reaches. So every image is decoded in full the first
-time it is read, and the result is remembered in one byte for each record.
+time it is read, unless `checks` knows it, and the result is remembered in one
+byte for each record.
 """
 from collections.abc import Callable
 import threading
@@ -11,6 +12,7 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core.log import log
+from mixer.data import checks
 from mixer.data import order
 from mixer.data import splits
 from mixer.data.sources import Source
@@ -50,6 +52,7 @@ class CheckedReader:
     last = max(int(p.records(np.array(p.stop - p.start - 1)))
                for p in source.stored.values())
     self._state = np.zeros(last + 1, np.uint8)
+    self._check = checks.Checks(source, last + 1)
     self._lock = threading.Lock()
     self.bad: dict[int, tuple[str, str]] = {}
 
@@ -143,7 +146,7 @@ class CheckedReader:
       if isinstance(file, decode_pillow.BadImage):
         raise file
       if state == _UNSEEN:
-        state = self._state[record] = self._look(file)
+        state = self._state[record] = self._look(record, file)
       if state == _ODD:
         return decode_pillow.as_png(file, channels=self.source.channels,
                                     max_pixels=self._max_pixels,
@@ -152,12 +155,11 @@ class CheckedReader:
     except decode_pillow.BadImage as e:
       self._note(record, str(e))
 
-  def _look(self, file):
+  def _look(self, record, file):
     if not decode_pillow.is_plain(file, max_pixels=self._max_pixels,
                                   upright=self.source.upright):
       return _ODD   # `_admit` decodes it in full, now and every time
-    from mixer.images import decode_tf
-    decode_tf.check(file)
+    self._check(record, file)
     return _PLAIN
 
   def _note(self, record, reason):

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import hashlib
+import importlib.util
 import itertools
+import os
 import typing
 from typing import Any
 
@@ -36,13 +38,17 @@ def digits() -> Source:
   follow a fixed permutation. 'all' is all images in the order of the file,
   whose two halves were written by different people.
   """
-  from sklearn import datasets
-  loaded = datasets.load_digits()
-  images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
+  # Importing scikit-learn, for its load_digits, would take seconds.
+  library = importlib.util.find_spec('sklearn')
+  assert library and library.origin, 'scikit-learn is not installed'
+  table = np.loadtxt(os.path.join(os.path.dirname(
+      library.origin), 'datasets', 'data', 'digits.csv.gz'), delimiter=',')
+  images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8)
+  images = images.reshape(-1, 8, 8, 1)
   everything = splits.Piece(0, 0, len(images))
   train, test = splits.hold_out(
       dataclasses.replace(everything, mix=True), 5)
-  return make('digits', images, loaded.target[:, None], num_classes=10,
+  return make('digits', images, table[:, -1:].astype(int), num_classes=10,
               class_names=list(map(str, range(10))),
               stored={'train': train, 'test': test, 'all': everything})
 

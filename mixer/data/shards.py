@@ -9,10 +9,12 @@ import dataclasses
 import hashlib
 import os
 import typing
+import uuid
 
 import numpy as np
 
 from mixer.core import errors
+from mixer.core.log import log
 
 if typing.TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -69,3 +71,22 @@ def fingerprint(info: tfds.core.DatasetInfo, shards: Shards) -> str:
             for path, n in zip(shards.paths, lengths)]
   return hashlib.sha256(
       repr((info.full_name, listed)).encode()).hexdigest()[:16]
+
+
+def keep(path: str, array: np.ndarray) -> bool:
+  """Writes an array to a file of the cache at once; returns whether it could.
+
+  If not, the log says so, and the next run has to find out again.
+  """
+  part = f'{path}.{uuid.uuid4().hex}'   # machines may share a home directory
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(part, 'wb') as f:
+      np.save(f, array)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(part, path)
+    return True
+  except OSError as e:
+    log.info('%s cannot be written (%s)', path, e.strerror or e)
+    return False

@@ -13,7 +13,6 @@ import os
 import struct
 import time
 from typing import IO
-import uuid
 
 from etils import epath
 import google_crc32c
@@ -22,6 +21,7 @@ import numpy as np
 from mixer.core import errors
 from mixer.core import files
 from mixer.core.log import log
+from mixer.data.shards import keep
 from mixer.data.shards import Shards
 from mixer.data.shards import THREADS
 from mixer.images import decode_pillow
@@ -199,17 +199,7 @@ def _offsets(shards, name):
   offsets = np.concatenate(parts)
   log.info('%s: found %d records in %.0f s', name, shards.ends[-1],
            time.monotonic() - began)
-  try:
-    os.makedirs(os.path.dirname(cache), exist_ok=True)
-    part = f'{cache}.{uuid.uuid4().hex}'   # machines may share a home directory
-    with open(part, 'wb') as f:
-      np.save(f, offsets)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(part, cache)
-  except OSError as e:
-    log.info('%s cannot be written (%s): the next run will scan the files '
-             'again', cache, e.strerror or e)
+  keep(cache, offsets)
   kept = _kept(cache, shards, sizes)
   return offsets if kept is None else kept
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
-import io
 import json
 import os
 import shutil
@@ -20,28 +19,29 @@ from typing import Any
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.data import checks
 from mixer.images import decode_pillow
+from mixer.images import tf_setup
 from mixer.preparation import beam_runner
 from mixer.preparation import image_lists
+from mixer.preparation import plain_files
 from mixer.preparation import set_directory
 from mixer.preparation import shard_files
 
 if TYPE_CHECKING:
   import apache_beam
 
-_VERSION = '1.0.0'
 _BAD_IMAGES_SHOWN = 10   # in an error; bad.jsonl lists all of them
-_LOSSY_SIGNATURES = (b'\xff\xd8', b'RIFF')   # first bytes of JPEG and of WebP
 _Counts = dict[str, dict[str, int]]
 
 
 def build(source: str, *, name: str, data_dir: str, file_format: str,
           shards: int | None, max_pixels: int, max_bad_fraction: float,
-          runner: str, options: Sequence[str]) -> tuple[str, _Counts]:
+          runner: str, options: Sequence[str],
+          shorter_side: int | None = None) -> tuple[str, _Counts]:
   """Builds the set `name` in data_dir.
 
   Args:
@@ -54,26 +54,36 @@ def build(source: str, *, name: str, data_dir: str, file_format: str,
     max_bad_fraction: if a larger share of all images is bad, no set is built.
     runner: Beam's name of a runner.
     options: arguments for Beam's PipelineOptions.
+    shorter_side: images whose shorter side has more pixels are stored resized
+      to so many; None to store all in their own size.
 
   Returns:
     (the new set's directory, {split: {'in', 'records', 'bad', 'shards',
-    'bytes'}}).
+    'bytes', and 'resized', 'resized_from', 'resized_to': the number of resized
+    images, and their bytes before and after}}).
 
   Raises:
     UserError: if the source is missing or malformed, or the set exists.
     RunError: if too many images are bad, or the counts do not add up.
   """
   beam_runner.import_beam()   # fails before the source is scanned
+  problem = tf_setup.hide_accelerators()
+  if problem:
+    raise errors.UserError(
+        f'build checks images with TensorFlow, as training does, and {problem}'
+        '; run pip install -r launch/requirements-prepare.txt')
   root = os.path.join(set_directory.local_path(data_dir, '--data_dir'), name)
-  path = os.path.join(root, _VERSION)
+  version = f'1.0.{shorter_side or 0}'
+  path = os.path.join(root, version)
   with set_directory.create(path) as partial:
     images = image_lists.open_list(source)
-    num_shards = shards or _default_shards(images)
+    num_shards = shards or _default_shards(images, shorter_side)
     work = os.path.join(partial, 'work')
     os.mkdir(work)
     write = functools.partial(
         write_shard, work=work, file_format=file_format,
-        multi_label=images.multi_label, max_pixels=max_pixels)
+        multi_label=images.multi_label, max_pixels=max_pixels,
+        shorter_side=shorter_side)
     beam_runner.run(
         functools.partial(_add_steps, images=images, shards=num_shards,
                           work=work, write=write),
@@ -88,41 +98,19 @@ def build(source: str, *, name: str, data_dir: str, file_format: str,
         work, [report for report in reports if report['split'] == split],
         partial, name, split, file_format) for split in counts}
     shutil.rmtree(work)
-    _write_metadata(partial, images, name=name, file_format=file_format,
-                    shards=written)
+    _write_metadata(partial, images, name=name, version=version,
+                    file_format=file_format, shards=written)
     files.write(os.path.join(partial, set_directory.PROVENANCE), json.dumps(
         dict(source=source, fingerprint=images.fingerprint,
-             max_pixels=max_pixels, splits=counts), indent=2))
+             max_pixels=max_pixels, shorter_side=shorter_side,
+             splits=counts), indent=2))
+    files.write(checks.mark_of(partial), '')
   return path, counts
 
 
-def plain_file(file: bytes, max_pixels: int) -> bytes:
-  """Returns an image file that any decoder reads the same way.
-
-  That is the file itself if it is plain: 8-bit RGB or grey, JPEG or PNG, and
-  upright. Other images are encoded again as upright RGB: JPEG and WebP as JPEG
-  of quality 95 without chroma subsampling, the others as PNG, without loss.
-
-  Args:
-    file: an encoded image.
-    max_pixels: height times width at most.
-
-  Raises:
-    BadImage: if any part of the image cannot be decoded, or it is too large.
-  """
-  pixels = decode_pillow.pixels(file, max_pixels=max_pixels)
-  if decode_pillow.is_plain(file, max_pixels=max_pixels):
-    return file
-  out = io.BytesIO()
-  if file.startswith(_LOSSY_SIGNATURES):
-    Image.fromarray(pixels).save(out, 'JPEG', quality=95, subsampling=0)
-  else:
-    Image.fromarray(pixels).save(out, 'PNG')
-  return out.getvalue()
-
-
 def write_shard(grouped: tuple[tuple[str, int], Iterable[str]], *, work: str,
-                file_format: str, multi_label: bool, max_pixels: int) -> None:
+                file_format: str, multi_label: bool, max_pixels: int,
+                shorter_side: int | None = None) -> None:
   """Writes a shard, and beside it a report with its bad images.
 
   Args:
@@ -131,34 +119,44 @@ def write_shard(grouped: tuple[tuple[str, int], Iterable[str]], *, work: str,
     file_format: one of `shard_files.FORMATS`.
     multi_label: whether the set stores 'labels' instead of 'label'.
     max_pixels: height times width of an image at most.
+    shorter_side: as for `plain_files.plain_file`.
   """
   (split, shard), packed = grouped
+  tf_setup.load()   # before threads that would import it
   # Beam groups in no particular order.
   entries = sorted(map(image_lists.unpack, packed),
                    key=lambda e: (e.name_hash, e.name))
   bad = []
+  sizes = dict(resized=0, resized_from=0, resized_to=0)
 
   def load(i):
     try:
       # Entries of the same name are neighbours: they have the same hash.
       if i and entries[i].name == entries[i - 1].name:
         raise decode_pillow.BadImage('it is listed more than once')
-      return plain_file(entries[i].read(), max_pixels)
+      file = entries[i].read()
+      return (*plain_files.plain_file(file, max_pixels, shorter_side),
+              len(file))
     except decode_pillow.BadImage as e:
       return e
 
   def records():
     images = beam_runner.map_in_threads(load, range(len(entries)))
-    for entry, file in zip(entries, images):
-      if isinstance(file, decode_pillow.BadImage):
-        bad.append(dict(split=split, name=entry.name, reason=str(file)))
+    for entry, image in zip(entries, images):
+      if isinstance(image, decode_pillow.BadImage):
+        bad.append(dict(split=split, name=entry.name, reason=str(image)))
       else:
+        file, resized, before = image
+        if resized:
+          sizes['resized'] += 1
+          sizes['resized_from'] += before
+          sizes['resized_to'] += len(file)
         yield _serialized_example(file, entry, multi_label)
 
   path = os.path.join(work, f'{split}-{shard}')
   count, size = shard_files.write(path, file_format, records())
   beam_runner.write_report(path, dict(
-      split=split, shard=shard, records=count, bytes=size, bad=bad))
+      split=split, shard=shard, records=count, bytes=size, bad=bad, **sizes))
 
 
 def _serialized_example(file: bytes, entry: image_lists.Entry,
@@ -178,12 +176,16 @@ def _serialized_example(file: bytes, entry: image_lists.Entry,
   return example.SerializeToString(deterministic=True)
 
 
-def _default_shards(images: image_lists.ImageList) -> int:
+def _default_shards(images: image_lists.ImageList, shorter_side: int | None
+                    ) -> int:
   """Returns TFDS's own number of shards: files of 64 MiB to 1 GiB."""
   from tensorflow_datasets.core.utils import shard_utils
   known = [n for n in images.sizes.values() if n is not None]
+  size = images.num_bytes
+  if shorter_side:   # about a byte for each pixel of a square
+    size = min(size, sum(known) * shorter_side**2 or size)
   return shard_utils.ShardConfig.calculate_number_shards(
-      images.num_bytes, max(known, default=2**20), uses_precise_sharding=False)
+      size, max(known, default=2**20), uses_precise_sharding=False)
 
 
 def _add_steps(pipeline: 'apache_beam.Pipeline', *,
@@ -222,7 +224,8 @@ def _checked_counts(reports: Iterable[Mapping[str, Any]],
   for split, listed in sizes.items():
     mine = [report for report in reports if report['split'] == split]
     row = {key: sum(report[key] for report in mine)
-           for key in ('records', 'bytes')}
+           for key in ('records', 'bytes', 'resized', 'resized_from',
+                       'resized_to')}
     row['in'] = int(files.read(os.path.join(work, f'{split}.count')) or 0)
     row['bad'] = sum(len(report['bad']) for report in mine)
     row['shards'] = sum(report['records'] > 0 for report in mine)
@@ -260,7 +263,7 @@ def _list_bad_images(bad: Sequence[Mapping[str, str]], total: int,
 
 
 def _write_metadata(directory: str, images: image_lists.ImageList, *, name: str,
-                    file_format: str,
+                    version: str, file_format: str,
                     shards: Mapping[str, Sequence[tuple[int, int]]]) -> None:
   """Writes TFDS's metadata: features, classes and shards."""
   import tensorflow_datasets as tfds
@@ -282,4 +285,4 @@ def _write_metadata(directory: str, images: image_lists.ImageList, *, name: str,
   # `check_data` would read every record again; the counts are checked already.
   tfds.folder_dataset.write_metadata(
       data_dir=directory, features=features, split_infos=split_infos,
-      version=_VERSION, check_data=False)
+      version=version, check_data=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 from mixer.core import errors
 from mixer.core import files
+from mixer.data import checks
 from mixer.data import set_features
 from mixer.preparation import shard_files
 
@@ -182,15 +183,17 @@ def copy_metadata(stored: StoredSet, target: str, *, name: str,
   """Writes the metadata of a set that was made from another one.
 
   Args:
-    stored: the other set; all its files but the shards are copied.
-    target: the directory of the new set.
+    stored: the other set; all its files but the shards are copied, and if it
+      is noted as checked, so is the new one.
+    target: the directory of the new set, which holds its shards.
     name: the name of the new set.
     file_format: one of shard_files.FORMATS, of the new set.
     shards: {split: [(records, bytes) of each shard]} of the new set.
   """
   old_shards = {path for split in stored.splits.values() for path, _ in split}
   for entry in os.scandir(stored.path):
-    if entry.is_file() and entry.path not in old_shards:
+    if entry.is_file() and entry.path not in old_shards and (
+        not entry.name.startswith(checks.PREFIX)):
       shutil.copy(entry.path, target)
   path = os.path.join(target, 'dataset_info.json')
   with open(path) as f:
@@ -202,3 +205,5 @@ def copy_metadata(stored: StoredSet, target: str, *, name: str,
                  shardLengths=[str(n) for n in lengths])
   with open(path, 'w') as f:
     json.dump(info, f, indent=2)
+  if os.path.exists(checks.mark_of(stored.path)):
+    files.write(checks.mark_of(target), '')

@@ -183,8 +183,8 @@ def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
   files.write(os.path.join(path, workdir.METRICS), ''.join(
       json.dumps(row) + '\n' for row in sorted(
           lines, key=lambda row: row['step'])))
-  if board := metrics_file.board(path):
-    board.write_scalars(done, scores)
+  if board := metrics_file.Board.open(path):
+    board.write(done, scores)
     board.close()
 
 
