@@ -4,7 +4,7 @@ import json
 import pytest
 from tensorboard.compat.proto import event_pb2
 
-from mixer.data import tfrecord
+from mixer.data import tfrecord_sequence
 from mixer.training import metrics_file
 
 
@@ -50,7 +50,7 @@ def test_tensorboard_reads_the_same_metrics(tmp_path, monkeypatch, remote):
   writer.write(2, {'eval/test/loss': float('nan')})
   writer.close()
   file, = map(str, tmp_path.glob('events.out.tfevents.*'))
-  version, *events = map(event_pb2.Event.FromString, tfrecord.read_all(file))
+  version, *events = map(event_pb2.Event.FromString, tfrecord_sequence.read_all(file))
   assert version.file_version == 'brain.Event:2'
   assert all(event.wall_time > 1e9 for event in events)
   assert [(event.step, value.tag, str(value.simple_value)) for event in events

@@ -222,9 +222,10 @@ def _open_reader(name, form, where, access, stored_files):
   """(the reader of a set's shards, whether it reads in sequence)."""
   remote = files.is_remote(where)
   if form == 'tfrecord' and (not remote or access != 'random'):
-    from mixer.data import tfrecord
     if access == 'sequential' or remote:
-      return tfrecord.SequentialReader(stored_files, name), True
+      from mixer.data import tfrecord_sequence
+      return tfrecord_sequence.SequentialReader(stored_files, name), True
+    from mixer.data import tfrecord
     return tfrecord.RandomReader(stored_files, name), False
   if form == 'array_record' and access != 'sequential' and not remote:
     from mixer.data import array_records

@@ -78,27 +78,23 @@ NO_MASKS = Masks(dropout=None, depth=None, kept=np.ones(1, np.float32),
                  rows_B=np.zeros(0, np.int32))
 
 
-def draw_masks(make_rng: Callable[[str], jax.Array], rows_B: jax.Array, *,
-               num_blocks: int, dropout_rate: float,
-               stochastic_depth: float) -> Masks:
-  """Returns the masks of all blocks of a network.
+def draw_masks(network: nn.Module, rows_B: jax.Array) -> Masks:
+  """Returns the masks of all blocks of a network, inside its `__call__`.
 
   Args:
-    make_rng: gives a key for 'dropout' and for 'stochastic_depth'; it is asked
-      only for what has a rate.
+    network: whose fields `num_blocks`, `dropout_rate` (see `Masks.units`) and
+      `stochastic_depth` decide them. The last is the drop probability of the
+      last block; block i of n has i / (n - 1) of it. The network is asked for a
+      key for 'dropout' or 'stochastic_depth' only if that has a rate.
     rows_B: int32 [B], the row of each example in the global batch.
-    num_blocks: n.
-    dropout_rate: see `Masks.units`.
-    stochastic_depth: drop probability of the last block; block i of n has
-      i / (n - 1) of it.
   """
+  count, depth = network.num_blocks, network.stochastic_depth
   keys = lambda name, rate: jax.vmap(jax.random.fold_in, (None, 0))(
-      make_rng(name), jnp.arange(num_blocks)) if rate else None
+      network.make_rng(name), jnp.arange(count)) if rate else None
   # Python floats, rounded once to float32: runs that resume need the same bits.
-  keep = [1 - i / max(num_blocks - 1, 1) * stochastic_depth
-          for i in range(num_blocks)]
-  return Masks(dropout=keys('dropout', dropout_rate),
-               depth=keys('stochastic_depth', stochastic_depth),
+  keep = [1 - i / max(count - 1, 1) * depth for i in range(count)]
+  return Masks(dropout=keys('dropout', network.dropout_rate),
+               depth=keys('stochastic_depth', depth),
                kept=np.array(keep, np.float32), rows_B=rows_B)
 
 

@@ -182,10 +182,7 @@ class MlpMixer(interface.Model):
     out = {}
     x = out['stem'] = blocks.patch_projection(self, images)
     x_BSC = out['input_tokens'] = x.reshape(x.shape[0], -1, self.hidden_dim)
-    drop = blocks.draw_masks(
-        self.make_rng, rows_B, num_blocks=self.num_blocks,
-        dropout_rate=self.dropout_rate,
-        stochastic_depth=self.stochastic_depth) if train else blocks.NO_MASKS
+    drop = blocks.draw_masks(self, rows_B) if train else blocks.NO_MASKS
     stack = self._stack(patches)
     make = lambda i, **where: MixerBlock(
         self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout_rate,

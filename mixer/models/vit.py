@@ -163,10 +163,7 @@ class VisionTransformer(interface.Model):
           cls.astype(x.dtype), (x.shape[0], 1, self.hidden_dim)), x_BTC], 1)
     place = self.param('pos_embedding', nn.initializers.normal(0.02),
                        (1, *x_BTC.shape[1:]))
-    drop = blocks.draw_masks(
-        self.make_rng, rows_B, num_blocks=self.num_blocks,
-        dropout_rate=self.dropout_rate,
-        stochastic_depth=self.stochastic_depth) if train else blocks.NO_MASKS
+    drop = blocks.draw_masks(self, rows_B) if train else blocks.NO_MASKS
     x_BTC = x_BTC + place.astype(x_BTC.dtype)
     if train:
       x_BTC = drop.of_block(0).units(x_BTC, 'embedded', self.dropout_rate)

@@ -28,7 +28,6 @@ from mixer.models import recognition
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
 from mixer.pretrained import headers
-from mixer.pretrained import misfits
 from mixer.pretrained import origin
 from mixer.pretrained import registry
 from mixer.pretrained import timm_config
@@ -241,13 +240,13 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
   images = jax.ShapeDtypeStruct(
       (1, *card['image_size'], model.in_channels), jnp.float32)
   wanted = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  wrong = misfits.between(params, wanted)
+  wrong = recognition.misfits(params, wanted)
   if wrong:
     suggest = f'its shapes{" and config.json" if timm else ""} suggest'
     raise errors.UserError(
         f'{source!r} is not the {card["model"]["name"]} that '
         f'{suggest if inferred else "its card says"}: '
-        f'{misfits.shortened(wrong)}')
+        f'{recognition.shortened(wrong)}')
   if inferred:
     log.info('%s has no card: %s images of %s pixels, crop %s, interpolation '
              '%s%s', source, 'its config.json names' if timm else 'assuming',

@@ -15,7 +15,6 @@ from mixer.core.log import log
 from mixer.models import catalog
 from mixer.models import interface
 from mixer.models import recognition
-from mixer.pretrained import misfits
 from mixer.pretrained import network
 from mixer.pretrained.resize import resize
 
@@ -119,12 +118,12 @@ def merge(given: Mapping[str, Any], initial: Mapping[str, Any], source: str,
   merged = trees.unflatten(dict(afresh, **{
       name: _filled(value, flat.get(name))
       for name, value in trees.flatten(given).items()}))
-  wrong = misfits.between(merged, initial)
+  wrong = recognition.misfits(merged, initial)
   if wrong:
     raise errors.UserError(
         f'start.weights: {source!r} does not fit the model'
         f'{_remedy(wrong, merged, initial)}. They differ in '
-        f'{misfits.shortened(wrong)}')
+        f'{recognition.shortened(wrong)}')
   return merged
 
 
