@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer import models
-from mixer.core import cards
 from mixer.models import catalog
 from mixer.pretrained import network as networks
 
@@ -22,7 +21,7 @@ def make(size=(32, 32), num_classes=5, loss='softmax', crop='resmall',
   rng = np.random.default_rng(0)
   params = jax.tree.map(
       lambda x: rng.normal(0, .3, x.shape).astype('f4'), shapes)
-  card = cards.make(
+  card = catalog.card(
       catalog.describe(model), image_size=size, data='photos', loss=loss,
       class_names=CLASSES if num_classes else None, crop=crop,
       interpolation=interpolation)

@@ -15,6 +15,7 @@ import pytest
 from mixer.core import errors
 from mixer.core import rng
 from mixer.images import augment
+from mixer.images.rectangles import cut
 
 B, SIDE, CLASSES = 16, 12, 5
 SETTINGS = {
@@ -378,7 +379,7 @@ def test_cutmix_boxes_are_distributed_as_in_numpy(p):
   those of boxes that NumPy draws."""
   height, width, n, many = 9, 14, 4000, 40_000
   x = jnp.arange(2.)[:, None, None, None] * jnp.ones((1, height, width, 1))
-  images, labels = jax.vmap(lambda k: augment.cut(x, jnp.eye(2), k, p))(
+  images, labels = jax.vmap(lambda k: cut(x, jnp.eye(2), k, p))(
       jax.random.split(jax.random.key(1), n))
   draw = np.random.default_rng(0)
   side = np.sqrt(1 - draw.beta(p, p, many))

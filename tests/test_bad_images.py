@@ -26,6 +26,7 @@ from mixer.data import listing
 from mixer.data import order
 from mixer.data import pipeline
 from mixer.images import decode_pillow
+from mixer.training import resume
 from mixer.training import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -424,10 +425,10 @@ def test_bad_images_found_by_several_threads_are_all_reported(tmp_path):
 
 def test_a_run_may_resume_with_more_bad_images_allowed(tmp_path):
   """The message about too many bad images recommends this."""
-  workdirs.agree(tmp_path, dict(data=dict(name='a', max_bad_fraction=.001)))
-  workdirs.agree(tmp_path, dict(data=dict(name='a', max_bad_fraction=.1)))
+  resume.agree(tmp_path, dict(data=dict(name='a', max_bad_fraction=.001)))
+  resume.agree(tmp_path, dict(data=dict(name='a', max_bad_fraction=.1)))
   with pytest.raises(errors.UserError, match='data.name'):
-    workdirs.agree(tmp_path, dict(data=dict(name='b', max_bad_fraction=.1)))
+    resume.agree(tmp_path, dict(data=dict(name='b', max_bad_fraction=.1)))
 
 
 # The command.

@@ -19,7 +19,7 @@ from mixer import models
 from mixer.core import errors
 from mixer.core import trees
 from mixer.models import catalog
-from mixer.models import cost
+from mixer.models import recognition
 from mixer.pretrained import formats
 from mixer.pretrained import program
 from mixer.training import resume
@@ -40,7 +40,7 @@ SPECIFIED = {
 def test_parameters_and_products_are_those_of_the_papers(name):
   model = models.create(name)
   count, products = SPECIFIED[name]
-  assert cost.parameters(model, 224) == count
+  assert model.parameters(224) == count
   assert round(model.multiply_adds(224) / 1e9, 2) == products
 
 
@@ -55,9 +55,9 @@ def test_the_formulas_agree_with_xla(name, settings, size):
   height, width = (size, size) if isinstance(size, int) else size
   images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-  assert trees.count(shapes['params']) == cost.parameters(model, size)
+  assert trees.count(shapes['params']) == model.parameters(size)
   lowered = jax.jit(lambda v, x: model.apply(v, x)[0]).lower(shapes, images)
-  ours = 2 * cost.forward_flops(model, size)
+  ours = 2 * model.forward_flops(size)
   # XLA counts what is no product as well, and standardises kernels.
   assert 0.9 <= lowered.cost_analysis()['flops'] / ours < 1.25
   layers = dict(model.layers(size))
@@ -146,7 +146,7 @@ def test_released_layouts_are_read(layout, tmp_path):
     np.testing.assert_array_equal(trees.flatten(read)[name], value)
   assert trees.flatten(read).keys() == trees.flatten(params).keys()
   size = 224 if 'BiT' in layout else 32
-  assert catalog.infer(read) == (model, (size, size))
+  assert recognition.infer(read) == (model, (size, size))
 
 
 def test_vit_positions_are_interpolated_between_the_corners():

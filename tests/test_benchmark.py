@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from mixer.models import catalog
-from mixer.models import cost
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = ('--image_size=32', '--batch_size=4', '--rounds=3', '--seconds=1')
@@ -49,8 +48,8 @@ def test_the_last_line_has_figures_that_agree(mode):
   assert out.returncode == 0, out.stderr
   found = json.loads(out.stdout.splitlines()[-1])
   assert (found['mode'], found['batch_size'], found['rounds']) == (mode, 4, 3)
-  flops = dict(train=cost.training_flops, infer=cost.forward_flops)[mode](
-      catalog.create('Mixer-S/32'), 32)
+  model = catalog.create('Mixer-S/32')
+  flops = dict(train=model.training_flops, infer=model.forward_flops)[mode](32)
   seconds = found['median_seconds']
   assert found['images_per_second'] == pytest.approx(4 / seconds)
   assert found['flops_per_second'] == pytest.approx(4 * flops / seconds)

@@ -14,8 +14,8 @@ from mixer.core import checkpoint
 from mixer.core import checkpoint_reader
 from mixer.core import errors
 from mixer.core import trees
-from mixer.core import workdir
 from mixer.models.mixer import MlpMixer
+from mixer.training import resume
 from mixer.training import sharding
 
 
@@ -46,7 +46,7 @@ def save(directory, steps, scores=None, **settings):
 def restore(directory):
   checkpoints = checkpoint.Checkpoints(directory)
   try:
-    return checkpoints.restore(*map(abstract, state(0)))
+    return checkpoint_reader.restore(checkpoints, *map(abstract, state(0)))
   finally:
     checkpoints.close()
 
@@ -88,7 +88,8 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, again):
       save_step(3) if again else checkpoints.wait()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-  found, _, meta = checkpoints.restore(*map(abstract, (params, rest)))
+  found, _, meta = checkpoint_reader.restore(
+      checkpoints, *map(abstract, (params, rest)))
   assert meta['step'] == 1 and same(found, params)
   checkpoints.close()
 
@@ -131,7 +132,9 @@ def test_a_damaged_checkpoint_is_renamed_and_its_step_saved_again(tmp_path):
   save(tmp_path, [3, 7])
   os.remove(largest_file(tmp_path, 7))
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  assert checkpoints.restore(*map(abstract, state(0)))[2]['step'] == 3
+  _, _, meta = checkpoint_reader.restore(
+      checkpoints, *map(abstract, state(0)))
+  assert meta['step'] == 3
   checkpoints.set_aside_after(3)
   assert checkpoints.steps() == [3] and (tmp_path / '7.damaged').is_dir()
   checkpoints.save(7, *state(7), {'data': {}})
@@ -197,7 +200,7 @@ def test_a_sharded_state_is_restored_on_fewer_devices(tmp_path):
   wanted = [jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), t,
       four.state(t, MlpMixer.SHARDING_RULES)) for t in state(0)]
-  params, _, _ = checkpoints.restore(*wanted)
+  params, _, _ = checkpoint_reader.restore(checkpoints, *wanted)
   checkpoints.close()
   kernel = params['layer']['kernel']
   assert kernel.addressable_shards[0].data.shape == (32, 64)
@@ -210,7 +213,7 @@ def load(path, best=False):
 
 def test_a_checkpoint_is_found_by_its_workdir_or_its_own_path(tmp_path):
   save(tmp_path / 'checkpoints', [2, 10], {2: 0.9, 10: 0.1}, best='acc')
-  workdir.agree(str(tmp_path), {'checkpoint': {'best': 'acc'}})
+  resume.agree(str(tmp_path), {'checkpoint': {'best': 'acc'}})
   assert same(load(tmp_path), state(10)[0])
   assert same(load(tmp_path, best=True), state(2)[0])
   assert same(load(tmp_path / 'checkpoints' / '2'), state(2)[0])

@@ -23,18 +23,16 @@ from mixer.core import checkpoint
 from mixer.core import trees
 from mixer.data import pipeline
 from mixer.data import splits
-from mixer.data.source import Source
+from mixer.data.sources import Source
 from mixer.evaluation import suite
 from mixer.experiments import sweep
 from mixer.images import augment
-from mixer.models import cost
 from mixer.models.bit import ResNet
 from mixer.models.mixer import MlpMixer
 from mixer.models.vit import VisionTransformer
 from mixer.training import assembly
 from mixer.training import losses
 from mixer.training import optimizers
-from mixer.training import schedules
 from mixer.training import sharding
 from mixer.training import start
 from mixer.training import step as steps
@@ -68,7 +66,7 @@ SECTIONS = {
              {'image_size', 'wanted', 'most', 'report', 'key', 'labels'}),
     'augment': (augment.make, set()),
     'loss': (losses.make, {'weights'}),
-    'schedule': (schedules.make, {'total_steps'}),
+    'schedule': (optimizers.schedule, {'total_steps'}),
     'optimizer': (optimizers.make, {'schedule'}),
     'sharding': (sharding.plan, {'devices'}),
     'checkpoint': (checkpoint.Checkpoints, {'directory'}),
@@ -220,7 +218,7 @@ def test_parameter_counts_are_the_golden_ones(name, classes):
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   golden = PARAMETERS[SCALES[name]][(0, 1000, 21_843).index(classes)]
   assert trees.count(shapes) == golden
-  assert cost.parameters(model, settings.image_size) == golden
+  assert model.parameters(settings.image_size) == golden
 
 
 def traced(config, batch_size=8):

@@ -1,11 +1,10 @@
-"""models/cost: the formulas agree with XLA's own count."""
+"""The formulas of what a network costs agree with XLA's own count."""
 import jax
 import jax.numpy as jnp
 import pytest
 
 from mixer import models
 from mixer.core import trees
-from mixer.models import cost
 
 
 @pytest.mark.parametrize('name,size', [
@@ -16,9 +15,9 @@ def test_flops_agree_with_xla(name, size):
   images = jax.ShapeDtypeStruct((4, size, size, 3), jnp.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)
   lowered = jax.jit(lambda v, x: model.apply(v, x)[0]).lower(shapes, images)
-  ours = 4 * cost.forward_flops(model, size)
+  ours = 4 * model.forward_flops(size)
   assert 1 <= lowered.cost_analysis()['flops'] / ours < 1.06
-  assert trees.count(shapes['params']) == cost.parameters(model, size)
+  assert trees.count(shapes['params']) == model.parameters(size)
 
   def loss(v, x):
     return model.apply(v, x, train=True)[0].sum()
@@ -27,7 +26,7 @@ def test_flops_agree_with_xla(name, size):
   # The images get no gradient, so the stem has two products instead of three.
   patch = model.patch_size
   stem = 2 * (size // patch)**2 * 3 * patch**2 * model.hidden_dim
-  ours = 4 * (cost.training_flops(model, size) - stem)
+  ours = 4 * (model.training_flops(size) - stem)
   assert 1 <= lowered.cost_analysis()['flops'] / ours < 1.06
 
 
@@ -58,7 +57,7 @@ def test_frozen_layers_have_no_backward_products(frozen, backward):
   images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   assert model.multiply_adds(8) == STEM + 4 * (TOKENS + CHANNELS) + HEAD
-  assert cost.training_flops(model, 8, frozen, params) == (
-      cost.forward_flops(model, 8) + 2 * backward)
-  assert cost.training_flops(model, 8, None, params) == (
-      3 * cost.forward_flops(model, 8))
+  assert model.training_flops(8, frozen, params) == (
+      model.forward_flops(8) + 2 * backward)
+  assert model.training_flops(8, None, params) == (
+      3 * model.forward_flops(8))

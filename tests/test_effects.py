@@ -12,10 +12,10 @@ import pytest
 
 from configs import digits
 from mixer.core import errors
-from mixer.core import workdir
 from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.training import assembly
+from mixer.training import resume
 from mixer.training import sharding
 from mixer.training import step as steps
 
@@ -177,18 +177,18 @@ def test_settings_that_may_not_change_on_resume_are_refused_by_name(tmp_path):
   """All others are refused, each by its name."""
   config = digits.get_config().to_dict()
   config['fewshot'] = dict(few=dict(train='train'))
-  workdir.agree(str(tmp_path), config)
+  resume.agree(str(tmp_path), config)
   kept = (tmp_path / 'config.json').read_text()
   keys = {key for key, _ in flat(config)}
   free = ('evals.', 'fewshot.', 'checkpoint.', 'sharding.')
   for key in sorted(keys | CHANGEABLE):
     other = changed(config, key)
     if key in CHANGEABLE or key.startswith(free):
-      workdir.agree(str(tmp_path), other)
-      workdir.agree(str(tmp_path), config)
+      resume.agree(str(tmp_path), other)
+      resume.agree(str(tmp_path), config)
     else:
       with pytest.raises(errors.UserError, match=key.replace('.', r'\.')):
-        workdir.agree(str(tmp_path), other)
+        resume.agree(str(tmp_path), other)
       assert (tmp_path / 'config.json').read_text() == kept
 
 
@@ -197,7 +197,7 @@ def test_a_run_of_the_first_release_is_resumed_by_the_same_config(tmp_path):
   then = os.path.join(os.path.dirname(__file__), 'golden',
                       'config_of_digits_0.1.0.json')
   shutil.copy(then, tmp_path / 'config.json')
-  workdir.check_config(str(tmp_path), digits.get_config().to_dict())
+  resume.check_config(str(tmp_path), digits.get_config().to_dict())
 
 
 # Few-shot evaluations.

@@ -6,11 +6,11 @@ import pytest
 
 from mixer.core import errors
 from mixer.core import files
-from mixer.data import in_memory
 from mixer.data import listing
 from mixer.data import manifest
+from mixer.data import npz_files
 from mixer.data import real_labels
-from mixer.data import tfrecord
+from mixer.data import tfrecord_sequence
 from mixer.images import decode_pillow
 from mixer.preparation import image_lists
 from mixer.pretrained import prediction
@@ -36,13 +36,13 @@ def test_no_reader_waits_for_a_fifo_or_a_device(tmp_path, kind):
   with pytest.raises(errors.UserError, match=f"real.json'.*{kind}"):
     real_labels.load(place('real.json'), 10)
   with pytest.raises(errors.UserError, match=f"x.npz' as npz.*{kind}"):
-    in_memory.arrays(place('x.npz'))
+    npz_files.load(place('x.npz'))
   (_, image), = prediction.predict(
       [place('z.jpg')], lambda images: np.zeros((len(images), 3)),
       image_size=(8, 8), channels=3, crop='resize', interpolation='bilinear')
   assert isinstance(image, decode_pillow.BadImage) and kind in str(image)
   with pytest.raises(OSError, match=kind):
-    next(tfrecord.read_all(place('x.tfrecord')))
+    next(tfrecord_sequence.read_all(place('x.tfrecord')))
 
 
 def test_regular_files_are_read_and_missing_ones_reported(tmp_path):

@@ -19,7 +19,6 @@ from safetensors import numpy as safetensors
 
 from mixer import models
 from mixer import pretrained
-from mixer.core import cards
 from mixer.core import errors
 from mixer.core import trees
 from mixer.models import catalog
@@ -235,7 +234,7 @@ def test_empty_tensors_are_refused(saved):
 def test_a_card_beside_a_file_is_read_and_checked(saved):
   model, flat, _ = golden(approximate_gelu=False)
   path = saved('w.npz', flat)
-  card = cards.make(
+  card = catalog.card(
       catalog.describe(model), image_size=(32, 32), class_names='abcde',
       data='letters', loss='sigmoid', crop='resize', interpolation='area')
   pathlib.Path(path + '.json').write_text(json.dumps(card))

@@ -6,7 +6,7 @@ import pytest
 
 from mixer.core import errors
 from mixer.training import loop
-from mixer.training import nonfinite
+from mixer.training import watchdog
 
 
 class Recorder:
@@ -65,7 +65,7 @@ def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
       step_fn=step_fn, resident=None, evaluate=evaluate, save=seen.save,
       batches=(dict(record=i) for i in range(first, total)), writer=seen,
       progress=seen, guard=guard,
-      watch=nonfinite.Watch('', norms=None), total_steps=total, batch_size=8, flops=1.0, peak_flops=1.0,
+      watch=watchdog.Skips('', norms=None), total_steps=total, batch_size=8, flops=1.0, peak_flops=1.0,
       **dict(periods, **settings))
   state = types.SimpleNamespace(step=first)
   try:
@@ -150,5 +150,7 @@ def test_a_loss_that_is_not_finite_is_logged_and_not_saved():
 def test_accuracies_are_shown_by_split():
   assert loop.accuracies({
       'eval/test/accuracy': 0.98611, 'eval/test/loss': 0.1,
-      'eval/minival/accuracy': 1.0, 'eval/minival/accuracy_top5': 1.0}) == (
-          'accuracy on test 98.61%, accuracy on minival 100.00%')
+      'eval/minival/accuracy': 1.0, 'eval/minival/accuracy_top5': 1.0,
+      'eval/few/accuracy_25shot': .5}) == (
+          'accuracy on test 98.61%, accuracy on minival 100.00%, '
+          '25-shot accuracy on few 50.00%')

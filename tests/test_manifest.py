@@ -8,7 +8,7 @@ import pytest
 
 from mixer.core import errors
 from mixer.data import manifest
-from mixer.data.source import MAX_LABELS
+from mixer.data.sources import MAX_LABELS
 from mixer.preparation import image_lists
 
 # A name with bytes that are not UTF-8, b'\xff\xe9.jpg', as Python decodes it.

@@ -1,6 +1,10 @@
 """metrics.jsonl holds each step once, however often a run is resumed."""
 import json
 
+import pytest
+from tensorboard.compat.proto import event_pb2
+
+from mixer.data import tfrecord_sequence
 from mixer.training import metrics_file
 
 
@@ -35,3 +39,21 @@ def test_in_a_bucket_whole_files_are_written(tmp_path, monkeypatch):
   writer.close()
   metrics_file.Writer(str(tmp_path), resumed_at=1).close()
   assert [r['step'] for r in metrics_file.read(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize('remote', (False, True))
+def test_tensorboard_reads_the_same_metrics(tmp_path, monkeypatch, remote):
+  """Event files are TFRecord files; the reader checks their checksums."""
+  monkeypatch.setattr(metrics_file.files, 'is_remote', lambda path: remote)
+  writer = metrics_file.Writer(str(tmp_path), resumed_at=0)
+  writer.write(1, {'train/loss': 1.0, 'train/bad': 0})
+  writer.write(2, {'eval/test/loss': float('nan')})
+  writer.close()
+  file, = map(str, tmp_path.glob('events.out.tfevents.*'))
+  version, *events = map(event_pb2.Event.FromString, tfrecord_sequence.read_all(file))
+  assert version.file_version == 'brain.Event:2'
+  assert all(event.wall_time > 1e9 for event in events)
+  assert [(event.step, value.tag, str(value.simple_value)) for event in events
+          for value in event.summary.value] == [
+              (1, 'train/loss', '1.0'), (1, 'train/bad', '0.0'),
+              (2, 'eval/test/loss', 'nan')]

@@ -11,9 +11,10 @@ from mixer import models
 from mixer.core import errors
 from mixer.core import trees
 from mixer.models import catalog
-from mixer.models import cost
+from mixer.models import grid
 from mixer.models import interface
 from mixer.models import mixer
+from mixer.models import recognition
 
 # Table 1 of the paper, and the counts that follow from it with 1,000 classes.
 COUNTS = {
@@ -212,10 +213,10 @@ def test_each_scale_has_the_counts_of_table_1(name):
   model = models.create(name)
   shapes = jax.eval_shape(model.init, jax.random.key(0),
                           jnp.zeros((1, 224, 224, 3)))['params']
-  assert trees.count(shapes) == COUNTS[name] == cost.parameters(model, 224)
-  assert round(cost.forward_flops(model, 224) / 2e9, 4) == GMACS[name]
-  assert cost.training_flops(model, 224) == 3 * cost.forward_flops(model, 224)
-  assert cost.tokens(model, 224) == (224 // model.patch_size)**2
+  assert trees.count(shapes) == COUNTS[name] == model.parameters(224)
+  assert round(model.forward_flops(224) / 2e9, 4) == GMACS[name]
+  assert model.training_flops(224) == 3 * model.forward_flops(224)
+  assert grid.tokens(224, model.patch_size) == (224 // model.patch_size)**2
   assert len(jax.tree.leaves(shapes)) == 6 + 12 * model.num_blocks
 
 
@@ -350,8 +351,8 @@ def test_a_title_shows_what_differs_from_the_name():
 
 
 def test_every_network_of_the_catalog_brings_what_others_ask_for():
-  for family, row in catalog._NETWORKS.items():
-    network = catalog._network(family)
+  for family, row in catalog.FAMILIES.items():
+    network = catalog.class_of(family)
     assert issubclass(network, interface.Model) and row[1] == network.__name__
     for name in (network.NAMES[0], network.NAMES[2]):   # tracing takes long
       model = models.create(name)
@@ -359,9 +360,9 @@ def test_every_network_of_the_catalog_brings_what_others_ask_for():
       assert described['name'] == name and models.create(**described) == model
       shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(
           (1, 224, 224, model.in_channels)))['params']
-      assert catalog.infer(shapes) == (model, (224, 224))
-      widths = catalog.widths(shapes)
+      assert recognition.infer(shapes) == (model, (224, 224))
+      widths = recognition.widths(shapes)
       assert widths and all(getattr(model, k) == v for k, v in widths.items())
-      assert cost.parameters(model, 224) == trees.count(shapes)
-      assert cost.forward_flops(model, 224) > 0
+      assert model.parameters(224) == trees.count(shapes)
+      assert model.forward_flops(224) > 0
       assert network.SHARDING_RULES[-1][0] == '.*'

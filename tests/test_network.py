@@ -10,7 +10,7 @@ import small_networks
 from mixer import pretrained
 from mixer.core import errors
 from mixer.core import trees
-from mixer.pretrained import misfits
+from mixer.models import recognition
 
 
 def tree(**shapes):
@@ -21,7 +21,7 @@ def tree(**shapes):
 
 def test_misfits_of_equal_trees_are_none():
   a = tree(MixerBlock_0__scale=(3,), head__bias=(5,))
-  assert misfits.between(a, a) == []
+  assert recognition.misfits(a, a) == []
 
 
 def test_blocks_that_differ_alike_share_a_line():
@@ -30,7 +30,7 @@ def test_blocks_that_differ_alike_share_a_line():
       for i in range(9)})
   want = tree(head__bias=(6,), stem__bias=(3,), **{
       f'MixerBlock_{i}__Dense_1__bias': (8,) for i in range(9)})
-  assert sorted(misfits.between(have, want)) == [
+  assert sorted(recognition.misfits(have, want)) == [
       'MixerBlock_0-3,7/Dense_1/bias: (4,), the model has (8,)',
       'extra/kernel: (2,), the model has none',
       'head/bias: (5,), the model has (6,)',
@@ -42,7 +42,7 @@ def test_misfits_name_blocks_of_any_network():
               Transformer__encoderblock_1__scale=(3,))
   want = tree(Transformer__encoderblock_0__scale=(4,),
               Transformer__encoderblock_1__scale=(4,))
-  assert misfits.between(have, want) == [
+  assert recognition.misfits(have, want) == [
       'Transformer/encoderblock_0-1/scale: (3,), the model has (4,)']
 
 

@@ -19,15 +19,14 @@ from mixer.data import pipeline
 from mixer.images import augment
 from mixer.training import assembly
 from mixer.training import losses
-from mixer.training import nonfinite
 from mixer.training import opening
 from mixer.training import optimizers
 from mixer.training import resume
 from mixer.training import run
-from mixer.training import schedules
 from mixer.training import settings
 from mixer.training import sharding
 from mixer.training import step
+from mixer.training import watchdog
 
 RATE = 0.05
 
@@ -38,7 +37,7 @@ class Setting:
   def __init__(self, policy, **optimizer):
     model = models.create('Mixer-S/4', num_classes=3, hidden_dim=8,
                           num_blocks=1, tokens_mlp_dim=8, channels_mlp_dim=8)
-    schedule = schedules.make(learning_rate=RATE, total_steps=8)
+    schedule = optimizers.schedule(learning_rate=RATE, total_steps=8)
     tx = optimizers.make(schedule=schedule, weight_decay=0.1, **optimizer)
     step_fn = step.make_train_step(
         model, tx, schedule=schedule, loss=losses.make(), seed=3,
@@ -85,7 +84,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(name):
   assert digest(after) == digest(expected) != before
   # The optimizer has made one update, so this is the rate that it used.
   assert int(metrics['skipped']) == 0
-  rate = schedules.make(learning_rate=RATE, total_steps=8)
+  rate = optimizers.schedule(learning_rate=RATE, total_steps=8)
   assert float(metrics['learning_rate']) == np.float32(rate(1))
 
 
@@ -104,7 +103,7 @@ def test_skipping_changes_no_bit_of_a_healthy_run():
 
 
 def watched(tmp_path, **settings):
-  return nonfinite.Watch(str(tmp_path), norms=None, **settings)
+  return watchdog.Skips(str(tmp_path), norms=None, **settings)
 
 
 def shown(watch, first, *skipped):
@@ -144,12 +143,14 @@ def test_a_jump_of_the_loss_is_reported_in_one_line(tmp_path, caplog):
       'steps']
 
 
-def test_a_checkpoint_of_an_older_run_has_skipped_nothing(tmp_path):
+def test_a_checkpoint_of_an_older_run_has_skipped_nothing(
+    tmp_path, monkeypatch):
   number = jnp.array(3)
   shapes = step.State(step=number, params={}, opt_state={}, bad=number)
-  saved = types.SimpleNamespace(
-      set_aside_after=lambda step: None,
-      restore=lambda params, rest: (params, rest, dict(data={})))
+  saved = types.SimpleNamespace(set_aside_after=lambda step: None)
+  monkeypatch.setattr(
+      checkpoint_reader, 'restore',
+      lambda saved, params, rest: (params, rest, dict(data={})))
   state, skipped = resume.restored(str(tmp_path), saved, shapes, {}, {})
   assert int(state.step) == 3 and skipped == []
 

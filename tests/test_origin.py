@@ -9,14 +9,14 @@ import pytest
 from mixer.core import checkpoint
 from mixer.core import checkpoint_reader
 from mixer.core import errors
-from mixer.core import workdir
 from mixer.pretrained import origin
+from mixer.training import resume
 
 
 def run(path, steps):
   """A workdir with checkpoints, whose parameters and scores are the steps."""
   path.mkdir(exist_ok=True)
-  workdir.agree(str(path), {'checkpoint': {'best': 'score'}})
+  resume.agree(str(path), {'checkpoint': {'best': 'score'}})
   checkpoints = checkpoint.Checkpoints(path / 'checkpoints', best='score')
   for step in steps:
     checkpoints.save(step, {'a': jnp.full((3,), step)}, {'step': step},

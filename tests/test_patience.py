@@ -11,7 +11,7 @@ from mixer.core import errors
 from mixer.core import workdir
 from mixer.training import metrics_file
 from mixer.training import run
-from mixer.training import stop
+from mixer.training import watchdog
 
 BEST = 'eval/test/accuracy'
 
@@ -77,7 +77,7 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up(tmp_path, monkeypatch):
   early end, though its best evaluation was due when it was asked to stop."""
   run.train(config(tmp_path), str(tmp_path / 'whole'))
   with monkeypatch.context() as patch:
-    patch.setattr(stop.Guard, 'asked',
+    patch.setattr(watchdog.Guard, 'asked',
                   lambda self, step: 'SIGTERM' if step == 1 else None)
     with pytest.raises(errors.Stopped):
       run.train(config(tmp_path), str(tmp_path / 'cut'))

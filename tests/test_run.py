@@ -59,11 +59,12 @@ def test_a_plain_run_can_be_resumed_with_scan_and_remat(tmp_path):
 
 
 def test_a_run_on_other_data_or_in_another_order_is_not_resumed(
-    tmp_path):
+    tmp_path, monkeypatch):
   """Each of the two fingerprints may have a key that the other lacks."""
   number = jax.ShapeDtypeStruct((), jnp.int32)
   shapes = step.State(step=number, params={}, opt_state={}, bad=number)
-  saved = types.SimpleNamespace(steps=lambda: [3], restore=lambda *a: (
+  saved = types.SimpleNamespace(steps=lambda: [3])
+  monkeypatch.setattr(checkpoint_reader, 'restore', lambda *a: (
       {}, dict(step=jnp.array(3)), dict(data=dict(source='a', readers=4))))
   for now, message in ((dict(source='a'), 'readers was 4, is None'),
                        (dict(source='b', readers=4), 'source was a, is b')):
@@ -171,7 +172,7 @@ def test_a_run_that_saved_nothing_gives_its_workdir_to_a_corrected_config(
     tmp_path):
   """It failed late, such as by a lack of memory, and there is no state to lose.
   """
-  workdir.agree(str(tmp_path), assembly.stored(tiny()))
+  resume.agree(str(tmp_path), assembly.stored(tiny()))
   config = tiny()
   config.run.update(total_steps=1, seed=3)
   run.train(config, str(tmp_path))
@@ -181,14 +182,15 @@ def test_a_run_that_saved_nothing_gives_its_workdir_to_a_corrected_config(
     run.train(config, str(tmp_path))
 
 
-def test_a_run_is_not_resumed_beyond_its_length(tmp_path):
+def test_a_run_is_not_resumed_beyond_its_length(tmp_path, monkeypatch):
   """That would call the run finished at another step than it is."""
   number = jax.ShapeDtypeStruct((), jnp.int32)
   shapes = step.State(step=number, params={}, opt_state={}, bad=number)
   aside = []
   saved = types.SimpleNamespace(
-      steps=lambda: [3], set_aside_after=aside.append, restore=lambda *a: (
-          {}, dict(step=jnp.array(3), opt_state={}, bad=0), dict(data={})))
+      steps=lambda: [3], set_aside_after=aside.append)
+  monkeypatch.setattr(checkpoint_reader, 'restore', lambda *a: (
+      {}, dict(step=jnp.array(3), opt_state={}, bad=0), dict(data={})))
   with pytest.raises(errors.UserError, match='run.total_steps: 2, .* 3 steps'):
     resume.restored(str(tmp_path), saved, shapes, {}, {}, 2)
   assert not aside

@@ -12,7 +12,7 @@ from configs import digits
 from mixer import models
 from mixer.core import errors
 from mixer.experiments import runs
-from mixer.training import stop
+from mixer.training import watchdog
 
 
 def small():
@@ -80,7 +80,7 @@ def test_a_signal_at_the_end_of_a_run_starts_no_other_run(
     tmp_path, monkeypatch):
   """The finished run returns, but the experiment stops, and goes on later."""
   def train(config, path):
-    with stop.Guard() as guard:
+    with watchdog.Guard() as guard:
       signal.raise_signal(signal.SIGINT)
       while not guard.asked(1):
         time.sleep(0.01)
@@ -90,9 +90,9 @@ def test_a_signal_at_the_end_of_a_run_starts_no_other_run(
   with pytest.raises(errors.Stopped, match='SIGINT came at the end of a run'):
     runs.train(small(), str(tmp_path))
   assert runs.train(small(), str(tmp_path)) == {'eval/test/accuracy': 0.5}
-  with stop.Guard():
+  with watchdog.Guard():
     pass
-  stop.check_last_run()   # the next run forgets the signal
+  watchdog.check_last_run()   # the next run forgets the signal
 
 
 def test_curves_have_the_steps_of_all_runs_and_finite_values_only(tmp_path):

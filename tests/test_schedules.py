@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 
 from mixer.core import errors
-from mixer.training import schedules
+from mixer.training import optimizers
 
 
 def test_cosine_schedule_follows_its_formula():
-  schedule = schedules.make(learning_rate=0.5, total_steps=110, warmup_steps=10,
+  schedule = optimizers.schedule(learning_rate=0.5, total_steps=110, warmup_steps=10,
                             end_fraction=0.1)
   for step in (0, 3, 10, 47, 110, 200):
     done = min(max(step - 10, 0) / 100, 1)
@@ -17,7 +17,7 @@ def test_cosine_schedule_follows_its_formula():
 
 
 def test_linear_schedule_follows_its_formula():
-  schedule = schedules.make(learning_rate=1e-3, total_steps=110,
+  schedule = optimizers.schedule(learning_rate=1e-3, total_steps=110,
                             warmup_steps=10, decay='linear', end_fraction=1e-5)
   np.testing.assert_allclose(schedule(5), 5e-4, rtol=1e-6)
   np.testing.assert_allclose(schedule(60), 1e-3 * (0.5 + 0.5e-5), rtol=1e-5)
@@ -25,18 +25,18 @@ def test_linear_schedule_follows_its_formula():
 
 
 def test_constant_schedule_does_not_change():
-  schedule = schedules.make(learning_rate=0.2, total_steps=9, decay='constant')
+  schedule = optimizers.schedule(learning_rate=0.2, total_steps=9, decay='constant')
   assert float(schedule(0)) == float(schedule(8)) == np.float32(0.2)
 
 
 def test_a_warmup_longer_than_the_run_becomes_a_tenth_of_the_run(caplog):
   caplog.set_level('INFO', 'mixer')
-  schedule = schedules.make(learning_rate=1.0, total_steps=20,
+  schedule = optimizers.schedule(learning_rate=1.0, total_steps=20,
                             warmup_steps=10_000)
   assert float(schedule(1)) == 0.5 and float(schedule(2)) == 1.0
   assert caplog.messages == ['schedule.warmup_steps: 10,000 is too long for a '
                              'run of 20 steps; using 2']
-  schedule = schedules.make(learning_rate=1.0, total_steps=3,
+  schedule = optimizers.schedule(learning_rate=1.0, total_steps=3,
                             warmup_steps=10_000)
   assert float(schedule(0)) == 1.0
 
@@ -50,6 +50,6 @@ def test_a_warmup_longer_than_the_run_becomes_a_tenth_of_the_run(caplog):
 ])
 def test_an_error_names_the_setting_and_its_value(settings, words):
   with pytest.raises(errors.UserError) as e:
-    schedules.make(**dict(dict(learning_rate=1.0, total_steps=9), **settings))
+    optimizers.schedule(**dict(dict(learning_rate=1.0, total_steps=9), **settings))
   for word in words:
     assert word in str(e.value)

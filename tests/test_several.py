@@ -461,7 +461,7 @@ def test_a_process_that_nobody_joins_ends_after_the_time_it_announced():
 PARTS = """
 import sys
 import jax, jax.numpy as jnp
-from mixer.core import checkpoint, processes
+from mixer.core import checkpoint, checkpoint_reader, processes
 from mixer.models.mixer import MlpMixer
 from mixer.training import sharding
 coordinator, number, directory, save = sys.argv[1:]
@@ -481,7 +481,8 @@ if save == 'save':
 else:
   wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=s), shapes, there)
-  params, _, meta = checkpoints.restore(wanted, {'step': number_of})
+  params, _, meta = checkpoint_reader.restore(
+      checkpoints, wanted, {'step': number_of})
   parts = params['kernel'].addressable_shards
   print('restored', meta['step'], {int(p.data.mean()) for p in parts})
 checkpoints.close()

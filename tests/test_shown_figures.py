@@ -11,8 +11,8 @@ from mixer.analysis import planning
 from mixer.analysis import step_speed
 from mixer.core import accelerators
 from mixer.training import loop
-from mixer.training import nonfinite
 from mixer.training import progress
+from mixer.training import watchdog
 
 
 class Clock:
@@ -70,7 +70,7 @@ def recorded():
 
   job = loop.Job(
       step_fn=step_fn, batches=[dict(record=i) for i in range(4)],
-      resident=None, watch=nonfinite.Watch('', norms=None),
+      resident=None, watch=watchdog.Skips('', norms=None),
       evaluate=evaluate, save=seen.save,
       writer=seen, progress=seen,
       guard=types.SimpleNamespace(asked=lambda step: None), total_steps=4,
@@ -176,11 +176,10 @@ def test_accelerators_are_those_of_the_data_sheets():
 def test_a_step_twice_as_fast_as_the_peers_has_the_ratio_two():
   ours = step_speed.Candidate('mixer', None, seconds=[0.5, 0.5, 0.5])
   peer = step_speed.Candidate('peer', None, seconds=[1.0, 1.0, 2.0])
-  model = types.SimpleNamespace()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step_speed.cost, 'training_flops', lambda *args: 100.0)
-    out = step_speed.report('train', model, [ours, peer], [8000.0] * 3,
-                            batch_size=16, image_size=224, dtype='float32')
+  model = types.SimpleNamespace(
+      training_flops=lambda size: 100.0, forward_flops=None)
+  out = step_speed.report('train', model, [ours, peer], [8000.0] * 3,
+                          batch_size=16, image_size=224, dtype='float32')
   assert out['images_per_second'] == pytest.approx(32)
   assert out['utilisation'] == pytest.approx(16 * 100 / 0.5 / 8000)
   assert out['peers']['peer']['images_per_second'] == pytest.approx(16)

@@ -28,7 +28,7 @@ import tfds_sets
 from mixer.data import order
 from mixer.data import sequential_order
 from mixer.data import sources
-from mixer.data import tfrecord
+from mixer.data import tfrecord_sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COUNT, SIDE, WINDOW = tfds_sets.COUNT, 12, 8
@@ -329,14 +329,14 @@ def test_step_one_million_in_sequence_reads_only_a_window(
     sets, kind, monkeypatch):
   """Each reader reads the window of the step and the one ahead, and skips at
   most one shard for it. The batch is the one that the plan gives."""
-  calls, read = [], tfrecord.SequentialReader.__call__
+  calls, read = [], tfrecord_sequence.SequentialReader.__call__
 
   def counted(self, records):
     if len(records):
       calls.append((int(records[0]), int(records[-1]) + 1))
     return read(self, records)
 
-  monkeypatch.setattr(tfrecord.SequentialReader, '__call__', counted)
+  monkeypatch.setattr(tfrecord_sequence.SequentialReader, '__call__', counted)
   data, size, step = reopened(sets[kind]), SIZES[kind], 10**6
   shards = data.source.shards
   readers = sequential_order.readers_for(size, len(data))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mixer.core import errors
-from mixer.data import shares
 from mixer.data import splits
+from mixer.experiments import runs
 
 STORED = splits.whole({'train': 100, 'test': 30})
 
@@ -183,7 +183,7 @@ def test_slices_of_a_set_that_is_not_mixed_follow_one_permutation():
 def test_shares_of_a_split_are_nested_and_do_not_overlap(spec, mix):
   stored = splits.whole({'test': 40, 'train': 1000}, mix=mix)
   of = lambda begin, end: set(records(
-      shares.share(stored, spec, begin, end, 'data.split'), stored))
+      runs.share(stored, spec, begin, end, 'data.split'), stored))
   small, half, whole = of(0, .03), of(0, .5), of(0, 1)
   assert small < half < whole == set(records(spec, stored))
   assert of(0, .5) | of(.5, 1) == whole and not of(0, .5) & of(.5, 1)
@@ -194,4 +194,4 @@ def test_shares_of_a_split_are_nested_and_do_not_overlap(spec, mix):
 
 def test_a_share_without_examples_is_refused():
   with pytest.raises(errors.UserError, match='data.split.*holds no examples'):
-    shares.share(STORED, 'train', 0, 0.004, 'data.split')
+    runs.share(STORED, 'train', 0, 0.004, 'data.split')

@@ -9,7 +9,6 @@ from small_weights import release
 from small_weights import TINY
 
 from mixer import models
-from mixer.core import cards
 from mixer.core import errors
 from mixer.core import trees
 from mixer.models import catalog
@@ -156,7 +155,7 @@ def head_of(tmp_path, caplog, theirs, ours, num_classes=None):
       kernel=np.ones((16, 1), 'f4') * np.arange(1, 1 + len(theirs or ours)),
       bias=np.arange(1, 1 + len(theirs or ours), dtype='f4'))
   formats.save(str(tmp_path / 'w.npz'), params)
-  (tmp_path / 'w.npz.json').write_text(json.dumps(cards.make(
+  (tmp_path / 'w.npz.json').write_text(json.dumps(catalog.card(
       catalog.describe(model), image_size=(8, 8), class_names=theirs,
       data='pets', crop='resmall', interpolation='bilinear')))
   mine = models.create('Mixer-S/4', num_classes=num_classes or len(ours),

@@ -13,7 +13,6 @@ from mixer.core import trees
 from mixer.images import augment
 from mixer.training import losses
 from mixer.training import optimizers
-from mixer.training import schedules
 from mixer.training import sharding
 from mixer.training import step
 
@@ -42,7 +41,7 @@ class Setting:
                optimizer=None, drawn=False, **overrides):
     self.plan = plan or sharding.plan(devices=jax.devices()[:1])
     self.model = models.create('Mixer-S/4', **{**SMALL, **overrides})
-    schedule = schedules.make(learning_rate=RATE, total_steps=20)
+    schedule = optimizers.schedule(learning_rate=RATE, total_steps=20)
     tx = optimizers.make(
         schedule=schedule, **dict(dict(weight_decay=1e-2), **optimizer or {}))
     step_fn = step.make_train_step(

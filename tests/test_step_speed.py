@@ -11,8 +11,7 @@ from mixer.analysis import peers
 from mixer.analysis import step_speed
 from mixer.analysis import tpu_speed
 from mixer.core import errors
-from mixer.core import peak
-from mixer.models import cost
+from mixer.models import products
 from mixer.training import sharding
 
 
@@ -28,7 +27,7 @@ def clock(monkeypatch):
   now = types.SimpleNamespace(seconds=0.0)
   for name in ('perf_counter', 'monotonic'):
     monkeypatch.setattr(step_speed.time, name, lambda: now.seconds)
-  monkeypatch.setattr(peak, 'flops_per_second', lambda dtype: 100.0)
+  monkeypatch.setattr(products, 'flops_per_second', lambda dtype: 100.0)
   return now
 
 
@@ -71,7 +70,7 @@ def test_the_report_has_medians_and_ratios_within_a_round(clock):
   model = mixer()
   found = step_speed.report('train', model, [ours, peer], peaks, batch_size=6,
                             image_size=8, dtype='float32')
-  flops = 6 * cost.training_flops(model, 8)
+  flops = 6 * model.training_flops(8)
   assert found['images_per_second'] == 3 and found['median_seconds'] == 2
   assert found['flops_per_second'] == flops / 2
   assert found['utilisation'] == pytest.approx(flops / 2 / 100)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mixer.training import stop
+from mixer.training import watchdog
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = ('--config=configs/digits.py', '--config.run.batch_size=16',
@@ -23,9 +23,9 @@ def test_a_second_signal_kills_unless_it_comes_with_the_first(monkeypatch):
   """A system may signal a launcher and its children, and the launcher then
   passes the signal on, so that a run gets it twice."""
   now, killed, heard = [100.0], [], []
-  monkeypatch.setattr(stop.time, 'monotonic', lambda: now[0])
-  monkeypatch.setattr(stop.os, '_exit', killed.append)
-  with stop.Guard() as guard:
+  monkeypatch.setattr(watchdog.time, 'monotonic', lambda: now[0])
+  monkeypatch.setattr(watchdog.os, '_exit', killed.append)
+  with watchdog.Guard() as guard:
     hear = guard._ask
     monkeypatch.setattr(
         guard, '_ask', lambda number: hear(number) or heard.append(number))
@@ -63,7 +63,7 @@ def test_a_signal_during_compilation_ends_in_order(
 
 def test_handlers_are_restored_on_exit():
   before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-  with stop.Guard():
+  with watchdog.Guard():
     assert signal.getsignal(signal.SIGTERM) != before[1]
   assert before == [signal.getsignal(n)
                     for n in (signal.SIGINT, signal.SIGTERM)]

@@ -7,10 +7,10 @@ import pytest
 from configs import digits
 from mixer.core import trees
 from mixer.models import catalog
-from mixer.models import cost
 from mixer.training import assembly
+from mixer.training import optimizers
+from mixer.training import progress
 from mixer.training import step
-from mixer.training import summary
 
 
 def introduced(tmp_path, caplog, **optimizer):
@@ -27,11 +27,11 @@ def introduced(tmp_path, caplog, **optimizer):
       step_fn, model, optimizer, plan, seed=0,
       image_shape=assembly.image_shape(model, settings))
   caplog.clear()
-  summary.introduce(
+  progress.introduce(
       path=str(tmp_path), title=catalog.title(catalog.describe(model)),
       settings=settings, plan=plan, data=data, evals=evals, model=model,
       state=sharded.state,
-      trained=cost.trained(sharded.state.params, config.optimizer.frozen),
+      trained=optimizers.trained(sharded.state.params, config.optimizer.frozen),
       image_flops=10**9, total_steps=1200, paper_core_days=80)
   return sharded.state.params, caplog.messages
 
@@ -69,6 +69,6 @@ def test_it_tells_how_many_parameters_are_trained(tmp_path, caplog):
     ('a new device', None)))
 def test_it_estimates_hours_on_known_accelerators(kind, phrase):
   flops = 1000 * 3600 * 0.4 * 123e12 / 2
-  said = '; '.join(summary._cost(1e9, flops, 'tpu', kind, None))
+  said = '; '.join(progress._cost(1e9, flops, 'tpu', kind, None))
   assert re.match(r'training takes 1 GFLOPs per image, .* in total', said)
   assert phrase is None and 'hours' not in said or phrase in said

@@ -7,7 +7,6 @@ import pytest
 from mixer.core import errors
 from mixer.experiments import run_records
 from mixer.experiments import table
-from mixer.models import cost
 from mixer.models import published
 
 # Parameters without a head and with 1,000 classes, and giga multiply-adds
@@ -64,7 +63,7 @@ def test_table_1_has_the_sizes_of_the_papers(found):
 def test_a_mixer_at_448_pixels_has_wider_token_mixing(name):
   model = table.network(name, 448)
   *_, count, products = MIXERS[name]
-  assert cost.parameters(model, 448) == count
+  assert model.parameters(448) == count
   assert round(model.multiply_adds(448) / 1e9, 2) == products
 
 
@@ -72,7 +71,7 @@ def test_a_mixer_at_448_pixels_has_wider_token_mixing(name):
 def test_larger_heads_have_the_papers_parameters(name):
   for classes, count in zip((21_843, 11_221), MORE_CLASSES[name]):
     model = table.network(name, 224, num_classes=classes)
-    assert cost.parameters(model, 224) == count
+    assert model.parameters(224) == count
 
 
 def test_tables_2_and_3_have_a_cost_for_every_network_that_can_be_built(found):

@@ -12,7 +12,7 @@ import tfds_sets
 from mixer.core import errors
 from mixer.data import sources
 from mixer.data import splits
-from mixer.data.source import MAX_LABELS
+from mixer.data.sources import MAX_LABELS
 from mixer.data.tfds_sets import Parsing
 
 SMALL = tfds_sets.SMALL

@@ -15,6 +15,7 @@ import tfds_sets
 
 from mixer.core import errors
 from mixer.data import tfrecord
+from mixer.data import tfrecord_sequence
 
 COUNT = tfds_sets.COUNT
 
@@ -29,11 +30,11 @@ def stored(tmp_path_factory):
 
 
 def records_in(path):
-  return list(tfrecord.read_all(str(path)))
+  return list(tfrecord_sequence.read_all(str(path)))
 
 
 def write_records(path, records):
-  writer = tfrecord.Writer(str(path))
+  writer = tfrecord_sequence.Writer(str(path))
   for record in records:
     writer.write(record)
   writer.close()

@@ -10,10 +10,10 @@ from mixer import models
 from mixer import pretrained
 from mixer.core import errors
 from mixer.core import trees
+from mixer.models import blocks
 from mixer.models import catalog
-from mixer.models import cost
-from mixer.models import masks
 from mixer.models import mixer
+from mixer.models import recognition
 from mixer.models import tied_mixing
 from mixer.models import token_mixing
 from mixer.pretrained import export
@@ -80,7 +80,7 @@ def mixed(mixing, number, params, x_BSC, grid, **more):
     @nn.compact
     def __call__(self, x_BSC):
       return token_mixing.TABLE[mixing].mix(
-          self, x_BSC, masks.NONE, train=False)
+          self, x_BSC, blocks.NO_MASKS, train=False)
   Alone.number, Alone.grid = number, grid
   return Alone().apply({'params': {'token_mixing': params}}, x_BSC)
 
@@ -135,7 +135,7 @@ def test_a_network_with_the_row_learns_mixes_and_keeps_images_apart(name):
   assert np.any(logits[0] != other_logits[0])
   elsewhere = np.any(tokens[0, 1:] != other_tokens[0, 1:])
   assert elsewhere == (name != 'none')
-  assert trees.count(params) == cost.parameters(model, (8, 16))
+  assert trees.count(params) == model.parameters((8, 16))
   low = jax.eval_shape(small(name, dtype='bfloat16').apply,
                        {'params': params}, x)[1]['block_0']
   assert low.dtype == jnp.bfloat16 and low.shape == tokens.shape
@@ -147,8 +147,8 @@ def test_cost_grows_as_the_paper_says():
   count = lambda mixing: (
       models.create('Mixer-B/16', token_mixing=mixing).parameters(224)
       - models.create('Mixer-B/16', token_mixing='none').parameters(224)) / 12
-  flops = lambda mixing: cost.forward_flops(
-      models.create('Mixer-B/16', token_mixing=mixing), 224)
+  flops = lambda mixing: models.create(
+      'Mixer-B/16', token_mixing=mixing).forward_flops(224)
   assert count('untied') == 768 * count('tied')
   assert flops('untied') == flops('grouped:8') == flops('tied')
   assert round(count('grouped:4') / count('tied'), 2) == 3.99
@@ -283,13 +283,13 @@ def test_weights_without_a_card_show_the_row_or_are_refused(setting, size):
                           images(1, 16, 16))['params']
   if size is None and setting != 'attention:3':
     with pytest.raises(errors.UserError, match='card, FILE.json'):
-      catalog.infer(shapes)
-    assert 'token_mixing' not in catalog.widths(shapes)
+      recognition.infer(shapes)
+    assert 'token_mixing' not in recognition.widths(shapes)
     return
   if size is None:
     with pytest.raises(errors.UserError, match='any number of.*card'):
-      catalog.infer(shapes)
-  found, _ = catalog.infer(shapes, 16)
+      recognition.infer(shapes)
+  found, _ = recognition.infer(shapes, 16)
   # A group of one is the paper's, and D_S is nowhere in some rows.
   found = found.clone(tokens_mlp_dim=7) if setting in (
       'affine', 'attention:3') else found
@@ -394,11 +394,10 @@ def test_a_function_and_a_row_are_all_that_a_new_token_mixing_needs(
   params = model.init(jax.random.key(0), images)['params']
   assert params['MixerBlock_1']['token_mixing']['kernel'].shape == (6, 6)
   tied = model.clone(token_mixing='tied')
-  assert trees.count(params) == cost.parameters(model, (8, 12))
-  assert cost.parameters(tied, (8, 12)) - cost.parameters(model, (8, 12)) == (
+  assert trees.count(params) == model.parameters((8, 12))
+  assert tied.parameters((8, 12)) - model.parameters((8, 12)) == (
       2 * (2 * 6 * 7 + 7 + 6 - (36 + 6)))
-  assert cost.forward_flops(tied, (8, 12)) - cost.forward_flops(
-      model, (8, 12)) == 2 * 2 * 12 * (2 * 6 * 7 - 36)
+  assert tied.forward_flops((8, 12)) - model.forward_flops((8, 12)) == 2 * 2 * 12 * (2 * 6 * 7 - 36)
   with pytest.raises(errors.UserError, match='block is not .*linear'):
     pretrained.resize(model, params, image_size=(16, 24), from_size=(8, 12))
 

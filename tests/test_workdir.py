@@ -5,17 +5,17 @@ import os
 
 import pytest
 
-from mixer.core import claims
 from mixer.core import errors
 from mixer.core import workdir
+from mixer.training import resume
 
 
 def test_a_workdir_serves_one_run_at_a_time(tmp_path):
-  with claims.claimed(str(tmp_path)):
+  with workdir.claimed(str(tmp_path)):
     with pytest.raises(errors.UserError, match='in use by another run'):
-      with claims.claimed(str(tmp_path)):
+      with workdir.claimed(str(tmp_path)):
         pass
-  with claims.claimed(str(tmp_path)):
+  with workdir.claimed(str(tmp_path)):
     pass
 
 
@@ -26,8 +26,8 @@ def test_without_file_locks_a_workdir_is_used_and_a_line_says_so(
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
   caplog.set_level('INFO', 'mixer')
-  monkeypatch.setattr(claims.fcntl, 'flock', none)
-  with claims.claimed(tmp_path / 'run'):
+  monkeypatch.setattr(workdir.fcntl, 'flock', none)
+  with workdir.claimed(tmp_path / 'run'):
     assert (tmp_path / 'run').is_dir()
   line, = caplog.messages
   assert 'cannot be locked' in line and 'only one run' in line
@@ -37,7 +37,7 @@ def test_a_refused_command_leaves_no_workdir(tmp_path):
   path = tmp_path / 'runs' / 'one'
   for _ in '12':
     with pytest.raises(errors.UserError, match='wrong'):
-      with claims.claimed(path):
+      with workdir.claimed(path):
         raise errors.UserError('wrong')
     assert not list(tmp_path.iterdir())
 
@@ -45,13 +45,13 @@ def test_a_refused_command_leaves_no_workdir(tmp_path):
 def test_a_refused_command_keeps_what_others_made(tmp_path):
   (tmp_path / 'notes').touch()
   with pytest.raises(errors.UserError):
-    with claims.claimed(tmp_path):
+    with workdir.claimed(tmp_path):
       raise errors.UserError('wrong')
   assert [p.name for p in tmp_path.iterdir()] == ['notes']
-  with claims.claimed(tmp_path):   # a run, which keeps its lock file
+  with workdir.claimed(tmp_path):   # a run, which keeps its lock file
     pass
   with pytest.raises(errors.UserError):
-    with claims.claimed(tmp_path):
+    with workdir.claimed(tmp_path):
       raise errors.UserError('wrong')
   assert sorted(p.name for p in tmp_path.iterdir()) == ['.lock', 'notes']
 
@@ -59,7 +59,7 @@ def test_a_refused_command_keeps_what_others_made(tmp_path):
 def test_a_lock_file_that_is_removed_meanwhile_is_locked_again(
     tmp_path, monkeypatch):
   """Else the next run would lock a new file of that name, too."""
-  flock, calls = claims.fcntl.flock, []
+  flock, calls = workdir.fcntl.flock, []
 
   def slow(file, how):
     calls.append(file)
@@ -67,26 +67,26 @@ def test_a_lock_file_that_is_removed_meanwhile_is_locked_again(
       (tmp_path / '.lock').unlink()
     flock(file, how)
 
-  monkeypatch.setattr(claims.fcntl, 'flock', slow)
-  with claims.claimed(tmp_path):
+  monkeypatch.setattr(workdir.fcntl, 'flock', slow)
+  with workdir.claimed(tmp_path):
     with pytest.raises(errors.UserError, match='in use by another run'):
-      with claims.claimed(tmp_path):
+      with workdir.claimed(tmp_path):
         pass
   assert len(calls) == 3
 
 
 def test_a_resumed_run_may_change_where_its_data_is_but_not_its_seed(tmp_path):
   old = {'run': {'seed': 1, 'log_every': 5}, 'data': {'dir': '/a'}}
-  workdir.agree(str(tmp_path), old)
-  workdir.agree(str(tmp_path), {'run': {'seed': 1, 'log_every': 9},
+  resume.agree(str(tmp_path), old)
+  resume.agree(str(tmp_path), {'run': {'seed': 1, 'log_every': 9},
                                 'data': {'dir': '/b'}, 'evals': {'x': {}}})
   with pytest.raises(errors.UserError, match='run.seed was 1, is 2'):
-    workdir.agree(str(tmp_path), {'run': {'seed': 2}, 'data': {}})
+    resume.agree(str(tmp_path), {'run': {'seed': 2}, 'data': {}})
 
 
 def test_the_config_of_a_run_is_read_back(tmp_path):
   assert workdir.config_of(tmp_path) is None
-  workdir.agree(tmp_path, {'run': {'seed': 1}, 'shots': (1, 5)})
+  resume.agree(tmp_path, {'run': {'seed': 1}, 'shots': (1, 5)})
   assert workdir.config_of(tmp_path) == {'run': {'seed': 1}, 'shots': [1, 5]}
 
 
@@ -131,8 +131,8 @@ def lengths(decay='cosine', warmup=0, start=None, **run):
      lengths('constant', 9, total_steps=20))])
 def test_the_length_may_change_if_the_learning_rate_does_not_depend_on_it(
     old, new, tmp_path):
-  workdir.agree(tmp_path, old)
-  workdir.agree(tmp_path, new)
+  resume.agree(tmp_path, old)
+  resume.agree(tmp_path, new)
 
 
 @pytest.mark.parametrize('decay, warmup', [('cosine', 0), ('linear', 0),
@@ -143,14 +143,14 @@ def test_another_length_is_refused_with_the_flags_that_train_on(
   """A warm-up of at least the run's length is cut to a tenth of it. The head
   of the finished run is kept."""
   start = dict(dont_load=dont_load)
-  workdir.agree(tmp_path, lengths(decay, warmup, start, total_steps=10))
+  resume.agree(tmp_path, lengths(decay, warmup, start, total_steps=10))
   with pytest.raises(errors.UserError) as refused:
-    workdir.agree(tmp_path, lengths(decay, warmup, start, total_steps=20))
+    resume.agree(tmp_path, lengths(decay, warmup, start, total_steps=20))
   flags = f'add --workdir=NEW --config.start.weights={tmp_path}' + (
       ' --config.start.dont_load=' if dont_load else '') + ' to the command'
   assert 'run.total_steps was 10, is 20. ' in str(refused.value)
   assert flags in str(refused.value)
   # Another change besides has no such remedy.
   with pytest.raises(errors.UserError, match='Give the same config'):
-    workdir.agree(tmp_path, dict(
+    resume.agree(tmp_path, dict(
         lengths(decay, warmup, start, total_steps=20), loss=dict(name='x')))

@@ -18,7 +18,6 @@ from mixer.core import provenance
 from mixer.core import tables
 from mixer.core import workdir
 from mixer.core.log import log
-from mixer.models import cost
 from mixer.models import interface
 from mixer.models import published
 from mixer.training import sharding
@@ -91,8 +90,7 @@ def run(path: str, topology: str, networks: Mapping[tuple[str, int], Any]
 def programs(networks: Mapping[tuple[str, int], interface.Model]
              ) -> list[tuple[str, int, str]]:
   """Returns (name, image size, pass) of what is compiled, cheapest first."""
-  keys = sorted(networks, key=lambda key: cost.forward_flops(
-      networks[key], key[1]))
+  keys = sorted(networks, key=lambda key: networks[key].forward_flops(key[1]))
   return [*((*key, 'forward') for key in keys),
           *((*key, 'train') for key in keys if key[1] == _SIZE)]
 

@@ -20,11 +20,11 @@ from mixer.core import errors
 from mixer.core import trees
 from mixer.evaluation import suite
 from mixer.models import catalog
-from mixer.models import cost
 from mixer.models.grid import pair
 from mixer.pretrained import fetch
 from mixer.pretrained import registry
 from mixer.training import assembly
+from mixer.training import optimizers
 from mixer.training.settings import Settings
 
 RELEASED_SIZE = 224   # pixels, of all released Mixers
@@ -85,18 +85,18 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
       resident=data.examples if on_device else None)
   preflight += _weights(config.start.weights) + _workdir(workdir)
   images = total * settings.batch_size
-  flops = cost.training_flops(model, settings.image_size,
-                              config.optimizer.frozen, program.state.params)
+  flops = model.training_flops(
+      settings.image_size, config.optimizer.frozen, program.state.params)
   held = program.bytes()
   count = trees.count(program.state.params)
   # The gradients of the trained parameters, which lie as the parameters do.
-  gradients = held['parameters'] * cost.trained(
+  gradients = held['parameters'] * optimizers.trained(
       program.state.params, config.optimizer.frozen) // max(count, 1)
   return dict(
       model=dict(
           name=assembly.described(config, model)['name'],
           parameters=count,
-          forward_flops=cost.forward_flops(model, settings.image_size),
+          forward_flops=model.forward_flops(settings.image_size),
           training_flops=flops),
       run=dict(
           examples=data.examples, batch_size=settings.batch_size, steps=total,

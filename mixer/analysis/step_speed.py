@@ -17,15 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mixer.core import peak
 from mixer.evaluation import suite
 from mixer.images import augment
-from mixer.models import cost
 from mixer.models import interface
+from mixer.models import products
 from mixer.models.grid import pair
 from mixer.training import losses
 from mixer.training import optimizers
-from mixer.training import schedules
 from mixer.training import sharding
 from mixer.training import step
 
@@ -73,7 +71,7 @@ def make_optimizer(name: str = 'sgd') -> tuple[
   Args:
     name: 'sgd' or 'adam'.
   """
-  schedule = schedules.make(learning_rate=LEARNING_RATE,
+  schedule = optimizers.schedule(learning_rate=LEARNING_RATE,
                             total_steps=_SCHEDULE_STEPS)
   return optimizers.make(schedule=schedule, name=name, momentum=MOMENTUM,
                          clip_norm=CLIP_NORM), schedule
@@ -184,7 +182,7 @@ def measure(candidates: Sequence[Candidate], *, dtype: str, rounds: int,
       began = time.perf_counter()
       candidate.run()
       candidate.seconds.append(time.perf_counter() - began)
-    peaks.append(peak.flops_per_second(dtype))
+    peaks.append(products.flops_per_second(dtype))
   for candidate in candidates:
     candidate.compile_seconds -= float(np.median(candidate.seconds))
   return peaks
@@ -204,8 +202,8 @@ def report(mode: str, model: interface.Model, candidates: Sequence[Candidate],
     image_size: side in pixels, or (height, width).
     dtype: precision of the computation.
   """
-  flops = batch_size * dict(train=cost.training_flops,
-                            infer=cost.forward_flops)[mode](model, image_size)
+  flops = batch_size * dict(train=model.training_flops,
+                            infer=model.forward_flops)[mode](image_size)
   ours = candidates[0]
   median = float(np.median(ours.seconds))
   top = float(np.median(peaks))

@@ -16,7 +16,6 @@ from mixer.analysis import cycles
 from mixer.analysis import peers
 from mixer.analysis import step_speed
 from mixer.evaluation import suite
-from mixer.models import cost
 from mixer.models import interface
 from mixer.models.grid import pair
 from mixer.training import sharding
@@ -57,8 +56,8 @@ def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
     compiled, memory = program.compiled, program.bytes()
   else:
     compiled, memory = _forward(model, plan, count, side), None
-  flops = batch_size * dict(train=cost.training_flops,
-                            forward=cost.forward_flops)[what](model, side)
+  flops = batch_size * dict(train=model.training_flops,
+                            forward=model.forward_flops)[what](side)
   figures = lambda program: _figures(
       program, flops, topology.partition(':')[0], count)
   ours, ops = figures(compiled)

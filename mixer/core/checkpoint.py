@@ -1,8 +1,7 @@
-"""Checkpoints: Orbax's files, with checksums and a fallback to older ones.
+"""Writes checkpoints: Orbax's files, with checksums.
 
 Orbax restores a flipped bit without noticing. So a checksum of every leaf is
-saved as metadata and checked on restoring. If the newest checkpoint is damaged,
-the log says so and the one before it is restored.
+saved as metadata; `checkpoint_reader` checks it.
 """
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ import os
 from typing import Any
 
 from etils import epath
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
@@ -21,10 +19,8 @@ from mixer.core import errors
 from mixer.core import files
 from mixer.core import processes
 from mixer.core import trees
-from mixer.core.log import log
 
 ITEMS = ('params', 'rest', 'meta')
-_State = tuple[trees.Tree, trees.Tree, dict[str, Any]]   # params, rest, meta
 
 
 class Checkpoints:
@@ -99,9 +95,9 @@ class Checkpoints:
       self._begun = step
       if self.best:
         self._top = max(self._top, _metric(self.best)(metrics))
-      meta = dict(meta, step=step, digest=_digest(params, rest))
+      meta = dict(meta, step=step, digest=digest(params, rest))
       if average is not None:
-        meta['average'], = _digest(average)
+        meta['average'], = digest(average)
       self._manager.save(
           step, force=True, metrics=metrics or {}, args=ocp.args.Composite(
               params=ocp.args.StandardSave(params),
@@ -116,41 +112,6 @@ class Checkpoints:
     with self._writing():
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
-
-  def restore(self, params: trees.Tree, rest: trees.Tree) -> _State | None:
-    """Restores the newest checkpoint that is intact.
-
-    Args:
-      params, rest: trees of jax.ShapeDtypeStruct with shardings, as `save` got.
-
-    Returns:
-      (params, rest, meta), or None if nothing was ever saved.
-
-    Raises:
-      RunError: if there are checkpoints and none can be read; the run never
-        starts from scratch over them.
-    """
-    steps, damage = self.steps(), ''
-    for step in reversed(steps):
-      found, damage = None, 'another process cannot read it'
-      try:
-        found = self._restore(step, params, rest)
-      except Exception as e:
-        damage = str(e)
-      # Damage may be in a part that only one process reads, so all agree on
-      # whether it could be read before they compute the checksum together.
-      intact = processes.all_agree(found is not None)
-      if found is not None and intact:
-        if found[2]['digest'] == _digest(*found[:2]):
-          return found
-        damage = 'its checksum does not match: a bit has changed on disk'
-      log.warning('checkpoint %s/%d cannot be used (%s); trying an earlier one',
-                  self.directory, step, one_line(damage))
-    if steps:
-      raise errors.RunError(f'none of the checkpoints {steps} in '
-                            f'{self.directory!r} can be read; the last error: '
-                            + one_line(damage))
-    return None
 
   def set_aside_after(self, step: int, why: str = 'damaged') -> None:
     """Renames checkpoints after a step to 'STEP.damaged', or another `why`.
@@ -179,26 +140,6 @@ class Checkpoints:
     scores = map(self._manager.metrics, self.steps() if self.best else ())
     return max(map(_metric(self.best or ''), scores), default=-np.inf)
 
-  def _restore(self, step: int, params: trees.Tree,
-               rest: trees.Tree) -> _State:
-    """Restores this process's part of one checkpoint.
-
-    It does not wait for the other processes: if reading fails in one of them,
-    the wait would never end.
-    """
-    own = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=own, active_processes={own},
-        barrier_sync_key_prefix=f'process{own}')
-    with ocp.CheckpointManager(
-        files.absolute(self.directory), item_names=ITEMS,
-        options=ocp.CheckpointManagerOptions(
-            read_only=True, multiprocessing_options=alone)) as manager:
-      out = manager.restore(step, args=ocp.args.Composite(
-          params=ocp.args.StandardRestore(params),
-          rest=ocp.args.StandardRestore(rest), meta=ocp.args.JsonRestore()))
-    return out['params'], out['rest'], out['meta']
-
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     """Turns Orbax's errors into a RunError; those of a lost peer go on."""
@@ -213,14 +154,11 @@ class Checkpoints:
           f'{str(e)[:300]}') from e
 
 
-def _digest(*parts: trees.Tree) -> list[list[int]]:
-  return [np.asarray(trees.digest(part)).tolist() for part in parts]
+def digest(*parts: trees.Tree) -> list[list[int]]:
+  """Returns a checksum of every leaf of each tree, as checkpoints keep them.
+  """
+  return [trees.digest(part).tolist() for part in parts]
 
 
 def _metric(name: str) -> Callable[[Mapping[str, float] | None], float]:
   return lambda metrics: (metrics or {}).get(name, -np.inf)
-
-
-def one_line(error: object) -> str:
-  """Returns the text of an error as one line of at most 300 characters."""
-  return ' '.join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""Finds a checkpoint and reads its parameters, without the run around it."""
+"""Reads checkpoints: a run's whole state, or the parameters without the run."""
 from collections.abc import Iterator
 import contextlib
 import logging
@@ -13,8 +13,74 @@ import orbax.checkpoint as ocp
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import files
+from mixer.core import processes
 from mixer.core import trees
 from mixer.core import workdir
+from mixer.core.log import log
+
+_State = tuple[trees.Tree, trees.Tree, dict[str, Any]]   # params, rest, meta
+
+
+def restore(checkpoints: checkpoint.Checkpoints, params: trees.Tree,
+            rest: trees.Tree) -> _State | None:
+  """Restores the newest checkpoint of a run that is intact.
+
+  If the newest one is damaged, the log says so and the one before it is
+  restored.
+
+  Args:
+    checkpoints: of the run.
+    params, rest: trees of jax.ShapeDtypeStruct with shardings, as `save` got.
+
+  Returns:
+    (params, rest, meta), or None if nothing was ever saved.
+
+  Raises:
+    RunError: if there are checkpoints and none can be read; the run never
+      starts from scratch over them.
+  """
+  steps, damage = checkpoints.steps(), ''
+  for step in reversed(steps):
+    found, damage = None, 'another process cannot read it'
+    try:
+      found = _restored(checkpoints.directory, step, params, rest)
+    except Exception as e:
+      damage = str(e)
+    # Damage may be in a part that only one process reads, so all agree on
+    # whether it could be read before they compute the checksum together.
+    intact = processes.all_agree(found is not None)
+    if found is not None and intact:
+      if found[2]['digest'] == checkpoint.digest(*found[:2]):
+        return found
+      damage = 'its checksum does not match: a bit has changed on disk'
+    log.warning('checkpoint %s/%d cannot be used (%s); trying an earlier one',
+                checkpoints.directory, step, _one_line(damage))
+  if steps:
+    raise errors.RunError(
+        f'none of the checkpoints {steps} in {checkpoints.directory!r} can be '
+        f'read; the last error: {_one_line(damage)}')
+  return None
+
+
+def _restored(directory: str, step: int, params: trees.Tree,
+              rest: trees.Tree) -> _State:
+  """Restores this process's part of one checkpoint.
+
+  It does not wait for the other processes: if reading fails in one of them,
+  the wait would never end.
+  """
+  own = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+      primary_host=own, active_processes={own},
+      barrier_sync_key_prefix=f'process{own}')
+  with ocp.CheckpointManager(
+      files.absolute(directory), item_names=checkpoint.ITEMS,
+      options=ocp.CheckpointManagerOptions(
+          read_only=True, multiprocessing_options=alone)) as manager:
+    out = manager.restore(step, args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(params),
+        rest=ocp.args.StandardRestore(rest), meta=ocp.args.JsonRestore()))
+  return out['params'], out['rest'], out['meta']
 
 
 def find(path: files.Path, best: bool = False) -> str:
@@ -90,11 +156,11 @@ def load_params(path: str, average: bool = False) -> dict[str, Any]:
       params = params['opt_state']['average'] if expected else None
   except Exception as e:
     raise errors.UserError(
-        f'checkpoint: {path!r} cannot be read: {checkpoint.one_line(e)}') from e
+        f'checkpoint: {path!r} cannot be read: {_one_line(e)}') from e
   if expected is None:
     raise errors.UserError(f'checkpoint: {path!r} has no averaged parameters; '
                            'train with run.average, such as 0.999')
-  if np.asarray(trees.digest(params)).tolist() != expected:
+  if trees.digest(params).tolist() != expected:
     raise errors.UserError(f'checkpoint: {path!r} is damaged: its checksum '
                            'does not match')
   return jax.tree.map(np.asarray, params)
@@ -110,3 +176,8 @@ def _quiet() -> Iterator[None]:
     yield
   finally:
     logger.setLevel(before)
+
+
+def _one_line(error: object) -> str:
+  """Returns the text of an error as one line of at most 300 characters."""
+  return ' '.join(str(error).split())[:300]

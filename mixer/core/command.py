@@ -171,51 +171,12 @@ def _parse(argv: list[str], positional: int | None) -> list[str]:
     sys.exit(0)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
           OSError) as e:
-    _die(_unknown_key(argv) or _plain(e), USAGE)
+    from mixer.core import faults  # loaded only now: few commands fail
+    _die(faults.in_flags(e, argv, flags), USAGE)
   if positional is not None and len(rest) > 1 + positional:
     _die(f'unexpected argument {rest[-1]!r}: settings are flags, as in '
          '--config.run.batch_size=64', USAGE)
   return rest
-
-
-def _unknown_key(argv: list[str]) -> errors.UserError | None:
-  """Returns an error for the first override of a key that does not exist."""
-  config: Any = None
-  for flag in argv[1:]:
-    name, _, value = flag.lstrip('-').partition('=')
-    if name == 'config' and name in flags.FLAGS:
-      try:
-        config = flags.FLAGS[name].parser.parse(value)
-        config.lock()   # loads the file
-      except (TypeError, ValueError, OSError):
-        return None
-    elif name.startswith('config.') and config is not None:
-      node = config
-      for key in name.split('.')[1:]:
-        if not hasattr(node, 'keys') or key not in node:
-          return errors.unknown(
-              flag, key, sorted(getattr(node, 'keys', list)()))
-        node = node[key]
-  return None
-
-
-def _plain(error: Exception) -> str:
-  """Returns what absl or ml_collections raised, as one readable sentence."""
-  text = str(error)
-  if 'Failed loading config file' in text:
-    path, why = text.split('Attempted [Relative path]:')[-1].split(None, 1)
-    return (f'--config: cannot read {path!r} ({why.strip()}); give a file such '
-            'as --config=configs/digits.py')
-  if 'Traceback (most recent call last)' in text:
-    flag = text.partition(': Error whilst')[0]
-    last = text.strip().splitlines()[-1].partition('Error: ')[2]
-    if 'get_config() takes 0 positional' in last:
-      last = 'this config takes no argument after the colon'
-    return f'{flag}: {last}'
-  if isinstance(error, flags.UnrecognizedFlagError):
-    end = '' if text.endswith('?') else ';'
-    return f'{text.replace(" ?", "?")}{end} --help lists all flags'
-  return text
 
 
 def _die(message: object, code: int, label: str = 'error') -> NoReturn:

@@ -1,4 +1,4 @@
-"""Says in one line what failed when JAX or a device raises an error."""
+"""Says in one line what failed: a flag, or what JAX or a device raised."""
 from collections.abc import Iterator
 import os
 import re
@@ -51,6 +51,18 @@ def explain(error: Exception, flags: Any) -> Exception:
   return error
 
 
+def in_flags(error: Exception, argv: list[str], flags: Any
+             ) -> errors.UserError | str:
+  """Returns a mistake in the flags of a command as one readable sentence.
+
+  Args:
+    error: what absl or ml_collections raised.
+    argv: the command line.
+    flags: absl's flags.
+  """
+  return _unknown_key(argv, flags) or _plain(error, flags)
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
   """Yields an error and what caused it."""
   seen: list[BaseException] = []
@@ -59,6 +71,46 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     seen.append(one)
     yield one
     one = one.__cause__ or one.__context__
+
+
+def _unknown_key(argv: list[str], flags: Any) -> errors.UserError | None:
+  """Returns an error for the first override of a key that does not exist."""
+  config: Any = None
+  for flag in argv[1:]:
+    name, _, value = flag.lstrip('-').partition('=')
+    if name == 'config' and name in flags.FLAGS:
+      try:
+        config = flags.FLAGS[name].parser.parse(value)
+        config.lock()   # loads the file
+      except (TypeError, ValueError, OSError):
+        return None
+    elif name.startswith('config.') and config is not None:
+      node = config
+      for key in name.split('.')[1:]:
+        if not hasattr(node, 'keys') or key not in node:
+          return errors.unknown(
+              flag, key, sorted(getattr(node, 'keys', list)()))
+        node = node[key]
+  return None
+
+
+def _plain(error: Exception, flags: Any) -> str:
+  """Returns what absl or ml_collections raised, as one readable sentence."""
+  text = str(error)
+  if 'Failed loading config file' in text:
+    path, why = text.split('Attempted [Relative path]:')[-1].split(None, 1)
+    return (f'--config: cannot read {path!r} ({why.strip()}); give a file such '
+            'as --config=configs/digits.py')
+  if 'Traceback (most recent call last)' in text:
+    flag = text.partition(': Error whilst')[0]
+    last = text.strip().splitlines()[-1].partition('Error: ')[2]
+    if 'get_config() takes 0 positional' in last:
+      last = 'this config takes no argument after the colon'
+    return f'{flag}: {last}'
+  if isinstance(error, flags.UnrecognizedFlagError):
+    end = '' if text.endswith('?') else ';'
+    return f'{text.replace(" ?", "?")}{end} --help lists all flags'
+  return text
 
 
 def _out_of_memory(error: BaseException, flags: Any) -> str:

@@ -12,7 +12,6 @@ import re
 import socket
 import sys
 
-from mixer.core import cluster
 from mixer.core import errors
 from mixer.core.log import log
 
@@ -23,6 +22,11 @@ _SHUTDOWN_SECONDS = 60   # how long a finished process waits for the others
 # Words of JAX's errors that mean that another process is gone.
 _GONE = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED', 'gloo',
          'Gloo', 'NCCL', 'heartbeat', 'coordination service', 'Connection')
+# One of these is there wherever `cluster.find` finds other processes by itself.
+_LAUNCHED = ('OMPI_COMM_WORLD_SIZE', 'SLURM_STEP_NODELIST',
+             'JOB_COMPLETION_INDEX', 'TPU_PROCESS_ADDRESSES',
+             'TPU_WORKER_HOSTNAMES')
+_TPUS = ('/dev/accel0', '/dev/vfio/0')
 
 
 def join(*, coordinator: str | None = None, num_processes: int | None = None,
@@ -34,9 +38,9 @@ def join(*, coordinator: str | None = None, num_processes: int | None = None,
     coordinator, num_processes, process_id: as `cluster.find` takes them.
     heartbeat_timeout_seconds: a process that is silent for so long counts as
       dead, and the others end.
-    stoppable: whether the command asks a `stop.Guard` after each step. If so,
-      JAX handles SIGTERM and tells all processes to stop after the same step;
-      if not, SIGTERM ends the process.
+    stoppable: whether the command asks a `watchdog.Guard` after each step. If
+      so, JAX handles SIGTERM and tells all processes to stop after the same
+      step; if not, SIGTERM ends the process.
 
   Raises:
     UserError: if the arguments do not fit together, or the environment does not
@@ -44,6 +48,11 @@ def join(*, coordinator: str | None = None, num_processes: int | None = None,
     PeerLost: if the processes cannot connect. If the others never come, JAX
       itself ends the process, with exit code 134.
   """
+  if (coordinator, num_processes, process_id) == (None, None, None) and not (
+      any(name in os.environ for name in _LAUNCHED)
+      or any(map(os.path.exists, _TPUS))):
+    return
+  from mixer.core import cluster  # few machines start several processes
   found = cluster.find(coordinator, num_processes, process_id)
   if found is None:
     return

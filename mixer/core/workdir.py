@@ -1,17 +1,26 @@
-"""A run's directory: the names of its files, and its config."""
+"""A run's directory: the names of its files, its config, and its lock."""
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
+import fcntl
 import json
 import os
-import shlex
+import pathlib
+import socket
 import threading
+import time
 from typing import Any
+from typing import IO
+import zlib
 
+from etils import epath
 import jax
 
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import processes
+from mixer.core.log import log
 
 _PROVENANCE = 'provenance'   # a key of config.json that is no section
 # Names inside a workdir.
@@ -27,13 +36,8 @@ COMPILED = 'compiled'
 REPORT = 'report.html'
 LOCK = '.lock'
 
-# Keys, by their beginning, that may change when a run is resumed: they say
-# where and how it computes and how it is evaluated, but not what it learns.
-_MAY_CHANGE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
-               'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
-               'run.patience', 'run.micro_batches', 'run.nonfinite',
-               'run.heartbeat_timeout_seconds', 'run.stall_seconds')
-_LENGTH = ('run.total_steps', 'run.total_epochs')
+# How long a network file system may take to show one host's file to another.
+_VISIBLE_SECONDS = 10
 _BUCKETS = ('gs://', 's3://', 'az://')   # what epath can write to
 
 
@@ -56,8 +60,8 @@ def config_of(path: files.Path) -> dict[str, Any] | None:
 
 
 def card_of(path: files.Path) -> dict[str, Any] | None:
-  """Returns the card (`core.cards`) of the run in a workdir, or None without
-  one."""
+  """Returns the card of the run in a workdir (see `models.catalog`), or None
+  without one."""
   text = files.read(os.path.join(path, CARD))
   return json.loads(text) if text else None
 
@@ -100,45 +104,95 @@ def check_path(path: files.Path) -> None:
         f'begins with {" or ".join(_BUCKETS)}')
 
 
-def agree(path: files.Path, config: Mapping[str, Any]) -> None:
-  """Writes a config, unless `check_config` refuses it.
+@contextlib.contextmanager
+def claimed(path: files.Path) -> Iterator[None]:
+  """Makes a workdir and locks it, so that no second run writes to it.
 
-  Args:
-    path: the workdir.
-    config: nested dict, fit for JSON.
-
-  Raises:
-    UserError: as `check_config` raises it.
-  """
-  check_config(path, config)
-  write_json(os.path.join(path, CONFIG), config)
-
-
-def check_config(path: files.Path, config: Mapping[str, Any]) -> None:
-  """Checks that a workdir holds no config, or the same; writes nothing.
-
-  Args:
-    path: the workdir.
-    config: nested dict, fit for JSON.
+  Process 0 holds the lock for all processes. Buckets have no locks: there the
+  directory is only made. If the block raises a UserError, what was made here
+  is removed again, unless other files are in it.
 
   Raises:
-    UserError: if a key differs that must not; names each with both values.
+    UserError: if the path cannot be a workdir, the directory is not writable,
+      or another run holds it.
   """
+  check_path(path)
   if not processes.first():
+    yield
     return
-  new, old = json.loads(json.dumps(config)), config_of(path)
-  if old is not None:
-    was, now = flat(old), flat(new)
-    free = _MAY_CHANGE + (_LENGTH if _any_length(was, now) else ())
-    differ = [k for k in sorted(was.keys() | now.keys())
-              if was.get(k) != now.get(k) and not k.startswith(free)]
-    if differ:
-      listed = '; '.join(f'{k} was {_shown(was.get(k))}, is '
-                         f'{_shown(now.get(k))}' for k in differ)
-      raise errors.UserError(
-          f'--workdir: {str(path)!r} holds a run of another config: {listed}. '
-          + (_train_on(path, now) if set(differ) <= set(_LENGTH) else
-             'Give the same config to resume it, or another --workdir'))
+  if files.is_remote(path):
+    epath.Path(path).mkdir(parents=True, exist_ok=True)
+    yield
+    return
+  lock = os.path.join(path, LOCK)
+  made = not os.path.exists(lock)
+  fresh = [p for p in (pathlib.Path(path), *pathlib.Path(path).parents)
+           if not p.exists()]
+  file, locked = _lock(path, lock)
+  with file:
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    os.fsync(file.fileno())   # `meet` reads it on other hosts
+    try:
+      yield
+    except errors.UserError:
+      if made and locked:
+        with contextlib.suppress(OSError):   # other files are there
+          os.remove(lock)
+          for folder in fresh:
+            folder.rmdir()
+      raise
+
+
+def _lock(path: files.Path, lock: str) -> tuple[IO[str], bool]:
+  """Makes a workdir; returns its lock file, and whether it could be locked."""
+  while True:
+    try:
+      os.makedirs(path, exist_ok=True)
+      file = open(lock, 'a+')
+    except OSError as e:
+      raise errors.UserError(f'--workdir: cannot write to {str(path)!r}: '
+                             f'{e.strerror}; choose another')
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      with file:
+        file.seek(0)
+        raise errors.UserError(
+            f'--workdir: {str(path)!r} is in use by another run '
+            f'({file.read()}); stop it or choose another') from None
+    except OSError as e:   # some network file systems have no locks
+      log.info('%s cannot be locked (%s): make sure that only one run uses it',
+               path, e.strerror)
+      return file, False
+    # A command that was refused may have removed the file since it was opened;
+    # a lock on a removed file excludes nobody.
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+        return file, True
+    file.close()
+
+
+def meet(path: files.Path) -> None:
+  """Waits until all processes see the workdir that process 0 claimed.
+
+  Raises:
+    UserError: if a process sees another directory, such as one on its own
+      host's disk. Saving the first checkpoint would hang.
+  """
+  if files.is_remote(path):
+    processes.meet('the workdir is there')
+    return
+  seen = lambda: zlib.crc32(
+      (files.read(os.path.join(path, LOCK)) or '').encode()) >> 1
+  wanted, end = processes.of_first(seen()), time.monotonic() + _VISIBLE_SECONDS
+  while seen() != wanted and time.monotonic() < end:
+    time.sleep(0.1)
+  if not processes.all_agree(seen() == wanted):
+    raise errors.UserError(
+        f'--workdir: {str(path)!r} is not the same directory for all '
+        'processes; choose one that all hosts share')
 
 
 class BadImages:
@@ -207,38 +261,7 @@ def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return out
 
 
-def _any_length(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-  """Returns whether the learning rate by step is the same for any length.
-
-  A warm-up that is not shorter than the run is cut, see `schedules.make`.
-
-  Args:
-    was, now: as `flat` returns them.
-  """
-  warmup = now.get('schedule.warmup_steps', 0)
-  return now.get('schedule.decay') == 'constant' and (
-      not warmup or all(each.get('run.total_steps', 0) > warmup
-                        for each in (was, now)))
-
-
-def _train_on(path: files.Path, now: Mapping[str, Any]) -> str:
-  """Returns how to train further a run whose length cannot change."""
-  flags = f'--workdir=NEW --config.start.weights={shlex.quote(str(path))}'
-  if now.get('start.dont_load'):
-    flags += ' --config.start.dont_load='
-  return (
-      'Its learning rate depends on the length (schedule.decay='
-      f'{now.get("schedule.decay")}, schedule.warmup_steps='
-      f'{now.get("schedule.warmup_steps", 0)}), so a run of another length is '
-      f'another run. To train on from its weights, add {flags} to the command; '
-      'the length is then that of the new run alone')
-
-
 def _stored(path: files.Path) -> dict[str, Any] | None:
   """Returns what config.json holds, or None without one."""
   text = files.read(os.path.join(path, CONFIG))
   return None if text is None else json.loads(text)
-
-
-def _shown(value: object) -> str:
-  return 'unset' if value is None else repr(value)

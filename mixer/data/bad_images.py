@@ -15,7 +15,7 @@ from mixer.core.log import log
 from mixer.data import checks
 from mixer.data import order
 from mixer.data import splits
-from mixer.data.source import Source
+from mixer.data.sources import Source
 from mixer.images import decode_pillow
 
 # What is known of an image: nothing yet; TensorFlow can decode it; only Pillow

@@ -15,7 +15,7 @@ import numpy as np
 from mixer.core import files
 from mixer.core.log import log
 from mixer.data import shards
-from mixer.data.source import Source
+from mixer.data.sources import Source
 from mixer.images import decode_tf
 
 PREFIX = 'checked-'

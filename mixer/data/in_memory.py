@@ -1,183 +1,197 @@
-"""Data sets that fit in memory: scikit-learn's digits, and arrays in a file."""
+"""Data in memory: sets of arrays, and splits that live on the device.
+
+A split that lives on the device is loaded whole and indexed by the step, so a
+batch holds only the positions of its examples. Images are decoded with Pillow;
+this needs no TensorFlow.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
 import hashlib
+import importlib.util
+import itertools
 import os
-import zipfile
+import typing
+from typing import Any
 
 import numpy as np
 
-from mixer.core import errors
-from mixer.core import files
 from mixer.core.log import log
-from mixer.data import source
+from mixer.data import order
 from mixer.data import splits
+from mixer.data.sources import Source
 
-_DARK = 32   # no image of a data set is brighter: its values are not 0 to 255
+if typing.TYPE_CHECKING:
+  from mixer.data import bad_images
+
+# {'image': uint8 [N, H, W, C], 'labels': int32 [N, L]} of a whole split, and
+# perhaps 'weights', float32 [N, L].
+Resident = dict[str, np.ndarray]
 
 
-def digits() -> source.Source:
+def digits() -> Source:
   """Opens the 1,797 handwritten digits of scikit-learn, 8x8, 16 grey levels.
 
   Split 'test' is every fifth image, 'train' is all others; slices of both
   follow a fixed permutation. 'all' is all images in the order of the file,
   whose two halves were written by different people.
   """
-  from sklearn import datasets
-  loaded = datasets.load_digits()
-  images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
+  # Importing scikit-learn, for its load_digits, would take seconds.
+  library = importlib.util.find_spec('sklearn')
+  assert library and library.origin, 'scikit-learn is not installed'
+  table = np.loadtxt(os.path.join(os.path.dirname(
+      library.origin), 'datasets', 'data', 'digits.csv.gz'), delimiter=',')
+  images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8)
+  images = images.reshape(-1, 8, 8, 1)
   everything = splits.Piece(0, 0, len(images))
   train, test = splits.hold_out(
       dataclasses.replace(everything, mix=True), 5)
-  return _make('digits', images, loaded.target,
-               class_names=tuple(str(i) for i in range(10)),
-               stored={'train': train, 'test': test, 'all': everything})
+  return make('digits', images, table[:, -1:].astype(int), num_classes=10,
+              class_names=list(map(str, range(10))),
+              stored={'train': train, 'test': test, 'all': everything})
 
 
-def arrays(path: str) -> source.Source:
-  """Opens an npz file of uint8 images [N, H, W, C] and labels [N] or [N, L].
+def make(name: str, images: np.ndarray, labels: np.ndarray, *,
+         num_classes: int, class_names: Sequence[str] | None,
+         stored: splits.Stored) -> Source:
+  """Returns a source of arrays.
 
-  The arrays 'images' and 'labels' are one split, 'train'; several splits are
-  called '{split}_images' and '{split}_labels', as in MedMNIST's files. 'val' is
-  the split 'validation'. 'class_names' is optional. Grey images may be [N, H,
-  W]; images [N, C, H, W] are transposed. Labels [N, K] that are all 0 or 1 mark
-  the classes of each image.
-
-  Raises:
-    UserError: if the file cannot be read or its arrays do not fit together.
+  Args:
+    name: of the source.
+    images: uint8 [N, H, W, C].
+    labels: int [N, L], padded by -1.
+    num_classes: number of classes that labels are of.
+    class_names: one for each class, or None.
+    stored: its splits, by name.
   """
-  name, path = f'arrays:{path}', os.path.expanduser(path)
-  found = _load(path)
-  class_names = found.pop('class_names', None)
-  if 'images' in found:
-    found = {k if k.endswith(('_images', '_labels')) else f'train_{k}': v
-             for k, v in found.items()}
-  parts = sorted(k[:-len('_images')] for k in found if k.endswith('_images'))
-  pairs = {part: _checked(path, part, found.pop(f'{part}_images'),
-                          found.pop(f'{part}_labels', None)) for part in parts}
-  if not pairs:
-    raise errors.UserError(
-        f"{path}: expected the arrays 'images' and 'labels', or "
-        f"'train_images', 'train_labels' and so on; it holds {sorted(found)}")
-  if found:
-    log.warning('%r: the arrays %s are ignored', path, sorted(found))
-  for kind, shapes in zip(('images', 'labels'), (
-      {x.shape[1:] for x in both} for both in zip(*pairs.values()))):
-    if len(shapes) > 1:
-      raise errors.UserError(f'{path}: the {kind} of all splits must have the '
-                             f'same shape, got {sorted(shapes)}')
-  sizes = {splits.ALIASES.get(part, part): len(labels)
-           for part, (_, labels) in pairs.items()}
-  if len(sizes) < len(pairs):
-    raise errors.UserError(f"{path}: has the splits {parts}; 'val' is "
-                           "'validation' too, so expected only one of them")
-  images, labels = (np.concatenate(both) for both in zip(*pairs.values()))
-  return _make(name, images, labels, _names(path, class_names),
-               splits.whole(sizes, mix=True))
-
-
-def _load(path):
-  try:
-    with (files.open_regular(path) as file,
-          np.load(file, allow_pickle=False) as f):
-      return {k: f[k] for k in f.files}
-  except (OSError, ValueError, EOFError, TypeError, AttributeError,
-          zipfile.BadZipFile) as e:
-    raise errors.UserError(f'data.name: cannot read {path!r} as npz: {e}')
-
-
-def _names(path, class_names):
-  """The names of the classes as text; None if there are none."""
-  if class_names is None:
-    return None
-  names = tuple(map(_text, np.atleast_1d(class_names)))
-  if class_names.ndim != 1 or len(set(names)) < len(names):
-    raise errors.UserError(
-        f'{path}: class_names of shape {list(class_names.shape)} has '
-        f'{len(set(names))} different names; expected a different name for '
-        'each class, [classes]')
-  return names
-
-
-def _text(name):
-  """A class name as text; NumPy keeps names as bytes in some files."""
-  return (name.decode('utf-8', 'replace') if isinstance(name, bytes)
-          else str(name))
-
-
-def _checked(path, part, images, labels):
-  """A split's images as [N, H, W, C], and its labels."""
-  if images.dtype == np.uint8 and images.ndim == 3:
-    images = images[..., None]   # grey
-  if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
-    raise errors.UserError(
-        f'{path}: {part} images must be uint8 [N, H, W, C] with values from 0 '
-        f'to 255, got {images.dtype} {list(images.shape)}')
-  if labels is None or labels.ndim < 1 or len(labels) != len(images):
-    raise errors.UserError(
-        f'{path}: {part} has {len(images)} images and labels of shape '
-        f'{None if labels is None else list(labels.shape)}; expected as many '
-        'labels as images')
-  if not len(images):
-    raise errors.UserError(f'{path}: {part} has no images; expected at least 1')
-  if labels.ndim > 2 or not (
-      np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
-    raise errors.UserError(
-        f'{path}: {part} labels must be integers [N] or [N, L], got '
-        f'{labels.dtype} {list(labels.shape)}')
-  if images.shape[1] in (1, 3, 4) and images.shape[-1] > 4:
-    log.warning('%r: %s images of shape %s are read as [N, C, H, W]', path,
-                part, list(images.shape))
-    images = np.ascontiguousarray(np.moveaxis(images, 1, -1))
-  elif 4 < images.shape[-1] > images.shape[1]:
-    log.warning('%r: %s images of shape %s are read as %d channels of %dx%d '
-                'pixels; if channels come first, transpose to [N, H, W, C]',
-                path, part, list(images.shape), images.shape[-1],
-                *images.shape[1:3])
-  if images.max() < _DARK:
-    log.warning('%r: the brightest value of the %s images is %d of 255, so the '
-                'network sees them almost black', path, part, images.max())
-  return images, labels
-
-
-def _make(name, images, labels, class_names, stored):
-  labels = labels.reshape(len(images), -1)
-  columns = labels.shape[1]
-  # A list of labels would name the classes 0 and 1 again and again.
-  marks = columns > 1 and not (labels < 0).any() and not (labels > 1).any()
-  if marks:
-    labels = _marked(labels)
-    each = np.sum(labels >= 0, axis=1)
-    log.info('%s: labels [N, %d] of 0 and 1 mark the classes of each image, '
-             'which has %d to %d of them', name, columns, each.min(),
-             each.max())
-  most = int(labels.max())
-  num_classes = len(class_names or ()) or (columns if marks else most + 1)
-  if most >= num_classes or most < 0 or (
-      labels.min() < (0 if columns == 1 else -1)) or (
-          marks and columns != num_classes):
-    raise errors.UserError(
-        f'data.name: {name} has labels from {labels.min()} to {most}'
-        f'{f" in {columns} columns" if marks else ""}; expected 0 to '
-        f'{num_classes - 1}, with -1 where an image has fewer labels')
-  if most >= source.MAX_CLASSES:
-    raise errors.UserError(
-        f'data.name: {name} has the label {most}; expected class numbers below '
-        f'{source.MAX_CLASSES:,}: number the classes from 0')
   labels = labels.astype(np.int32)
   digest = hashlib.sha256(np.ascontiguousarray(images).data)
   digest.update(np.ascontiguousarray(labels).data)
-  return source.Source(
+  return Source(
       name=name, stored=stored, num_classes=num_classes,
-      class_names=class_names,
+      class_names=None if class_names is None else tuple(class_names),
       read=lambda records: (images[records], {'labels': labels[records]}),
       targets=lambda records: {'labels': labels[records]},
       name_of=lambda record: f'{name} {record}', decoded=True,
       channels=images.shape[-1], fingerprint=digest.hexdigest()[:16])
 
 
-def _marked(marks):
-  """The classes that each row marks by 1: [N, L], padded by -1."""
-  count = np.sum(marks, axis=1, keepdims=True, dtype=np.int64)
-  width = max(1, int(count.max()))
-  first = np.argsort(marks == 0, axis=1, kind='stable')[:, :width]
-  return np.where(np.arange(width) < count, first, -1)
+def load(source: Source, split: splits.Split,
+         reader: bad_images.CheckedReader | None, *, key: str,
+         image_size: tuple[int, int], cut: dict[str, Any]
+         ) -> tuple[Resident, dict[str, Any], np.ndarray]:
+  """Loads a split, and decodes its images if they are encoded files.
+
+  Args:
+    source: the data set.
+    split: a split of it.
+    reader: of the split; None if the images of the source are arrays.
+    key: config section of the split, for the log.
+    image_size: (height, width) of the result.
+    cut: 'crop', 'min_area' and 'interpolation', as for `decode_tf.batches`.
+
+  Returns:
+    (the whole split, how its images were cut, bool [N]: which positions are
+    bad and hold black images).
+
+  Raises:
+    RunError: if more images are bad than may be.
+  """
+  records = split.records(np.arange(len(split)))
+  found, targets = _read_all(source, split, records)
+  bad = np.zeros(len(records), bool)
+  ready = source.decoded and found.shape[1:3] == image_size
+  cut = _resident_cut(cut, key, whole=ready)
+  if ready:
+    return dict(image=found, **targets), cut, bad
+  from mixer.images import eval_crops
+  images = np.zeros((len(records), *image_size, source.channels), np.uint8)
+  for i, image in enumerate(found):
+    if reader is not None:
+      image = reader.pixels(int(records[i]), image)
+    if image is None:
+      bad[i] = True
+    else:
+      images[i] = eval_crops.view(image, size=image_size, crop=cut['crop'],
+                                  interpolation=cut['interpolation'])
+  log.info('%s %s: %d images in memory, %.0f MB', source.name, split.spec,
+           len(images), images.nbytes / 1e6)
+  if reader is not None:
+    reader.check()
+  return dict(image=images, **targets), cut, bad
+
+
+def training_batches(
+    split: splits.Split, bad: np.ndarray,
+    reader: bad_images.CheckedReader | None, *, seed: int, batch_size: int,
+    first: int, last: int, slots: tuple[int, int],
+    draw: order.Draw = order.batch
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields training batches of positions, [first, last) in order.
+
+  Args:
+    split: the split.
+    bad: bool [N], the positions of images that are bad.
+    reader: of the split; needed only if an image is bad.
+    seed: of the run.
+    batch_size: of the global batch.
+    first: number of the first batch.
+    last: number of the last batch + 1.
+    slots: (first, last + 1) row of the global batch for this process.
+    draw: gives the examples of a batch.
+  """
+  for step in range(first, last):
+    epoch, position = draw(seed, step, batch_size, len(split), slots)
+    replaced = bad[position]
+    for row in np.flatnonzero(replaced):
+      assert reader is not None
+      position[row] = reader.substitute(
+          seed, epoch[row], position[row], lambda other: not bad[other])
+    yield dict(epoch=epoch.astype(np.int32),
+               record=split.records(position).astype(np.int32),
+               bad=replaced, position=position.astype(np.int32))
+
+
+def evaluation_batches(bad: np.ndarray, *, batch_size: int,
+                       slots: tuple[int, int]
+                       ) -> Iterator[dict[str, np.ndarray]]:
+  """Yields batches that have each position once.
+
+  Args:
+    bad: bool [N], the positions of images that are bad.
+    batch_size: of the global batch.
+    slots: (first, last + 1) row of the global batch for this process.
+  """
+  for begin in range(0, len(bad), batch_size):
+    place = np.arange(*slots) + begin
+    inside, place = place < len(bad), np.minimum(place, len(bad) - 1)
+    yield dict(position=place.astype(np.int32), mask=inside & ~bad[place],
+               bad=inside & bad[place])
+
+
+def _resident_cut(cut, key, *, whole):
+  """How images in memory are cut: not at random, and not at all if `whole`."""
+  from mixer.images import options
+  if not whole and cut['crop'] in options.EVALUATION_CROPS:
+    return cut
+  if cut['crop'] != 'resize':
+    log.info('%s: images in memory are not cropped, only resized if their size '
+             'differs; %s.crop=%r applies to images that are decoded on the '
+             'host', key, key, cut['crop'])
+  return dict(cut, crop='resize')
+
+
+def _read_all(source: Source, split: splits.Split, records: np.ndarray
+              ) -> tuple[Any, dict[str, np.ndarray]]:
+  """The images and targets of a whole split, as `Source.read` gives them."""
+  if not source.shards:
+    return source.read(records)
+  from mixer.data import sequential_order
+  found = [source.read(records[first:last])   # of one shard
+           for first, last in sequential_order.runs_of(
+               split, source.shards.ends)]
+  return (list(itertools.chain.from_iterable(files for files, _ in found)),
+          {name: np.concatenate([targets[name] for _, targets in found])
+           for name in found[0][1]})

@@ -14,7 +14,7 @@ from mixer.core import errors
 from mixer.core import files
 from mixer.core.log import log
 from mixer.data import real_labels
-from mixer.data import source
+from mixer.data import sources
 from mixer.data import splits
 from mixer.images import decode_pillow
 
@@ -74,7 +74,7 @@ def make(root: str, paths: list[str], labels: np.ndarray,
 
 
 def open_files(name: str, listed: Listing, labels: str | None
-               ) -> source.Source:
+               ) -> sources.Source:
   """Makes a source of image files.
 
   Args:
@@ -97,7 +97,7 @@ def open_files(name: str, listed: Listing, labels: str | None
   def read(records):
     return [_read(listed.file(int(r))) for r in records], targets(records)
 
-  return source.Source(
+  return sources.Source(
       name=name, stored=splits.whole(listed.sizes, mix=True),
       read=read, name_of=lambda record: listed.file(int(record)),
       num_classes=len(listed.class_names), class_names=listed.class_names,

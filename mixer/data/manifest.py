@@ -18,7 +18,7 @@ from mixer.core.log import log
 from mixer.data import csv_tables
 from mixer.data import label_names
 from mixer.data import listing
-from mixer.data import source
+from mixer.data import sources
 from mixer.data import splits
 
 _COLUMNS = ('path', 'label', 'labels', 'weights', 'split')
@@ -184,9 +184,9 @@ def classes(path: str, table: Iterable[Row | dict[str, Any]]
                            "names or numbers of classes in 'labels'")
   elif all(map(label_names.NUMBER.fullmatch, lines)):
     largest = max(lines, key=int)
-    if int(largest) >= source.MAX_CLASSES:
+    if int(largest) >= sources.MAX_CLASSES:
       raise listing.wrong(path, lines[largest], 'label', largest,
-                          f'a class number below {source.MAX_CLASSES}, or a '
+                          f'a class number below {sources.MAX_CLASSES}, or a '
                           'file classes.txt in the same folder')
     names = list(map(str, range(int(largest) + 1)))
   else:
@@ -265,9 +265,9 @@ def _row(path, line, cells):
   if not {'label', 'labels'} & set(cells):
     raise wrong('row', cells, "'label' or 'labels', which may be empty")
   labels = _several(cells.get('labels', cells.get('label'))) or []
-  if len(labels) > source.MAX_LABELS:
+  if len(labels) > sources.MAX_LABELS:
     raise wrong('number of labels', len(labels),
-                f'at most {source.MAX_LABELS}')
+                f'at most {sources.MAX_LABELS}')
   for label in labels:
     if (type(label) not in (int, str) or not str(label)   # bool is an int
         or _NEGATIVE.fullmatch(str(label))):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Generator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -19,14 +20,13 @@ import math
 import typing
 from typing import Any
 
+import jax
 import numpy as np
 
 from mixer.core import errors
 from mixer.data import order
-from mixer.data import resident
 from mixer.data import sources
 from mixer.data import splits
-from mixer.data.source import Source
 from mixer.images import options
 from mixer.models import grid
 
@@ -53,13 +53,12 @@ class Data:
     reader: reads encoded images and finds the bad ones; None if the images of
       the source are arrays.
     resident: None, or the whole split, to be put on the device and indexed by
-      'position': 'image', uint8 [N, H, W, C], 'labels', int32 [N, L], and
-      perhaps 'weights', float32 [N, L].
+      'position'; see `in_memory.Resident`.
     bad: bool [N], the positions of a resident split that cannot be decoded.
     draw: gives the examples of a training batch; `order.batch`, or that of
       `balance.Classes`.
   """
-  source: Source
+  source: sources.Source
   split: splits.Split
   key: str
   image_size: tuple[int, int]
@@ -126,7 +125,8 @@ class Data:
       slots: (first, last + 1) row of the global batch for this process.
     """
     if self.bad is not None:
-      yield from resident.training_batches(
+      from mixer.data import in_memory
+      yield from in_memory.training_batches(
           self.split, self.bad, self.reader, seed=seed, batch_size=batch_size,
           first=first, last=last, slots=slots, draw=self.draw)
       return
@@ -149,7 +149,8 @@ class Data:
       slots: (first, last + 1) row of the global batch for this process.
     """
     if self.bad is not None:
-      yield from resident.evaluation_batches(
+      from mixer.data import in_memory
+      yield from in_memory.evaluation_batches(
           self.bad, batch_size=batch_size, slots=slots)
       return
     from mixer.data import prefetch
@@ -160,25 +161,17 @@ class Data:
   def training_rows(self, *, seed: int, batch_size: int, first: int,
                     slots: tuple[int, int]) -> Rows:
     """Returns the rows of `train_batches` before they are decoded."""
-    assert self.reader is not None
-    if self.source.shards:
-      from mixer.data import sequential_rows
-      return sequential_rows.training(
-          self.reader, seed=seed, batch_size=batch_size, first=first,
-          slots=slots, window=self.window)
     from mixer.data import rows
-    return rows.training(self.reader, seed=seed, batch_size=batch_size,
-                         slots=slots, draw=self.draw)
+    assert self.reader is not None
+    return rows.training(
+        self.reader, seed=seed, batch_size=batch_size, first=first,
+        slots=slots, draw=self.draw, window=self.window)
 
   def evaluation_rows(self, *, batch_size: int, slots: tuple[int, int]
                       ) -> Rows:
     """Returns the rows of `eval_batches` before they are decoded."""
-    assert self.reader is not None
-    if self.source.shards:
-      from mixer.data import sequential_rows
-      return sequential_rows.evaluation(
-          self.reader, batch_size=batch_size, slots=slots)
     from mixer.data import rows
+    assert self.reader is not None
     return rows.evaluation(self.reader, batch_size=batch_size, slots=slots)
 
   def _decode(self, rows, first, last, size):
@@ -187,6 +180,21 @@ class Data:
         rows.load, rows.like, first=first, last=last, batch_size=size,
         image_size=self.image_size, channels=self.source.channels,
         in_order=bool(self.source.shards), **self.cut)
+
+
+def fetch(batch: Mapping[str, jax.Array],
+          stored: Mapping[str, jax.Array] | None
+          ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Returns the images, labels and weights of a batch, inside of the step.
+
+  Args:
+    batch: as the top of the file describes it.
+    stored: the split on the device; None if the batch has the images itself.
+  """
+  if stored is not None:
+    batch = {k: jax.numpy.take(x, batch['position'], axis=0)
+             for k, x in stored.items()}
+  return batch['image'], batch['labels'], batch.get('weights')
 
 
 def open_data(
@@ -250,23 +258,24 @@ def open_data(
             0 <= (max_bad_fraction or 0) <= 1, '0 <= x <= 1')
   _in_range(f'{key}.window', window, window >= 1, 'at least 1')
   _in_range(f'{key}.max_pixels', max_pixels, max_pixels >= 1, 'at least 1')
-  source = _open(name, dir, tuple(sorted(set(wanted) | {split})), access,
-                 labels)
+  source = _open(name, data_dir=dir, access=access, labels=labels,
+                 wanted=tuple(sorted(set(wanted) | {split})))
   chosen = splits.select(source.stored, split, f'{key}.split').head(most)
-  height, width = grid.pair(image_size)
-  _in_range('run.image_size', image_size, min(height, width) >= 1, 'at least 1')
+  size = grid.pair(image_size)
+  _in_range('run.image_size', image_size, min(size) >= 1, 'at least 1')
   data = Data(
-      source=source, split=chosen, key=key, image_size=(height, width),
-      window=window, cut=dict(
-          crop=crop, min_area=min_area,
-          interpolation=interpolation or options.CROPS[crop]))
-  if source.decoded:
-    arrays, cut = resident.load_arrays(
-        source, chosen, key=key, image_size=data.image_size, cut=data.cut)
-    data = dataclasses.replace(data, resident=arrays, cut=cut,
-                               bad=np.zeros(len(data), bool))
-  else:
-    data = _with_reader(data, max_bad_fraction, max_pixels, report, on_device)
+      source=source, split=chosen, key=key, image_size=size, window=window,
+      cut=dict(crop=crop, min_area=min_area,
+               interpolation=interpolation or options.CROPS[crop]))
+  if not source.decoded:
+    data = dataclasses.replace(data, reader=_reader(
+        data, max_bad_fraction, max_pixels, report))
+  if source.decoded or on_device:
+    from mixer.data import in_memory
+    arrays, cut, bad = in_memory.load(
+        source, chosen, data.reader, key=key, image_size=data.image_size,
+        cut=data.cut)
+    data = dataclasses.replace(data, resident=arrays, cut=cut, bad=bad)
   if balance is None:
     return data
   from mixer.data import balance as balancing
@@ -278,23 +287,14 @@ def _in_range(key, value, inside, expected):
     raise errors.UserError(f'{key}: expected {expected}, got {value}')
 
 
-@functools.lru_cache(maxsize=8)
-def _open(name, data_dir, wanted, access, labels):
-  return sources.open_source(name, data_dir=data_dir, wanted=wanted,
-                             access=access, labels=labels)
+_open = functools.lru_cache(maxsize=8)(sources.open_source)
 
 
-def _with_reader(data, max_bad_fraction, max_pixels, report, on_device):
+def _reader(data, max_bad_fraction, max_pixels, report):
   from mixer.data import bad_images
   # A little more than 0, because 0.29 * 100 is less than 29 in floating point.
   most = (None if max_bad_fraction is None
           else math.floor(max_bad_fraction * len(data) + 1e-6))
-  reader = bad_images.CheckedReader(
+  return bad_images.CheckedReader(
       data.source, data.split, key=data.key, most=most, max_pixels=max_pixels,
       report=report)
-  if not on_device:
-    return dataclasses.replace(data, reader=reader)
-  arrays, cut, bad = resident.load_files(
-      reader, image_size=data.image_size, cut=data.cut)
-  return dataclasses.replace(data, reader=reader, resident=arrays, cut=cut,
-                             bad=bad)

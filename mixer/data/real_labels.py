@@ -5,20 +5,30 @@ lists of classes; the first belongs to ILSVRC2012_val_00000001.JPEG. 3,163 of
 them are empty, and these images do not count (section 4 of the Mixer paper
 gives accuracies for both ImageNet's labels and ReaL's).
 """
+from __future__ import annotations
+
 from collections.abc import Sequence
 import dataclasses
 import hashlib
 import json
 import os
 import re
+import typing
 
 from etils import epath
 import numpy as np
 
 from mixer.core import errors
 from mixer.core import files
-from mixer.data import source
+from mixer.data import sources
 
+if typing.TYPE_CHECKING:
+  import tensorflow_datasets as tfds
+
+  from mixer.data import tfds_sets
+
+# Sets name the feature that holds an image's file name in different ways.
+_FILE_NAMES = ('file_name', 'filename', 'image/file_name')
 _NUMBER = re.compile(r'ILSVRC2012_val_0*(\d+)(\.\w+)?')
 
 
@@ -113,7 +123,35 @@ def fingerprint(own: str, labels: Labels | None) -> str:
       (own + labels.digest).encode()).hexdigest()[:16]
 
 
-def check(opened: source.Source) -> None:
+def relabelled(parse: tfds_sets.Parsing, name: str,
+               info: tfds.core.DatasetInfo, other: Labels
+               ) -> tfds_sets.Parsing:
+  """Returns how a TFDS set is parsed if its labels are replaced.
+
+  Args:
+    parse: how it is parsed otherwise.
+    name: of the set.
+    info: of the set.
+    other: the labels.
+
+  Raises:
+    UserError: if its records have no file names.
+  """
+  key = next((k for k in _FILE_NAMES if k in info.features), None)
+  if key is None:
+    raise errors.UserError(
+        f'labels: {other.path!r} gives labels by file name, and {name} has '
+        f'the features {sorted(info.features)}; expected {_FILE_NAMES[0]!r}')
+
+  def labels_of(features):
+    value, = features[key].bytes_list.value
+    return other.of(value.decode(errors='replace'))
+
+  return dataclasses.replace(parse, labels_of=labels_of, width=other.width,
+                             fewest=0, weighted=False)
+
+
+def check(opened: sources.Source) -> None:
   """Raises an error if the label file lacks the first image of every split.
 
   One split is enough: training images, for example, need no labels.

@@ -1,8 +1,8 @@
-"""What goes into each row of a batch before decoding, for reading at random.
+"""What goes into each row of a batch before decoding.
 
 In training, an image that cannot be decoded is replaced by another of the same
 epoch; which one is a function of (seed, epoch, position). In evaluation it is
-left out. `sequential_rows` does the same for sets that are read in sequence.
+left out. `sequential_rows` does this for sets that are read in sequence.
 """
 from collections.abc import Callable
 import dataclasses
@@ -34,7 +34,8 @@ class Rows:
 
 
 def training(reader: bad_images.CheckedReader, *, seed: int, batch_size: int,
-             slots: tuple[int, int], draw: order.Draw = order.batch) -> Rows:
+             first: int, slots: tuple[int, int], draw: order.Draw,
+             window: int) -> Rows:
   """Returns the rows of training batches.
 
   The other arrays are 'epoch', 'record' and 'bad' (whether the row replaces a
@@ -44,9 +45,17 @@ def training(reader: bad_images.CheckedReader, *, seed: int, batch_size: int,
     reader: of the split.
     seed: of the run.
     batch_size: of the global batch.
+    first: number of the batch that is loaded first.
     slots: (first, last + 1) row of the global batch for this process.
-    draw: gives the examples of a batch.
+    draw: gives the examples of a batch, of a set that is read at random.
+    window: number of examples that each reader of a set in sequence permutes.
   """
+  if reader.source.shards:
+    from mixer.data import sequential_rows
+    return sequential_rows.training(
+        reader, seed=seed, batch_size=batch_size, first=first, slots=slots,
+        window=window)
+
   @functools.lru_cache(maxsize=4)   # a batch is loaded in several parts
   def plan(step):
     return draw(seed, step, batch_size, len(reader), slots)
@@ -82,6 +91,11 @@ def evaluation(reader: bad_images.CheckedReader, *, batch_size: int,
     batch_size: of the global batch.
     slots: (first, last + 1) row of the global batch for this process.
   """
+  if reader.source.shards:
+    from mixer.data import sequential_rows
+    return sequential_rows.evaluation(
+        reader, batch_size=batch_size, slots=slots)
+
   def load(number, lo, hi):
     position = np.arange(lo, hi) + number * batch_size + slots[0]
     inside = position < len(reader)

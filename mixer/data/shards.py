@@ -1,24 +1,20 @@
-"""The files of a data set that TFDS prepared, and reading them at random.
+"""The files of a data set that TFDS prepared.
 
-Records are numbered shard by shard and split by split. `tfrecord` reads shards
-in TFRecord format.
+Records are numbered shard by shard and split by split. `array_records` and
+`tfrecord` read shards in their formats.
 """
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import os
-import resource
 import typing
 import uuid
 
 import numpy as np
 
 from mixer.core import errors
-from mixer.core import files
 from mixer.core.log import log
-from mixer.images import decode_pillow
 
 if typing.TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -77,49 +73,6 @@ def fingerprint(info: tfds.core.DatasetInfo, shards: Shards) -> str:
       repr((info.full_name, listed)).encode()).hexdigest()[:16]
 
 
-class ArrayRecords:
-  """Reads ArrayRecord files by record number; all files stay open.
-
-  Args:
-    shards: the files.
-
-  Raises:
-    UserError: if a file is missing or shorter than its set says.
-  """
-
-  def __init__(self, shards: Shards):
-    from array_record.python import array_record_module
-    _allow_open_files(len(shards.paths))
-    self._shards = shards
-    make = array_record_module.ArrayRecordReader
-
-    def open_one(shard):
-      path = shards.paths[shard]
-      try:
-        os.close(files.descriptor(path))   # a FIFO would be waited for
-      except OSError as e:
-        raise errors.UserError(f'cannot read {path!r}: {e.strerror}') from None
-      reader = make(path)
-      # A missing or truncated file opens without an error and has 0 records.
-      shards.check_length(shard, reader.num_records())
-      return reader
-
-    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-      self._readers = list(pool.map(open_one, range(len(shards.paths))))
-
-  def __call__(self, records: np.ndarray
-               ) -> list[bytes | decode_pillow.BadImage]:
-    """Returns serialised records; a `BadImage` stands for a damaged one."""
-    return [self._read(int(r)) for r in records]
-
-  def _read(self, record):
-    shard, at = self._shards.locate(record)
-    try:
-      return self._readers[shard].read([at])[0]
-    except (ValueError, IndexError, RuntimeError) as e:
-      return decode_pillow.BadImage(decode_pillow.one_line(e))
-
-
 def keep(path: str, array: np.ndarray) -> bool:
   """Writes an array to a file of the cache at once; returns whether it could.
 
@@ -137,15 +90,3 @@ def keep(path: str, array: np.ndarray) -> bool:
   except OSError as e:
     log.info('%s cannot be written (%s)', path, e.strerror or e)
     return False
-
-
-def _allow_open_files(count):
-  """Raises the soft limit of open files if the hard limit allows it."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = len(os.listdir('/dev/fd')) + count + 512
-  if soft != resource.RLIM_INFINITY and soft < wanted:
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-      raise errors.UserError(
-          f'{count} files must stay open, and the limit of open files is '
-          f'{hard}; raise it (ulimit -n {wanted})')
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

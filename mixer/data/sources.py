@@ -1,24 +1,81 @@
-"""Opens a data set by its name, importing only the code for its kind.
+"""The class of a data set, and how one is opened by its name.
 
-None of this imports TensorFlow.
+Only the code for the kind of the data set is imported, and no TensorFlow.
 """
+from __future__ import annotations
+
+from collections.abc import Callable
 from collections.abc import Collection
 import dataclasses
 import re
+import typing
+
+import numpy as np
 
 from mixer.core import errors
-from mixer.data import source
 from mixer.data import splits
 
+if typing.TYPE_CHECKING:
+  from mixer.data.shards import Shards
+  from mixer.images import decode_pillow
+
+MAX_LABELS = 32   # of one example
+MAX_CLASSES = 2**20   # a larger number is some kind of id, not a class
 _ACCESS = ('random', 'sequential')
 _KINDS = ('digits', 'arrays:PATH.npz', 'folder:PATH', 'manifest:PATH',
           'vtab:TASK', 'a TFDS name')
 _VERSION = re.compile(r'(\d+|\*)\.(\d+|\*)\.(\d+|\*)')
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """A data set that can be read by record number.
+
+  Attributes:
+    name: as in the config.
+    stored: its splits, by name.
+    num_classes: number of classes that labels are of.
+    class_names: one for each class, or None.
+    read: int64 record numbers [n] -> (images, targets). Images are a list of
+      encoded files, where a `BadImage` stands for one that cannot be read, or
+      uint8 [n, H, W, C] if `decoded`. Targets are a dict of 'labels', int32
+      [n, L] padded by -1, and, if not every label counts 1, 'weights', float32
+      [n, L]. If `shards` is given, the numbers must ascend and lie in one
+      shard.
+    name_of: record number -> its name in messages.
+    decoded: whether images are arrays already.
+    channels: number of channels of the images.
+    fingerprint: changes when the records or their order change.
+    upright: whether to apply EXIF rotation and to lay transparency on white.
+      This is done for people's own files but not for TFDS sets, because
+      published ImageNet figures ignore both.
+    shards: the files of a set that is read in sequence, else None.
+    directory: of the version of a TFDS set, else None.
+    relabelled: whether labels of a file replace its own, see `real_labels`.
+    targets: record numbers -> the targets alone, as `read` gives them; None if
+      they can only be read together with the images.
+  """
+  name: str
+  stored: splits.Stored
+  num_classes: int
+  class_names: tuple[str, ...] | None
+  read: Callable[[np.ndarray], tuple[
+      list[bytes | decode_pillow.BadImage] | np.ndarray,
+      dict[str, np.ndarray]]]
+  name_of: Callable[[int], str]
+  decoded: bool
+  channels: int
+  fingerprint: str
+  upright: bool = False
+  shards: Shards | None = None
+  directory: str | None = None
+  relabelled: bool = False
+  targets: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
+
+
 def open_source(name: str, *, data_dir: str | None = None,
                 wanted: Collection[str] = (), access: str | None = None,
-                labels: str | None = None) -> source.Source:
+                labels: str | None = None) -> Source:
   """Opens the data set `name`.
 
   Args:
@@ -65,9 +122,12 @@ def open_source(name: str, *, data_dir: str | None = None,
     raise errors.UserError(
         f'labels: {labels!r} gives labels by file name, and {name} has no file '
         'names; expected folder:PATH, manifest:PATH or a TFDS set')
+  elif kind == 'arrays':
+    from mixer.data import npz_files
+    opened = npz_files.load(path)
   else:
     from mixer.data import in_memory
-    opened = in_memory.digits() if kind == 'digits' else in_memory.arrays(path)
+    opened = in_memory.digits()
   if labels:
     from mixer.data import real_labels
     real_labels.check(opened)

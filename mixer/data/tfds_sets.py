@@ -15,18 +15,14 @@ from mixer.core import errors
 from mixer.core import files
 from mixer.data import set_features
 from mixer.data import shards
-from mixer.data import source
+from mixer.data import sources
 from mixer.data import splits
 from mixer.images import decode_pillow
 
 if typing.TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
-  from mixer.data import real_labels
-
 Features = Mapping[str, Any]   # {name: tf.train.Feature} of an example
-# Sets name the feature that holds an image's file name in different ways.
-_FILE_NAMES = ('file_name', 'filename', 'image/file_name')
 
 
 def integers(key: str) -> Callable[[Features], Sequence[int]]:
@@ -115,7 +111,7 @@ def open_set(name: str, *, data_dir: str | None, access: str | None,
              labels: str | None, dataset: str | None = None,
              describe: Callable[[tfds.core.DatasetInfo], Parsing] | None = None,
              stored: Callable[[Mapping[str, int]], splits.Stored] = splits.whole
-             ) -> source.Source:
+             ) -> sources.Source:
   """Opens a prepared set.
 
   Args:
@@ -138,7 +134,7 @@ def open_set(name: str, *, data_dir: str | None, access: str | None,
     if labels:
       from mixer.data import real_labels
       other = real_labels.load(labels, parse.num_classes)
-      parse = _relabelled(parse, name, info, other)
+      parse = real_labels.relabelled(parse, name, info, other)
     stored_files = shards.shards_of(info)
     fingerprint = shards.fingerprint(info, stored_files)
     reader, sequential = _open_reader(
@@ -148,7 +144,7 @@ def open_set(name: str, *, data_dir: str | None, access: str | None,
         f'data.name: {name!r} is read with TFDS, and {e.name} is not '
         "installed; run pip install '.[data]' in this project's folder, or "
         'install the pinned requirements.txt') from e
-  return source.Source(
+  return sources.Source(
       name=name, num_classes=parse.num_classes, class_names=parse.class_names,
       stored=stored({k: s.num_examples for k, s in info.splits.items()}),
       read=lambda records: parse.parse(
@@ -209,7 +205,7 @@ def parsing(name: str, info: tfds.core.DatasetInfo) -> Parsing:
         f"data.name: {name} has the features {sorted(info.features)}; expected "
         "'image' and 'label' or 'labels'")
   feature = info.features[key]
-  width = source.MAX_LABELS if hasattr(feature, 'feature') else 1
+  width = sources.MAX_LABELS if hasattr(feature, 'feature') else 1
   feature = getattr(feature, 'feature', feature)
   channels = info.features['image'].shape[-1] or 3
   if not getattr(feature, 'num_classes', None) or channels not in (1, 3):
@@ -222,33 +218,18 @@ def parsing(name: str, info: tfds.core.DatasetInfo) -> Parsing:
       channels=channels, weighted='weights' in info.features)
 
 
-def _relabelled(parse: Parsing, name: str, info: tfds.core.DatasetInfo,
-                other: real_labels.Labels) -> Parsing:
-  """`parse` with labels by file name; UserError if there are no file names."""
-  key = next((k for k in _FILE_NAMES if k in info.features), None)
-  if key is None:
-    raise errors.UserError(
-        f'labels: {other.path!r} gives labels by file name, and {name} has '
-        f'the features {sorted(info.features)}; expected {_FILE_NAMES[0]!r}')
-
-  def labels_of(features):
-    value, = features[key].bytes_list.value
-    return other.of(value.decode(errors='replace'))
-
-  return dataclasses.replace(parse, labels_of=labels_of, width=other.width,
-                             fewest=0, weighted=False)
-
-
 def _open_reader(name, form, where, access, stored_files):
   """(the reader of a set's shards, whether it reads in sequence)."""
   remote = files.is_remote(where)
   if form == 'tfrecord' and (not remote or access != 'random'):
-    from mixer.data import tfrecord
     if access == 'sequential' or remote:
-      return tfrecord.SequentialReader(stored_files, name), True
+      from mixer.data import tfrecord_sequence
+      return tfrecord_sequence.SequentialReader(stored_files, name), True
+    from mixer.data import tfrecord
     return tfrecord.RandomReader(stored_files, name), False
   if form == 'array_record' and access != 'sequential' and not remote:
-    return shards.ArrayRecords(stored_files), False
+    from mixer.data import array_records
+    return array_records.Reader(stored_files), False
   raise errors.UserError(
       f'data.access: {access!r} cannot read {name} in {where!r}, which is '
       f'stored as {form}; local files can be read at random as tfrecord or '

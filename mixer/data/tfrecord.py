@@ -1,20 +1,17 @@
-"""The TFRecord format: checksums, reading at random and in sequence, writing.
+"""The TFRecord format: checksums, and reading at random.
 
 A record is the length of its data (uint64), the checksum of the length, the
 data, and the checksum of the data. The format has no index, so reading at
 random needs the offset of every record. One scan of the headers finds the
-offsets, and the user's cache keeps them.
+offsets, and the user's cache keeps them. `tfrecord_sequence` reads and writes
+one record after the other.
 """
-from collections.abc import Iterator
 import concurrent.futures
-import contextlib
 import hashlib
 import os
 import struct
 import time
-from typing import IO
 
-from etils import epath
 import google_crc32c
 import numpy as np
 
@@ -26,8 +23,7 @@ from mixer.data.shards import Shards
 from mixer.data.shards import THREADS
 from mixer.images import decode_pillow
 
-_HEAD, _FRAME = 12, 16   # bytes before the data, and around them
-_MOST_OPEN = 256   # files that a reader in sequence leaves open
+HEAD, _FRAME = 12, 16   # bytes before the data, and around them
 
 
 def checksum(data: bytes) -> bytes:
@@ -37,58 +33,12 @@ def checksum(data: bytes) -> bytes:
       '<I', (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-class Writer:
-  """Writes a local TFRecord file."""
-
-  def __init__(self, path: str):
-    self._file = open(path, 'wb', buffering=1 << 20)
-
-  def write(self, data: bytes) -> None:
-    """Adds a record."""
-    length = struct.pack('<Q', len(data))
-    self._file.write(length + checksum(length) + data + checksum(data))
-
-  def close(self) -> None:
-    """Writes what is buffered and closes the file."""
-    self._file.close()
-
-
-def read(file: IO[bytes]) -> tuple[bytes, bytes] | None:
-  """Reads the next record.
-
-  Returns:
-    (its data, their stored checksum), which `verified` compares; None if the
-    length is damaged or the file ends before the record does.
-  """
-  head = file.read(_HEAD)
-  if checksum(head[:8]) != head[8:]:
-    return None
-  length, = struct.unpack('<Q', head[:8])
-  data, stored = file.read(length), file.read(4)
-  return (data, stored) if len(stored) == 4 else None
-
-
 def verified(data: bytes, stored: bytes) -> bytes | decode_pillow.BadImage:
   """Returns the data of a record, or a `BadImage` if their checksum is wrong.
   """
   if checksum(data) == stored:
     return data
   return decode_pillow.BadImage('the record does not match its checksum')
-
-
-def read_all(path: str) -> Iterator[bytes]:
-  """Yields the records of a local file in order.
-
-  Raises:
-    ValueError: at the first damaged record.
-  """
-  size = os.path.getsize(path)
-  with files.open_regular(path, buffering=1 << 20) as f:
-    while f.tell() < size:
-      record = read(f)
-      if record is None or checksum(record[0]) != record[1]:
-        raise ValueError('it is damaged')
-      yield record[0]
 
 
 class RandomReader:
@@ -120,60 +70,10 @@ class RandomReader:
   def _read(self, shard, begin, end):
     file = _open(self._shards.paths[shard])
     try:
-      data = os.pread(file, end - begin - _HEAD, begin + _HEAD)
+      data = os.pread(file, end - begin - HEAD, begin + HEAD)
     finally:
       os.close(file)
     return verified(data[:-4], data[-4:])
-
-
-class SequentialReader:
-  """Reads consecutive records of TFRecord files, which is fast in a bucket.
-
-  Args:
-    shards: the files.
-    name: of the set, for error messages.
-  """
-
-  def __init__(self, shards: Shards, name: str):
-    self._shards = shards
-    self._name = name
-    # (shard, number of its next record): a file that is open at that record.
-    self._open: dict[tuple[int, int], IO[bytes]] = {}
-
-  def __call__(self, records: np.ndarray
-               ) -> list[bytes | decode_pillow.BadImage]:
-    """Returns serialised records; a `BadImage` stands for a damaged one.
-
-    Args:
-      records: record numbers that ascend and lie in one shard.
-
-    Raises:
-      RunError: if the file ends too early, or the length of a record is wrong.
-    """
-    if not len(records):
-      return []
-    shard, first = self._shards.locate(records[0])
-    places = set((records - records[0] + first).tolist())
-    out, path, last = [], self._shards.paths[shard], max(places)
-    f, begin = self._open.pop((shard, first), None), first
-    if f is None:
-      f, begin = _open_anywhere(path), 0
-    with contextlib.ExitStack() as stack:
-      stack.callback(f.close)
-      for place in range(begin, last + 1):
-        record = read(f)
-        if record is None:
-          raise errors.RunError(
-              f'{path!r} is damaged: {self._name} lists '
-              f'{self._shards.length(shard)} records for it, and it cannot be '
-              f'read from record {place} on; prepare it again')
-        if place in places:
-          out.append(verified(*record))
-      if (last + 1 < self._shards.length(shard)
-          and len(self._open) < _MOST_OPEN):
-        stack.pop_all()   # the next call goes on where this one ends
-        self._open[shard, last + 1] = f
-    return out
 
 
 def _offsets(shards, name):
@@ -248,12 +148,3 @@ def _open(path):
     return files.descriptor(path)
   except OSError as e:
     raise errors.UserError(f'cannot read {path!r}: {e.strerror}') from None
-
-
-def _open_anywhere(path):
-  try:
-    if files.is_remote(path):
-      return epath.Path(path).open('rb')
-    return files.open_regular(path)
-  except OSError as e:
-    raise errors.RunError(f'cannot read {path!r}: {e.strerror or e}') from None

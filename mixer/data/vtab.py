@@ -25,7 +25,7 @@ import typing
 import numpy as np
 
 from mixer.core import errors
-from mixer.data import source
+from mixer.data import sources
 from mixer.data import splits
 from mixer.data import tfds_sets
 from mixer.images import decode_pillow
@@ -227,7 +227,7 @@ def find(name: str) -> Task:
 
 
 def open_task(name: str, *, data_dir: str | None, access: str | None,
-              labels: str | None) -> source.Source:
+              labels: str | None) -> sources.Source:
   """Opens the prepared TFDS set of a task.
 
   Args:

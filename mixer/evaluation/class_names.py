@@ -10,7 +10,7 @@ from mixer.core import errors
 from mixer.evaluation import suite
 
 if TYPE_CHECKING:
-  from mixer.data.source import Source
+  from mixer.data.sources import Source
 
 _SYNSET = re.compile(r'n\d{8} ')
 

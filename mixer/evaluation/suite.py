@@ -19,12 +19,11 @@ import jax
 import numpy as np
 
 from mixer.data import pipeline
-from mixer.data import resident
 from mixer.evaluation import classification
 from mixer.images import augment
 
 if TYPE_CHECKING:
-  from mixer.data.source import Source
+  from mixer.data.sources import Source
   from mixer.models import interface
 
 # Keys that an evaluation takes from `data` unless its own section sets them.
@@ -214,7 +213,7 @@ def make(plan: Plan, model: 'interface.Model',
     outcome of every example is put into it: {name of the evaluation: arrays, as
     `classification.collect` returns them}.
   """
-  targets_of = lambda batch, stored: resident.fetch(batch, stored)[1:]
+  targets_of = lambda batch, stored: pipeline.fetch(batch, stored)[1:]
   replicated = lambda f: jax.jit(f, out_shardings=plan.replicated)
   made = functools.lru_cache(lambda name, several: replicated(
       classification.make_outcome(make_predict(model), targets_of, loss_of,
@@ -277,7 +276,7 @@ def make_predict(model: 'interface.Model') -> Callable[..., jax.Array]:
     lives on the device.
   """
   def predict(params, batch, stored=None):
-    images, *_ = resident.fetch(batch, stored)
+    images, *_ = pipeline.fetch(batch, stored)
     return model.apply({'params': params}, augment.normalise(images))[0]
   return predict
 
@@ -288,7 +287,7 @@ def make_features(model: 'interface.Model') -> Callable[..., jax.Array]:
   It is called like `make_predict`'s and returns the head's inputs, [B, C].
   """
   def features(params, batch, stored=None):
-    images, *_ = resident.fetch(batch, stored)
+    images, *_ = pipeline.fetch(batch, stored)
     _, out = model.apply({'params': params}, augment.normalise(images))
     return out['pre_logits']
   return features

@@ -18,7 +18,7 @@ from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
 from mixer.data import pipeline
-from mixer.data.source import Source
+from mixer.data.sources import Source
 from mixer.evaluation import fewshot
 from mixer.experiments import runs
 from mixer.pretrained import network

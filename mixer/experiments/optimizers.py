@@ -20,7 +20,6 @@ import numpy as np
 from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
-from mixer.data import shares
 from mixer.data import splits
 from mixer.experiments import runs
 from mixer.experiments import sweep
@@ -194,7 +193,7 @@ def _held_out(config: ml_collections.ConfigDict,
               stored: splits.Stored) -> dict[str, str]:
   """Returns 'train' and 'dev', parts of the training split."""
   limits = dict(train=(0, 1 - _HELD_OUT), dev=(1 - _HELD_OUT, 1))
-  return {part: shares.share(stored, config.data.split, begin, end,
+  return {part: runs.share(stored, config.data.split, begin, end,
                              'data.split')
           for part, (begin, end) in limits.items()}
 

@@ -9,7 +9,6 @@ from mixer import models
 from mixer.core import errors
 from mixer.core import workdir
 from mixer.core.log import log
-from mixer.models import cost
 from mixer.training import metrics_file
 
 DAY = 86_400   # seconds
@@ -60,7 +59,7 @@ def read(path: str, metric: str | None = None) -> dict[str, Any]:
   return dict(
       run=path, name=card['model']['name'], data=card['data'],
       size=card['image_size'], start=config['start']['weights'],
-      parameters=cost.parameters(model, card['image_size']),
+      parameters=model.parameters(card['image_size']),
       multiply_adds=model.multiply_adds(card['image_size']),
       step=lines[-1]['step'], steps=_steps(config['run'], made),
       metric=metric, value=float(values[-1]),

@@ -27,7 +27,7 @@ from mixer.training import losses
 from mixer.training import metrics_file
 from mixer.training import run
 from mixer.training import sharding
-from mixer.training import stop
+from mixer.training import watchdog
 
 _FEWSHOT_BATCH = 256
 
@@ -56,7 +56,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
             for name, value in run.train(config, path).items()}
   if processes.first():
     workdir.write_json(file, dict(config=stored, scores=scores))
-  stop.check_last_run()
+  watchdog.check_last_run()
   return scores
 
 
@@ -110,6 +110,38 @@ def stored_splits(config: ml_collections.ConfigDict,
   return sources.open_source(
       mine['name'], data_dir=mine.get('dir'), access=mine.get('access'),
       labels=mine.get('labels'), wanted=sorted(wanted)).stored
+
+
+def share(stored: splits.Stored, spec: str, begin: float, end: float,
+          key: str) -> str:
+  """Returns the name of a share of a split, such as 'train[0:1500]'.
+
+  A share that begins with 0 is a subset of each larger one. Where slices follow
+  the fixed permutation, and in TFDS sets, which are mixed when they are
+  prepared, a share is a random subset, drawn without regard to the classes.
+
+  Args:
+    stored: the splits of a source.
+    spec: the split to cut, such as 'train[:99%]'. Of 'train+validation', each
+      part gives the same share.
+    begin, end: the limits of the share, from 0 to 1.
+    key: the config key that holds `spec`, for error messages.
+
+  Raises:
+    UserError: as `select` does, and if the share holds no examples.
+  """
+  out = '+'.join(
+      f'{name}[{start + round(begin * (stop - start))}:'
+      f'{start + round(end * (stop - start))}]'
+      for name, start, stop in splits.parts(stored, spec, key))
+  splits.select(stored, out, key)
+  return out
+
+
+def of_seeds(count: int) -> str:
+  """Returns what a value of a table is over so many seeds."""
+  return ('one seed' if count == 1 else
+          f'mean and standard deviation over {count} seeds')
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

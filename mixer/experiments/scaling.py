@@ -21,7 +21,6 @@ from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
 from mixer.data import class_counts
-from mixer.data import shares
 from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.experiments import networks as families
@@ -72,7 +71,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   steps = settings.steps(full)
   sets = []
   for share in chosen:
-    split = config.data.split if share == 1 else shares.share(
+    split = config.data.split if share == 1 else runs.share(
         stored, config.data.split, 0, share, 'data.split')
     count = len(splits.select(stored, split, 'data.split'))
     sets.append(dict(fraction=share, split=split, examples=count,
@@ -171,7 +170,7 @@ def _with_few_shot(config: ml_collections.ConfigDict,
   name, like = next(iter(config.evals.items()))
   key = f'evals.{name}'
   stored = runs.stored_splits(config, key)
-  halves = [shares.share(stored, like.split, begin, end, f'{key}.split')
+  halves = [runs.share(stored, like.split, begin, end, f'{key}.split')
             for begin, end in ((0, .5), (.5, 1))]
   inherited = {k: like.get(k) for k in ('name', 'dir', 'crop', 'interpolation')}
   with out.unlocked():

@@ -18,7 +18,6 @@ import ml_collections
 
 from mixer.analysis import data_sizes
 from mixer.analysis import figures
-from mixer.core import claims
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import tables
@@ -27,6 +26,7 @@ from mixer.core.log import log
 from mixer.experiments import runs
 from mixer.experiments import sweep_grid
 from mixer.training import assembly
+from mixer.training import resume
 
 _METRICS = ('eval/dev/accuracy', 'eval/dev/accuracy_top5')
 # Enough for a check of the other settings; the real data may be elsewhere.
@@ -98,7 +98,7 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
   runs.check_evaluated(config)
   grid = grid or {sweep_grid.RATE: [float(rate) for rate in learning_rates]}
   trials = _trials(config, grid)
-  with claims.claimed(path):
+  with workdir.claimed(path):
     file = os.path.join(path, 'sweep.json')
     text = files.read(file)
     found = json.loads(text or '{}') or dict(
@@ -109,7 +109,7 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
 
     # The config is written with the first result, not before, so that a config
     # that is refused does not block the directory for the corrected one.
-    agree = lambda: workdir.agree(path, dict(config.to_dict(), grid=grid))
+    agree = lambda: resume.agree(path, dict(config.to_dict(), grid=grid))
 
     def note(**news: Any) -> None:
       agree()

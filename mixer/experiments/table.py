@@ -16,7 +16,7 @@ from mixer.core import errors
 from mixer.core import tables
 from mixer.experiments import networks as families
 from mixer.experiments import run_records
-from mixer.models import cost
+from mixer.models import grid
 from mixer.models import interface
 from mixer.models import published
 
@@ -116,10 +116,10 @@ def _size(name: str) -> dict[str, Any]:
   return dict(
       name=name, blocks=getattr(model, 'num_blocks', None),
       channels=getattr(model, 'hidden_dim', None),
-      tokens=cost.tokens(model, _SIZE) if mixer else None,
+      tokens=grid.tokens(_SIZE, model.patch_size) if mixer else None,
       paper_millions=published.MILLIONS.get(name),
-      no_head=cost.parameters(body, _SIZE),
-      parameters=cost.parameters(model, _SIZE),
+      no_head=body.parameters(_SIZE),
+      parameters=model.parameters(_SIZE),
       gmacs_no_head=body.multiply_adds(_SIZE) / 1e9,
       gmacs=model.multiply_adds(_SIZE) / 1e9)
 
@@ -129,7 +129,7 @@ def _with_cost(row: published.Row) -> dict[str, Any]:
   out = dataclasses.asdict(row)
   if row.size:   # the paper gives none for networks that this code lacks
     model = network(row.name, row.size)
-    out.update(parameters=cost.parameters(model, row.size),
+    out.update(parameters=model.parameters(row.size),
                gmacs=model.multiply_adds(row.size) / 1e9)
   return out
 

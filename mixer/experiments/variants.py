@@ -19,7 +19,6 @@ from mixer.core import tables
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.experiments import runs
-from mixer.models import cost
 from mixer.models import token_mixing
 from mixer.training import assembly
 
@@ -104,7 +103,7 @@ def show(found: Mapping[str, Any]) -> None:
       [_cells(row, found) for row in found['rows']],
       ('mixing', 'parameters', 'MFLOPs', 'images/s', 'accuracy', '±',
        'to tied', 'spreads', 'the paper'),
-      title=f'{found["metric"]}, mean and spread of {found["seeds"]} seeds',
+      title=f'{found["metric"]}; {runs.of_seeds(found["seeds"])}',
       caption=_caption(found)))
 
 
@@ -140,8 +139,8 @@ def _cost(folder: str) -> dict[str, int]:
   """Returns the number of parameters and the FLOPs of a run's network."""
   card = workdir.card_of(folder) or {}
   model = models.create(**card['model'])
-  return dict(parameters=cost.parameters(model, card['image_size']),
-              flops=cost.forward_flops(model, card['image_size']))
+  return dict(parameters=model.parameters(card['image_size']),
+              flops=model.forward_flops(card['image_size']))
 
 
 def _tied(found: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -1,7 +1,7 @@
 """Decodes image files of any common kind with Pillow: upright, opaque, 8 bits.
 
 EXIF rotation is applied, transparency is laid on white, samples of more than 8
-bits are scaled to 8 (see `deep_samples`), an animation gives its first frame,
+bits are scaled to 8 (see `deep_scaling`), an animation gives its first frame,
 and CMYK and palettes become RGB. None of this needs TensorFlow.
 """
 from collections.abc import Callable
@@ -100,7 +100,8 @@ def pixels(file: bytes, *, channels: int = 3,
         # Most of the decoding and of the memory is saved.
         opened.draft(opened.mode, (whole[0] // times, whole[1] // times))
       if deep_samples.are_in(opened, file):
-        image = deep_samples.as_8_bits(opened, file)
+        from mixer.images import deep_scaling  # few runs read one
+        image = deep_scaling.as_8_bits(opened, file)
       image.load()
       times = math.ceil(times / round(whole[0] / image.width))
       if times > 1:

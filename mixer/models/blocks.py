@@ -1,23 +1,119 @@
 """Layers of several networks: patch projection, head, MLP, stack of blocks.
 
+The masks of dropout and stochastic depth belong to rows of the global batch.
+
 Axes: B batch, T any axis, F features.
 """
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
+import zlib
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mixer.models import grid
-from mixer.models import masks
 from mixer.models import products
 
 # What the backward pass of a block does not have to compute again.
 _REMAT = dict(block=jax.checkpoint_policies.nothing_saveable,
               dots=jax.checkpoint_policies.dots_saveable)
 REMAT = tuple(_REMAT)
+
+
+@flax.struct.dataclass
+class Masks:
+  """Draws the masks of one training step, for all blocks or for one.
+
+  Attributes:
+    dropout: keys of dropout, one for each block, or None for no dropout.
+    depth: keys of stochastic depth, likewise.
+    kept: float32, the probability that a block keeps a branch.
+    rows_B: int32 [B], the row of each example in the global batch.
+  """
+  dropout: jax.Array | None
+  depth: jax.Array | None
+  kept: jax.Array | np.ndarray
+  rows_B: jax.Array | np.ndarray
+
+  def of_block(self, i: int) -> 'Masks':
+    """Returns the masks of block `i`, out of those of all blocks."""
+    at = lambda x: None if x is None else x[i]
+    return Masks(dropout=at(self.dropout), depth=at(self.depth),
+                 kept=self.kept[i], rows_B=self.rows_B)
+
+  def units(self, x: jax.Array, name: str, rate: float) -> jax.Array:
+    """Returns x without the units that dropout leaves out.
+
+    Args:
+      x: [B, ...].
+      name: tells the places of a block apart.
+      rate: probability of leaving a unit out; the others are divided by
+        1 - rate.
+    """
+    if self.dropout is None or not rate:
+      return x
+    keep = keep_mask(_named(self.dropout, name), self.rows_B, 1 - rate,
+                     x.shape[1:])
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+  def path(self, branch_BSC: jax.Array, name: str) -> jax.Array:
+    """Returns a branch without the examples whose stochastic depth drops it.
+
+    A branch that is kept is not divided by `kept`, as in the official training
+    code; timm and scenic do divide it.
+    """
+    if self.depth is None:
+      return branch_BSC
+    keep_B11 = keep_mask(_named(self.depth, name), self.rows_B, self.kept,
+                         (1, 1))
+    return branch_BSC * keep_B11.astype(branch_BSC.dtype)
+
+
+# For evaluation: nothing is left out.
+NO_MASKS = Masks(dropout=None, depth=None, kept=np.ones(1, np.float32),
+                 rows_B=np.zeros(0, np.int32))
+
+
+def draw_masks(network: nn.Module, rows_B: jax.Array) -> Masks:
+  """Returns the masks of all blocks of a network, inside its `__call__`.
+
+  Args:
+    network: whose fields `num_blocks`, `dropout_rate` (see `Masks.units`) and
+      `stochastic_depth` decide them. The last is the drop probability of the
+      last block; block i of n has i / (n - 1) of it. The network is asked for a
+      key for 'dropout' or 'stochastic_depth' only if that has a rate.
+    rows_B: int32 [B], the row of each example in the global batch.
+  """
+  count, depth = network.num_blocks, network.stochastic_depth
+  keys = lambda name, rate: jax.vmap(jax.random.fold_in, (None, 0))(
+      network.make_rng(name), jnp.arange(count)) if rate else None
+  # Python floats, rounded once to float32: runs that resume need the same bits.
+  keep = [1 - i / max(count - 1, 1) * depth for i in range(count)]
+  return Masks(dropout=keys('dropout', network.dropout_rate),
+               depth=keys('stochastic_depth', depth),
+               kept=np.array(keep, np.float32), rows_B=rows_B)
+
+
+def keep_mask(key: jax.Array, rows_B: jax.Array | np.ndarray,
+              kept: jax.Array | np.ndarray | float,
+              shape: tuple[int, ...]) -> jax.Array:
+  """Returns Bernoulli(kept) draws, bool [B, *shape].
+
+  Example b draws from fold_in(key, rows_B[b]) alone, so its mask does not
+  depend on how the global batch is cut into micro-batches or over devices.
+  """
+  def one(row):
+    return jax.random.bernoulli(jax.random.fold_in(key, row), kept, shape)
+  return jax.vmap(one)(rows_B)
+
+
+def _named(key: jax.Array, name: str) -> jax.Array:
+  # Python's hash() of a string differs between processes.
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 class MlpBlock(nn.Module):
@@ -41,7 +137,7 @@ class MlpBlock(nn.Module):
   out_dim: int | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array, drop: masks.Masks, *,
+  def __call__(self, x: jax.Array, drop: Masks, *,
                forms: products.Forms) -> jax.Array:
     """Returns [B, T, out_dim] for x [B, T, F].
 
@@ -93,7 +189,7 @@ def classify(network: nn.Module, x_BC: jax.Array, out: dict[str, jax.Array]
 
 
 def run(network: nn.Module, make: Callable[..., nn.Module], x: jax.Array,
-        drop: masks.Masks, *, names: Sequence[str], train: bool,
+        drop: Masks, *, names: Sequence[str], train: bool,
         remat: str | None = None,
         scan: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Runs a stack of blocks, inside the `__call__` of a network.
@@ -119,7 +215,7 @@ def run(network: nn.Module, make: Callable[..., nn.Module], x: jax.Array,
   """
   if not train or not (remat or scan) or network.is_initializing():
     apply = lambda i, x: make(i, name=names[i])(
-        x, drop.of_block(i) if train else masks.NONE, train=train)
+        x, drop.of_block(i) if train else NO_MASKS, train=train)
     return _in_turn(apply, x, len(names))
   # Blocks as functions of their parameters, because flax's own remat and scan
   # would change the parameters' names and shapes.
@@ -142,7 +238,7 @@ def run(network: nn.Module, make: Callable[..., nn.Module], x: jax.Array,
   def body(x, of_block):
     params, dropout, depth, kept = of_block
     return block(
-        x, params, masks.Masks(dropout, depth, kept, drop.rows_B)), None
+        x, params, Masks(dropout, depth, kept, drop.rows_B)), None
 
   return jax.lax.scan(
       body, x, (stacked, drop.dropout, drop.depth, drop.kept))[0], {}

@@ -2,9 +2,25 @@
 
 A row of the table is all that the catalog knows of a network; everything else
 comes from its class, see `interface.Model`.
+
+A network's card says what it takes to use the network, as JSON. It is a dict
+with these keys:
+  model: the arguments of `models.create`.
+  image_size: [height, width] in pixels.
+  class_names: in the order of the logits, or None.
+  data: name of the training set, or None.
+  loss: 'softmax' or 'sigmoid', which turns logits into probabilities.
+  preprocessing: the crop and interpolation of `mixer.images.eval_crops`. Pixels
+    from 0 to 255 always enter the network as (x - 127.5) / 127.5.
+  provenance: what the network was trained with, see `core.provenance`; absent
+    if that is not known. A run keeps it in its config.json.
+
+A run keeps its card as model.json; a file of weights or a program has its card
+beside it, as FILE.json.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import importlib
 import typing
@@ -21,7 +37,7 @@ if typing.TYPE_CHECKING:
 
 # The beginning of a name -> the module and class of the network. A module is
 # imported when its network is asked for.
-_NETWORKS = {
+FAMILIES = {
     'Mixer': ('mixer.models.mixer', 'MlpMixer'),
     'ViT': ('mixer.models.vit', 'VisionTransformer'),
     'BiT': ('mixer.models.bit', 'ResNet'),
@@ -36,7 +52,7 @@ _SIZES = (int, int | None, grid.Size)
 
 def names() -> tuple[str, ...]:
   """Returns the sizes of the networks' papers; most take other patches too."""
-  return tuple(name for family in _NETWORKS for name in _network(family).NAMES)
+  return tuple(name for family in FAMILIES for name in class_of(family).NAMES)
 
 
 def create(name: str, *, num_classes: int | None = 1000,
@@ -63,9 +79,9 @@ def create(name: str, *, num_classes: int | None = 1000,
   """
   import jax.numpy as jnp
   family = str(name).partition('-')[0]
-  if family not in _NETWORKS:
+  if family not in FAMILIES:
     raise errors.unknown('model.name', name, names())
-  network = _network(family)
+  network = class_of(family)
   fields = {field.name: field.type for field in dataclasses.fields(network)
             if field.name not in ('parent', 'name')}
   settings = network.settings(str(name))
@@ -99,13 +115,13 @@ def without_effect(settings: Mapping[str, Any]) -> tuple[str, ...]:
     settings: arguments of `create`, `name` among them.
   """
   family = str(settings['name']).partition('-')[0]
-  if family not in _NETWORKS:
+  if family not in FAMILIES:
     return ()
-  has = lambda name, key: key in _network(name).__dataclass_fields__
+  has = lambda name, key: key in class_of(name).__dataclass_fields__
   return tuple(key for key, value in settings.items()
                if value is not None and key not in _OFF
                and not has(family, key)
-               and any(has(name, key) for name in _NETWORKS))
+               and any(has(name, key) for name in FAMILIES))
 
 
 def say_without_effect(settings: Mapping[str, Any],
@@ -140,6 +156,25 @@ def describe(model: 'nn.Module', name: str | None = None) -> dict[str, Any]:
   return out if name is None else dict(out, name=name)
 
 
+def card(model: Mapping[str, Any], *, image_size: Sequence[int],
+         class_names: Sequence[str] | None = None, data: str | None = None,
+         loss: str = 'softmax', crop: str,
+         interpolation: str) -> dict[str, Any]:
+  """Returns a card, ready for JSON.
+
+  Args:
+    model: as `describe` returns it.
+    image_size: (height, width).
+    class_names, data, loss: see the top of the file.
+    crop, interpolation: of the preprocessing.
+  """
+  return dict(
+      model=dict(model), image_size=list(image_size),
+      class_names=None if class_names is None else list(class_names),
+      data=data, loss=loss,
+      preprocessing=dict(crop=crop, interpolation=interpolation))
+
+
 def title(settings: Mapping[str, Any]) -> str:
   """Returns what `describe` gives, for people: 'Mixer-B/8, hidden_dim 48'."""
   usual = describe(create(settings['name']), settings['name'])
@@ -149,78 +184,10 @@ def title(settings: Mapping[str, Any]) -> str:
   return ', '.join([settings['name'], *differ])
 
 
-def infer(params: Mapping[str, Any], image_size: grid.Size | None = None
-          ) -> tuple['interface.Model', tuple[int, int]]:
-  """Returns the network that parameters are for, and its image size.
-
-  Args:
-    params: nested dict of arrays with the published names.
-    image_size: of images that are not square.
-
-  Raises:
-    UserError: if no network has such parameters, or they do not tell the size.
-  """
-  found = shapes(params)
-  network = _of_parameters(found)
-  if network is None:
-    raise errors.UserError(
-        f'no known network ({", ".join(_NETWORKS)}) has such parameters: '
-        f'{", ".join(sorted(found)[:4]) or "none"} and so on')
-  model = network.infer(found)
-  if image_size is None and model.USUAL_SIZE:
-    image_size = model.USUAL_SIZE
-  if image_size is None:
-    tokens, patch = model.tokens(params), grid.pair(model.patch_size)
-    patches = None if tokens is None else grid.square(tokens)
-    if patches is None:
-      raise errors.UserError(
-          f'the weights are for {tokens or "any number of"} tokens, which does '
-          'not tell the size of the images; a card beside the file, FILE.json '
-          'as mixer.export writes it, would tell it')
-    image_size = patches[0] * patch[0], patches[1] * patch[1]
-  return model, grid.pair(image_size)
-
-
-def published(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns arrays by this code's names, of those by the names of any release.
-
-  Args:
-    flat: arrays by name; those of an unknown network stay as they are.
-  """
-  for network in map(_network, _NETWORKS):
-    renamed = network.published(flat)
-    if any(network.OWN_PARAMETER.fullmatch(name) for name in renamed):
-      return renamed
-  return dict(flat)
-
-
-def widths(params: Mapping[str, Any]) -> dict[str, int]:
-  """Returns the settings of `create` that the shapes of parameters show.
-
-  Args:
-    params: nested dict of arrays, or of their shapes and dtypes; some
-      parameters may be missing.
-  """
-  found = shapes(params)
-  network = _of_parameters(found)
-  return {} if network is None else network.widths(found)
-
-
-def shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  """Returns {name: shape} of a nested dict of arrays."""
-  from mixer.core import trees
-  return {name: tuple(x.shape) for name, x in trees.flatten(params).items()}
-
-
-def _network(family: str) -> type['interface.Model']:
-  module, name = _NETWORKS[family]
+def class_of(family: str) -> type['interface.Model']:
+  """Returns the class of a network, by the beginning of its name."""
+  module, name = FAMILIES[family]
   return getattr(importlib.import_module(module), name)
-
-
-def _of_parameters(names: Mapping[str, Any]) -> type['interface.Model'] | None:
-  """Returns the network whose own parameters are among the names."""
-  return next((network for network in map(_network, _NETWORKS)
-               if any(network.OWN_PARAMETER.fullmatch(n) for n in names)), None)
 
 
 def _check(key: str, value: Any, kind: Any,

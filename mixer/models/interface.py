@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mixer.core import errors
+from mixer.core import trees
 from mixer.models import grid
 
 # A nested dict of arrays with the published names, and its names and shapes.
@@ -158,6 +159,47 @@ class Model(nn.Module):
     """Returns the multiply-adds of one image's forward pass, in matrix products
     only."""
     return sum(count for _, count in self.layers(image_size))
+
+  @nn.nowrap
+  def forward_flops(self, image_size: grid.Size) -> int:
+    """Returns the FLOPs of one image: twice the multiply-adds of its products.
+
+    As is usual, LayerNorm, GELU, skips and the mean are not counted.
+    """
+    return 2 * self.multiply_adds(image_size)
+
+  @nn.nowrap
+  def training_flops(self, image_size: grid.Size, frozen: str | None = None,
+                     params: Params | None = None) -> int:
+    """Returns the FLOPs of one image in training.
+
+    They are three times those of a forward pass, since a backward pass has two
+    products for each of the forward pass: the gradients of the weights and of
+    the input. With frozen parameters, only the gradients that training needs
+    count: those of trained kernels, and those of inputs that lie above a
+    trained parameter.
+
+    Args:
+      image_size: side in pixels, or (height, width).
+      frozen: regular expression for the whole names of frozen parameters.
+      params: of the network, or their shapes; needed with `frozen` only.
+    """
+    forward = self.forward_flops(image_size)
+    if not frozen:
+      return 3 * forward
+    still = {name: re.fullmatch(frozen, name) is not None
+             for name in trees.flatten(params or {})}
+    backward, above = 0.0, False   # above: a trained parameter is below
+    for layer, count in self.layers(image_size):
+      within = sorted({name.rpartition('/')[0] for name in still
+                       if name.startswith(f'{layer}/')})
+      for module in within:
+        mine = {name: kept for name, kept in still.items()
+                if name.rpartition('/')[0] == module}
+        trains = not mine.get(f'{module}/kernel', True)
+        backward += 2 * count / len(within) * (above + trains)
+        above = above or not all(mine.values())
+    return forward + round(backward)
 
   @nn.nowrap
   def layers(self, image_size: grid.Size) -> list[tuple[str, int]]:

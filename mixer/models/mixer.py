@@ -16,7 +16,6 @@ from mixer.core import errors
 from mixer.models import blocks
 from mixer.models import grid
 from mixer.models import interface
-from mixer.models import masks
 from mixer.models import products
 from mixer.models import tied_mixing
 
@@ -54,7 +53,7 @@ class MixerBlock(nn.Module):
   number: int = 1
 
   @nn.compact
-  def __call__(self, x_BSC: jax.Array, drop: masks.Masks = masks.NONE, *,
+  def __call__(self, x_BSC: jax.Array, drop: blocks.Masks = blocks.NO_MASKS, *,
                train: bool) -> jax.Array:
     """Returns [B, S, C] for tokens [B, S, C].
 
@@ -183,10 +182,7 @@ class MlpMixer(interface.Model):
     out = {}
     x = out['stem'] = blocks.patch_projection(self, images)
     x_BSC = out['input_tokens'] = x.reshape(x.shape[0], -1, self.hidden_dim)
-    drop = masks.draw(
-        self.make_rng, rows_B, num_blocks=self.num_blocks,
-        dropout_rate=self.dropout_rate,
-        stochastic_depth=self.stochastic_depth) if train else masks.NONE
+    drop = blocks.draw_masks(self, rows_B) if train else blocks.NO_MASKS
     stack = self._stack(patches)
     make = lambda i, **where: MixerBlock(
         self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout_rate,

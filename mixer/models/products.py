@@ -1,13 +1,15 @@
 """Forms of the matrix products of layers, and of the GELU between two of them.
 
 All forms compute the same function; which one is fast depends on the platform
-that the program is for (BENCHMARKS.md has the measurements).
+that the program is for (BENCHMARKS.md has the measurements). How fast this
+machine multiplies at best is measured here too.
 
 Axes: B batch, N any leading axes, I inputs, O outputs of a dense layer.
 """
 from collections.abc import Callable
 import functools
 import math
+import time
 from typing import Any
 from typing import NamedTuple
 
@@ -151,6 +153,30 @@ def gelu(platform: str | None, approximate: bool, *, train: bool,
   return on_tpu if platform == 'tpu' else usual
 
 
+def flops_per_second(dtype: str = 'float32', seconds: float = 0.3) -> float:
+  """Returns the best rate of a square matrix product on all local devices.
+
+  Args:
+    dtype: of both matrices, 'float32' or 'bfloat16'.
+    seconds: how long to measure, after a first product that compiles.
+
+  Returns:
+    Floating-point operations per second of all local devices together. On a
+    CPU the number of JAX devices does not matter: they share the same cores.
+  """
+  cpu = jax.default_backend() == 'cpu'
+  side = 1536 if cpu else 8192
+  x = jax.random.normal(jax.random.key(0), (side, side)).astype(dtype)
+  product = jax.jit(jnp.dot)
+  product(x, x).block_until_ready()
+  best, end = 0.0, time.monotonic() + seconds
+  while time.monotonic() < end:
+    began = time.perf_counter()
+    product(x, x).block_until_ready()
+    best = max(best, 2 * side**3 / (time.perf_counter() - began))
+  return best * (1 if cpu else jax.local_device_count())
+
+
 def _apart(x: jax.Array) -> jax.Array:
   """Returns x, which the compiler must not compute again for its readers.
 
@@ -180,4 +206,3 @@ def _slope(x: jax.Array, approximate: bool) -> jax.Array:
         1 + 3 * 0.044715 * y**2)
   normal = jnp.exp(-y**2 / 2) / math.sqrt(2 * math.pi)
   return (1 + jax.lax.erf(y / math.sqrt(2))) / 2 + y * normal
-

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from mixer.models import blocks
-from mixer.models import masks
 from mixer.models import products
 
 # Parameters of one block's token mixing, NumPy arrays in a nested dict.
@@ -106,7 +105,7 @@ class TokenMixing:
         dataclasses.replace(one, d=2))
 
 
-def tied(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
+def tied(block: nn.Module, x_BSC: jax.Array, drop: blocks.Masks, *,
          train: bool) -> jax.Array:
   """Mixes tokens as the paper does: one MLP, shared by all channels (equation
   1)."""

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 
 from mixer.core import errors
 from mixer.models import blocks
-from mixer.models import masks
 from mixer.models import products
 from mixer.models import tied_mixing
 from mixer.models import token_mixing_relatives as relatives
@@ -59,7 +58,7 @@ class SeparateMlps(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x_BCS: jax.Array, drop: masks.Masks) -> jax.Array:
+  def __call__(self, x_BCS: jax.Array, drop: blocks.Masks) -> jax.Array:
     """Returns [B, C, S] for x [B, C, S]."""
     h_BCD = SeparateDense(self.mlp_dim, self.dtype)(x_BCS)
     h_BCD = nn.gelu(h_BCD, approximate=self.approximate_gelu)
@@ -68,7 +67,7 @@ class SeparateMlps(nn.Module):
     return drop.units(y_BCS, f'{self.name}/output', self.dropout_rate)
 
 
-def untied(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
+def untied(block: nn.Module, x_BSC: jax.Array, drop: blocks.Masks, *,
            train: bool) -> jax.Array:
   """Mixes the tokens of each channel by an MLP of its own.
 
@@ -92,7 +91,7 @@ class GroupedMlp(nn.Module):
         *args, **more)
 
 
-def grouped(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
+def grouped(block: nn.Module, x_BSC: jax.Array, drop: blocks.Masks, *,
             train: bool) -> jax.Array:
   """Mixes the tokens of G neighbouring channels together ('grouped:G').
 
@@ -125,7 +124,7 @@ class Views(nn.Module):
   platform: str | None
 
   @nn.compact
-  def __call__(self, x_BSC: jax.Array, drop: masks.Masks,
+  def __call__(self, x_BSC: jax.Array, drop: blocks.Masks,
                train: bool) -> jax.Array:
     """Returns [B, S, C] for tokens [B, S, C]."""
     batch, tokens, channels = x_BSC.shape
@@ -142,7 +141,7 @@ class Views(nn.Module):
                            dtype=self.dtype, name='back')(y)
 
 
-def views(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
+def views(block: nn.Module, x_BSC: jax.Array, drop: blocks.Masks, *,
           train: bool) -> jax.Array:
   """Mixes G learned views of the tokens together ('views:G').
 
@@ -157,7 +156,7 @@ def views(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
                name='token_mixing')(x_BSC, drop, train)
 
 
-def pyramid(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
+def pyramid(block: nn.Module, x_BSC: jax.Array, drop: blocks.Masks, *,
             train: bool) -> jax.Array:
   """Returns fewer tokens, S' of S, from the second layer ('pyramid:n').
 

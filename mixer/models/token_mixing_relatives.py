@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mixer.models import attention as multi_head
-from mixer.models import masks
+from mixer.models import blocks
 from mixer.models import products
 from mixer.models import token_mixing_resize as resize
 from mixer.models.tied_mixing import Grid
@@ -22,7 +22,7 @@ from mixer.models.tied_mixing import Params
 from mixer.models.tied_mixing import TokenMixing
 
 
-def affine(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
+def affine(block: nn.Module, x_BSC: jax.Array, drop: blocks.Masks, *,
            train: bool) -> jax.Array:
   """Mixes tokens by one S x S matrix and a bias, shared by all channels
   (ResMLP, https://arxiv.org/abs/2105.03404)."""
@@ -59,7 +59,7 @@ class SpatialGating(nn.Module):
                         kept * jnp.swapaxes(gate, 1, 2))
 
 
-def gating(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
+def gating(block: nn.Module, x_BSC: jax.Array, drop: blocks.Masks, *,
            train: bool) -> jax.Array:
   """Mixes tokens by gMLP's spatial gating unit
   (https://arxiv.org/abs/2105.08050, section 2.1).
@@ -76,7 +76,7 @@ def gating(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
       name='token_mixing')(x_BSC, train)
 
 
-def attention(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
+def attention(block: nn.Module, x_BSC: jax.Array, drop: blocks.Masks, *,
               train: bool) -> jax.Array:
   """Mixes tokens by the multi-head self-attention of ViT ('attention:H').
 
@@ -107,7 +107,7 @@ def mean_pool(x_BSC: jax.Array, grid: Grid, size: int,
   return mean.reshape(x.shape[0], -1, x.shape[-1]).astype(x.dtype)
 
 
-def pooling(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
+def pooling(block: nn.Module, x_BSC: jax.Array, drop: blocks.Masks, *,
             train: bool) -> jax.Array:
   """Returns the mean over the 3 x 3 neighbours of each token, minus the token
   (PoolFormer, https://arxiv.org/abs/2111.11418).
@@ -119,7 +119,7 @@ def pooling(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
   return mean_pool(x_BSC, block.grid, 3, 1) - x_BSC
 
 
-def none(block: nn.Module, x_BSC: jax.Array, drop: masks.Masks, *,
+def none(block: nn.Module, x_BSC: jax.Array, drop: blocks.Masks, *,
          train: bool) -> jax.Array:
   """Returns the tokens as they are: nothing mixes them but the mean before the
   head (the identity of MetaFormer, https://arxiv.org/abs/2210.13452)."""

@@ -18,7 +18,6 @@ from mixer.models import attention
 from mixer.models import blocks
 from mixer.models import grid
 from mixer.models import interface
-from mixer.models import masks
 from mixer.models import products
 
 # Table 1 of the paper, and S of https://arxiv.org/abs/2106.10270: layers, C,
@@ -63,7 +62,7 @@ class EncoderBlock(nn.Module):
   platform: str | None = None
 
   @nn.compact
-  def __call__(self, x_BTC: jax.Array, drop: masks.Masks = masks.NONE, *,
+  def __call__(self, x_BTC: jax.Array, drop: blocks.Masks = blocks.NO_MASKS, *,
                train: bool) -> jax.Array:
     """Returns [B, T, C] for tokens [B, T, C].
 
@@ -164,10 +163,7 @@ class VisionTransformer(interface.Model):
           cls.astype(x.dtype), (x.shape[0], 1, self.hidden_dim)), x_BTC], 1)
     place = self.param('pos_embedding', nn.initializers.normal(0.02),
                        (1, *x_BTC.shape[1:]))
-    drop = masks.draw(
-        self.make_rng, rows_B, num_blocks=self.num_blocks,
-        dropout_rate=self.dropout_rate,
-        stochastic_depth=self.stochastic_depth) if train else masks.NONE
+    drop = blocks.draw_masks(self, rows_B) if train else blocks.NO_MASKS
     x_BTC = x_BTC + place.astype(x_BTC.dtype)
     if train:
       x_BTC = drop.of_block(0).units(x_BTC, 'embedded', self.dropout_rate)

@@ -14,7 +14,7 @@ import numpy as np
 from mixer.core import errors
 from mixer.data import sources
 from mixer.data import splits
-from mixer.data.source import Source
+from mixer.data.sources import Source
 from mixer.images import decode_pillow
 from mixer.preparation import beam_runner
 from mixer.preparation import image_hash

@@ -10,7 +10,7 @@ from typing import Any
 import uuid
 
 from mixer.core import errors
-from mixer.data import tfrecord
+from mixer.data import tfrecord_sequence
 
 FORMATS = ('array_record', 'tfrecord')   # as TFDS calls them
 
@@ -25,8 +25,8 @@ def read(path: str, file_format: str) -> Iterator[bytes]:
     RunError: at the first damaged record, or if the file cannot be read.
   """
   try:
-    yield from (tfrecord.read_all(path) if file_format == 'tfrecord' else
-                _array_records(path))
+    yield from (tfrecord_sequence.read_all(path) if file_format == 'tfrecord'
+                else _array_records(path))
   except (OSError, ValueError, IndexError) as e:
     raise errors.RunError(f'cannot read {path!r}: {e}') from e
 
@@ -45,8 +45,8 @@ def write(path: str, file_format: str, records: Iterable[bytes]
   partial = f'{path}.{uuid.uuid4().hex}'
   count = size = 0
   try:
-    writer = (tfrecord.Writer(partial) if file_format == 'tfrecord' else
-              _array_record_writer(partial))
+    writer = (tfrecord_sequence.Writer(partial) if file_format == 'tfrecord'
+              else _array_record_writer(partial))
     for record in records:
       writer.write(record)
       count, size = count + 1, size + len(record)

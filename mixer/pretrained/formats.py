@@ -23,7 +23,7 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core import trees
-from mixer.models import catalog
+from mixer.models import recognition
 from mixer.pretrained import before_linen
 from mixer.pretrained import headers
 
@@ -201,7 +201,7 @@ def _official(flat: Flat, path: str) -> dict[str, Any]:
       flat = {name.removeprefix(inside): value for name, value in flat.items()
               if name.startswith(inside)}
   try:
-    tree = trees.unflatten(catalog.published(flat))
+    tree = trees.unflatten(recognition.published(flat))
   except (AttributeError, IndexError, TypeError, ValueError) as e:
     raise errors.UserError(
         f'{path!r} holds no parameters of a network: a name of an array is the '

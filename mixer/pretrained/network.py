@@ -1,7 +1,7 @@
 """A network ready to use, from whatever holds its weights.
 
-Its card says what it takes to use it, see `core.cards`. Weights without a card
-are taken for the network that their shapes fit.
+Its card says what it takes to use it, see `models.catalog`. Weights without a
+card are taken for the network that their shapes fit.
 """
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -17,18 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer import models
-from mixer.core import cards
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import trees
 from mixer.core import workdir
 from mixer.core.log import log
-from mixer.images import options
 from mixer.models import catalog
 from mixer.models import grid
+from mixer.models import recognition
 from mixer.pretrained import fetch
 from mixer.pretrained import formats
-from mixer.pretrained import misfits
+from mixer.pretrained import headers
 from mixer.pretrained import origin
 from mixer.pretrained import registry
 from mixer.pretrained import timm_config
@@ -48,7 +47,7 @@ class Network:
   Attributes:
     model: as `models.create` makes it.
     params: nested dict of NumPy arrays with the published names.
-    card: see `core.cards`.
+    card: see `models.catalog`.
     name: where it is from.
   """
   model: 'interface.Model'
@@ -109,7 +108,7 @@ def open_network(weights: str | os.PathLike[str], *, best: bool = False,
   path = _local(weights)
   params, layout = formats.read(path)
   text = files.read(path + '.json')
-  card = None if text is None else _card(text, path + '.json')
+  card = None if text is None else headers.card(text, path + '.json')
   timm = timm_config.beside(weights, path) if (
       card is None and layout == 'timm') else {}
   return _checked(params, card, weights, from_size,
@@ -138,7 +137,7 @@ def infer(params: Mapping[str, Any], source: str,
     UserError: if no network has such parameters.
   """
   try:
-    return catalog.infer(params, from_size)
+    return recognition.infer(params, from_size)
   except errors.UserError as e:
     raise errors.UserError(f'{source!r}: {e}') from e
 
@@ -173,7 +172,7 @@ def _of_a_run(path: str, best: bool, average: bool) -> Network:
   run = workdir.run_of(where) or where
   file = os.path.join(run, workdir.CARD)
   text = files.read(file)
-  card = None if text is None else _card(text, file)
+  card = None if text is None else headers.card(text, file)
   made = workdir.provenance(run)
   if card and made:
     card['provenance'] = made
@@ -194,7 +193,7 @@ def _released(release: registry.Release, weights: str) -> Network:
   if like['scale'] == '(0, 1)':
     params = timm_config.for_signed_pixels(params)
   loss = 'softmax' if release.loss == registry.UNVERIFIED else release.loss
-  card = cards.make(catalog.describe(model, release.model), image_size=size,
+  card = catalog.card(catalog.describe(model, release.model), image_size=size,
                     class_names=registry.class_names(release),
                     data=release.data, loss=loss, crop=like['crop'],
                     interpolation=like['interpolation'])
@@ -225,7 +224,7 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
                         from_size or timm_config.image_size(timm))
     if 'approximate_gelu' in model.TAKEN_FROM_WEIGHTS:
       model = model.clone(approximate_gelu=approximate_gelu)
-    card = cards.make(catalog.describe(model), image_size=size,
+    card = catalog.card(catalog.describe(model), image_size=size,
                       **timm_config.card(timm, model.num_classes, _USUAL))
   else:
     try:
@@ -241,13 +240,13 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
   images = jax.ShapeDtypeStruct(
       (1, *card['image_size'], model.in_channels), jnp.float32)
   wanted = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  wrong = misfits.between(params, wanted)
+  wrong = recognition.misfits(params, wanted)
   if wrong:
     suggest = f'its shapes{" and config.json" if timm else ""} suggest'
     raise errors.UserError(
         f'{source!r} is not the {card["model"]["name"]} that '
         f'{suggest if inferred else "its card says"}: '
-        f'{misfits.shortened(wrong)}')
+        f'{recognition.shortened(wrong)}')
   if inferred:
     log.info('%s has no card: %s images of %s pixels, crop %s, interpolation '
              '%s%s', source, 'its config.json names' if timm else 'assuming',
@@ -258,8 +257,3 @@ def _checked(params: Mapping[str, Any], card: dict[str, Any] | None,
     if 'mean' in timm:
       params = timm_config.for_signed_pixels(params, timm['mean'], timm['std'])
   return Network(model, params, card, source)
-
-
-def _card(text: str, file: str) -> dict[str, Any]:
-  return cards.parse(text, file, crops=options.EVALUATION_CROPS,
-                     interpolations=options.INTERPOLATIONS)

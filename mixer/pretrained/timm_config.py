@@ -87,7 +87,7 @@ def card(config: Mapping[str, Any], num_classes: int,
     usual: the crop and interpolation of weights that do not name theirs.
 
   Returns:
-    a dict with crop, interpolation and class_names, for `cards.make`.
+    a dict with crop, interpolation and class_names, for `catalog.card`.
   """
   out: dict[str, Any] = dict(usual, class_names=None)
   unlike = []

@@ -17,7 +17,6 @@ import ml_collections
 import optax
 
 from mixer import models
-from mixer.core import cards
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import workdir
@@ -29,7 +28,6 @@ from mixer.models import grid
 from mixer.models import interface
 from mixer.training import losses
 from mixer.training import optimizers
-from mixer.training import schedules
 from mixer.training import sharding
 from mixer.training import step
 from mixer.training.settings import Settings
@@ -41,8 +39,8 @@ Origin = dict[str, str] | None   # `weights`, where they are, and `sha256`
 # The functions whose keyword arguments the sections are.
 _READERS: Mapping[str, Callable[..., Any]] = dict(
     data=pipeline.open_data, augment=augment.make, loss=losses.make,
-    schedule=schedules.make, optimizer=optimizers.make, sharding=sharding.plan,
-    checkpoint=checkpoint.Checkpoints, run=Settings)
+    schedule=optimizers.schedule, optimizer=optimizers.make,
+    sharding=sharding.plan, checkpoint=checkpoint.Checkpoints, run=Settings)
 # The arguments of `start.start` from the section `start`. That module loads the
 # code that reads weights, so it is imported only if there are weights to load.
 _START = ('weights', 'best', 'dont_load', 'method')
@@ -53,7 +51,7 @@ _SECTIONS = ('model', *_READERS, 'start', 'evals', 'fewshot')
 
 
 class Classes(Protocol):
-  """What the shape of a network depends on; `data.source.Source` has it."""
+  """What the shape of a network depends on; `data.sources.Source` has it."""
 
   @property
   def num_classes(self) -> int:
@@ -91,7 +89,8 @@ def check(config: ml_collections.ConfigDict) -> Settings:
   _checked('model', models.create, **_network(config))
   _checked('augment', augment.make, **config.augment)
   _checked('loss', losses.make, **config.loss)
-  _checked('schedule', schedules.make, total_steps=_LARGEST, **config.schedule)
+  _checked('schedule', optimizers.schedule, total_steps=_LARGEST,
+           **config.schedule)
   _checked('optimizer', optimizers.make, schedule=lambda step: 0.0,
            **config.optimizer)
   return _checked('run', Settings, **config.run)
@@ -199,7 +198,7 @@ def make_step(config: ml_collections.ConfigDict, settings: Settings,
               weights: losses.Weights = None
               ) -> tuple[optax.GradientTransformation, step.Step]:
   """Returns (optimizer, step function); `weights` is for `losses.make`."""
-  schedule = schedules.make(total_steps=total_steps, **config.schedule)
+  schedule = optimizers.schedule(total_steps=total_steps, **config.schedule)
   optimizer = optimizers.make(schedule=schedule, **config.optimizer)
   if settings.average:
     optimizer = optimizers.averaged(optimizer, settings.average)
@@ -215,10 +214,10 @@ def make_step(config: ml_collections.ConfigDict, settings: Settings,
 def make_card(config: ml_collections.ConfigDict, model: interface.Model,
               data: pipeline.Data, evals: Mapping[str, pipeline.Data]
               ) -> dict[str, Any]:
-  """Returns the card (`core.cards`), with the first evaluation's preprocessing.
-  """
+  """Returns the card, with the first evaluation's preprocessing; see
+  `models.catalog`."""
   like = next(iter(evals.values()), data)
-  return cards.make(
+  return catalog.card(
       described(config, model), image_size=data.image_size,
       class_names=data.source.class_names, data=data.source.name,
       loss=config.loss.name, crop=like.cut['crop'] if evals else 'resmall',
@@ -250,7 +249,9 @@ def paper_core_days(config: ml_collections.ConfigDict) -> int | None:
       'imagenet2012', 'imagenet21k', 'jft'):
     return None
   from mixer.models import published
-  found = published.row(config.model.name, config.data.name)
+  network = catalog.describe(models.create(**_network(config)),
+                             config.model.name)
+  found = published.row(catalog.title(network), config.data.name)
   return found.core_days if found else None
 
 

@@ -4,9 +4,11 @@ Only process 0 writes.
 """
 from collections.abc import Mapping
 import importlib.util
+import io
 import json
 import math
 import os
+import socket
 import time
 from typing import Any
 
@@ -53,7 +55,7 @@ class Writer:
     files.write(self._path, ''.join(self._lines))
     if not files.is_remote(path):
       self._file = open(self._path, 'a')
-    self._board = board(path)
+    self._board = Board.open(path)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds metrics of a step, which must not be lower than the last one's."""
@@ -66,6 +68,8 @@ class Writer:
     self._complete()
     if self._writes and not self._file:
       self._upload()
+    if self._board:
+      self._board.flush()
 
   def close(self) -> None:
     """Completes the last line and closes all files."""
@@ -90,12 +94,62 @@ class Writer:
       if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
         self._upload()
     if self._board:
-      self._board.write_scalars(step, row)
+      self._board.write(step, row)
 
   def _upload(self) -> None:
     """Writes the whole file again, since a bucket cannot append."""
     files.write(self._path, ''.join(self._lines))
     self._uploaded = time.monotonic()
+
+
+class Board:
+  """Writes metrics to a new event file for TensorBoard, without TensorFlow.
+
+  Importing TensorFlow would take seconds of every start.
+
+  Args:
+    path: the workdir.
+  """
+
+  def __init__(self, path: str):
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.summary.writer import record_writer
+    self._event = event_pb2.Event
+    self._path = os.path.join(
+        path, f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}')
+    self._kept = io.BytesIO() if files.is_remote(path) else None
+    self._file = self._kept or open(self._path, 'wb')
+    self._records = record_writer.RecordWriter(self._file)
+    self._add(file_version='brain.Event:2')
+
+  @classmethod
+  def open(cls, path: str) -> 'Board | None':
+    """Returns a writer; None, with a line in the log, without TensorBoard."""
+    if importlib.util.find_spec('tensorboard'):
+      return cls(path)
+    log.info('no TensorBoard files are written: tensorboard is not installed '
+             '(pip install tensorboard)')
+    return None
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds the metrics of a step."""
+    self._add(step=step, summary=dict(value=[
+        dict(tag=name, simple_value=value) for name, value in metrics.items()]))
+    self._file.flush()   # TensorBoard reads along
+
+  def flush(self) -> None:
+    """Returns when everything is stored."""
+    if self._kept:   # a bucket cannot append
+      files.write(self._path, self._kept.getvalue())
+
+  def close(self) -> None:
+    """Stores everything and closes the file."""
+    self.flush()
+    self._file.close()
+
+  def _add(self, **content: Any) -> None:
+    event = self._event(wall_time=time.time(), **content)
+    self._records.write(event.SerializeToString())
 
 
 def since_best(path: str, metric: str | None, last: int) -> int:
@@ -121,25 +175,6 @@ def read(path: str) -> list[dict[str, Any]]:
   """Returns all whole lines of a workdir's metrics.jsonl."""
   text = files.read(os.path.join(path, workdir.METRICS)) or ''
   return [row for line in text.splitlines() if (row := _row(line)) is not None]
-
-
-def board(path: str) -> Any:
-  """Returns a TensorBoard writer, or None if a library is missing or
-  broken."""
-  missing = [name for name in ('tensorflow', 'tensorboard')
-             if importlib.util.find_spec(name) is None]
-  if missing:
-    log.info('no TensorBoard files are written: %s is not installed (pip '
-             'install %s)', missing[0], missing[0])
-    return None
-  from mixer.images import tf_setup
-  problem = tf_setup.hide_accelerators()   # or it takes the GPUs' memory
-  if problem:
-    log.warning('no TensorBoard files are written: TensorFlow is not usable: '
-                '%s', problem)
-    return None
-  from clu import metric_writers
-  return metric_writers.AsyncWriter(metric_writers.SummaryWriter(path))
 
 
 def _row(line: str) -> dict[str, Any] | None:

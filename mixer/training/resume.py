@@ -1,12 +1,18 @@
-"""Restores the state of an earlier run, if the new one may go on from it."""
+"""Restores the state of an earlier run, if the new one may go on from it.
+
+The new one may if its config, its data and its classes are those of the run in
+the workdir, but for keys that do not change what is learned.
+"""
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
 import os
+import shlex
 from typing import Any
 
 from mixer.core import checkpoint
+from mixer.core import checkpoint_reader
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import processes
@@ -21,6 +27,54 @@ from mixer.training import watchdog
 from mixer.training.settings import Settings
 
 _SHOWN = 5   # classes that an error names
+# Keys, by their beginning, that may change when a run is resumed: they say
+# where and how it computes and how it is evaluated, but not what it learns.
+_MAY_CHANGE = ('data.dir', 'data.max_bad_fraction', 'run.log_every', 'evals',
+               'fewshot', 'checkpoint', 'sharding', 'model.remat', 'model.scan',
+               'run.patience', 'run.micro_batches', 'run.nonfinite',
+               'run.heartbeat_timeout_seconds', 'run.stall_seconds')
+_LENGTH = ('run.total_steps', 'run.total_epochs')
+
+
+def agree(path: files.Path, config: Mapping[str, Any]) -> None:
+  """Writes a config, unless `check_config` refuses it.
+
+  Args:
+    path: the workdir.
+    config: nested dict, fit for JSON.
+
+  Raises:
+    UserError: as `check_config` raises it.
+  """
+  check_config(path, config)
+  workdir.write_json(os.path.join(path, workdir.CONFIG), config)
+
+
+def check_config(path: files.Path, config: Mapping[str, Any]) -> None:
+  """Checks that a workdir holds no config, or the same; writes nothing.
+
+  Args:
+    path: the workdir.
+    config: nested dict, fit for JSON.
+
+  Raises:
+    UserError: if a key differs that must not; names each with both values.
+  """
+  if not processes.first():
+    return
+  new, old = json.loads(json.dumps(config)), workdir.config_of(path)
+  if old is not None:
+    was, now = workdir.flat(old), workdir.flat(new)
+    free = _MAY_CHANGE + (_LENGTH if _any_length(was, now) else ())
+    differ = [k for k in sorted(was.keys() | now.keys())
+              if was.get(k) != now.get(k) and not k.startswith(free)]
+    if differ:
+      listed = '; '.join(f'{k} was {_shown(was.get(k))}, is '
+                         f'{_shown(now.get(k))}' for k in differ)
+      raise errors.UserError(
+          f'--workdir: {str(path)!r} holds a run of another config: {listed}. '
+          + (_train_on(path, now) if set(differ) <= set(_LENGTH) else
+             'Give the same config to resume it, or another --workdir'))
 
 
 def as_trained(model: interface.Model, path: str) -> interface.Model:
@@ -52,7 +106,8 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
     path: the workdir.
     checkpoints: of the workdir.
     shapes: State of jax.ShapeDtypeStruct, with shardings.
-    card: of the network, see `core.cards`. Its classes must be the saved ones.
+    card: of the network, see `models.catalog`. Its classes must be the saved
+      ones.
     fingerprint: of the data and their order, which must be the saved one.
     total_steps: length of the run; None for any.
 
@@ -66,7 +121,8 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
   """
   # The classes come first: with another number of them, no checkpoint fits.
   _check_classes(workdir.card_of(path) or {}, card)
-  found = checkpoints.restore(shapes.params, shapes.rest)
+  found = checkpoint_reader.restore(
+      checkpoints, shapes.params, shapes.rest)
   if found is None:
     return None
   params, rest, meta = found
@@ -127,8 +183,8 @@ def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
   files.write(os.path.join(path, workdir.METRICS), ''.join(
       json.dumps(row) + '\n' for row in sorted(
           lines, key=lambda row: row['step'])))
-  if board := metrics_file.board(path):
-    board.write_scalars(done, scores)
+  if board := metrics_file.Board.open(path):
+    board.write(done, scores)
     board.close()
 
 
@@ -141,6 +197,37 @@ def _keep_scores(checkpoints: checkpoint.Checkpoints, done: int,
       os.makedirs(folder, exist_ok=True)
     files.write(os.path.join(folder, 'metrics'), json.dumps(dict(scores)))
   checkpoints.set_aside_after(done)   # reads the metrics of all steps again
+
+
+def _any_length(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+  """Returns whether the learning rate by step is the same for any length.
+
+  A warm-up that is not shorter than the run is cut, see `optimizers.schedule`.
+
+  Args:
+    was, now: as `workdir.flat` returns them.
+  """
+  warmup = now.get('schedule.warmup_steps', 0)
+  return now.get('schedule.decay') == 'constant' and (
+      not warmup or all(each.get('run.total_steps', 0) > warmup
+                        for each in (was, now)))
+
+
+def _train_on(path: files.Path, now: Mapping[str, Any]) -> str:
+  """Returns how to train further a run whose length cannot change."""
+  flags = f'--workdir=NEW --config.start.weights={shlex.quote(str(path))}'
+  if now.get('start.dont_load'):
+    flags += ' --config.start.dont_load='
+  return (
+      'Its learning rate depends on the length (schedule.decay='
+      f'{now.get("schedule.decay")}, schedule.warmup_steps='
+      f'{now.get("schedule.warmup_steps", 0)}), so a run of another length is '
+      f'another run. To train on from its weights, add {flags} to the command; '
+      'the length is then that of the new run alone')
+
+
+def _shown(value: object) -> str:
+  return 'unset' if value is None else repr(value)
 
 
 def _check_classes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

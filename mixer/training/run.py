@@ -13,27 +13,22 @@ import jax
 import ml_collections
 
 from mixer.core import checkpoint
-from mixer.core import claims
 from mixer.core import errors
 from mixer.core import files
-from mixer.core import peak
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.evaluation import suite
 from mixer.models import catalog
-from mixer.models import cost
 from mixer.models import interface
+from mixer.models import products
 from mixer.training import assembly
 from mixer.training import loop
 from mixer.training import metrics_file
-from mixer.training import nonfinite
 from mixer.training import opening
 from mixer.training import optimizers
 from mixer.training import progress
 from mixer.training import sharding
 from mixer.training import step
-from mixer.training import stop
-from mixer.training import summary
 from mixer.training import watchdog
 from mixer.training.settings import Settings
 
@@ -48,7 +43,7 @@ class _Run:
     plan: how state and batches lie on the devices.
     splits: the data.
     model: the network.
-    card: the network's card, see `core.cards`.
+    card: the network's card, see `models.catalog`.
     sharded: the training step, jitted for the plan.
     total_steps: length of the run.
     image_flops: FLOPs of one image in training.
@@ -92,15 +87,16 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   settings.check_devices(plan.parts)
   with contextlib.ExitStack() as stack:
     stall = stack.enter_context(watchdog.Watch(settings.stall_seconds))
-    stack.enter_context(claims.claimed(path))
-    claims.meet(path)
+    stack.enter_context(workdir.claimed(path))
+    workdir.meet(path)
     checkpoints = stack.enter_context(contextlib.closing(
         assembly.open_checkpoints(config, path)))
     # Whatever can refuse the config or the data comes before the first file is
     # written: a refused command leaves a run as it was, and does not claim an
     # empty workdir. A run that saved nothing has nothing to protect.
     if checkpoints.steps():
-      workdir.check_config(path, assembly.stored(config))
+      from mixer.training import resume  # a new run does not load it
+      resume.check_config(path, assembly.stored(config))
     stall.phase(watchdog.OPENING)
     splits = opening.open_splits(config, settings, plan, path)
     stall.phase('building the network')
@@ -117,15 +113,16 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     splits.bad_images.begin()
     if found is None or files.read(os.path.join(path, workdir.CARD)) is None:
       workdir.write_json(os.path.join(path, workdir.CARD), run.card)
-    summary.introduce(
+    progress.introduce(
         path=path, title=catalog.title(run.card['model']), settings=settings,
         code=code, plan=plan, data=splits.train, evals=splits.evals,
         model=run.model, state=run.sharded.state,
-        trained=cost.trained(run.sharded.state.params, config.optimizer.frozen),
+        trained=optimizers.trained(run.sharded.state.params,
+                                   config.optimizer.frozen),
         image_flops=run.image_flops, total_steps=run.total_steps,
         paper_core_days=assembly.paper_core_days(config))
     stall.phase('making the first state')
-    with stop.Guard() as guard:   # before anything compiles
+    with watchdog.Guard() as guard:   # before anything compiles
       if found is None:
         found = _initial(run), []
       else:
@@ -166,8 +163,8 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
       step_fn, model, optimizer, plan, seed=settings.seed,
       image_shape=assembly.image_shape(model, settings))
   card = assembly.make_card(config, model, splits.train, splits.evals)
-  flops = cost.training_flops(model, settings.image_size,
-                              config.optimizer.frozen, sharded.state.params)
+  flops = model.training_flops(
+      settings.image_size, config.optimizer.frozen, sharded.state.params)
   return _Run(path, settings, plan, splits, model, card, sharded, total, flops,
               merge, origin, checkpoints)
 
@@ -210,11 +207,11 @@ def _restored(run: _Run, fingerprint: Mapping[str, Any]
 
 def _train_or_go_back(
     run: _Run, state: step.State, skipped: list[int],
-    fingerprint: Mapping[str, Any], guard: stop.Guard, stall: watchdog.Watch
+    fingerprint: Mapping[str, Any], guard: watchdog.Guard, stall: watchdog.Watch
     ) -> dict[str, float]:
   """Trains to the end; goes back once if too many updates are skipped."""
   while True:
-    watch = nonfinite.Watch(run.path, step=int(state.step), skipped=skipped,
+    watch = watchdog.Skips(run.path, step=int(state.step), skipped=skipped,
                             norms=run.sharded.norms)
     try:
       return _train(run, state, watch, fingerprint, guard, stall)
@@ -232,8 +229,8 @@ def _train_or_go_back(
     state, skipped = found
 
 
-def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
-           fingerprint: Mapping[str, Any], guard: stop.Guard,
+def _train(run: _Run, state: step.State, watch: watchdog.Skips,
+           fingerprint: Mapping[str, Any], guard: watchdog.Guard,
            stall: watchdog.Watch) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
   settings, plan, checkpoints = run.settings, run.plan, run.checkpoints
@@ -273,7 +270,7 @@ def _train(run: _Run, state: step.State, watch: nonfinite.Watch,
           improves=checkpoints.improves, batch_size=size,
           flops=size * run.image_flops, devices=plan.mesh.size,
           spent=writer.spent, phase=phase, stale=stale,
-          peak_flops=jax.process_count() * peak.flops_per_second(
+          peak_flops=jax.process_count() * products.flops_per_second(
               settings.dtype_on(plan.platform)))
       try:
         if first < total and not 0 < settings.patience <= stale:

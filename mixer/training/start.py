@@ -14,7 +14,7 @@ from mixer.core import trees
 from mixer.core.log import log
 from mixer.models import catalog
 from mixer.models import interface
-from mixer.pretrained import misfits
+from mixer.models import recognition
 from mixer.pretrained import network
 from mixer.pretrained.resize import resize
 
@@ -118,12 +118,12 @@ def merge(given: Mapping[str, Any], initial: Mapping[str, Any], source: str,
   merged = trees.unflatten(dict(afresh, **{
       name: _filled(value, flat.get(name))
       for name, value in trees.flatten(given).items()}))
-  wrong = misfits.between(merged, initial)
+  wrong = recognition.misfits(merged, initial)
   if wrong:
     raise errors.UserError(
         f'start.weights: {source!r} does not fit the model'
         f'{_remedy(wrong, merged, initial)}. They differ in '
-        f'{misfits.shortened(wrong)}')
+        f'{recognition.shortened(wrong)}')
   return merged
 
 
@@ -236,7 +236,7 @@ def _remedy(wrong: list[str], given: Mapping[str, Any],
   """Returns the flags that change the model into one that the weights fit."""
   if all(line.startswith('head/') for line in wrong):
     return "; to train a new head, add --config.start.dont_load='head/.*'"
-  have, want = catalog.widths(given), catalog.widths(wanted)
+  have, want = recognition.widths(given), recognition.widths(wanted)
   flags = [f'--config.model.{key}={value}' for key, value in have.items()
            if value != want.get(key)]
   return f'; to match their widths, add {" ".join(flags)}' if flags else ''

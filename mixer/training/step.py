@@ -17,7 +17,7 @@ import optax
 
 from mixer.core import rng
 from mixer.core import trees
-from mixer.data import resident
+from mixer.data import pipeline
 from mixer.images.augment import Augment
 from mixer.models import interface
 from mixer.training import losses
@@ -138,7 +138,7 @@ def make_train_step(
 
   def step(state, batch, stored=None, by_layer=False):
     key = lambda name: jax.random.fold_in(rng.stream(seed, name), state.step)
-    images, labels, weights = resident.fetch(batch, stored)
+    images, labels, weights = pipeline.fetch(batch, stored)
     images, targets = augment(
         images, losses.targets_of(labels, num_classes, weights),
         rng.of_examples(rng.stream(seed, 'augment'), batch['epoch'],
