@@ -72,7 +72,8 @@ class Checks:
     Raises:
       BadImage: if any part of it cannot be decoded.
     """
-    _say_once(self._line)
+    with self._lock:   # else two threads say it
+      _say_once(self._line)
     if self._passed[record]:
       return
     decode_tf.check(file)

@@ -254,9 +254,8 @@ def _whole(tf, file, channels, crop):
 def _cropped(tf, file, window_of, channels):
   """The pixels of a window; of a JPEG nothing else is decoded.
 
-  Everything that depends on the format is in one `tf.cond`, since another one
-  takes a twentieth of the time of a photo of ImageNet. `window_of` gives the
-  window of an image's shape.
+  Another format is decoded once, for its shape and for its pixels.
+  `window_of` gives the window of an image's shape.
   """
   def jpeg():
     window = window_of(tf.image.extract_jpeg_shape(file))
