@@ -101,6 +101,9 @@ def main(argv: list[str]) -> None:
     from mixer.analysis import mistakes
     from mixer.core import files
     files.write(_HTML.value, mistakes.make_page(network, results, kept))
+  for flag in (_JSON, _PREDICTIONS, _HTML):
+    if flag.value:
+      print(f'Written: {flag.value}')
 
 
 def _show(results: dict[str, Any]) -> None:

@@ -144,5 +144,12 @@ def test_randaugment_needs_one_or_three_channels():
 def test_the_papers_cost_is_told_of_runs_from_scratch_only():
   config = mixer_b16.get_config()
   assert assembly.paper_core_days(config) == 10
+  config.model.patch_size = 32   # B/32 was trained on JFT only
+  assert assembly.paper_core_days(config) is None
+  config.data.name = 'jft'
+  assert assembly.paper_core_days(config) == 50
+  config.model.num_blocks = 3
+  assert assembly.paper_core_days(config) is None
+  config = mixer_b16.get_config()
   config.start.weights = 'w.npz'
   assert assembly.paper_core_days(config) is None

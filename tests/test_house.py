@@ -291,6 +291,7 @@ def test_a_training_step_loads_little_code(data, most_files, most_lines,
       'from mixer.core import command\n'
       'try:\n  command.run(main.main, several=True)\n'
       'except SystemExit as e:\n  assert not e.code, e.code\n'
+      'print("heavy:", *{"tensorflow", "sklearn"} & {*sys.modules})\n'
       'print(*(m.__file__ for n, m in sys.modules.items() '
       'if n.split(".")[0] == "mixer" and m.__file__), sep="\\n")')
   args = ['--config=configs/digits.py', '--noreport',
@@ -306,6 +307,9 @@ def test_a_training_step_loads_little_code(data, most_files, most_lines,
       text=True, timeout=300, env=dict(
           os.environ, HOME='/dev/null', XDG_CACHE_HOME=str(tmp_path)))
   assert out.returncode == 0, out.stderr
+  heavy, = (line for line in out.stdout.splitlines()
+            if line.startswith('heavy:'))   # their import takes seconds
+  assert 'tensorflow' in heavy if data == 'tfrecord' else heavy == 'heavy:'
   loaded = [str(pathlib.Path(file).relative_to(ROOT))
             for file in out.stdout.splitlines()
             if file.startswith(str(ROOT / 'mixer'))]

@@ -150,5 +150,7 @@ def test_a_loss_that_is_not_finite_is_logged_and_not_saved():
 def test_accuracies_are_shown_by_split():
   assert loop.accuracies({
       'eval/test/accuracy': 0.98611, 'eval/test/loss': 0.1,
-      'eval/minival/accuracy': 1.0, 'eval/minival/accuracy_top5': 1.0}) == (
-          'accuracy on test 98.61%, accuracy on minival 100.00%')
+      'eval/minival/accuracy': 1.0, 'eval/minival/accuracy_top5': 1.0,
+      'eval/few/accuracy_25shot': .5}) == (
+          'accuracy on test 98.61%, accuracy on minival 100.00%, '
+          '25-shot accuracy on few 50.00%')

@@ -81,8 +81,8 @@ def show(found: Mapping[str, Any]) -> None:
              '(2) fixed network', 'kept', 'marks'), left=2,
       title='(1) Does it learn as well from permuted images?\n(2) Does it, '
       'trained on original images, recognise permuted ones?',
-      caption=f'Mean and standard deviation over {found["seeds"]} seeds, '
-      f'patches of {found["patch"]} pixels. {permutation.RULE} "marks": a '
+      caption=f'Patches of {found["patch"]} pixels; '
+      f'{runs.of_seeds(found["seeds"])}. {permutation.RULE} "marks": a '
       'published table, which does not say which question it answers.'))
 
 

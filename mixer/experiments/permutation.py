@@ -241,7 +241,7 @@ def show(found: Mapping[str, Any]) -> None:
       ('network', 'order of the pixels', 'accuracy', 'relative drop',
        'kept', "paper's drop"), left=2,
       title=f'trained on images in a fixed order, patches of {found["patch"]} '
-      f'pixels; mean and standard deviation over {found["seeds"]} seeds',
+      f'pixels; {runs.of_seeds(found["seeds"])}',
       caption=f'{RULE} The paper\'s drops: 5-shot linear ImageNet accuracy of '
       'Mixer-B/16 and ResNet50x1, pre-trained on JFT-300M.'))
   if exactly := found.get('exact'):

@@ -138,6 +138,12 @@ def share(stored: splits.Stored, spec: str, begin: float, end: float,
   return out
 
 
+def of_seeds(count: int) -> str:
+  """Returns what a value of a table is over so many seeds."""
+  return ('one seed' if count == 1 else
+          f'mean and standard deviation over {count} seeds')
+
+
 def spread(values: Sequence[float]) -> tuple[float, float]:
   """Returns the mean over seeds, and the sample standard deviation (0 of one).
   """

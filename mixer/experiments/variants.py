@@ -103,7 +103,7 @@ def show(found: Mapping[str, Any]) -> None:
       [_cells(row, found) for row in found['rows']],
       ('mixing', 'parameters', 'MFLOPs', 'images/s', 'accuracy', '±',
        'to tied', 'spreads', 'the paper'),
-      title=f'{found["metric"]}, mean and spread of {found["seeds"]} seeds',
+      title=f'{found["metric"]}; {runs.of_seeds(found["seeds"])}',
       caption=_caption(found)))
 
 

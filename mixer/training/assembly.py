@@ -249,7 +249,9 @@ def paper_core_days(config: ml_collections.ConfigDict) -> int | None:
       'imagenet2012', 'imagenet21k', 'jft'):
     return None
   from mixer.models import published
-  found = published.row(config.model.name, config.data.name)
+  network = catalog.describe(models.create(**_network(config)),
+                             config.model.name)
+  found = published.row(catalog.title(network), config.data.name)
   return found.core_days if found else None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import math
+import re
 import time
 from typing import Any
 from typing import TYPE_CHECKING
@@ -173,11 +174,13 @@ def of_average(metric: str) -> str:
 
 
 def accuracies(scores: Mapping[str, float]) -> str:
-  """Returns the accuracies among metrics as text: 'accuracy on test 98.61%'."""
+  """Returns the accuracies among metrics as text: 'accuracy on test 98.61%,
+  5-shot accuracy on few 61.20%'."""
+  found = ((re.fullmatch(r'eval/(.+)/accuracy(?:_(\d+shot))?', name), value)
+           for name, value in scores.items())
   return ', '.join(
-      f'accuracy on {name.removeprefix("eval/").removesuffix("/accuracy")} '
-      f'{value:.2%}'
-      for name, value in scores.items() if name.endswith('/accuracy'))
+      f'{match[2].replace("shot", "-shot ") if match[2] else ""}accuracy on '
+      f'{match[1]} {value:.2%}' for match, value in found if match)
 
 
 def _read(job: Job, step: Callable[[], int]) -> Iterator[Any]:
