@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from mixer.core import errors
-from mixer.core import rng
 from mixer.images import augment
 from mixer.images.rectangles import cut
+from mixer.training import step as steps
 
 B, SIDE, CLASSES = 16, 12, 5
 SETTINGS = {
@@ -38,8 +38,8 @@ def targets(count=B):
 
 
 def keys(count=B, epoch=0):
-  return rng.of_examples(
-      rng.stream(0, 'augment'), jnp.full(count, epoch, jnp.int32),
+  return steps.of_examples(
+      steps.stream(0, 'augment'), jnp.full(count, epoch, jnp.int32),
       jnp.arange(count, dtype=jnp.int32))
 
 

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from mixer import models
-from mixer.core import rng
 from mixer.training import losses
 from mixer.training import step as steps
 
@@ -95,11 +94,11 @@ def test_streams_differ_from_each_other():
 def test_the_keys_are_those_of_the_named_streams():
   """Saved runs rely on them."""
   keys = keys_of_a_step(seed=3, step=2, epoch=(1, 1, 2, 2))
-  assert keys['augment'] == bits(rng.of_examples(
-      rng.stream(3, 'augment'), jnp.array([1, 1, 2, 2]),
+  assert keys['augment'] == bits(steps.of_examples(
+      steps.stream(3, 'augment'), jnp.array([1, 1, 2, 2]),
       jnp.array([7, 3, 9, 1])))
   for name in ('mixup', 'dropout', 'stochastic_depth'):
-    assert keys[name] == bits(jax.random.fold_in(rng.stream(3, name), 2))
+    assert keys[name] == bits(jax.random.fold_in(steps.stream(3, name), 2))
 
 
 def test_initial_parameters_change_with_the_seed():

@@ -6,7 +6,6 @@ import math
 import jax
 
 from mixer.core import errors
-from mixer.core import rng
 
 PRECISIONS = ('float32', 'bfloat16')
 NONFINITE = ('skip', 'stop')
@@ -84,7 +83,9 @@ class Settings:
           'run: expected either total_steps or total_epochs, above 0, got '
           f'total_steps={self.total_steps} and '
           f'total_epochs={self.total_epochs}')
-    rng.check_seed(self.seed)
+    if not 0 <= self.seed < 2**31:
+      raise errors.UserError(
+          f'run.seed: expected 0 <= seed < 2**31, got {self.seed}')
     if self.precision not in (None, *PRECISIONS):
       raise errors.unknown('run.precision', self.precision, PRECISIONS)
     if not 0 <= (self.average or 0) < 1:

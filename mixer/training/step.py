@@ -9,13 +9,13 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
+import zlib
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
 
-from mixer.core import rng
 from mixer.core import trees
 from mixer.data import pipeline
 from mixer.images.augment import Augment
@@ -53,6 +53,34 @@ class State:
 Step = Callable[..., tuple[State, Metrics]]
 
 
+def stream(seed: int, name: str) -> jax.Array:
+  """Returns the key of a run's random stream `name`.
+
+  Args:
+    seed: the run's seed, in [0, 2**31).
+    name: such as 'init', 'augment' or 'dropout'.
+
+  Returns:
+    A typed PRNG key. Fold the step into it, or the epoch and the example's
+    index, before drawing.
+  """
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+def of_examples(key: jax.Array, epoch: jax.Array,
+                index: jax.Array) -> jax.Array:
+  """Returns one key for each example of a batch: typed PRNG keys [B].
+
+  Args:
+    key: of a stream.
+    epoch, index: int32 [B]. The same example of the same epoch gets the same
+      key in every batch.
+  """
+  def one(e, i):
+    return jax.random.fold_in(jax.random.fold_in(key, e), i)
+  return jax.vmap(one)(epoch, index)
+
+
 def init_state(model: interface.Model,
                optimizer: optax.GradientTransformation, *, seed: int,
                image_shape: tuple[int, int, int]) -> State:
@@ -67,7 +95,7 @@ def init_state(model: interface.Model,
     image_shape: (height, width, channels).
   """
   images = jnp.zeros((1, *image_shape), jnp.float32)
-  params = model.init(rng.stream(seed, 'init'), images)['params']
+  params = model.init(stream(seed, 'init'), images)['params']
   return State(step=jnp.zeros((), jnp.int32), params=params,
                opt_state=optimizer.init(params), bad=jnp.zeros((), jnp.int32))
 
@@ -137,11 +165,11 @@ def make_train_step(
             jax.tree.map(mean, metrics))
 
   def step(state, batch, stored=None, by_layer=False):
-    key = lambda name: jax.random.fold_in(rng.stream(seed, name), state.step)
+    key = lambda name: jax.random.fold_in(stream(seed, name), state.step)
     images, labels, weights = pipeline.fetch(batch, stored)
     images, targets = augment(
         images, losses.targets_of(labels, num_classes, weights),
-        rng.of_examples(rng.stream(seed, 'augment'), batch['epoch'],
+        of_examples(stream(seed, 'augment'), batch['epoch'],
                         batch['record']), key('mixup'))
     rngs = {name: key(name) for name in ('dropout', 'stochastic_depth')}
     compute = gradient if micro_batches == 1 else accumulated
