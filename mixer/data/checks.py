@@ -59,8 +59,7 @@ class Checks:
       self._passed = self._kept() | os.path.exists(mark_of(where))
     self._line = (
         f'{source.name}: {self._passed.sum():,} of {count:,} images are known '
-        'to decode, by mixer.prepare or earlier runs; any other is decoded in '
-        'full when it is first read, which costs about another decode')
+        'to decode; any other is decoded once more, as a check, at first')
 
   def __call__(self, record: int, file: bytes) -> None:
     """Checks an image with `decode_tf.check`, unless it has passed already.
