@@ -83,9 +83,6 @@ class Settings:
           'run: expected either total_steps or total_epochs, above 0, got '
           f'total_steps={self.total_steps} and '
           f'total_epochs={self.total_epochs}')
-    if not 0 <= self.seed < 2**31:
-      raise errors.UserError(
-          f'run.seed: expected 0 <= seed < 2**31, got {self.seed}')
     if self.precision not in (None, *PRECISIONS):
       raise errors.unknown('run.precision', self.precision, PRECISIONS)
     if not 0 <= (self.average or 0) < 1:
