@@ -224,6 +224,8 @@ def wrong_arguments(command, arguments, own_configs):
     if word == '--':
       break
     name, equals, value = word.removeprefix('--').partition('=')
+    if known.get(name.removeprefix('no')) == ():   # --noreport
+      name = name.removeprefix('no')
     if word.startswith('$') or not word.startswith('--'):
       plain.append(word)
     elif name == 'config':
