@@ -14,10 +14,11 @@ The results are TFDS data sets. Train on one with --config.data.name=my_set
 
 build makes a data set from image files: a folder with a folder for each class,
 a manifest (a CSV or JSONL file of paths and labels), or ImageNet-21k's tars.
-It decodes every image once. Images that cannot be decoded are left out and
+It decodes every image in full. Images that cannot be decoded are left out and
 listed in bad.jsonl. Upright 8-bit RGB or grey JPEG and PNG files are stored
 byte for byte; all others are stored upright as RGB. With --shorter_side=512,
-larger photos are stored resized once, which saves decoding in every epoch. The
+larger photos are resized before they are stored, which saves decoding in every
+epoch. The
 records are in random order, by a hash of the file name, so that train[:51200]
 is a random sample to hold out.
 
@@ -187,7 +188,7 @@ def _build(beam_options: Sequence[str]) -> None:
   print(f'wrote {path}')
   if any(row['bad'] for row in counts.values()):
     print('bad images are listed in '
-          + os.path.join(os.path.dirname(path), 'bad.jsonl'))
+          + build.bad_list(path))
 
 
 def _convert() -> None:

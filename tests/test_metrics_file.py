@@ -1,5 +1,6 @@
 """metrics.jsonl holds each step once, however often a run is resumed."""
 import json
+import sys
 
 import pytest
 from tensorboard.compat.proto import event_pb2
@@ -57,3 +58,12 @@ def test_tensorboard_reads_the_same_metrics(tmp_path, monkeypatch, remote):
           for value in event.summary.value] == [
               (1, 'train/loss', '1.0'), (1, 'train/bad', '0.0'),
               (2, 'eval/test/loss', 'nan')]
+
+
+def test_a_tensorboard_that_cannot_be_imported_ends_no_run(
+    tmp_path, monkeypatch, caplog):
+  monkeypatch.setitem(sys.modules, 'tensorboard.compat.proto', None)
+  with caplog.at_level('INFO', logger='mixer'):
+    metrics_file.Writer(str(tmp_path), resumed_at=0).close()
+  assert 'no TensorBoard files are written' in caplog.text
+  assert sorted(file.name for file in tmp_path.iterdir()) == ['metrics.jsonl']

@@ -164,6 +164,7 @@ def test_larger_images_are_resized_and_the_set_has_a_version_of_its_own(
   assert 'resized 76 images' in printed
   path = tmp_path / 'mine' / '1.0.90'
   assert json.loads((path / 'mixer.json').read_text())['shorter_side'] == 90
+  assert (tmp_path / 'mine' / 'bad-1.0.90.jsonl').exists()
   source = sources.open_source('mine', data_dir=str(tmp_path))
   for file in source.read(np.arange(65))[0]:
     assert decode_pillow.pixels(file).shape in ((90, 120, 3), (120, 90, 3))

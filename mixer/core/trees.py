@@ -51,7 +51,7 @@ def digest(tree: Any) -> np.ndarray:
   mesh = getattr(getattr(leaves[0], 'sharding', None), 'mesh', None)
   everywhere = mesh and jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec())
-  # Leaves of equal shape share a program, which one program of all would not.
+  # Leaves of equal shape share one compiled program.
   one = jax.jit(_leaf_digest, out_shardings=everywhere)
   return np.array(jax.device_get([one(x) for x in leaves]), np.uint32)
 

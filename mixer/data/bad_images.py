@@ -2,8 +2,8 @@
 
 Whether an image is bad must not depend on its random crop, and a crop decodes
 an image only as far as it reaches. So every image is decoded in full the first
-time it is read, unless `checks` knows it, and the result is remembered in one
-byte for each record.
+time it is read, unless it is known to have passed, and the result is remembered
+in one byte for each record.
 """
 from collections.abc import Callable
 import threading
@@ -52,7 +52,7 @@ class CheckedReader:
     last = max(int(p.records(np.array(p.stop - p.start - 1)))
                for p in source.stored.values())
     self._state = np.zeros(last + 1, np.uint8)
-    self._check = checks.Checks(source, last + 1)
+    self._check = checks.Checks(source, last + 1, len(split))
     self._lock = threading.Lock()
     self.bad: dict[int, tuple[str, str]] = {}
 

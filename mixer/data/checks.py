@@ -48,10 +48,12 @@ class Checks:
   Args:
     source: whose images they are.
     count: number of its records.
+    read: number of those that the run reads.
   """
 
-  def __init__(self, source: Source, count: int):
+  def __init__(self, source: Source, count: int, read: int):
     self._passed, self._fresh, self._path = np.zeros(count, bool), 0, ''
+    self._every = max(_FEWEST, read // 256)
     self._lock = threading.Lock()
     where = source.directory
     if where and os.path.isdir(where):   # not in a bucket
@@ -59,7 +61,7 @@ class Checks:
       self._passed = self._kept() | os.path.exists(mark_of(where))
     self._line = (
         f'{source.name}: {self._passed.sum():,} of {count:,} images are known '
-        'to decode; any other is decoded once more, as a check, at first')
+        'to decode; each of the others is decoded in full when first read')
 
   def __call__(self, record: int, file: bytes) -> None:
     """Checks an image with `decode_tf.check`, unless it has passed already.
@@ -79,8 +81,7 @@ class Checks:
     with self._lock:
       self._passed[record] = True
       self._fresh += 1
-      every = max(_FEWEST, len(self._passed) // 256)
-      if self._path and self._fresh % every == 0:
+      if self._path and self._fresh % self._every == 0:
         self._passed |= self._kept()   # what other processes found
         if not shards.keep(self._path, np.packbits(self._passed)):
           self._path = ''

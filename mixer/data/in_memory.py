@@ -40,7 +40,9 @@ def digits() -> Source:
   """
   # Importing scikit-learn, for its load_digits, would take seconds.
   library = importlib.util.find_spec('sklearn')
-  assert library and library.origin, 'scikit-learn is not installed'
+  if not (library and library.origin):
+    raise ModuleNotFoundError('the digits come with scikit-learn, which is not '
+                              'installed: pip install scikit-learn')
   table = np.loadtxt(os.path.join(os.path.dirname(
       library.origin), 'datasets', 'data', 'digits.csv.gz'), delimiter=',')
   images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8)

@@ -74,9 +74,9 @@ def fingerprint(info: tfds.core.DatasetInfo, shards: Shards) -> str:
 
 
 def keep(path: str, array: np.ndarray) -> bool:
-  """Writes an array to a file of the cache at once; returns whether it could.
+  """Writes an array to the cache atomically; returns whether it could.
 
-  If not, the log says so, and the next run has to find out again.
+  If not, the log says so, and the next run has to compute it again.
   """
   part = f'{path}.{uuid.uuid4().hex}'   # machines may share a home directory
   try:

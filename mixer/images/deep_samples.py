@@ -1,4 +1,4 @@
-"""Recognises images whose samples have more than 8 bits, and bad images."""
+"""Bad images, and those whose samples have more than 8 bits."""
 from PIL import Image
 
 

@@ -67,11 +67,7 @@ def build(source: str, *, name: str, data_dir: str, file_format: str,
     RunError: if too many images are bad, or the counts do not add up.
   """
   beam_runner.import_beam()   # fails before the source is scanned
-  problem = tf_setup.hide_accelerators()
-  if problem:
-    raise errors.UserError(
-        f'build checks images with TensorFlow, as training does, and {problem}'
-        '; run pip install -r launch/requirements-prepare.txt')
+  _need_tensorflow()
   root = os.path.join(set_directory.local_path(data_dir, '--data_dir'), name)
   version = f'1.0.{shorter_side or 0}'
   path = os.path.join(root, version)
@@ -93,7 +89,7 @@ def build(source: str, *, name: str, data_dir: str, file_format: str,
     counts = _checked_counts(reports, images.sizes, work)
     _list_bad_images([bad for report in reports for bad in report['bad']],
                      sum(row['in'] for row in counts.values()),
-                     max_bad_fraction, os.path.join(root, 'bad.jsonl'))
+                     max_bad_fraction, bad_list(path))
     written = {split: set_directory.move_shards(
         work, [report for report in reports if report['split'] == split],
         partial, name, split, file_format) for split in counts}
@@ -122,7 +118,7 @@ def write_shard(grouped: tuple[tuple[str, int], Iterable[str]], *, work: str,
     shorter_side: as for `plain_files.plain_file`.
   """
   (split, shard), packed = grouped
-  tf_setup.load()   # before threads that would import it
+  _need_tensorflow()   # before threads that would import it
   # Beam groups in no particular order.
   entries = sorted(map(image_lists.unpack, packed),
                    key=lambda e: (e.name_hash, e.name))
@@ -240,13 +236,25 @@ def _checked_counts(reports: Iterable[Mapping[str, Any]],
   return counts
 
 
+def bad_list(path: str) -> str:
+  """Returns the path of the list of a set's bad images: beside the directory of
+  its version, `path`, so that it is there even when the set is not."""
+  root, version = os.path.split(path)
+  return os.path.join(
+      root, 'bad.jsonl' if version == '1.0.0' else f'bad-{version}.jsonl')
+
+
+def _need_tensorflow() -> None:
+  problem = tf_setup.hide_accelerators()
+  if problem:
+    raise errors.UserError(
+        f'build checks images with TensorFlow, as training does, and {problem}'
+        '; run pip install -r launch/requirements-prepare.txt')
+
+
 def _list_bad_images(bad: Sequence[Mapping[str, str]], total: int,
                      max_bad_fraction: float, path: str) -> None:
-  """Writes bad.jsonl if there are bad images; RunError if there are too many.
-
-  The file lies beside the version's directory, so that it is there even when
-  the set is not.
-  """
+  """Writes the list of bad images, if any; RunError if there are too many."""
   if os.path.exists(path):
     os.remove(path)   # written by an earlier try
   if bad:

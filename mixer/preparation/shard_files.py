@@ -1,7 +1,7 @@
 """Reads and writes whole shards, in both file formats of TFDS.
 
-`mixer.prepare` reads every record once, in order; `mixer.data.shards` reads the
-same files at random. Nothing here imports TensorFlow.
+`mixer.prepare` reads every record once, in order; `data.array_records` and
+`data.tfrecord` read the same files at random. Nothing here imports TensorFlow.
 """
 from collections.abc import Iterable
 from collections.abc import Iterator

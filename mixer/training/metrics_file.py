@@ -3,7 +3,6 @@
 Only process 0 writes.
 """
 from collections.abc import Mapping
-import importlib.util
 import io
 import json
 import math
@@ -68,8 +67,6 @@ class Writer:
     self._complete()
     if self._writes and not self._file:
       self._upload()
-    if self._board:
-      self._board.flush()
 
   def close(self) -> None:
     """Completes the last line and closes all files."""
@@ -99,6 +96,8 @@ class Writer:
   def _upload(self) -> None:
     """Writes the whole file again, since a bucket cannot append."""
     files.write(self._path, ''.join(self._lines))
+    if self._board:
+      self._board.flush()
     self._uploaded = time.monotonic()
 
 
@@ -125,16 +124,21 @@ class Board:
   @classmethod
   def open(cls, path: str) -> 'Board | None':
     """Returns a writer; None, with a line in the log, without TensorBoard."""
-    if importlib.util.find_spec('tensorboard'):
+    try:
       return cls(path)
-    log.info('no TensorBoard files are written: tensorboard is not installed '
-             '(pip install tensorboard)')
+    except ModuleNotFoundError as e:
+      log.info('no TensorBoard files are written: %s is not installed (pip '
+               'install tensorboard)', e.name)
+    except Exception as e:   # a library that does not fit, of any type
+      log.warning('no TensorBoard files are written: %s: %s',
+                  type(e).__name__, ' '.join(str(e).split())[:200])
     return None
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds the metrics of a step."""
     self._add(step=step, summary=dict(value=[
-        dict(tag=name, simple_value=value) for name, value in metrics.items()]))
+        dict(tag=name, simple_value=float(value))
+        for name, value in metrics.items()]))
     self._file.flush()   # TensorBoard reads along
 
   def flush(self) -> None:
