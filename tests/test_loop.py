@@ -65,7 +65,8 @@ def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
       step_fn=step_fn, resident=None, evaluate=evaluate, save=seen.save,
       batches=(dict(record=i) for i in range(first, total)), writer=seen,
       progress=seen, guard=guard,
-      watch=watchdog.Skips('', norms=None), total_steps=total, batch_size=8, flops=1.0, peak_flops=1.0,
+      skips=watchdog.Skips('', norms=None), total_steps=total, batch_size=8,
+      flops=1.0, peak_flops=1.0,
       **dict(periods, **settings))
   state = types.SimpleNamespace(step=first)
   try:

@@ -70,7 +70,7 @@ def recorded():
 
   job = loop.Job(
       step_fn=step_fn, batches=[dict(record=i) for i in range(4)],
-      resident=None, watch=watchdog.Skips('', norms=None),
+      resident=None, skips=watchdog.Skips('', norms=None),
       evaluate=evaluate, save=seen.save,
       writer=seen, progress=seen,
       guard=types.SimpleNamespace(asked=lambda step: None), total_steps=4,

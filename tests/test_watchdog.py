@@ -81,7 +81,7 @@ def train(watch, stall, at):
       check=lambda *a: None, compare=lambda *a: None)
   loop.train(types.SimpleNamespace(step=0), loop.Job(
       step_fn=compute, batches=batches(), resident=None, evaluate=score,
-      save=save, writer=deaf, progress=deaf, guard=deaf, watch=deaf,
+      save=save, writer=deaf, progress=deaf, guard=deaf, skips=deaf,
       total_steps=3, log_every=100, eval_every=0, save_every=100,
       save_scored=False, batch_size=1, flops=1.0, peak_flops=1.0, phase=watch.phase))
 

@@ -47,7 +47,7 @@ class Job:
     writer: of metrics.
     progress: what the user sees.
     guard: says whether a signal asks to stop.
-    watch: counts the updates that the step skipped.
+    skips: counts the updates that the step skipped.
     total_steps: number of updates of the run.
     log_every: period of training metrics, in steps.
     eval_every: period of evaluations, in steps.
@@ -71,7 +71,7 @@ class Job:
   writer: 'metrics_file.Writer'
   progress: 'progress.Progress'
   guard: 'watchdog.Guard'
-  watch: 'watchdog.Skips'
+  skips: 'watchdog.Skips'
   total_steps: int
   log_every: int
   eval_every: int
@@ -125,11 +125,11 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
     # A stopped run may be killed soon: it evaluates when it resumes.
     evaluating = due(step, job.eval_every, job.total_steps) and not stopping
     saving = due(step, job.save_every, job.total_steps)
-    if evaluating or saving or stopping or job.watch.wary:
+    if evaluating or saving or stopping or job.skips.wary:
       jax.block_until_ready(metrics)
       _log(job, *pending, clock)
       _check_finite(step, metrics)
-      job.watch.check(state, batch, job.resident)
+      job.skips.check(state, batch, job.resident)
       pending = None
     if evaluating or saving or stopping:
       scores = {}
@@ -194,19 +194,19 @@ def _read(job: Job, step: Callable[[], int]) -> Iterator[Any]:
 def _log(job: Job, step: int, metrics: Metrics, record: Any,
          clock: '_Clock') -> None:
   """Writes and shows the metrics of a step that is due or was skipped."""
-  skipped = job.watch.look(step, metrics, record)
+  skipped = job.skips.look(step, metrics, record)
   if not skipped and not due(step, job.log_every, job.total_steps):
     return
   row = {f'train/{key}': float(value)
          for key, value in jax.device_get(metrics).items()}
   if 'skipped' in metrics:
-    row['train/skipped'] = len(job.watch.skipped)
+    row['train/skipped'] = len(job.skips.skipped)
   if not skipped and not all(map(math.isfinite, row.values())):
     job.writer.write(step, row)   # the last line of a diverged run shows why
     job.writer.flush()
   _check_finite(step, metrics)
   if not skipped:
-    job.watch.compare(step, row['train/loss'])
+    job.skips.compare(step, row['train/loss'])
   seconds = clock.seconds_per_step(step)
   if seconds:
     speed = job.flops / seconds
@@ -220,7 +220,7 @@ def _log(job: Job, step: int, metrics: Metrics, record: Any,
 
 def _check_finite(step: int, metrics: Metrics) -> None:
   if int(metrics.get('skipped', 0)):
-    return   # the watch has reported it
+    return   # `skips` has reported it
   bad = [f'{key} = {float(value)}'
          for key, value in jax.device_get(metrics).items()
          if not math.isfinite(float(value))]

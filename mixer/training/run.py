@@ -211,25 +211,25 @@ def _train_or_go_back(
     ) -> dict[str, float]:
   """Trains to the end; goes back once if too many updates are skipped."""
   while True:
-    watch = watchdog.Skips(run.path, step=int(state.step), skipped=skipped,
-                            norms=run.sharded.norms)
+    skips = watchdog.Skips(run.path, step=int(state.step), skipped=skipped,
+                           norms=run.sharded.norms)
     try:
-      return _train(run, state, watch, fingerprint, guard, stall)
+      return _train(run, state, skips, fingerprint, guard, stall)
     except errors.Diverged as e:
       from mixer.training import diverged
-      if not (watch.exhausted
+      if not (skips.exhausted
               and diverged.can_go_back(run.path, run.checkpoints)):
         raise
       log.warning('%s', e)
     # Leaving the `except` block has freed the state that diverged.
     stall.phase(watchdog.RESTORING)
-    diverged.go_back(run.path, run.checkpoints, watch.skipped[-1], watch.first)
+    diverged.go_back(run.path, run.checkpoints, skips.skipped[-1], skips.first)
     found = _restored(run, fingerprint)
     assert found is not None   # go_back keeps a checkpoint
     state, skipped = found
 
 
-def _train(run: _Run, state: step.State, watch: watchdog.Skips,
+def _train(run: _Run, state: step.State, skips: watchdog.Skips,
            fingerprint: Mapping[str, Any], guard: watchdog.Guard,
            stall: watchdog.Watch) -> dict[str, float]:
   """Trains from a state to the end; returns the final evaluation's metrics."""
@@ -244,7 +244,7 @@ def _train(run: _Run, state: step.State, watch: watchdog.Skips,
 
   def save(done: int, state: step.State, scores: Mapping[str, float]) -> None:
     checkpoints.save(done, state.params, state.rest,
-                     dict(data=fingerprint, skipped=list(watch.skipped)),
+                     dict(data=fingerprint, skipped=list(skips.skipped)),
                      scores, optimizers.average_of(state.opt_state))
 
   batches = data.train_batches(
@@ -263,7 +263,7 @@ def _train(run: _Run, state: step.State, watch: watchdog.Skips,
       job = loop.Job(
           step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
           resident=stored, evaluate=ask, save=save,
-          writer=writer, progress=bar, guard=guard, watch=watch,
+          writer=writer, progress=bar, guard=guard, skips=skips,
           total_steps=total, log_every=settings.log_every,
           eval_every=settings.eval_every, patience=settings.patience,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
