@@ -354,7 +354,7 @@ def test_every_network_of_the_catalog_brings_what_others_ask_for():
   for family, row in catalog.FAMILIES.items():
     network = catalog.class_of(family)
     assert issubclass(network, interface.Model) and row[1] == network.__name__
-    for name in (network.NAMES[0], network.NAMES[2]):   # tracing takes long
+    for name in network.NAMES[:3:2]:   # tracing takes long
       model = models.create(name)
       described = catalog.describe(model)
       assert described['name'] == name and models.create(**described) == model

@@ -59,9 +59,10 @@ class Checks:
     if where and os.path.isdir(where):   # not in a bucket
       self._path = mark_of(where, f'{source.name} {source.fingerprint}')
       self._passed = self._kept() | os.path.exists(mark_of(where))
-    self._line = (
-        f'{source.name}: {self._passed.sum():,} of {count:,} images are known '
-        'to decode; each of the others is decoded in full when first read')
+    known = self._passed.sum()
+    self._line = '' if not self._path or known == count else (
+        f'{source.name}: {known:,} of {count:,} images are known to decode; '
+        'each of the others is decoded in full when first read')
 
   def __call__(self, record: int, file: bytes) -> None:
     """Checks an image with `decode_tf.check`, unless it has passed already.
@@ -73,8 +74,9 @@ class Checks:
     Raises:
       BadImage: if any part of it cannot be decoded.
     """
-    with self._lock:   # else two threads say it
-      _say_once(self._line)
+    if self._line:
+      with self._lock:   # else two threads say it
+        _say_once(self._line)
     if self._passed[record]:
       return
     decode_tf.check(file)

@@ -96,8 +96,10 @@ def images(path: str) -> list[str]:
 def _log_ignored(root, ignored):
   if ignored:
     kinds = ', '.join(f'{n} {kind!r}' for kind, n in ignored.most_common(10))
-    log.info('%r: %d files are ignored because they are no images or are in no '
-             'class folder: %s', root, ignored.total(), kinds)
+    count = ignored.total()
+    log.info('%r: %s ignored: no images or, in a data set, in no class folder: '
+             '%s', root, f'{count} files are' if count > 1 else '1 file is',
+             kinds)
 
 
 def _split_folders(root, ignored):

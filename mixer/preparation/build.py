@@ -249,7 +249,8 @@ def _need_tensorflow() -> None:
   if problem:
     raise errors.UserError(
         f'build checks images with TensorFlow, as training does, and {problem}'
-        '; run pip install -r launch/requirements-prepare.txt')
+        '; run .venv-prepare/bin/pip install -r '
+        'launch/requirements-prepare.txt')
 
 
 def _list_bad_images(bad: Sequence[Mapping[str, str]], total: int,

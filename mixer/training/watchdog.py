@@ -212,7 +212,7 @@ class Guard:
     self._asked, self._when = signal.Signals(number).name, now
     # Not the log, which would write into the bar of a terminal.
     print(f'{self._asked} came: the run stops after this step (the first one '
-          'compiles)', file=sys.stderr, flush=True)
+          'of a start compiles)', file=sys.stderr, flush=True)
     if self._several:
       os.kill(os.getpid(), signal.SIGTERM)
 
