@@ -135,10 +135,11 @@ def parse(texts: Sequence[str]) -> dict[str, list[float]]:
 
 def show(found: Mapping[str, Any]) -> None:
   """Prints what `run` returned."""
-  tried, finals = [], []
+  tried, finals, edges = [], [], []
   for name, one in found['optimizers'].items():
     rates = [row['rate'] for row in one['tried']]
     edge = len(rates) > 1 and one['rate'] in (min(rates), max(rates))
+    edges.append(edge)
     tried += [(
         _TITLES[name], f'{row["rate"]:g}',
         'diverged' if row['accuracy'] is None else f'{row["accuracy"]:.2%}',
@@ -153,7 +154,7 @@ def show(found: Mapping[str, Any]) -> None:
           tried, ('optimizer', 'learning rate', found['dev'], ''),
           title=f'trained on {found["train"]}, judged on {found["dev"]}',
           caption='A best rate at the edge of those that were tried may not be '
-          'the best: try more beyond it, in another --workdir.'),
+          'the best: try more beyond it, in another --workdir.' * any(edges)),
       tables.make(finals, ('optimizer', 'learning rate', found['metric'],
                            'training loss'),
                   title='with the best rate, on all training images'))
