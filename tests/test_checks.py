@@ -30,7 +30,7 @@ def crops(tmp_path_factory):
 
 @pytest.fixture
 def settings(crops, tmp_path, monkeypatch):
-  """What opens a copy of the set, with a cache of its own that learns of every
+  """Settings that open a copy of the set, with a cache that learns of every
   image at once."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   monkeypatch.setattr(checks, '_FEWEST', 1)

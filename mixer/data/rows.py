@@ -1,4 +1,4 @@
-"""What goes into each row of a batch before decoding.
+"""Chooses what each row of a batch holds, before decoding.
 
 In training, an image that cannot be decoded is replaced by another of the same
 epoch; which one is a function of (seed, epoch, position). In evaluation it is

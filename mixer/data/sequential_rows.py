@@ -1,4 +1,4 @@
-"""What goes into each row of a batch, for sets that are read in sequence.
+"""Chooses what each row of a batch holds, for sets read in sequence.
 
 In training, an image that cannot be decoded is replaced by the next good one of
 its window. In evaluation it is left out.

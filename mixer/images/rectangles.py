@@ -63,7 +63,7 @@ def erase(image_HWC: jax.Array, key: jax.Array, probability: float
 
 
 def _box(shape, corner, sides):
-  """Whether a pixel is in the box: bool [H, W, 1]. corner, sides: int32 [2]."""
+  """Returns bool [H, W, 1], the pixels in a box; corner, sides: int32 [2]."""
   rows, columns = (
       (jnp.arange(n) >= start) & (jnp.arange(n) < start + side)
       for n, start, side in zip(shape, corner, sides))

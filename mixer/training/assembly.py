@@ -51,7 +51,7 @@ _SECTIONS = ('model', *_READERS, 'start', 'evals', 'fewshot')
 
 
 class Classes(Protocol):
-  """What the shape of a network depends on; `data.sources.Source` has it."""
+  """Those fields of `data.sources.Source` that the shape of a network needs."""
 
   @property
   def num_classes(self) -> int:

@@ -255,7 +255,7 @@ class Skips:
 
   @property
   def exhausted(self) -> bool:
-    """Whether the last update was skipped, and was one too many."""
+    """Returns whether the last update was skipped, and was one too many."""
     row = self._last - self.first + 1
     return row >= _IN_A_ROW or (row > 0 and len(self.skipped) >= _IN_A_RUN)
 
