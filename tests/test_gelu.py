@@ -19,7 +19,8 @@ def test_the_form_for_tpus_is_the_same_function(approximate):
   gelu = products.gelu('tpu', approximate, train=True)
   usual = lambda x: nn.gelu(x, approximate=approximate)
   np.testing.assert_allclose(gelu(X), usual(X), atol=1e-6)
-  np.testing.assert_allclose(slopes(gelu, X), slopes(usual, X), atol=2e-6)
+  # Either is up to 3.5e-6 from the float64 slope, near 4.9.
+  np.testing.assert_allclose(slopes(gelu, X), slopes(usual, X), atol=7e-6)
 
 
 @pytest.mark.parametrize('approximate', [True, False])
