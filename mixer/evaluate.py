@@ -113,7 +113,9 @@ def _show(results: dict[str, Any]) -> None:
   def show(title: str, columns: tuple[str, ...],
            rows: list[tuple[Any, ...]]) -> None:
     if rows:
-      tables.show(tables.make(rows, columns, title=title))
+      full = [i for i in range(len(columns)) if any(r[i] != '' for r in rows)]
+      tables.show(tables.make([[row[i] for i in full] for row in rows],
+                              [columns[i] for i in full], title=title))
 
   percent = '{:.2%}'.format
   size = 'x'.join(map(str, results['image_size']))

@@ -178,11 +178,11 @@ def test_gke_names_the_hosts_of_a_tpu_slice(
   assert join(calls) == ({} if several else None)
 
 
-def on_tpu_vm(monkeypatch, **attributes):
+def on_tpu_vm(monkeypatch, device='/dev/vfio/0', **attributes):
   """Fakes a machine with a TPU, and the metadata server's attributes."""
   exists = cluster.os.path.exists
   monkeypatch.setattr(cluster.os.path, 'exists',
-                      lambda path: path == '/dev/vfio/0' or exists(path))
+                      lambda path: path == device or exists(path))
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
 
   def urlopen(request, timeout):
@@ -214,6 +214,11 @@ def test_the_metadata_server_names_the_hosts_of_a_tpu_slice(
   assert join(calls) == ({} if several else None)
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')   # runs alone, without the TPU
   assert join(calls) is None
+
+
+def test_the_older_driver_of_a_tpu_is_known_too(calls, monkeypatch):
+  on_tpu_vm(monkeypatch, '/dev/accel0', **{ENDPOINTS: 'a,b'})
+  assert join(calls) == {}
 
 
 @pytest.mark.parametrize('error', [

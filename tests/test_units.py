@@ -97,6 +97,14 @@ def test_units_are_the_columns_of_the_first_layer_on_the_grid_of_patches():
   np.testing.assert_array_equal(stem[7], params['stem']['kernel'][..., 7])
 
 
+@pytest.mark.parametrize('order,moved', [
+    ('patches:4:0', False), ('patches:8:0', False), ('patches:2:0', True),
+    ('within:4:0', True), ('all', True), (None, False)])
+def test_which_orders_move_the_pixels_of_a_stem(order, moved):
+  model, _ = network(size=(8, 16), tokens_mlp_dim=5, pixel_order=order)
+  assert units.stem_is_moved(model) == moved
+
+
 @pytest.mark.parametrize('order', ['patches:4:1', 'both:4:1', 'both:8:2',
                                    'within:2:0'])
 def test_weights_stand_where_the_image_has_the_patch(order):

@@ -82,6 +82,17 @@ def stem_units(params: Mapping[str, Any]) -> np.ndarray:
   return np.moveaxis(np.asarray(params['stem']['kernel'], np.float32), -1, 0)
 
 
+def stem_is_moved(model: interface.Model) -> bool:
+  """Returns whether `model.pixel_order` moves pixels inside the stem's patches.
+  """
+  if not model.pixel_order:
+    return False
+  kind, moved, _ = pixel_order.parse(model.pixel_order, model.patch_size)
+  whole = all(m % own == 0 for m, own in zip(
+      moved, grid.pair(model.patch_size)))
+  return not (kind == 'patches' and whole)
+
+
 def frequencies(units: np.ndarray) -> np.ndarray:
   """Returns the mean frequency of each unit, in cycles per image.
 

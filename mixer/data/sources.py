@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Collection
 import dataclasses
+import os
 import re
 import typing
 
@@ -71,6 +72,14 @@ class Source:
   directory: str | None = None
   relabelled: bool = False
   targets: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
+
+  @property
+  def title(self) -> str:
+    """The name, with the version of a TFDS set: 'cifar10:3.0.2'."""
+    if self.directory is None:
+      return self.name
+    start = self.name.partition(':')[0]
+    return f'{start}:{os.path.basename(self.directory.rstrip("/"))}'
 
 
 def open_source(name: str, *, data_dir: str | None = None,

@@ -68,11 +68,11 @@ def introduce(*, path: str, title: str, settings: Settings, plan: sharding.Plan,
   say('         %s parameters%s; %.3g GFLOPs per image in a forward pass',
       f'{count:,}', of_them,
       model.forward_flops(settings.image_size) / 1e9)
-  say('data     %s, split %s: %s images of %d classes', data.source.name,
+  say('data     %s, split %s: %s images of %d classes', data.source.title,
       data.split.spec, f'{len(data):,}', data.source.num_classes)
   for name, split in evals.items():
     say('         evaluation %r on %s, split %s: %s images', name,
-        split.source.name, split.split.spec, f'{len(split):,}')
+        split.source.title, split.split.spec, f'{len(split):,}')
   if classes := class_counts.overview(data):
     say('classes  %s', classes)
   mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.shape.items()
