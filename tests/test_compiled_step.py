@@ -129,12 +129,12 @@ def test_every_shipped_config_compiles_for_the_papers_tpu(name):
 
 
 # Million cycles of a core of TPU v3 in bfloat16, as in BENCHMARKS.md.
-CYCLES = (('Mixer-B/16', 64, 'forward', 31.63),
-          ('Mixer-L/16', 32, 'forward', 56.26),
-          ('Mixer-H/14', 16, 'forward', 74.62),
-          ('Mixer-B/16', 64, 'train', 104.50),
-          ('Mixer-L/16', 32, 'train', 184.51),
-          ('Mixer-H/14', 16, 'train', 244.57))
+CYCLES = (('Mixer-B/16', 64, 'forward', 31.30),
+          ('Mixer-L/16', 32, 'forward', 55.79),
+          ('Mixer-H/14', 16, 'forward', 74.09),
+          ('Mixer-B/16', 64, 'train', 104.05),
+          ('Mixer-L/16', 32, 'train', 184.09),
+          ('Mixer-H/14', 16, 'train', 243.85))
 
 
 @needs_libtpu

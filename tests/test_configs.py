@@ -51,8 +51,9 @@ RECIPES = ('sgd', 'adam')
 ARGUMENTS = ('', *DATASETS, *(f'{d},{r}' for d in DATASETS for r in RECIPES))
 FINETUNE = ('', 'b16,imagenet2012', 's16,oxford_iiit_pet', 'h14,vtab-dtd',
             'b32,vtab-clevr_count', 'l16,folder=PATH')
+OF_OTHERS = dict(finetune=FINETUNE, cifar10=('', 'hour'))
 SHIPPED = [(n, a) for n in NAMES for a in (
-    ARGUMENTS if n in SCALES else FINETUNE if n == 'finetune' else ('',))]
+    ARGUMENTS if n in SCALES else OF_OTHERS.get(n, ('',)))]
 # The number of classes of each data set, because the tests have no data.
 CLASSES = {'imagenet2012': 1000, 'imagenet21k': 21_841, 'jft': 18_291,
            'digits': 10, 'cifar10': 10, 'oxford_iiit_pet': 37, 'vtab:dtd': 47,

@@ -152,8 +152,8 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
                 f'$S^{{{exponents_[key]["all"]:.2f}}}$', **settings)
   axes.plot(x, [(s / x[0]) ** 2 for s in x], ':', color=figures.GREY,
             label='$S^2$, for comparison')
-  axes.set(xscale='log', yscale='log', xlabel='Number of patches S',
-           ylabel=f'Cost of an image, relative to S = {x[0]}')
+  axes.set(xscale='log', yscale='log', xlabel='number of patches S',
+           ylabel=f'cost of an image, relative to S = {x[0]}')
   axes.set_xticks(x, [f'{s:,}' for s in x])
   axes.set_xticks([], minor=True)
   axes.grid(True)

@@ -177,11 +177,11 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
       figures.band(axes, one['runs'][0][key]['steps'],
                    np.array([r[key]['values'] for r in one['runs']]),
                    number=number, label=_TITLES[name])
-  tuning.set(xscale='log', xlabel='Learning rate',
-             ylabel='Accuracy on held-out images')
-  curves[0].set(xlabel='Step', xlim=(0, None), ylabel='Training loss')
-  curves[1].set(xlabel='Step', xlim=(0, None),
-                ylabel=f'Accuracy on {found["metric"].split("/")[1]}')
+  tuning.set(xscale='log', xlabel='learning rate',
+             ylabel='accuracy on held-out images')
+  curves[0].set(xlabel='step', xlim=(0, None), ylabel='training loss')
+  curves[1].set(xlabel='step', xlim=(0, None),
+                ylabel=f'accuracy on {found["metric"].split("/")[1]}')
   for axes in (tuning, curves[1]):
     figures.percent(axes)
   for axes in (tuning, *curves):

@@ -118,7 +118,8 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
       values = np.array([_values(found, key, name, n) for n in counts])
       figures.band(axes, counts, values.T, number=number, label=name,
                    marker=figures.MARKERS[number])
-    axes.set(xscale='log', xlabel='Training images', ylabel=title)
+    axes.set(xscale='log', xlabel='training images',
+             ylabel=title[0].lower() + title[1:])
     axes.set_xticks(counts, [f'{count:,}' for count in counts])
     axes.set_xticks([], minor=True)
     axes.grid(True)
