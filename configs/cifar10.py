@@ -4,9 +4,10 @@
   python -m mixer.main --config=configs/cifar10.py:hour \\
     --config.data.dir=$DATA_DIR
 
-A run of 850 steps takes 10 to 13 minutes on 2 CPU cores and reaches 52.4% top-1;
-the full recipe of 100 epochs has not been run. `hour` is a smaller network with
-Adam, which takes an hour on 2 CPU cores and reaches 76.5% (RESULTS.md).
+A run of 850 steps takes 10 to 13 minutes on 2 CPU cores and reaches 52.4%
+top-1; the full recipe of 100 epochs has not been run. `hour` is a smaller
+network with Adam, which takes an hour on 2 CPU cores and reaches 76.5%
+(RESULTS.md).
 """
 import ml_collections
 
