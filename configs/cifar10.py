@@ -6,7 +6,7 @@
 
 A run of 850 steps takes 10 to 13 minutes on 2 CPU cores and reaches 52.4%
 top-1; the full recipe of 100 epochs has not been run. `hour` is a smaller
-network with Adam, which takes an hour on 2 CPU cores and reaches 76.5%
+network with Adam, which takes about an hour on 2 CPU cores and reaches 76.5%
 (RESULTS.md).
 """
 import ml_collections
@@ -22,7 +22,7 @@ def get_config(argument: str = '') -> ml_collections.ConfigDict:
   """
   if argument not in ('', 'hour'):
     raise ValueError(
-        f'config argument {argument!r}: expected hour, or none')
+        f"config argument {argument!r}: expected 'hour' or no argument")
   c = recipe.base()
   c.model.update(name='Mixer-S/4', hidden_dim=128, num_blocks=8,
                  tokens_mlp_dim=64, channels_mlp_dim=512,

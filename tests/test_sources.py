@@ -9,6 +9,7 @@ manifest and in an array. Kind 'sequential' reads the TFRecords in sequence;
 from two epochs.
 """
 import collections
+import dataclasses
 import hashlib
 import json
 import os
@@ -51,6 +52,18 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope='module')
 def drawn():
   return tfds_sets.draw_crops()
+
+
+@pytest.mark.parametrize('name,directory,title', [
+    ('cifar10', '/data/cifar10/3.0.2', 'cifar10:3.0.2'),
+    ('cifar10:3.*.*', '/data/cifar10/3.0.2', 'cifar10:3.0.2'),
+    ('set/config', '/data/set/config/1.0.0/', 'set/config:1.0.0'),
+    ('vtab:dtd', '/data/dtd/3.0.1', 'vtab:dtd:3.0.1'),
+    ('folder:/photos', None, 'folder:/photos')])
+def test_the_title_of_a_source_names_the_version(name, directory, title):
+  source = dataclasses.replace(sources.open_source('digits'), name=name,
+                               directory=directory)
+  assert source.title == title
 
 
 @pytest.fixture(scope='module')

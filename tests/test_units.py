@@ -99,10 +99,13 @@ def test_units_are_the_columns_of_the_first_layer_on_the_grid_of_patches():
 
 @pytest.mark.parametrize('order,moved', [
     ('patches:4:0', False), ('patches:8:0', False), ('patches:2:0', True),
-    ('within:4:0', True), ('all', True), (None, False)])
+    ('patches:6:0', True), ('within:4:0', True), ('both:8:0', True),
+    ('all', True), (None, False)])
 def test_which_orders_move_the_pixels_of_a_stem(order, moved):
-  model, _ = network(size=(8, 16), tokens_mlp_dim=5, pixel_order=order)
-  assert units.stem_is_moved(model) == moved
+  model = models.create('Mixer-S/4', pixel_order=order)
+  assert units.stem_is_moved(model, np.zeros((8, 4, 4, 3))) == moved
+  # A convolution that is larger than its patch, as a BiT's.
+  assert units.stem_is_moved(model, np.zeros((8, 7, 7, 3))) == bool(order)
 
 
 @pytest.mark.parametrize('order', ['patches:4:1', 'both:4:1', 'both:8:2',

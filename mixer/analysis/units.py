@@ -82,14 +82,20 @@ def stem_units(params: Mapping[str, Any]) -> np.ndarray:
   return np.moveaxis(np.asarray(params['stem']['kernel'], np.float32), -1, 0)
 
 
-def stem_is_moved(model: interface.Model) -> bool:
-  """Returns whether `model.pixel_order` moves pixels inside the stem's patches.
+def stem_is_moved(model: interface.Model, stem: np.ndarray) -> bool:
+  """Returns whether `model.pixel_order` moves pixels inside what a stem sees.
+
+  Args:
+    model: the network.
+    stem: as `stem_units` returns it.
   """
   if not model.pixel_order:
     return False
   kind, moved, _ = pixel_order.parse(model.pixel_order, model.patch_size)
-  whole = all(m % own == 0 for m, own in zip(
-      moved, grid.pair(model.patch_size)))
+  patch = grid.pair(model.patch_size)
+  # A convolution (of a BiT) reaches over the edges of any patch.
+  whole = stem.shape[1:3] == patch and all(
+      m % own == 0 for m, own in zip(moved, patch))
   return not (kind == 'patches' and whole)
 
 

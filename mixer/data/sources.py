@@ -78,8 +78,9 @@ class Source:
     """The name, with the version of a TFDS set: 'cifar10:3.0.2'."""
     if self.directory is None:
       return self.name
-    start = self.name.partition(':')[0]
-    return f'{start}:{os.path.basename(self.directory.rstrip("/"))}'
+    start, _, end = self.name.rpartition(':')
+    name = start if _VERSION.fullmatch(end) else self.name
+    return f'{name}:{os.path.basename(self.directory.rstrip("/"))}'
 
 
 def open_source(name: str, *, data_dir: str | None = None,

@@ -58,7 +58,7 @@ def run(config: None, path: str, *,
                **_drawn(one, hidden.sort_and_pair(one), units))
           for layer, one in _layers(found, layers).items()]
   stem = hidden.stem_units(found.params)
-  if hidden.stem_is_moved(found.model):
+  if hidden.stem_is_moved(found.model, stem):
     log.warning('model.pixel_order=%s: the stem is shown for pixels in that '
                 "order, not in the image's", found.model.pixel_order)
   if stem.shape[-1] not in (1, 3):   # only these can be shown as colours

@@ -130,7 +130,7 @@ def patch_dot(images: jax.Array, kernel_HWIO: jax.Array, window_strides: Any,
 
 def gelu(platform: str | None, approximate: bool, *, train: bool,
          separate: bool = False) -> Activation:
-  """Returns GELU in the form that suits a program.
+  """Returns GELU in the form that suits a program; a TPU's is in float32.
 
   Args:
     platform: 'cpu', 'gpu' or 'tpu', which the program is for; None decides
@@ -185,12 +185,13 @@ def _apart(x: jax.Array) -> jax.Array:
 
 
 # GELU of a TPU and its derivative compute in float32, as the TPU's vector units
-# do, with few operations for each element.
+# do. The tanh form is y (1 + tanh(y (a + b y^2))) / 2, for few operations.
 _LINEAR = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715 * _LINEAR
 
 
 def _gelu(x: jax.Array, approximate: bool) -> jax.Array:
+  """Returns GELU, computed in float32 and rounded once."""
   y = x.astype(jnp.float32)
   if approximate:
     y *= 0.5 + 0.5 * jnp.tanh(y * (_LINEAR + _CUBIC * y**2))
