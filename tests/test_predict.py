@@ -185,6 +185,21 @@ def test_files_that_cannot_be_read_are_named_and_skipped(trained, tmp_path):
   assert 'not an image' in out.stdout and 'china' in out.stdout
 
 
+@pytest.mark.parametrize('classes,shown', [(5, False), (6, True)])
+def test_evaluate_leaves_out_a_column_without_values(classes, shown):
+  """Of five classes and fewer, top-5 accuracy says nothing."""
+  scores = dict(examples=9, classes=classes, accuracy=.5, accuracy_top5=.75,
+                loss=1.0, bad=0, worst_classes=[])
+  found = dict(model='Mixer', image_size=(8, 8), checkpoint='run', fewshot={},
+               evals=dict(test=scores), provenance=None)
+  out = subprocess.run(
+      [sys.executable, '-c', 'import sys; from mixer import evaluate; '
+       f'evaluate._show({found!r})'], capture_output=True, text=True,
+      check=True, cwd=ROOT).stdout
+  assert '50.00%' in out and 'unreadable' in out and 'no label' in out
+  assert ('top-5' in out) == ('75.00%' in out) == shown
+
+
 def test_wrong_flags_end_in_one_line(trained, tmp_path):
   root, workdir = trained
   other = tmp_path / 'other.npz'

@@ -6,6 +6,7 @@ import pytest
 
 from configs import digits
 from mixer.core import trees
+from mixer.data import sources
 from mixer.models import catalog
 from mixer.training import assembly
 from mixer.training import optimizers
@@ -54,6 +55,14 @@ def test_it_tells_model_data_devices_length_memory_and_cost(tmp_path, caplog):
   table = (tmp_path / 'parameters.txt').read_text()
   for name in trees.flatten(params):
     assert name in table
+
+
+def test_it_tells_the_versions_of_sets(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(sources.Source, 'title', 'digits:1.2.3')
+  _, lines = introduced(tmp_path, caplog)
+  text = '\n'.join(lines)
+  assert 'data     digits:1.2.3, split train:' in text
+  assert "evaluation 'test' on digits:1.2.3, split test:" in text
 
 
 def test_it_tells_how_many_parameters_are_trained(tmp_path, caplog):

@@ -118,8 +118,7 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
       values = np.array([_values(found, key, name, n) for n in counts])
       figures.band(axes, counts, values.T, number=number, label=name,
                    marker=figures.MARKERS[number])
-    axes.set(xscale='log', xlabel='training images',
-             ylabel=title[0].lower() + title[1:])
+    axes.set(xscale='log', xlabel='training images', ylabel=title)
     axes.set_xticks(counts, [f'{count:,}' for count in counts])
     axes.set_xticks([], minor=True)
     axes.grid(True)
@@ -131,7 +130,7 @@ def draw(found: Mapping[str, Any]) -> figures.Figure:
 def _titles(found: Mapping[str, Any]) -> dict[str, str]:
   evaluation = found['metrics']['accuracy'].split('/')[1]
   return dict(few_shot=f'{SHOTS}-shot accuracy',
-              accuracy=f'Accuracy on {evaluation}')
+              accuracy=f'accuracy on {evaluation}')
 
 
 def _names(found: Mapping[str, Any]) -> list[str]:
