@@ -291,3 +291,12 @@ def test_the_command_writes_the_report_at_the_end_and_again(tmp_path):
     assert done.returncode == 0 and file.exists(), done.stderr
     assert before == {f: f.stat().st_mtime_ns for f in file.parent.rglob('*')
                       if f.is_file() and f != file}
+
+
+def test_curves_of_batches_are_means_of_neighbours():
+  np.testing.assert_allclose(report._smooth(np.full(100, 7.)), 7.)
+  line = np.arange(100.)
+  np.testing.assert_allclose(report._smooth(line)[5:-5], line[5:-5])
+  assert report._smooth(line)[0] == np.mean(line[:6])
+  few = np.array([3., 1., 2.])
+  np.testing.assert_allclose(report._smooth(few), few)

@@ -130,7 +130,11 @@ def _curves(rows: Sequence[Row]) -> Iterator[str]:
         continue
       x, y = (np.array([np.mean(part) for part in np.array_split(
           values, min(len(points), _POINTS))]) for values in zip(*points))
-      axis.plot(x, y, label=label or None, color=figures.PALETTE[number % 6],
+      colour = figures.PALETTE[number % 6]
+      if key == train and kinds:   # batches differ much from each other
+        axis.plot(x, y, color=colour, alpha=.25)
+        y = _smooth(y)
+      axis.plot(x, y, label=label or None, color=colour,
                 marker='o' if len(points) < 20 else None, markersize=2.5)
     if not axis.lines:
       continue
@@ -139,16 +143,26 @@ def _curves(rows: Sequence[Row]) -> Iterator[str]:
     if title == 'accuracy' or title.startswith('utilisation'):
       figures.percent(axis)
     if evals:
-      axis.legend()
+      with figures.style():
+        axis.legend()
     shown.append(f'<figure><figcaption><b>{page.escape(title)}</b></figcaption>'
                  f'{figures.to_svg(figure)}</figure>')
   if shown:
     about = ('Augmentation, mixup and label smoothing change training batches '
-             'only, so evaluations may have the lower loss.')
+             'only, so evaluations may have the lower loss. The loss and '
+             'accuracy of training batches are means over a tenth of the run; '
+             'the pale lines are single batches.')
     if len(rows) > _POINTS:
       about += (f' Curves of more than {_POINTS} points show means of '
                 'neighbours.')
     yield page.section('Curves', page.grid(shown), about)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+  """Returns the mean of the tenth of all values that surrounds each of them."""
+  near = np.ones(2 * (len(values) // 20) + 1)
+  among = np.convolve(np.ones(len(values)), near, 'same')
+  return np.convolve(values, near, 'same') / among
 
 
 def _final(rows: Sequence[Row]) -> Iterator[str]:
