@@ -157,7 +157,7 @@ def test_odd_files_are_decoded_upright_and_opaque(tmp_path, on_device):
 @pytest.mark.parametrize('lasts', (True, False))
 def test_a_temporary_error_is_tried_again(tmp_path, monkeypatch, lasts):
   """Here the process may open no more files, for a moment or for longer."""
-  monkeypatch.setattr(listing, '_PAUSES', (.01, .01) if lasts else (.3, 5.))
+  monkeypatch.setattr(retries, '_PAUSES', (.01, .01) if lasts else (.3, 5.))
   file = tmp_path / 'a.jpg'
   file.write_bytes(b'content')
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

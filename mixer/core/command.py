@@ -131,9 +131,10 @@ def check_output(flag: str, path: str | None) -> None:
     path: its value; None for no file.
   """
   folder = os.path.dirname(os.path.abspath(path or ''))
-  if path and (not os.path.isdir(folder) or os.path.isdir(path)):
+  if path and (not os.path.isdir(folder) or os.path.isdir(path)
+               or not os.access(folder, os.W_OK)):
     raise errors.UserError(f'--{flag}: {path!r}: expected a file in a folder '
-                           'that exists')
+                           'that exists and can be written to')
 
 
 def config_name() -> str:

@@ -26,6 +26,7 @@ _LABELS = ('label', 'labels', 'class', 'classes', 'classname', 'classlabel',
            'classid', 'labelname', 'labelid', 'category', 'categories',
            'categoryid', 'target', 'targets', 'breed', 'species', 'diagnosis')
 _KNOWN = ('path', 'weights', 'split')   # columns that are not labels
+_BRACES = set('{}')
 _COLUMN = re.compile(r'\{([^{}]*)\}')   # in a pattern of paths
 _ROWS, _SHARE = 100, 0.9   # rows to look at, share of them whose files exist
 _MOST_COLUMNS, _MOST_FOLDERS = 20, 20   # to look into; each look costs time
@@ -45,7 +46,8 @@ class Columns:
 
   def renamed(self, row: dict[str, Any]) -> dict[str, Any]:
     """Returns a row with 'path' and 'label' in place of the columns used."""
-    used = {'labels', self.label, *_COLUMN.findall(self.path)}
+    used = {'labels', self.label,
+            *set(_COLUMN.findall(self.path)) - {'split', 'weights'}}
     return dict({k: v for k, v in row.items() if k not in used},
                 path=_fill(self.path, row), label=row[self.label])
 
@@ -201,11 +203,13 @@ def _patterns(path, header):
            for cells in itertools.islice(_read(path), 1, _ROWS + 1)]
   folder = os.path.dirname(path)
   with os.scandir(folder) as entries:
-    below = sorted(x.name for x in entries if x.is_dir() and x.name[0] != '.')
+    below = sorted(x.name for x in entries if x.is_dir()
+                   and x.name[0] != '.' and not _BRACES & set(x.name))
   suffixes = [y for x in decode_pillow.SUFFIXES for y in (x, x.upper())]
   found: dict[str, str] = {}   # by the pattern in lower case
+  columns = [x for x in header if x and not _BRACES & set(x)]
   for column, place, suffix in itertools.product(
-      header[:_MOST_COLUMNS], ('', *below[:_MOST_FOLDERS]), ('', *suffixes)):
+      columns[:_MOST_COLUMNS], ('', *below[:_MOST_FOLDERS]), ('', *suffixes)):
     pattern = os.path.join(place, f'{{{column}}}{suffix}')
     exists = lambda row: bool(row.get(column)) and not (
         place and os.path.isabs(row[column])) and os.path.isfile(

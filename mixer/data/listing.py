@@ -1,10 +1,8 @@
 """Image files on disk by record number, as a folder or a manifest lists them.
 """
 import dataclasses
-import errno
 import hashlib
 import os
-import time
 from typing import IO
 from typing import NoReturn
 
@@ -12,17 +10,12 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.core import files
-from mixer.core.log import log
 from mixer.data import real_labels
+from mixer.data import retries
 from mixer.data import sources
 from mixer.data import splits
-from mixer.images import decode_pillow
 
 STORED = ('train', 'validation', 'test')   # the usual splits, in this order
-# Errors that may be gone tomorrow, so the file must not count as bad.
-_TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
-              errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN)
-_PAUSES = (0.1, 0.5, 2.0, 5.0)   # seconds before each new try
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +30,8 @@ class Listing:
     class_names: one for each class.
     sizes: {split: number of records}; the records of a split follow those of
       the split before it, in this order.
-    fingerprint: changes when the files (path, size), labels or order change.
+    fingerprint: changes when the paths, labels or order of the files change, and
+      in a folder when their sizes do.
   """
   root: str
   paths: list[str]
@@ -160,17 +154,10 @@ def wrong(path: str, line: int, what: str, value: object, expected: str
 
 def _read(path):
   """The bytes of a file, or a `BadImage` if they cannot be read."""
-  for pause in (*_PAUSES, None):
-    try:
-      with files.open_regular(path) as f:
-        return f.read()
-    except OSError as e:
-      if e.errno not in _TEMPORARY:
-        return decode_pillow.BadImage(e.strerror)
-      if pause is None:
-        raise errors.RunError(f'cannot read {path!r}: {e.strerror}, also after '
-                              f'{len(_PAUSES)} more tries; start the run again '
-                              'when it can be read')
-      log.warning('cannot read %r: %s; trying again in %g s', path, e.strerror,
-                  pause)
-      time.sleep(pause)
+  def read():
+    with files.open_regular(path) as f:
+      return f.read()
+  try:
+    return read()
+  except OSError as e:
+    return retries.again(read, path, e)

@@ -1,6 +1,7 @@
 """Arrays in an npz file as a data set."""
 import os
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -30,6 +31,10 @@ def load(path: str) -> sources.Source:
   found = _load(path)
   class_names = found.pop('class_names', None)
   if 'images' in found:
+    if twice := sorted({'train_images', 'train_labels'} & set(found)):
+      raise errors.UserError(
+          f"{path}: the arrays 'images' and 'labels' are the split 'train', and "
+          f'it has {twice} too; expected only one of them')
     found = {k if k.endswith(('_images', '_labels')) else f'train_{k}': v
              for k, v in found.items()}
   parts = sorted(k[:-len('_images')] for k in found if k.endswith('_images'))
@@ -65,7 +70,7 @@ def _load(path):
           np.load(file, allow_pickle=False) as f):
       return {k: f[k] for k in f.files}
   except (OSError, ValueError, EOFError, TypeError, AttributeError,
-          zipfile.BadZipFile) as e:
+          RuntimeError, zipfile.BadZipFile, zlib.error) as e:
     raise errors.UserError(f'data.name: cannot read {path!r} as npz: {e}')
 
 

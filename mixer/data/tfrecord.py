@@ -68,12 +68,18 @@ class RandomReader:
     return list(map(self._read, shards.tolist(), begins, ends))
 
   def _read(self, shard, begin, end):
-    file = _open(self._shards.paths[shard])
+    def read():
+      file = files.descriptor(self._shards.paths[shard])
+      try:
+        return os.pread(file, end - begin - HEAD, begin + HEAD)
+      finally:
+        os.close(file)
     try:
-      data = os.pread(file, end - begin - HEAD, begin + HEAD)
-    finally:
-      os.close(file)
-    return verified(data[:-4], data[-4:])
+      data = read()
+    except OSError as e:
+      from mixer.data import retries  # few reads fail
+      data = retries.again(read, self._shards.paths[shard], e)
+    return verified(data[:-4], data[-4:]) if isinstance(data, bytes) else data
 
 
 def _offsets(shards, name):
@@ -83,7 +89,7 @@ def _offsets(shards, name):
   a hash of the paths, sizes and times of all files. It is memory-mapped, so
   that a large set costs little memory.
   """
-  stats = [_stat(path) for path in shards.paths]
+  stats = [_tried(os.stat, path) for path in shards.paths]
   sizes = [s.st_size for s in stats]
   key = hashlib.sha256(repr(
       [(os.path.abspath(p), s.st_size, s.st_mtime_ns)
@@ -121,7 +127,7 @@ def _kept(cache, shards, sizes):
 
 def _scan(shards, shard):
   """The offsets of the records of a file and its end, by their headers."""
-  file = _open(shards.paths[shard])
+  file = _tried(files.descriptor, shards.paths[shard])
   try:
     size, at, out = os.fstat(file).st_size, 0, [0]
     while at + _FRAME <= size:
@@ -136,15 +142,8 @@ def _scan(shards, shard):
   return np.array(out, np.int64)
 
 
-def _stat(path):
+def _tried(function, path):
   try:
-    return os.stat(path)
-  except OSError as e:
-    raise errors.UserError(f'cannot read {path!r}: {e.strerror}') from None
-
-
-def _open(path):
-  try:
-    return files.descriptor(path)
+    return function(path)
   except OSError as e:
     raise errors.UserError(f'cannot read {path!r}: {e.strerror}') from None

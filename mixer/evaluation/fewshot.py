@@ -124,8 +124,8 @@ def accuracies(train_features: np.ndarray, train_labels: np.ndarray,
     accuracies in their order.
 
   Raises:
-    UserError: if shots or l2 are not positive, a label is out of range, or a
-      split has no labelled example.
+    UserError: if shots or l2 are not positive, a label is out of range, a split
+      has no labelled example, or the first has none of a class of the second.
     RunError: if features are not finite.
   """
   strengths = [float(x) for x in np.atleast_1d(l2)]
@@ -140,8 +140,7 @@ def accuracies(train_features: np.ndarray, train_labels: np.ndarray,
   if none:
     raise errors.UserError(
         f'few-shot: the classes {none[:10]} are tested and have no example to '
-        'learn from; use the whole training split (in folders, images are in '
-        'the order of their classes)')
+        'learn from; use a larger part of the training split')
   _log_scarce(labels, shots, num_classes)
   results: dict[tuple[int, int], Any] = {}
   for shot in shots:

@@ -126,13 +126,23 @@ def open_list(source: str) -> ImageList:
     source: one of KINDS.
 
   Raises:
-    UserError: if the source is of another kind, missing or malformed.
+    UserError: if the source is of another kind, missing or malformed, or the
+      name of a class is not UTF-8.
   """
   kind, _, path = source.partition(':')
   openers = dict(folder=_folder, manifest=_manifest, tars=_tars)
   if kind not in openers or not path:
     raise errors.unknown('--source', source, KINDS)
-  return openers[kind](set_directory.local_path(path, '--source'))
+  images = openers[kind](set_directory.local_path(path, '--source'))
+  for name in images.class_names or ():
+    try:
+      name.encode()
+    except UnicodeEncodeError:
+      raise errors.UserError(
+          f'--source: the name of the class {name!r} is not UTF-8, as the names '
+          'in a data set must be; rename its folder, or save the manifest as '
+          'UTF-8') from None
+  return images
 
 
 def _folder(path: str) -> ImageList:

@@ -138,6 +138,9 @@ def create(path: str) -> Iterator[str]:
     raise errors.UserError(f'{path!r} exists already; remove it or choose '
                            'another place')
   partial = f'{path}.partial'
+  made = []   # the folders above it that do not exist yet, innermost first
+  while not os.path.exists(above := os.path.dirname(made[-1] if made else path)):
+    made.append(above)
   try:
     os.makedirs(partial, exist_ok=True)
     lock = _lock(partial)
@@ -154,7 +157,8 @@ def create(path: str) -> Iterator[str]:
   except BaseException:
     shutil.rmtree(partial, ignore_errors=True)
     with contextlib.suppress(OSError):   # another version may be there
-      os.rmdir(os.path.dirname(path))
+      for folder in made:
+        os.rmdir(folder)
     raise
   finally:
     os.close(lock)

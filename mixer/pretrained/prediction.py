@@ -41,14 +41,17 @@ def matches(arguments: Iterable[str]) -> list[str]:
       any depth), and '-' for the lines of standard input, which are paths.
 
   Raises:
-    UserError: if an argument is an address on the web or in a bucket, or no
-      file matches a pattern.
+    UserError: if an argument is an address on the web or in a bucket, no file
+      matches a pattern, or standard input has bytes of 0.
   """
   out: list[str] = []
   for path in arguments:
     if path == '-':
       lines = (os.fsdecode(line).rstrip('\r\n') for line in sys.stdin.buffer)
       out += filter(None, lines)
+      if any('\0' in line for line in out):
+        raise errors.UserError('standard input: expected one path on each line, '
+                               'got bytes of 0, as of find -print0; use -print')
       continue
     path = os.path.expanduser(path)
     if files.is_remote(path):
