@@ -79,11 +79,16 @@ def main(argv: list[str]) -> None:
   if _CONFIG.value:
     given = config_flags.get_override_values(flags.FLAGS['config'])
     for key, value in given.items():
-      overrides.check(key, value, network, _DATA.value)
+      overrides.check(key, value, network, _DATA.value, bool(
+          _FEWSHOT.value or _CONFIG.value.get('fewshot')))
   config = (_CONFIG.value.to_dict() if _CONFIG.value
             else scoring.config_of(network, _DATA.value))
-  config = scoring.requested(config, network, real=_REAL.value, v2=_V2.value,
-                             fewshot=_FEWSHOT.value, data=_DATA.value)
+  try:
+    config = scoring.requested(config, network, real=_REAL.value, v2=_V2.value,
+                               fewshot=_FEWSHOT.value, data=_DATA.value)
+  except errors.UserError as e:
+    raise errors.UserError(str(e).replace('data.name', '--data')
+                           if _DATA.value else str(e)) from e
   kept: dict[str, Any] = {}
   results, predictions = scoring.evaluate(
       network, config, batch_size=_BATCH.value, worst=_WORST.value,

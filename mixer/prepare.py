@@ -135,7 +135,8 @@ def main(argv: Sequence[str], beam_options: Sequence[str]) -> None:
       _dedup(beam_options)
   except errors.UserError as e:
     # The code that opens data sets names the key of a training config.
-    raise errors.UserError(str(e).replace('data.name', '--source')) from e
+    flag = '--name' if mode == 'convert' else '--source'
+    raise errors.UserError(str(e).replace('data.name', flag)) from e
 
 
 def _checked_mode(modes: Sequence[str], beam_options: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from mixer.core import workdir as workdirs
 from mixer.data import listing
 from mixer.data import order
 from mixer.data import pipeline
+from mixer.data import retries
 from mixer.images import decode_pillow
 from mixer.training import resume
 from mixer.training import run

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
   from mixer.pretrained.network import Network
 
 
-def check(key: str, value: Any, network: 'Network',
-          data: str | None = None) -> None:
+def check(key: str, value: Any, network: 'Network', data: str | None = None,
+          fewshot: bool = False) -> None:
   """Refuses an override of the config that would not change the evaluation.
 
   Args:
@@ -20,6 +20,8 @@ def check(key: str, value: Any, network: 'Network',
     value: what it is set to.
     network: the network to evaluate.
     data: as for `scoring.requested`.
+    fewshot: whether there are few-shot evaluations, whose preprocessing is the
+      config's.
 
   Raises:
     UserError: if nothing reads the key, or not for this network.
@@ -41,8 +43,9 @@ def check(key: str, value: Any, network: 'Network',
     why = (f'--data={data} replaces the data and evaluations of the config, '
            f'but for data.{", data.".join(scoring.KEPT)}; give only one')
   else:
-    own = section == 'evals' and rest.rpartition('.')[2] in network.card[
-        'preprocessing'] and not workdir.run_of(network.name)
+    own = (section == 'evals' or section == 'data' and not fewshot) and (
+        rest.rpartition('.')[2] in network.card['preprocessing']
+        and not workdir.run_of(network.name))
     why = (f'{network.name!r} is evaluated with the preprocessing that it was '
            'trained with; leave it out') if own else ''
   if why:

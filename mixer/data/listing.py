@@ -30,8 +30,8 @@ class Listing:
     class_names: one for each class.
     sizes: {split: number of records}; the records of a split follow those of
       the split before it, in this order.
-    fingerprint: changes when the paths, labels or order of the files change, and
-      in a folder when their sizes do.
+    fingerprint: changes when the paths, labels or order of the files change,
+      and in a folder when their sizes do.
   """
   root: str
   paths: list[str]

@@ -18,6 +18,7 @@ from mixer.core.log import log
 from mixer.data import csv_tables
 from mixer.data import label_names
 from mixer.data import listing
+from mixer.data import repeated_rows
 from mixer.data import sources
 from mixer.data import splits
 
@@ -65,7 +66,7 @@ def load(path: str) -> listing.Listing:
   sizes = {s: counts[s] for s in (*listing.STORED, *counts) if s in counts}
   table.sort(key=lambda row: list(sizes).index(row['split']))
   class_names, numbers = classes(path, table)
-  _check_repeated(path, table)
+  repeated_rows.check(path, table)
   shape = len(table), max(1, *(len(row['labels']) for row in table))
   labels, weights = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
   for record, row in enumerate(table):
@@ -200,35 +201,6 @@ def classes(path: str, table: Iterable[Row | dict[str, Any]]
                             f'or a number below {len(names)}')
       numbers[label] = int(label)
   return tuple(names), numbers
-
-
-def _check_repeated(path, table):
-  """Refuses or points out files that have several rows."""
-  rows_of: dict[str, list[Row]] = {}
-  for row in table:
-    rows_of.setdefault(os.path.normpath(os.path.join(
-        os.path.dirname(path), row['path'])), []).append(row)
-  again = [found for found in rows_of.values() if len(found) > 1]
-  for found in again:
-    by_split: dict[str, Row] = {}
-    for row in found:
-      first = by_split.setdefault(row['split'], row)
-      if set(map(str, first['labels'])) != set(map(str, row['labels'])):
-        raise listing.wrong(
-            path, row['line'], 'labels', row['labels'], 'the labels '
-            f'{first["labels"]} as in line {first["line"]}, which has the same '
-            "path; several labels of an image are one row, separated by ';' in "
-            'CSV')
-  for what, several in (
-      ('in several splits', [
-          r for r in again if r[0]['split'] != r[-1]['split']]),
-      ('several times in a split', [
-          r for r in again if len({x['split'] for x in r}) < len(r)])):
-    if several:
-      first, last = several[0][0], several[0][-1]
-      log.warning('%r: %d images are listed %s, such as %r in lines %d and %d',
-                  path, len(several), what, first['path'], first['line'],
-                  last['line'])
 
 
 def _file(folder, path):

@@ -33,8 +33,8 @@ def load(path: str) -> sources.Source:
   if 'images' in found:
     if twice := sorted({'train_images', 'train_labels'} & set(found)):
       raise errors.UserError(
-          f"{path}: the arrays 'images' and 'labels' are the split 'train', and "
-          f'it has {twice} too; expected only one of them')
+          f"{path}: the arrays 'images' and 'labels' are the split 'train', "
+          f'and it has {twice} too; expected only one of them')
     found = {k if k.endswith(('_images', '_labels')) else f'train_{k}': v
              for k, v in found.items()}
   parts = sorted(k[:-len('_images')] for k in found if k.endswith('_images'))

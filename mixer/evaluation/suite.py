@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import inspect
 from typing import Any
 from typing import Protocol
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
+from mixer.core import errors
 from mixer.data import pipeline
 from mixer.evaluation import classification
 from mixer.images import augment
@@ -79,20 +81,33 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
     ({'data': {...}, 'evals.NAME': {...}, 'fewshot.NAME.train': {...}, ...},
     each with what it inherits from `data`; {NAME: arguments of
     `fewshot.accuracies`} of the `fewshot` section).
+
+  Raises:
+    UserError: if a section has a key that nothing reads.
   """
-  inherit = lambda section: dict(
-      {k: config['data'][k] for k in INHERITED if k in config['data']},
-      **{k: v for k, v in section.items() if v is not None})
+  inherit = lambda section: dict(name=None, split=None) | {
+      k: config['data'][k] for k in INHERITED if k in config['data']} | {
+          k: v for k, v in section.items() if v is not None}
   out, settings = {'data': dict(config['data'])}, {}
+  for name, section in config['evals'].items():
+    _check(f'evals.{name}', section, pipeline.open_data)
   out.update({f'evals.{name}': inherit(section)
               for name, section in config['evals'].items()})
   if config.get('fewshot'):
     from mixer.evaluation import fewshot
     for name, section in config['fewshot'].items():
+      _check(f'fewshot.{name}', section, fewshot.read_section)
       common, parts, settings[name] = fewshot.read_section(**section)
       for part, split in parts.items():
         out[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
   return out, settings
+
+
+def _check(name, section, reader):
+  known = list(inspect.signature(reader).parameters)
+  for key in section:
+    if key not in known:
+      raise errors.unknown(f'config.{name}', key, known)
 
 
 def open_splits(config: Mapping[str, Any], image_size: _Size,
@@ -139,9 +154,14 @@ def _open(key: str, found: Mapping[str, Any], image_size: _Size,
   # A source without held-out splits carves them from the training split, so it
   # must know all that the config names, also those that are not opened.
   wanted = tuple(s['split'] for s in found.values()
-                 if s['name'] == found[key]['name'] and s.get('split'))
-  return pipeline.open_data(**found[key], image_size=image_size, wanted=wanted,
-                            key=key, **more)
+                 if s.get('name') == found[key].get('name') and s.get('split'))
+  try:
+    return pipeline.open_data(**found[key], image_size=image_size,
+                              wanted=wanted, key=key, **more)
+  except errors.UserError as e:
+    if found[key]['name'] == found['data'].get('name'):
+      raise
+    raise errors.UserError(str(e).replace('data.name', f'{key}.name')) from e
 
 
 def other_classes(source: 'Source', num_classes: int | None,

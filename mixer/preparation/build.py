@@ -96,10 +96,10 @@ def build(source: str, *, name: str, data_dir: str, file_format: str,
     shutil.rmtree(work)
     _write_metadata(partial, images, name=name, version=version,
                     file_format=file_format, shards=written)
-    files.write(os.path.join(partial, set_directory.PROVENANCE), json.dumps(
-        dict(source=source, fingerprint=images.fingerprint,
-             max_pixels=max_pixels, shorter_side=shorter_side,
-             splits=counts), indent=2))
+    set_directory.write_provenance(
+        partial, dict(source=source, fingerprint=images.fingerprint,
+                      max_pixels=max_pixels, shorter_side=shorter_side,
+                      splits=counts), contents=(images.fingerprint, written))
     files.write(checks.mark_of(partial), '')
   return path, counts
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import functools
+import glob
 import json
 import os
 import re
@@ -103,9 +104,12 @@ def dedup(source: str, *, data_dir: str | None, split: str,
                          distance=distance, counts=counts)
     if stored is not None and not dry_run:
       _install(stored, target, work, reports, name)
-      files.write(os.path.join(target, set_directory.PROVENANCE), json.dumps(
-          dict(source=stored.full_name, split=split, against=against,
-               flips=flips, distance=distance, splits=counts), indent=2))
+      set_directory.write_provenance(
+          target, dict(source=stored.full_name, split=split, against=against,
+                       flips=flips, distance=distance, splits=counts),
+          contents=(
+              files.read(os.path.join(stored.path, set_directory.PROVENANCE)),
+              removed))
   totals = collections.Counter(line['against'] for line in removed)
   return page, counts, {str(test): totals[str(test)] for test in tests}
 
@@ -165,6 +169,11 @@ def _output_directory(root: str, stored: set_directory.StoredSet | None,
                       dry_run: bool) -> contextlib.AbstractContextManager[str]:
   """Returns a context that gives the directory to write into."""
   if stored is None or dry_run:
+    if found := glob.glob(f'{glob.escape(root)}/**/dataset_info.json',
+                          recursive=True):
+      raise errors.UserError(
+          f'--dry_run: {os.path.dirname(found[0])!r} holds a data set, whose '
+          'removed.jsonl would be replaced; give another --name or --out')
     os.makedirs(root, exist_ok=True)
     return tempfile.TemporaryDirectory(dir=root)
   _, *config_and_version = stored.full_name.split('/')

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -30,6 +29,7 @@ from mixer.data import folder
 from mixer.data import manifest
 from mixer.images import decode_pillow
 from mixer.preparation import imagenet21k
+from mixer.preparation import repeats
 from mixer.preparation import set_directory
 
 KINDS = ('folder:PATH', 'manifest:PATH', 'tars:DIR')
@@ -139,9 +139,9 @@ def open_list(source: str) -> ImageList:
       name.encode()
     except UnicodeEncodeError:
       raise errors.UserError(
-          f'--source: the name of the class {name!r} is not UTF-8, as the names '
-          'in a data set must be; rename its folder, or save the manifest as '
-          'UTF-8') from None
+          f'--source: the name of the class {name!r} is not UTF-8, as names in '
+          'a data set must be; rename its folder, or save the manifest as UTF-8'
+      ) from None
   return images
 
 
@@ -169,7 +169,9 @@ def _manifest(source: str) -> ImageList:
   """Reads the manifest once, and keeps its classes but not its rows."""
   sizes: dict[str, int] = {}
   line_of: dict[str, int] = {}   # where each label occurs first
-  seen: dict[str, array.array[int]] = {}   # by split, a hash of each path
+  # By split, a hash of each path, and one of its labels.
+  seen: dict[str, array.array[int]] = {}
+  labelled: dict[str, array.array[int]] = {}
   sample: list[str] = []
   digest = hashlib.sha256()
   multi_label = weighted = False
@@ -183,7 +185,9 @@ def _manifest(source: str) -> ImageList:
           'label, and each image of a prepared set needs one; remove the row, '
           f'or train on manifest:{path} itself with the sigmoid loss')
     sizes[split] = sizes.get(split, 0) + 1
-    seen.setdefault(split, array.array('q')).append(_hash(path, row))
+    seen.setdefault(split, array.array('q')).append(repeats.hash_of(path, row))
+    labelled.setdefault(split, array.array('q')).append(
+        hash(frozenset(map(str, row['labels']))))
     for label in row['labels']:
       line_of.setdefault(str(label), row['line'])
     multi_label = multi_label or len(row['labels']) > 1
@@ -196,7 +200,8 @@ def _manifest(source: str) -> ImageList:
   if not sizes:
     raise errors.UserError(f'--source: {path!r} has no rows; expected one row '
                            'for each image')
-  _say_if_in_several_splits(source, list(map(np.array, seen.values())))
+  repeats.refuse(source, path, seen, labelled)
+  repeats.say(source, list(map(np.array, seen.values())))
   sizes = dict(zip(manifest.split_names(path, sizes), sizes.values()))
   for split in sizes:   # TFDS puts the split into file names
     if not re.fullmatch('[A-Za-z0-9_]+', split):
@@ -217,31 +222,6 @@ def _manifest(source: str) -> ImageList:
           _manifest_entries, numbers=numbers, weighted=weighted),
       num_bytes=(_mean_size(os.path.dirname(path), sample)
                  * sum(sizes.values())))
-
-
-def _hash(path: str, row: manifest.Row) -> int:
-  """Returns a hash of a row's file, whose path may be written in two ways."""
-  return hash(os.path.normpath(os.path.join(path, '..', row['path'])))
-
-
-def _say_if_in_several_splits(source: str, seen: Sequence[np.ndarray]) -> None:
-  """Logs a line if an image is listed in two splits.
-
-  Args:
-    source: of the manifest.
-    seen: for each split, the `_hash` of its rows, int64.
-  """
-  again = np.concatenate([np.array([], np.int64), *(
-      np.intersect1d(*pair) for pair in itertools.combinations(seen, 2))])
-  if again.size:
-    both = frozenset(again.tolist())
-    path = manifest.file_of(source)
-    first = next(row for row in manifest.rows(source)
-                 if _hash(path, row) in both)
-    log.warning('%r: %d images are listed in several splits, such as %r in '
-                'line %d; a network that was trained on them is evaluated on '
-                'them too', path, len(both),
-                first['path'], first['line'])
 
 
 def _manifest_entries(source: str, *, numbers: Mapping[str, int], weighted: bool

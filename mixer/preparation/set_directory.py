@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -73,6 +74,22 @@ def open_stored(name: str, data_dir: str | None, flag: str = '--data_dir'
   return StoredSet(str(info.data_dir), info.full_name, file_format, splits)
 
 
+def write_provenance(path: str, facts: Mapping[str, Any], contents: object
+                     ) -> None:
+  """Writes the file that says how a set was made.
+
+  Args:
+    path: the directory of the set.
+    facts: its source, settings and counts.
+    contents: whatever the images and labels depend on. A hash of it becomes a
+      part of the set's fingerprint, so that a run notices another set of the
+      same name.
+  """
+  digest = hashlib.sha256(ascii(contents).encode()).hexdigest()[:16]
+  files.write(os.path.join(path, PROVENANCE), json.dumps(
+      dict(facts, contents=digest), indent=2))
+
+
 def local_path(path: str, flag: str) -> str:
   """Returns the absolute path of a local or mounted directory.
 
@@ -138,9 +155,11 @@ def create(path: str) -> Iterator[str]:
     raise errors.UserError(f'{path!r} exists already; remove it or choose '
                            'another place')
   partial = f'{path}.partial'
-  made = []   # the folders above it that do not exist yet, innermost first
-  while not os.path.exists(above := os.path.dirname(made[-1] if made else path)):
+  made: list[str] = []   # the folders above it that are new, innermost first
+  above = os.path.dirname(path)
+  while not os.path.exists(above):
     made.append(above)
+    above = os.path.dirname(above)
   try:
     os.makedirs(partial, exist_ok=True)
     lock = _lock(partial)

@@ -50,8 +50,9 @@ def matches(arguments: Iterable[str]) -> list[str]:
       lines = (os.fsdecode(line).rstrip('\r\n') for line in sys.stdin.buffer)
       out += filter(None, lines)
       if any('\0' in line for line in out):
-        raise errors.UserError('standard input: expected one path on each line, '
-                               'got bytes of 0, as of find -print0; use -print')
+        raise errors.UserError(
+            'standard input: expected one path on each line, got bytes of 0, '
+            'as of find -print0; use -print')
       continue
     path = os.path.expanduser(path)
     if files.is_remote(path):
