@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mixer.core import errors
-from mixer.evaluation import suite
+from mixer.data import sources
 
 if TYPE_CHECKING:
   from mixer.data.sources import Source
@@ -21,7 +21,7 @@ def numbers(source: 'Source', num_classes: int | None,
   """Returns the network's number of each class of a source, found by name.
 
   Args:
-    source, num_classes, names, exactly: as for `suite.other_classes`.
+    source, num_classes, names, exactly: as for `sources.other_classes`.
 
   Returns:
     int32 [classes of the source], or None if the numbers are the same.
@@ -31,7 +31,7 @@ def numbers(source: 'Source', num_classes: int | None,
   """
   theirs = source.class_names
   if not names or not theirs:
-    wrong = suite.other_classes(source, num_classes, names, exactly)
+    wrong = sources.other_classes(source, num_classes, names, exactly)
     if wrong:
       raise errors.UserError(wrong)
     return None

@@ -7,7 +7,6 @@ Axes: B images of a batch, K classes, C features.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import functools
 import inspect
@@ -25,7 +24,6 @@ from mixer.evaluation import classification
 from mixer.images import augment
 
 if TYPE_CHECKING:
-  from mixer.data.sources import Source
   from mixer.models import interface
 
 # Keys that an evaluation takes from `data` unless its own section sets them.
@@ -162,30 +160,6 @@ def _open(key: str, found: Mapping[str, Any], image_size: _Size,
     if found[key]['name'] == found['data'].get('name'):
       raise
     raise errors.UserError(str(e).replace('data.name', f'{key}.name')) from e
-
-
-def other_classes(source: 'Source', num_classes: int | None,
-                  names: Sequence[str] | None,
-                  exactly: bool = False) -> str | None:
-  """Returns why a network and a source have different classes, or None.
-
-  Args:
-    source: a data set with labels.
-    num_classes: of the network; None or 0 without a head.
-    names: of the network's classes, if they are known.
-    exactly: whether the network may not have more classes than the source.
-  """
-  have = num_classes or 0
-  if have < source.num_classes or (exactly and have > source.num_classes):
-    return (f'{source.name} has {source.num_classes} classes, the network '
-            f'{have or "no head"}')
-  for i, (ours, theirs) in enumerate(zip(names or (),
-                                         source.class_names or ())):
-    # Released weights name a synset with a word: 'n01440764 tench'.
-    if ours != theirs and not ours.startswith(f'{theirs} '):
-      return (f'class {i} of {source.name} is {theirs!r}, the network has '
-              f'{ours!r}: they were made for different classes')
-  return None
 
 
 def metrics(evals: Mapping[str, pipeline.Data],
