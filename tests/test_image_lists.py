@@ -38,7 +38,7 @@ def test_a_manifest_is_listed_with_labels_and_weights(tmp_path):
   (tmp_path / 'a.jpg').write_bytes(b'of a')
   rows = [dict(path='a.jpg', labels=['x', 'z'], weights=[.5, .25]),
           dict(path='b.jpg', labels=['y'], split='test'),
-          dict(path='a.jpg', labels=['y']), dict(path='c.jpg', labels=['z'])]
+          dict(path='d.jpg', labels=['y']), dict(path='c.jpg', labels=['z'])]
   path = tmp_path / 'list.jsonl'
   write = lambda: path.write_text(
       ''.join(json.dumps(row) + '\n' for row in rows))
@@ -50,13 +50,30 @@ def test_a_manifest_is_listed_with_labels_and_weights(tmp_path):
   assert [(e.name, e.split, e.labels, e.weights)
           for e in entries_of(images)] == [
       ('a.jpg', 'train', (0, 2), (.5, .25)), ('b.jpg', 'test', (1,), (1.,)),
-      ('a.jpg', 'train', (1,), (1.,)), ('c.jpg', 'train', (2,), (1.,))]
+      ('d.jpg', 'train', (1,), (1.,)), ('c.jpg', 'train', (2,), (1.,))]
   assert entries_of(images)[0].read() == b'of a'
 
   rows[0]['weights'] = [.5, .5]
   write()
   changed = image_lists.open_list(f'manifest:{path}')
   assert changed.fingerprint != images.fingerprint
+
+
+def test_an_image_with_other_labels_in_a_second_row_is_an_error(tmp_path):
+  path = tmp_path / 'list.csv'
+  path.write_text('path,label,split\na.jpg,x,train\nb.jpg,y,train\n'
+                  './a.jpg,y,test\n./a.jpg,x,train\n')
+  assert image_lists.open_list(f'manifest:{path}').sizes['train'] == 3
+  path.write_text('path,label\na.jpg,x\nb.jpg,y\n./a.jpg,y\n')
+  with pytest.raises(errors.UserError, match=r"line 4: labels \['y'\].*line 2"):
+    image_lists.open_list(f'manifest:{path}')
+
+
+def test_a_class_that_is_not_utf_8_is_an_error(tmp_path):
+  path = tmp_path / 'list.csv'
+  path.write_bytes(b'path,label\na.jpg,caf\xe9\nb.jpg,y\n')
+  with pytest.raises(errors.UserError, match='caf.*is not UTF-8'):
+    image_lists.open_list(f'manifest:{path}')
 
 
 def test_a_class_by_its_name_and_by_its_number_is_an_error(tmp_path):

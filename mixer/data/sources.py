@@ -162,27 +162,3 @@ def _open_files(name, kind, path, labels):
         name, csv_tables.beside(path, folder.load), labels)
   from mixer.data import manifest
   return listing.open_files(name, manifest.load(path), labels)
-
-
-def other_classes(source: Source, num_classes: int | None,
-                  names: Sequence[str] | None,
-                  exactly: bool = False) -> str | None:
-  """Returns why a network and a source have different classes, or None.
-
-  Args:
-    source: a data set with labels.
-    num_classes: of the network; None or 0 without a head.
-    names: of the network's classes, if they are known.
-    exactly: whether the network may not have more classes than the source.
-  """
-  have = num_classes or 0
-  if have < source.num_classes or (exactly and have > source.num_classes):
-    return (f'{source.name} has {source.num_classes} classes, the network '
-            f'{have or "no head"}')
-  for i, (ours, theirs) in enumerate(zip(names or (),
-                                         source.class_names or ())):
-    # Released weights name a synset with a word: 'n01440764 tench'.
-    if ours != theirs and not ours.startswith(f'{theirs} '):
-      return (f'class {i} of {source.name} is {theirs!r}, the network has '
-              f'{ours!r}: they were made for different classes')
-  return None

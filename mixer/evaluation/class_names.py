@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mixer.core import errors
-from mixer.data import sources
 
 if TYPE_CHECKING:
   from mixer.data.sources import Source
@@ -21,7 +20,7 @@ def numbers(source: 'Source', num_classes: int | None,
   """Returns the network's number of each class of a source, found by name.
 
   Args:
-    source, num_classes, names, exactly: as for `sources.other_classes`.
+    source, num_classes, names, exactly: as for `other_classes`.
 
   Returns:
     int32 [classes of the source], or None if the numbers are the same.
@@ -31,7 +30,7 @@ def numbers(source: 'Source', num_classes: int | None,
   """
   theirs = source.class_names
   if not names or not theirs:
-    wrong = sources.other_classes(source, num_classes, names, exactly)
+    wrong = other_classes(source, num_classes, names, exactly)
     if wrong:
       raise errors.UserError(wrong)
     return None
@@ -62,3 +61,27 @@ def by_name(names: Sequence[str]) -> dict[str, int]:
              if _SYNSET.match(name)}
   times = collections.Counter(names)
   return synsets | {name: i for i, name in enumerate(names) if times[name] == 1}
+
+
+def other_classes(source: 'Source', num_classes: int | None,
+                  names: Sequence[str] | None,
+                  exactly: bool = False) -> str | None:
+  """Returns why a network and a source have different classes, or None.
+
+  Args:
+    source: a data set with labels.
+    num_classes: of the network; None or 0 without a head.
+    names: of the network's classes, if they are known.
+    exactly: whether the network may not have more classes than the source.
+  """
+  have = num_classes or 0
+  if have < source.num_classes or (exactly and have > source.num_classes):
+    return (f'{source.name} has {source.num_classes} classes, the network '
+            f'{have or "no head"}')
+  for i, (ours, theirs) in enumerate(zip(names or (),
+                                         source.class_names or ())):
+    # Released weights name a synset with a word: 'n01440764 tench'.
+    if ours != theirs and not ours.startswith(f'{theirs} '):
+      return (f'class {i} of {source.name} is {theirs!r}, the network has '
+              f'{ours!r}: they were made for different classes')
+  return None

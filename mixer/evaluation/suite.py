@@ -7,6 +7,7 @@ Axes: B images of a batch, K classes, C features.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 import inspect
@@ -88,21 +89,30 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
           k: v for k, v in section.items() if v is not None}
   out, settings = {'data': dict(config['data'])}, {}
   for name, section in config['evals'].items():
-    _check(f'evals.{name}', section, pipeline.open_data)
+    check_keys(f'evals.{name}', section,
+               [*inspect.signature(pipeline.open_data).parameters])
   out.update({f'evals.{name}': inherit(section)
               for name, section in config['evals'].items()})
   if config.get('fewshot'):
     from mixer.evaluation import fewshot
     for name, section in config['fewshot'].items():
-      _check(f'fewshot.{name}', section, fewshot.read_section)
+      check_keys(f'fewshot.{name}', section,
+                 [*inspect.signature(fewshot.read_section).parameters])
       common, parts, settings[name] = fewshot.read_section(**section)
       for part, split in parts.items():
         out[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
   return out, settings
 
 
-def _check(name, section, reader):
-  known = list(inspect.signature(reader).parameters)
+def check_keys(name: str, section: Mapping[str, Any],
+               known: Sequence[str]) -> None:
+  """Raises a UserError if a section of a config has a key that is unknown.
+
+  Args:
+    name: of the section.
+    section: its keys and values.
+    known: the keys that it may have.
+  """
   for key in section:
     if key not in known:
       raise errors.unknown(f'config.{name}', key, known)

@@ -78,11 +78,11 @@ def check(config: ml_collections.ConfigDict) -> Settings:
                            'build the config from recipe.base()')
   known = {name: list(inspect.signature(reader).parameters)
            for name, reader in _READERS.items()}
-  _check_keys('start', config.start, _START)
+  suite.check_keys('start', config.start, _START)
   for name in _READERS:
-    _check_keys(name, config[name], known[name])
+    suite.check_keys(name, config[name], known[name])
   for name, section in config.evals.items():
-    _check_keys(f'evals.{name}', section, known['data'])
+    suite.check_keys(f'evals.{name}', section, known['data'])
   for name in _SECTIONS:
     _check_numbers(name, config[name].to_dict())
   # These compute nothing, so they check their sections before data are opened.
@@ -288,10 +288,3 @@ def _checked(section: str, make: Callable[..., Any], **settings: Any) -> Any:
     raise errors.UserError(
         f'config.{section}: a value has a type that was not expected ({e}); '
         'see configs/recipe.py for the usual ones') from e
-
-
-def _check_keys(name: str, section: Mapping[str, Any],
-                known: Sequence[str]) -> None:
-  for key in section:
-    if key not in known:
-      raise errors.unknown(f'config.{name}', key, known)

@@ -17,7 +17,6 @@ from mixer.core import provenance
 from mixer.core import workdir
 from mixer.data import class_counts
 from mixer.data import pipeline
-from mixer.data import sources
 from mixer.evaluation import suite
 from mixer.models import catalog
 from mixer.models import interface
@@ -107,7 +106,10 @@ def make_model(config: ml_collections.ConfigDict, settings: Settings,
           f'{model.in_channels} (model.in_channels); leave model.in_channels '
           'unset, or choose data with as many channels')
   for name, split in splits.evals.items():
-    wrong = sources.other_classes(
+    if split.source is source:
+      continue   # it has the same classes
+    from mixer.evaluation import class_names
+    wrong = class_names.other_classes(
         split.source, model.num_classes, source.class_names)
     if wrong:
       raise errors.UserError(f'evals.{name}: {wrong}')
