@@ -106,9 +106,11 @@ def _summarise(scores: Mapping[str, float], workdir: str,
   python = os.path.relpath(sys.executable)
   python = 'python' if python.startswith('..') else python
   checkpoint = f'--checkpoint={shlex.quote(workdir)}'
+  seed = _CONFIG.value.run.seed + 1
+  beside = re.sub(r'-seed\d+$', '', workdir) + f'-seed{seed}'
   again = ' \\\n    '.join([
       f'{python} -m mixer.main', *map(shlex.quote, _settings(sys.argv[1:])),
-      '--config.run.seed=1', f'--workdir={shlex.quote(workdir + "-seed1")}'])
+      f'--config.run.seed={seed}', f'--workdir={shlex.quote(beside)}'])
   print(f"""
 Done: {loop.accuracies(scores) or 'training is complete'}.
 Files in {workdir}: {report}metrics.jsonl, checkpoints/, model.json

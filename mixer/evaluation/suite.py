@@ -109,8 +109,7 @@ def check_keys(name: str, section: Mapping[str, Any],
   """Raises a UserError if a section of a config has a key that is unknown.
 
   Args:
-    name: of the section.
-    section: its keys and values.
+    name, section: its name, and its keys with their values.
     known: the keys that it may have.
   """
   for key in section:

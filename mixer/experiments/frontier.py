@@ -84,7 +84,7 @@ def show(found: Mapping[str, Any]) -> None:
         'best' * row['best_for_speed'])
        for row in sorted(rows, key=lambda row: -row['value'])],
       ('run', 'network', 'data', 'devices', 'score', 'device-days', '',
-       'images/s', ''), left=4, title=f'{rows[0]["metric"]} of each run',
+       'images/s', ''), left=4, title=f'{run_records.title(rows)} of each run',
       caption='best: no other run is as accurate for less. images/s: in '
       'training, for each device'))
 

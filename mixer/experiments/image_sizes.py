@@ -19,6 +19,7 @@ from mixer.pretrained import network
 from mixer.pretrained.resize import METHODS
 from mixer.pretrained.resize import resize
 from mixer.training import assembly
+from mixer.training import metrics_file
 
 
 def run(config: ml_collections.ConfigDict, path: str, *,
@@ -38,7 +39,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     {'size', 'accuracy', 'steps', 'tuning_steps', 'rows'}. A row has 'size',
     'method', and accuracies: 'before' of the resized network, 'tuned' after
     fine-tuning, 'scratch' after as many steps from scratch, and 'full' after as
-    many steps from scratch as the first training had.
+    many steps from scratch as the first training had. From scratch is without
+    the config's start weights, which only the first training has.
 
   Raises:
     UserError: if a size or a method is wrong.
@@ -53,10 +55,12 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       raise errors.unknown('--methods', method, METHODS)
   first = os.path.join(path, 'first')
   scores = runs.train(config, first)
+  steps = config.run.total_steps or metrics_file.read(first)[-1]['step']
   rows = []
   trained = network.open_network(first)
   for size in map(int, sizes):
-    at = assembly.edited(config, run=dict(image_size=size, image_width=None))
+    at = assembly.edited(config, run=dict(image_size=size, image_width=None),
+                         start=dict(weights=None, best=False, dont_load=None))
     short = runs.short(at, tuning_steps)
     scratch = runs.train(short, os.path.join(path, f'scratch-{size}'))
     full = runs.train(at, os.path.join(path, f'full-{size}'))
@@ -74,7 +78,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
           before=before[metric], tuned=tuned[metric], scratch=scratch[metric],
           full=full[metric]))
   return dict(size='x'.join(map(str, trained.image_size)),
-              accuracy=scores[metric], steps=config.run.total_steps,
+              accuracy=scores[metric], steps=steps,
               tuning_steps=tuning_steps, rows=rows)
 
 

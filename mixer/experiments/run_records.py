@@ -94,12 +94,19 @@ def read_all(paths: Sequence[str], metric: str | None = None
       log.warning('%s started from %s: its cost is without the training of '
                   'these weights', row['run'], row['start'])
   for key, what in (('data', 'data sets: their accuracies'),
+                    ('metric', 'evaluations: their scores'),
                     ('devices', 'devices: their costs and images/s')):
     kinds = {str(row[key]) for row in found}
     if len(kinds) > 1:
       log.warning('the runs have different %s cannot be compared (%s)', what,
                   ', '.join(sorted(kinds)))
   return found
+
+
+def title(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the metric of all rows, or 'several metrics'."""
+  metrics = {row['metric'] for row in rows}
+  return metrics.pop() if len(metrics) == 1 else 'several metrics'
 
 
 def _is_score(metric: str) -> bool:

@@ -287,6 +287,7 @@ def _trial(config: ml_collections.ConfigDict, train: str,
     config.evals = dict(dev=dict(like, split=dev, name=None, dir=None))
     config.fewshot = {}
     config.checkpoint.update(best=None, keep=1)
+    config.run.patience = 0   # it needs a best checkpoint
   return config
 
 
