@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     raise errors.UserError('--config is required, such as '
                            '--config=configs/mixer_b16.py')
   command.one_length(_CONFIG.value.run)
+  command.check_output(_JSON.name, _JSON.value)
   import jax
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', _DEVICES.value or 1)

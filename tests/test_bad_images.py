@@ -4,6 +4,7 @@ The folder of these tests also has files that many tools read wrongly; these
 must count. Which images are bad depends on nothing but the files.
 """
 import collections
+import errno
 import json
 import os
 import pathlib
@@ -21,11 +22,14 @@ import pytest
 
 from configs import cifar10
 from mixer.core import errors
+from mixer.core import files
 from mixer.core import workdir as workdirs
 from mixer.data import listing
 from mixer.data import order
 from mixer.data import pipeline
 from mixer.data import retries
+from mixer.data import shards
+from mixer.data import tfrecord
 from mixer.images import decode_pillow
 from mixer.training import resume
 from mixer.training import run
@@ -153,6 +157,30 @@ def test_odd_files_are_decoded_upright_and_opaque(tmp_path, on_device):
       assert np.abs(image.astype(int) - expected).mean() < 2
     else:
       np.testing.assert_array_equal(image, expected, err_msg=file.name)
+
+
+@pytest.mark.parametrize('number,bad', (
+    (errno.ENOTCONN, False), (errno.EIO, True), (errno.ENOENT, True)))
+def test_a_lost_mount_is_no_bad_image(monkeypatch, number, bad):
+  """A read that fails for ever; of a record of a set as of a file."""
+  monkeypatch.setattr(retries, '_PAUSES', (.01, .01))
+  tries = []
+
+  def fail(path):
+    tries.append(path)
+    raise OSError(number, os.strerror(number), path)
+  monkeypatch.setattr(files, 'descriptor', fail)
+  monkeypatch.setattr(files, 'open_regular', fail)
+  reader = object.__new__(tfrecord.RandomReader)
+  reader._shards = shards.Shards(('a',), np.array([1]))
+  for read in (lambda: listing._read('a'), lambda: reader._read(0, 0, 20)):
+    tries.clear()
+    if bad:
+      assert isinstance(read(), decode_pillow.BadImage)
+    else:
+      with pytest.raises(errors.RunError, match="'a'.*after 2 more tries"):
+        read()
+    assert len(tries) == (1 if number == errno.ENOENT else 3)
 
 
 @pytest.mark.parametrize('lasts', (True, False))

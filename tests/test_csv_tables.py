@@ -117,3 +117,18 @@ def test_a_list_of_labels_beside_classes_gets_a_line(tmp_path, caplog):
   assert 'notes.csv' not in caplog.text
   os.remove(path)
   assert csv_tables.advice(str(tmp_path)) == ''
+
+
+def test_a_split_in_the_paths_is_the_split_too(tmp_path):
+  table = tmp_path / 'list.csv'
+  table.write_text('id,breed,split\n' + ''.join(
+      f'{n},{"ab"[n % 2]},{"train" if n < 4 else "test"}\n' for n in range(6)))
+  listed = manifest.load(f'{table}?path=images/{{split}}/{{id}}.jpg,label=breed')
+  assert listed.sizes == {'train': 4, 'test': 2}
+  assert listed.paths[-1] == 'images/test/5.jpg'
+
+
+def test_braces_in_names_of_folders_and_columns_are_no_patterns(tmp_path):
+  (tmp_path / '{x}').mkdir()
+  (tmp_path / 'meta.csv').write_text('{},label\n1,a\n')
+  assert csv_tables.advice(str(tmp_path)) == ''

@@ -1,4 +1,5 @@
 """The digits, and arrays in npz files."""
+import contextlib
 import logging
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from sklearn import datasets
 
 from mixer.core import errors
+from mixer.data import npz_files
 from mixer.data import sources
 from mixer.data import splits
 
@@ -237,3 +239,20 @@ def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path, content):
 def test_an_unknown_kind_of_source_is_refused_with_the_known_kinds():
   with pytest.raises(errors.UserError, match='data.name.*array:x.*arrays:PATH'):
     sources.open_source('array:x')
+
+
+def test_two_train_splits_are_an_error(tmp_path):
+  np.savez(tmp_path / 'a.npz', images=pixels(6), labels=np.arange(6),
+           train_images=pixels(3), train_labels=np.arange(3))
+  with pytest.raises(errors.UserError, match='train_images.*only one of them'):
+    npz_files.load(str(tmp_path / 'a.npz'))
+
+
+def test_damaged_bytes_of_a_compressed_file_are_an_error(tmp_path):
+  path = tmp_path / 'a.npz'
+  np.savez_compressed(path, images=pixels(60), labels=np.arange(60))
+  whole = path.read_bytes()
+  for at in range(60, len(whole), 97):
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1:])
+    with contextlib.suppress(errors.UserError):   # some bytes do not matter
+      npz_files.load(str(path))

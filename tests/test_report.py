@@ -300,3 +300,11 @@ def test_curves_of_batches_are_means_of_neighbours():
   assert report._smooth(line)[0] == np.mean(line[:6])
   few = np.array([3., 1., 2.])
   np.testing.assert_allclose(report._smooth(few), few)
+
+
+def test_accuracy_and_mean_average_precision_are_two_curves():
+  row = {'step': 1, 'train/accuracy': .2, 'eval/test/accuracy': .1,
+         'eval/test/mAP': .9}
+  page, = report._curves([row, dict(row, step=2)])
+  for label in ('>test<', '>test mAP<', '>training batches<'):
+    assert page.count(label) == 1, label

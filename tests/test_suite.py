@@ -21,6 +21,7 @@ from mixer.analysis import scoring
 from mixer.core import errors
 from mixer.evaluation import classification
 from mixer.evaluation import fewshot
+from mixer.evaluation import suite
 from mixer.training import assembly
 from mixer.training import losses
 from mixer.training import run
@@ -395,3 +396,17 @@ def test_images_need_not_be_square(tmp_path):
   with pytest.raises(errors.UserError, match='image_width'):
     assembly.Settings(batch_size=1, total_steps=1, image_size=(8, 8),
                       image_width=8)
+
+
+@pytest.mark.parametrize('sections,expected', (
+    (dict(evals=dict(test=dict(crp='resmall'))), r"config.evals.test: 'crp'"),
+    (dict(evals={}, fewshot=dict(a=dict(tst='train'))),
+     r"config.fewshot.a: 'tst' is unknown; did you mean 'test'"),
+    (dict(evals=dict(test={})), 'evals.test.split is not set'),
+    (dict(evals=dict(test=dict(name='folder:/nowhere', split='test'))),
+     r'^evals.test.name: '),
+    (dict(evals=dict(test=dict(split='test'))), r'^data.name: ')))
+def test_a_wrong_section_names_its_key(sections, expected):
+  config = dict(data=dict(name='arrays:/nowhere.npz')) | sections
+  with pytest.raises(errors.UserError, match=expected):
+    suite.open_evaluations(config, 8)

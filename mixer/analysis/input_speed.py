@@ -88,7 +88,7 @@ def _ours(data: pipeline.Data, held_out: pipeline.Data, batch_size: int,
       batch_size=small, slots=(0, small))
   return dict(
       train=lambda: _rate(train(), batch_size),
-      eval=lambda: float(np.median([_rate(evaluate(), small)
+      eval=lambda: float(np.median([_rate(evaluate(), None)
                                     for _ in range(passes)])),
       decode=_decoding(data, batch_size, steps),
       eval_decode=_evaluation_decoding(held_out))
@@ -112,12 +112,17 @@ def _report(rates: dict[str, list[float]], memory: list[int], batch_size: int,
                         ratio=ratio('train', name)) for name in compare})
 
 
-def _rate(batches: Iterator[Any], size: int) -> float:
-  """Returns images per second, counted from the first batch on."""
+def _rate(batches: Iterator[Any], size: int | None) -> float:
+  """Returns images per second, counted from the first batch on.
+
+  Args:
+    batches: to read.
+    size: images in each; None to count those that a batch's mask marks.
+  """
   next(batches)
   began = time.perf_counter()
-  count = sum(1 for _ in batches)
-  return count * size / (time.perf_counter() - began)
+  count = sum(size or int(batch['mask'].sum()) for batch in batches)
+  return count / (time.perf_counter() - began)
 
 
 def _files(data: pipeline.Data, batch_size: int,

@@ -118,7 +118,8 @@ def _curves(rows: Sequence[Row]) -> Iterator[str]:
   """Yields the section of curves; nothing if no step was logged."""
   shown = []
   for title, train, kinds in _CURVES:
-    evals = {name: f'eval/{name}/{kind}'
+    evals = {f'{name} mAP' if kind == 'mAP' else name:
+             f'eval/{name}/{kind}'
              for name, scores in _evaluations(rows).items()
              for kind in kinds if kind in scores}
     curves = {'training batches' if evals else '': train} | evals

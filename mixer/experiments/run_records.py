@@ -9,6 +9,7 @@ from mixer import models
 from mixer.core import errors
 from mixer.core import workdir
 from mixer.core.log import log
+from mixer.models import catalog
 from mixer.training import metrics_file
 
 DAY = 86_400   # seconds
@@ -57,7 +58,7 @@ def read(path: str, metric: str | None = None) -> dict[str, Any]:
             if 'train/images_per_second' in line]
   model = models.create(**card['model'])
   return dict(
-      run=path, name=card['model']['name'], data=card['data'],
+      run=path, name=catalog.title(card['model']), data=card['data'],
       size=card['image_size'], start=config['start']['weights'],
       parameters=model.parameters(card['image_size']),
       multiply_adds=model.multiply_adds(card['image_size']),

@@ -268,8 +268,7 @@ def _with(config: ml_collections.ConfigDict,
 
 def _judged(config: ml_collections.ConfigDict, metric: str, train: str,
             dev: str) -> dict[str, Any]:
-  """Returns whether the choice has to train again, and the metric to choose by.
-  """
+  """Returns whether the choice has to train again, and the metric it is by."""
   name, like = next(iter(config.evals.items()))
   own = all(like.get(key) in (None, config.data[key])
             for key in ('name', 'dir'))
@@ -287,7 +286,7 @@ def _trial(config: ml_collections.ConfigDict, train: str,
     config.evals = dict(dev=dict(like, split=dev, name=None, dir=None))
     config.fewshot = {}
     config.checkpoint.update(best=None, keep=1)
-    config.run.patience = 0   # it needs a best checkpoint
+    config.run.patience = 0
   return config
 
 

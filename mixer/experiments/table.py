@@ -169,8 +169,8 @@ def _own(rows: Sequence[Mapping[str, Any]]) -> Any:
   return tables.make(
       cells, ('run', 'network', 'data', 'accuracy', 'paper', 'img/s', 'days',
               'paper', 'weights', 'GMACs'), left=3,
-      title=f'Your runs, by {run_records.title(rows)}; paper: its run of the same '
-      'network and data',
+      title=f'Your runs, by {run_records.title(rows)}; paper: its run of the '
+      'same network and data',
       caption='img/s: for a device, in training. days: device-days of training.'
       ' Of the paper: TPUv3 core-days.')
 
