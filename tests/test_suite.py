@@ -403,9 +403,10 @@ def test_images_need_not_be_square(tmp_path):
     (dict(evals={}, fewshot=dict(a=dict(tst='train'))),
      r"config.fewshot.a: 'tst' is unknown; did you mean 'test'"),
     (dict(evals=dict(test={})), 'evals.test.split is not set'),
-    (dict(evals=dict(test=dict(name='folder:/nowhere', split='test'))),
+    (dict(evals=dict(test=dict(name='folder:/nowhere', split='test',
+                               crop='resize'))),
      r'^evals.test.name: '),
-    (dict(evals=dict(test=dict(split='test'))), r'^data.name: ')))
+    (dict(evals=dict(test=dict(split='test', crop='resize'))), r'^data.name: ')))
 def test_a_wrong_section_names_its_key(sections, expected):
   config = dict(data=dict(name='arrays:/nowhere.npz')) | sections
   with pytest.raises(errors.UserError, match=expected):
