@@ -54,7 +54,8 @@ def main(argv: list[str]) -> None:
   if _CONFIG.value is None:
     raise errors.UserError('--config is required, such as '
                            '--config=configs/digits.py')
-  command.one_length(_CONFIG.value.run)
+  if 'run' in _CONFIG.value:
+    command.one_length(_CONFIG.value.run)
   # Imported only now, so that a mistake in the flags is reported at once.
   from mixer.training import assembly
   from mixer.training import run
@@ -106,8 +107,8 @@ def _summarise(scores: Mapping[str, float], workdir: str,
   python = os.path.relpath(sys.executable)
   python = 'python' if python.startswith('..') else python
   checkpoint = f'--checkpoint={shlex.quote(workdir)}'
-  seed = _CONFIG.value.run.seed + 1
-  beside = re.sub(r'-seed\d+$', '', workdir) + f'-seed{seed}'
+  seed = _CONFIG.value.run.get('seed', 0) + 1
+  beside = re.sub(r'(-seed\d+)?/*$', '', workdir, count=1) + f'-seed{seed}'
   again = ' \\\n    '.join([
       f'{python} -m mixer.main', *map(shlex.quote, _settings(sys.argv[1:])),
       f'--config.run.seed={seed}', f'--workdir={shlex.quote(beside)}'])

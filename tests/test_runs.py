@@ -12,6 +12,7 @@ from configs import digits
 from mixer import models
 from mixer.core import errors
 from mixer.experiments import runs
+from mixer.training import assembly
 from mixer.training import watchdog
 
 
@@ -108,3 +109,20 @@ def test_curves_have_the_steps_of_all_runs_and_finite_values_only(tmp_path):
                    for step, value in values.items())
   assert runs.curve(places[0], 'loss') == ([2, 4, 6], [.1, .2, .3])
   assert runs.curves(places, 'loss') == ([2, 6], [[.1, .3], [.4, .5]])
+
+
+def test_scores_of_other_evaluations_are_not_mixed(tmp_path):
+  path = str(tmp_path)
+  config = small()
+  runs.check_alike(path, config, {}, train='train')   # nothing is there
+  (tmp_path / 'config.json').write_text(json.dumps(
+      assembly.stored(config), default=str))
+  runs.check_alike(path, config, dict(train='train'), train='train')
+  with pytest.raises(errors.UserError, match='with other dev; give these'):
+    runs.check_alike(path, config, dict(dev='train[90%:]'), dev='train[80%:]')
+  with config.unlocked():
+    config.evals.test.split = 'test[:50%]'
+  with pytest.raises(errors.UserError, match='other evals.*another --workdir'):
+    runs.check_alike(path, config)
+  with pytest.raises(errors.UserError, match='other evals.*another --workdir'):
+    runs.train(config, path, curves=True)

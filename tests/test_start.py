@@ -91,6 +91,14 @@ def test_weights_of_another_network_of_the_paper_are_refused(tmp_path):
   assert mixed == mine.clone(token_mixing='affine')
 
 
+def test_weights_of_another_family_are_refused():
+  mixer, vit = (models.create(name, num_classes=3)
+                for name in ('Mixer-S/32', 'ViT-S/32'))
+  for theirs, mine in ((mixer, vit), (vit, mixer)):
+    with pytest.raises(errors.UserError, match='^model.name: .* describes '):
+      start._like(theirs, mine, ())
+
+
 @pytest.mark.parametrize('mine, size, flags', (
     (dict(hidden_dim=24, num_blocks=3), 8, 'hidden_dim=16 num_blocks=1'),
     (dict(tokens_mlp_dim=9), 8, 'tokens_mlp_dim=6'),

@@ -120,7 +120,8 @@ def one_length(section: 'ml_collections.ConfigDict') -> None:
                            '--config.run.total_epochs: give one of them')
   if lengths:
     other, = {'total_steps', 'total_epochs'} - set(lengths)
-    section[other] = None
+    if other in section:
+      section[other] = None
 
 
 def check_output(flag: str, path: str | None) -> None:

@@ -53,7 +53,9 @@ def digest(tree: Any) -> np.ndarray:
       mesh, jax.sharding.PartitionSpec())
   # Leaves of equal shape share one compiled program.
   one = jax.jit(_leaf_digest, out_shardings=everywhere)
-  return np.array(jax.device_get([one(x) for x in leaves]), np.uint32)
+  # One at a time: the sums over devices of several programs that a CPU runs at
+  # once can wait for each other for ever.
+  return np.array([jax.device_get(one(x)) for x in leaves], np.uint32)
 
 
 def _leaf_digest(x: jax.Array) -> jax.Array:

@@ -87,7 +87,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       where = os.path.join(path, name, 'final' if seed == settings.seed and (
           found['retrain']) else f'seed-{seed}')
       scores = runs.train(assembly.edited(
-          own, schedule=dict(learning_rate=rate), run=dict(seed=seed)), where)
+          own, schedule=dict(learning_rate=rate), run=dict(seed=seed)), where,
+                          curves=True)
       places.append(where)
       finals.append(dict(seed=seed, accuracy=scores[metric]))
     for key, name_of, make in (('loss', _LOSS, _means),

@@ -112,7 +112,8 @@ def trained(config: ml_collections.ConfigDict, path: str, names: Sequence[str],
         place = folder(path, family, order, seed)
         scores.append(runs.train(assembly.edited(
             like, run=dict(seed=seed),
-            model=dict(pixel_order=value(order, patch, seed))), place)[metric])
+            model=dict(pixel_order=value(order, patch, seed))), place,
+                                 curves=True)[metric])
         places.append(place)
       steps, curves = runs.curves(places, metric)
       mean, spread = runs.spread(scores)

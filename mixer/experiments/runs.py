@@ -32,17 +32,22 @@ from mixer.training import watchdog
 _FEWSHOT_BATCH = 256
 
 
-def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
+def train(config: ml_collections.ConfigDict, path: str, *,
+          curves: bool = False) -> dict[str, float]:
   """Trains one run, or reads its scores if it has finished.
 
   Args:
     config: the config of the run.
     path: the run's own directory.
+    curves: whether the experiment also shows the evaluations during training,
+      which are never repeated.
 
   Returns:
-    The metrics of the final evaluation, such as 'eval/test/accuracy'.
+    The metrics of the final evaluation, such as 'eval/test/accuracy'. A
+    finished run is evaluated again if the evaluations of the config changed.
 
   Raises:
+    UserError: if `curves`, and they changed.
     Stopped: if a signal came, so that the experiment starts no other run.
   """
   file = os.path.join(path, 'scores.json')
@@ -51,6 +56,8 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
   kept = json.loads(files.read(file) or '{}')
   if kept.get('config') == stored:
     return kept['scores']
+  if curves:
+    check_alike(path, config)
   log.info('\nstudy    run %s', path)
   scores = {name: float(value)
             for name, value in run.train(config, path).items()}
@@ -58,6 +65,31 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     workdir.write_json(file, dict(config=stored, scores=scores))
   watchdog.check_last_run()
   return scores
+
+
+def check_alike(path: str, config: ml_collections.ConfigDict,
+                kept: Mapping[str, Any] | None = None, **wanted: Any) -> None:
+  """Refuses to go on with scores that were measured in another way.
+
+  Args:
+    path: of the run or the experiment that has them.
+    config: now; its evaluations must be those of the config in `path`.
+    kept: what else is known of the scores.
+    **wanted: what it has to be, where it is known.
+
+  Raises:
+    UserError: if something differs.
+  """
+  before = workdir.config_of(path)
+  now = json.loads(json.dumps(assembly.stored(config)))
+  differ = [key for key in ('evals', 'fewshot')
+            if before and (before.get(key) or {}) != (now.get(key) or {})]
+  differ += [key for key, value in wanted.items()
+             if (kept or {}).get(key, value) != value]
+  if differ:
+    raise errors.UserError(
+        f'--workdir: {path!r} has scores that were measured with other '
+        f'{" and ".join(differ)}; give these again, or another --workdir')
 
 
 def curve(path: str, metric: str) -> tuple[list[int], list[float]]:

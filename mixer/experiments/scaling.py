@@ -85,7 +85,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       for name, one in configs.items():
         where = os.path.join(path, f'{name}-{subset["examples"]}-{seed}')
         runs.train(assembly.edited(
-            one, data=dict(split=subset['split']), run=dict(seed=seed)), where)
+            one, data=dict(split=subset['split']), run=dict(seed=seed)), where,
+                   curves=True)
         rows.append(dict(
             network=name, examples=subset['examples'], seed=seed,
             **_best(where, metrics)))

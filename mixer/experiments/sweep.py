@@ -117,6 +117,7 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
       workdir.write_json(file, found)
 
     if text is not None:
+      runs.check_alike(path, config, found, train=train, dev=dev)
       agree()
     for number, (name, values) in enumerate(trials.items(), 1):
       if name not in found['runs']:
@@ -290,8 +291,7 @@ def _trial(config: ml_collections.ConfigDict, train: str,
   return config
 
 
-def _outcome(config: ml_collections.ConfigDict,
-             path: str) -> dict[str, Any]:
+def _outcome(config: ml_collections.ConfigDict, path: str) -> dict[str, Any]:
   """Returns the scores of a run, or why it failed."""
   try:
     return dict(scores=runs.train(config, path))

@@ -195,8 +195,9 @@ class VisionTransformer(interface.Model):
     """See `interface.Model`: the official code's layout, or big_vision's."""
     out = interface.renamed(flat, _PUBLISHED)
     place = out.get('pos_embedding')
-    if 'cls' in out and place is not None and grid.square(place.shape[1]):
-      # big_vision adds no position to the class token.
+    if ('embedding/kernel' in flat and 'cls' in out and place is not None
+        and grid.square(place.shape[1])):
+      # big_vision adds no position to the class token; our own files do.
       out['pos_embedding'] = np.pad(place, ((0, 0), (1, 0), (0, 0)))
     return out
 

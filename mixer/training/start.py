@@ -142,6 +142,12 @@ def _like(source: interface.Model, model: interface.Model,
   Raises:
     UserError: if the two are different networks of the paper.
   """
+  if type(source) is not type(model):
+    theirs, ours = (catalog.describe(m)['name'] for m in (source, model))
+    raise errors.UserError(
+        f'model.name: the config describes {ours}, and start.weights are '
+        f'{theirs}; set --config.model.name to such a network, or give other '
+        'weights')
   differs = lambda key: getattr(source, key) != getattr(model, key)
   taken = [key for key in model.WIDTHS if key not in own and differs(key)]
   theirs, ours = (catalog.describe(m)['name'] for m in (source, model))
