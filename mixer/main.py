@@ -108,7 +108,7 @@ def _summarise(scores: Mapping[str, float], workdir: str,
   python = 'python' if python.startswith('..') else python
   checkpoint = f'--checkpoint={shlex.quote(workdir)}'
   seed = _CONFIG.value.run.get('seed', 0) + 1
-  beside = re.sub(r'(-seed\d+)?/*$', '', workdir, count=1) + f'-seed{seed}'
+  beside = re.sub(r'(-seed\d+)?/*$', f'-seed{seed}', workdir, count=1)
   again = ' \\\n    '.join([
       f'{python} -m mixer.main', *map(shlex.quote, _settings(sys.argv[1:])),
       f'--config.run.seed={seed}', f'--workdir={shlex.quote(beside)}'])

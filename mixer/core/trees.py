@@ -53,8 +53,7 @@ def digest(tree: Any) -> np.ndarray:
       mesh, jax.sharding.PartitionSpec())
   # Leaves of equal shape share one compiled program.
   one = jax.jit(_leaf_digest, out_shardings=everywhere)
-  # One at a time: the sums over devices of several programs that a CPU runs at
-  # once can wait for each other for ever.
+  # One at a time: several sums over CPU devices can wait for each other.
   return np.array([jax.device_get(one(x)) for x in leaves], np.uint32)
 
 
