@@ -156,7 +156,7 @@ def test_labels_weights_and_resized_images_are_stored(tmp_path):
   (tmp_path / 'b.jpg').write_bytes(pictures.encode(photos.crop(1, 20, 64)))
   rows = [dict(path='a.jpg', labels=['x', 'z'], weights=[.5, .25]),
           dict(path='b.jpg', labels=['y'], split='test'),
-          dict(path='a.jpg', labels=['y']), dict(path='c.jpg', labels=['z'])]
+          dict(path='a.jpg', labels=['z', 'x']), dict(path='c.jpg', labels=['z'])]
   path = tmp_path / 'list.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   images = image_lists.open_list(f'manifest:{path}')

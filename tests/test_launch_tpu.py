@@ -257,7 +257,11 @@ case "$kind $verb" in
   for file in "$BOX"/vm?/mlp-mixer/run.pid "$BOX"/waits?; do
     [[ ! -e $file ]] || kill -KILL "$(cat "$file")" 2>/dev/null
   done
-  rm -rf "$BOX/vm0" "$BOX/vm1" "$BOX"/waits? "$BOX/state" ;;
+  # A process that was killed may still be writing.
+  for _ in 1 2 3 4 5; do
+    rm -rf "$BOX/vm0" "$BOX/vm1" "$BOX"/waits? 2>/dev/null && break || sleep 1
+  done
+  rm -f "$BOX/state" ;;
 'tpu-vm describe') echo READY ;;
 'tpu-vm scp')
   for i in 0 1; do cp "$BOX/copy/$1" "$BOX/vm$i/${2#*:}"; done ;;
