@@ -1,8 +1,10 @@
 """Damaged files of prepared sets, read at random and in sequence."""
 import gc
+import json
 import re
 import shutil
 import threading
+import types
 
 from batches import assert_equal
 from batches import evaluate
@@ -13,6 +15,7 @@ import pytest
 import tfds_sets
 
 from mixer.core import errors
+from mixer.data import shards
 
 COUNT = tfds_sets.COUNT
 
@@ -166,3 +169,14 @@ def test_a_damaged_array_record_file_is_named_when_the_set_is_opened(
     path.write_bytes(content[:kept])
   with pytest.raises(errors.UserError, match=re.escape(str(path))):
     reopened(settings)
+
+
+def test_the_fingerprint_has_the_contents_that_a_set_was_made_of(tmp_path):
+  info = types.SimpleNamespace(data_dir=str(tmp_path), full_name='mine/1.0.0')
+  files = shards.Shards(('mine-train.tfrecord-00000-of-00001',), np.array([3]))
+  found = []
+  for more in (None, {}, dict(contents='ab12'), dict(contents='cd34')):
+    if more is not None:
+      (tmp_path / 'mixer.json').write_text(json.dumps(dict(source='x', **more)))
+    found.append(shards.fingerprint(info, files))
+  assert found[0] == found[1] and len(set(found)) == 3
