@@ -132,7 +132,7 @@ def _curves(rows: Sequence[Row]) -> Iterator[str]:
       x, y = (np.array([np.mean(part) for part in np.array_split(
           values, min(len(points), _POINTS))]) for values in zip(*points))
       colour = figures.PALETTE[number % 6]
-      if key == train and kinds:   # batches differ much from each other
+      if key == train and kinds:   # they jump from batch to batch
         axis.plot(x, y, color=colour, alpha=.25)
         y = _smooth(y)
       axis.plot(x, y, label=label or None, color=colour,

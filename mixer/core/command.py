@@ -133,7 +133,8 @@ def check_output(flag: str, path: str | None) -> None:
   """
   folder = os.path.dirname(os.path.abspath(path or ''))
   if path and (not os.path.isdir(folder) or os.path.isdir(path)
-               or not os.access(folder, os.W_OK)):
+               or not os.access(path if os.path.exists(path) else folder,
+                                os.W_OK)):
     raise errors.UserError(f'--{flag}: {path!r}: expected a file in a folder '
                            'that exists and can be written to')
 

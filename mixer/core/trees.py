@@ -51,9 +51,8 @@ def digest(tree: Any) -> np.ndarray:
   mesh = getattr(getattr(leaves[0], 'sharding', None), 'mesh', None)
   everywhere = mesh and jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec())
-  # Leaves of equal shape share one compiled program.
+  # Equal shapes share a program. Sums of two on CPU devices at once can hang.
   one = jax.jit(_leaf_digest, out_shardings=everywhere)
-  # One at a time: several sums over CPU devices can wait for each other.
   return np.array([jax.device_get(one(x)) for x in leaves], np.uint32)
 
 

@@ -16,14 +16,16 @@ def hash_of(path: str, row: manifest.Row) -> int:
   return hash(os.path.normpath(os.path.join(path, '..', row['path'])))
 
 
-def refuse(
-    source: str, path: str, seen: Mapping[str, Sequence[int]],
-    labelled: Mapping[str, Sequence[int]]) -> None:
+def refuse(source: str, path: str, seen: Mapping[str, Sequence[int]],
+           labelled: Mapping[str, Sequence[int]]) -> None:
   """Refuses an image that has different labels in two rows of a split.
 
   Args:
     source, path: of the manifest.
     seen, labelled: by split, hashes of the paths and of the labels of its rows.
+
+  Raises:
+    UserError: if there is one; it names the two lines.
   """
   several = set()
   for split, paths in seen.items():

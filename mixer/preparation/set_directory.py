@@ -156,7 +156,7 @@ def create(path: str) -> Iterator[str]:
                            'another place')
   partial = f'{path}.partial'
   made: list[str] = []   # the folders above it that are new, innermost first
-  above = os.path.dirname(path)
+  above = os.path.dirname(os.path.abspath(path))
   while not os.path.exists(above):
     made.append(above)
     above = os.path.dirname(above)
