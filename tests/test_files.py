@@ -57,3 +57,20 @@ def test_regular_files_are_read_and_missing_ones_reported(tmp_path):
     files.open_regular(str(tmp_path / 'gone'))
   with pytest.raises(IsADirectoryError):
     files.open_regular(str(tmp_path))
+
+
+@pytest.mark.parametrize('text', ('', '{"a": 1', '[1]', '[' * 100_000))
+def test_a_damaged_json_file_is_named(tmp_path, text):
+  path = tmp_path / 'config.json'
+  assert files.read_json(path) is None
+  files.write(path, '{"a": 1}')
+  assert files.read_json(path) == dict(a=1)
+  files.write(path, text)
+  with pytest.raises(errors.UserError,
+                     match="config.json' is damaged: it holds no JSON object"):
+    files.read_json(path)
+
+
+def test_a_line_that_was_cut_short_is_left_out():
+  assert files.json_lines('{"a": 1}\n\n{"a": 2}\n{"a"') == [
+      dict(a=1), dict(a=2)]

@@ -52,3 +52,16 @@ def test_a_damaged_checkpoint_without_a_next_one_is_an_error(tmp_path):
   shutil.rmtree(tmp_path / 'checkpoints')
   with pytest.raises(errors.UserError, match='neither a workdir'):
     origin.read(str(tmp_path))
+
+
+def test_a_start_section_names_one_checkpoint(tmp_path, monkeypatch):
+  run(tmp_path / 'run', [1, 2])
+  section = dict(weights=str(tmp_path / 'run'), best=True)
+  assert origin.resolved(section) == dict(
+      weights=str(tmp_path / 'run' / 'checkpoints' / '2'), best=False)
+  (tmp_path / 'new' / 'checkpoints').mkdir(parents=True)
+  with pytest.raises(errors.UserError,
+                     match="^start.weights: '.*' holds no checkpoint yet"):
+    origin.resolved(dict(weights=str(tmp_path / 'new'), best=False))
+  monkeypatch.chdir(tmp_path / 'run')   # '' is no path
+  assert origin.resolved(dict(weights='', best=False))['weights'] == ''

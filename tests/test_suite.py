@@ -400,6 +400,8 @@ def test_images_need_not_be_square(tmp_path):
 
 @pytest.mark.parametrize('sections,expected', (
     (dict(evals=dict(test=dict(crp='resmall'))), r"config.evals.test: 'crp'"),
+    (dict(evals=dict(test=dict(split='test', image_size=8))),
+     r"config.evals.test: 'image_size' is unknown"),
     (dict(evals={}, fewshot=dict(a=dict(tst='train'))),
      r"config.fewshot.a: 'tst' is unknown; did you mean 'test'"),
     (dict(evals=dict(test={})), 'evals.test.split is not set'),

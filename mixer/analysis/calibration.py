@@ -5,7 +5,6 @@ estimates of other programs can be trusted.
 """
 from collections.abc import Collection
 from collections.abc import Mapping
-import json
 import os
 import statistics
 from typing import Any
@@ -62,7 +61,7 @@ def run(path: str, topology: str, networks: Mapping[tuple[str, int], Any]
                            f'paper measured, such as v3:2x2, got {topology}')
   plan = sharding.plan(devices=compiled_step.tpu_devices(topology))
   file, now = os.path.join(path, _FILE), provenance.collect(data={})
-  kept = json.loads(files.read(file) or '{}')
+  kept = files.read_json(file) or {}
   done = kept['done'] if kept.get('topology') == topology else {}
   made = {key: make(dtype=_DTYPE, platform=plan.platform)
           for key, make in networks.items()}

@@ -241,9 +241,8 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any] | None:
 def _bad_images(path: str) -> Iterator[str]:
   """Yields the table of images that cannot be decoded, if there are any."""
   stem, suffix = os.path.splitext(workdir.BAD_IMAGES)   # one of each process
-  rows = [json.loads(line)
-          for file in sorted(epath.Path(path).glob(f'{stem}*{suffix}'))
-          for line in file.read_text().splitlines()]
+  rows = [row for file in sorted(epath.Path(path).glob(f'{stem}*{suffix}'))
+          for row in files.json_lines(file.read_text())]
   if rows:
     yield page.section('Bad images', page.table(
         [(row['image'], row['section'], row['reason']) for row in rows[:_BAD]],

@@ -99,11 +99,11 @@ def find(path: files.Path, best: bool = False) -> str:
   root = where / workdir.CHECKPOINTS
   if not root.is_dir():
     raise errors.UserError(
-        f'checkpoint: {str(where)!r} is neither a workdir with checkpoints/ '
-        'nor one of its checkpoints')
+        f'{str(where)!r} is neither a workdir with checkpoints/ nor one of its '
+        'checkpoints')
   steps = [int(p.name) for p in root.iterdir() if p.name.isdecimal()]
   if not steps:
-    raise errors.UserError(f'checkpoint: {str(root)!r} holds no checkpoint yet')
+    raise errors.UserError(f'{str(root)!r} holds no checkpoint yet')
   return str(root / str(_best(where, steps) if best else max(steps)))
 
 
@@ -117,7 +117,7 @@ def _best(path: epath.Path, steps: list[int]) -> int:
   scored = [(m[metric], s) for s, m in metrics.items() if metric in m]
   if not scored:
     raise errors.UserError(
-        f'checkpoint: {str(path)!r} kept no best one: checkpoint.best was '
+        f'{str(path)!r} kept no best checkpoint: checkpoint.best was '
         f'{metric!r} and no checkpoint has it')
   return max(scored)[1]
 
@@ -155,14 +155,12 @@ def load_params(path: str, average: bool = False) -> dict[str, Any]:
       expected = out['meta'].get('average')
       params = params['opt_state']['average'] if expected else None
   except Exception as e:
-    raise errors.UserError(
-        f'checkpoint: {path!r} cannot be read: {_one_line(e)}') from e
+    raise errors.UserError(f'{path!r} cannot be read: {_one_line(e)}') from e
   if expected is None:
-    raise errors.UserError(f'checkpoint: {path!r} has no averaged parameters; '
+    raise errors.UserError(f'{path!r} has no averaged parameters; '
                            'train with run.average, such as 0.999')
   if trees.digest(params).tolist() != expected:
-    raise errors.UserError(f'checkpoint: {path!r} is damaged: its checksum '
-                           'does not match')
+    raise errors.UserError(f'{path!r} is damaged: its checksum does not match')
   return jax.tree.map(np.asarray, params)
 
 

@@ -1,5 +1,7 @@
 """Files that may be local or in a bucket ('gs://...')."""
+import contextlib
 import errno
+import json
 import os
 import stat
 from typing import Any
@@ -33,6 +35,8 @@ def write(path: Path, content: str | bytes) -> None:
   partial = str(path) + '.partial'
   with open(partial, 'wb') as f:
     f.write(content)
+    f.flush()
+    os.fsync(f.fileno())   # else a power cut could leave an empty file
   os.replace(partial, path)
 
 
@@ -84,6 +88,32 @@ def read(path: Path) -> str | None:
     raise errors.UserError(
         f'{str(path)!r} is not a text file: '
         f'{getattr(e, "strerror", None) or "it holds other bytes"}') from e
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+  """Returns the object in a JSON file, or None if it does not exist.
+
+  Raises:
+    UserError: if the file holds anything else.
+  """
+  text = read(path)
+  try:
+    found = None if text is None else json.loads(text)
+  except (ValueError, RecursionError):
+    found = ()
+  if not isinstance(found, dict | None):
+    raise errors.UserError(f'{str(path)!r} is damaged: it holds no JSON object;'
+                           ' restore it from a copy, or move it away')
+  return found
+
+
+def json_lines(text: str) -> list[Any]:
+  """Returns the values of lines of JSON, without one that a kill cut short."""
+  out = []
+  for line in text.splitlines():
+    with contextlib.suppress(ValueError):
+      out.append(json.loads(line))
+  return out
 
 
 def cache() -> str:

@@ -55,15 +55,14 @@ def run_of(checkpoint: files.Path) -> str | None:
 
 def config_of(path: files.Path) -> dict[str, Any] | None:
   """Returns the config of the run in a workdir, or None without one."""
-  stored = _stored(path)
+  stored = files.read_json(os.path.join(path, CONFIG))
   return stored and {k: v for k, v in stored.items() if k != _PROVENANCE}
 
 
 def card_of(path: files.Path) -> dict[str, Any] | None:
   """Returns the card of the run in a workdir (see `models.catalog`), or None
   without one."""
-  text = files.read(os.path.join(path, CARD))
-  return json.loads(text) if text else None
+  return files.read_json(os.path.join(path, CARD))
 
 
 def provenance(path: files.Path) -> dict[str, Any] | None:
@@ -72,7 +71,8 @@ def provenance(path: files.Path) -> dict[str, Any] | None:
   Returns:
     None if config.json does not say it, or there is none.
   """
-  return (_stored(path) or {}).get(_PROVENANCE)
+  stored = files.read_json(os.path.join(path, CONFIG)) or {}
+  return stored.get(_PROVENANCE)
 
 
 def write_config(path: files.Path, config: Mapping[str, Any],
@@ -259,9 +259,3 @@ def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     elif value is not None:
       out[prefix + key] = value
   return out
-
-
-def _stored(path: files.Path) -> dict[str, Any] | None:
-  """Returns what config.json holds, or None without one."""
-  text = files.read(os.path.join(path, CONFIG))
-  return None if text is None else json.loads(text)

@@ -7,7 +7,6 @@ Axes: B images of a batch, K classes, C features.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import functools
 import inspect
@@ -30,6 +29,10 @@ if TYPE_CHECKING:
 # Keys that an evaluation takes from `data` unless its own section sets them.
 INHERITED = ('name', 'dir', 'access', 'window', 'interpolation', 'max_pixels',
              'on_device')
+# Arguments of the sections' functions that are not the user's to set.
+_PASSED = ('data.image_size', 'data.wanted', 'data.most', 'data.key',
+           'data.report', 'loss.weights', 'schedule.total_steps',
+           'optimizer.schedule', 'sharding.devices', 'checkpoint.directory')
 
 Evaluate: TypeAlias = Callable[..., dict[str, int | float]]
 _Size: TypeAlias = int | tuple[int, int]
@@ -89,15 +92,13 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
           k: v for k, v in section.items() if v is not None}
   out, settings = {'data': dict(config['data'])}, {}
   for name, section in config['evals'].items():
-    check_keys(f'evals.{name}', section,
-               [*inspect.signature(pipeline.open_data).parameters])
+    check_keys(f'evals.{name}', section, pipeline.open_data)
   out.update({f'evals.{name}': inherit(section)
               for name, section in config['evals'].items()})
   if config.get('fewshot'):
     from mixer.evaluation import fewshot
     for name, section in config['fewshot'].items():
-      check_keys(f'fewshot.{name}', section,
-                 [*inspect.signature(fewshot.read_section).parameters])
+      check_keys(f'fewshot.{name}', section, fewshot.read_section)
       common, parts, settings[name] = fewshot.read_section(**section)
       for part, split in parts.items():
         out[f'fewshot.{name}.{part}'] = inherit(dict(common, split=split))
@@ -105,13 +106,16 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
 
 
 def check_keys(name: str, section: Mapping[str, Any],
-               known: Sequence[str]) -> None:
+               reader: Callable[..., Any]) -> None:
   """Raises a UserError if a section of a config has a key that is unknown.
 
   Args:
     name, section: its name, and its keys with their values.
-    known: the keys that it may have.
+    reader: the function whose keyword arguments they are.
   """
+  like = 'data' if name.startswith('evals.') else name
+  known = [key for key in inspect.signature(reader).parameters
+           if f'{like}.{key}' not in _PASSED]
   for key in section:
     if key not in known:
       raise errors.unknown(f'config.{name}', key, known)

@@ -199,7 +199,7 @@ def _timed(path: str, models: Mapping[str, interface.Model],
       device=jax.devices()[0].device_kind, devices=plan.mesh.size,
       models={name: [str(model.dtype), catalog.describe(model)]
               for name, model in models.items()})))
-  kept = json.loads(files.read(file) or '{}')
+  kept = files.read_json(file) or {}
   done = kept['done'] if kept.get('where') == where else {}
   most, out = max(map(math.prod, shapes)), []
   for shape in shapes:

@@ -53,7 +53,7 @@ def train(config: ml_collections.ConfigDict, path: str, *,
   file = os.path.join(path, 'scores.json')
   # As JSON has it, in which a tuple is a list.
   stored = json.loads(json.dumps(assembly.stored(config)))
-  kept = json.loads(files.read(file) or '{}')
+  kept = files.read_json(file) or {}
   if kept.get('config') == stored:
     return kept['scores']
   if curves:

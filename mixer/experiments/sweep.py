@@ -9,7 +9,6 @@ evaluation judges, the best run is the result and is not trained again.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
-import json
 import math
 import os
 from typing import Any
@@ -100,8 +99,8 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
   trials = _trials(config, grid)
   with workdir.claimed(path):
     file = os.path.join(path, 'sweep.json')
-    text = files.read(file)
-    found = json.loads(text or '{}') or dict(
+    kept = files.read_json(file)
+    found = kept or dict(
         **_judged(config, metric, train, dev), train=train, dev=dev,
         tested=[e.split for e in config.evals.values()], runs={}, choice=None,
         tied=[], final=None)
@@ -116,7 +115,7 @@ def sweep(config: ml_collections.ConfigDict, path: str, *,
       found.update(news)
       workdir.write_json(file, found)
 
-    if text is not None:
+    if kept:
       runs.check_alike(path, config, found, train=train, dev=dev)
       agree()
     for number, (name, values) in enumerate(trials.items(), 1):

@@ -21,14 +21,22 @@ def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
   A workdir whose run still goes on has another checkpoint a moment later.
 
   Args:
-    section: its `weights` and `best` are as `network.open_network` takes them.
+    section: its `weights` and `best` are as `network.open_network` takes them;
+      `weights` may also be empty.
+
+  Raises:
+    UserError: if a workdir has no checkpoint, or no best one.
   """
   weights = section['weights']
   there = epath.Path(files.absolute(weights)) / workdir.CHECKPOINTS
-  if registry.find(weights) or fetch.is_url(weights) or not there.is_dir():
+  if (not weights or registry.find(weights) or fetch.is_url(weights)
+      or not there.is_dir()):
     return dict(section)
-  return dict(section, best=False,
-              weights=checkpoint_reader.find(weights, section['best']))
+  try:
+    found = checkpoint_reader.find(weights, section['best'])
+  except errors.UserError as e:
+    raise errors.UserError(f'start.weights: {e}') from e
+  return dict(section, weights=found, best=False)
 
 
 def read(path: str, best: bool = False, average: bool = False,

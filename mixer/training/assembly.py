@@ -7,7 +7,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
-import inspect
 import os
 from typing import Any
 from typing import Protocol
@@ -40,14 +39,13 @@ Origin = dict[str, str] | None   # `weights`, where they are, and `sha256`
 _READERS: Mapping[str, Callable[..., Any]] = dict(
     data=pipeline.open_data, augment=augment.make, loss=losses.make,
     schedule=optimizers.schedule, optimizer=optimizers.make,
-    sharding=sharding.plan, checkpoint=checkpoint.Checkpoints, run=Settings)
-# The arguments of `start.start` from the section `start`. That module loads the
-# code that reads weights, so it is imported only if there are weights to load.
-_START = ('weights', 'best', 'dont_load', 'method')
+    sharding=sharding.plan, checkpoint=checkpoint.Checkpoints, run=Settings,
+    # Of `start.start`, whose module is imported only if weights are loaded.
+    start=lambda weights, best, dont_load, method: None)
 # Every number of a config lies between 0 and the largest int32, except for
 # these, which may be negative. The functions check narrower ranges.
 _LARGEST, _SIGNED = 2**31 - 1, ('model.head_bias',)
-_SECTIONS = ('model', *_READERS, 'start', 'evals', 'fewshot')
+_SECTIONS = ('model', *_READERS, 'evals', 'fewshot')
 
 
 class Classes(Protocol):
@@ -76,13 +74,10 @@ def check(config: ml_collections.ConfigDict) -> Settings:
   if missing:
     raise errors.UserError(f'config: missing sections: {", ".join(missing)}; '
                            'build the config from recipe.base()')
-  known = {name: list(inspect.signature(reader).parameters)
-           for name, reader in _READERS.items()}
-  suite.check_keys('start', config.start, _START)
-  for name in _READERS:
-    suite.check_keys(name, config[name], known[name])
+  for name, reader in _READERS.items():
+    suite.check_keys(name, config[name], reader)
   for name, section in config.evals.items():
-    suite.check_keys(f'evals.{name}', section, known['data'])
+    suite.check_keys(f'evals.{name}', section, pipeline.open_data)
   for name in _SECTIONS:
     _check_numbers(name, config[name].to_dict())
   # These compute nothing, so they check their sections before data are opened.

@@ -84,7 +84,7 @@ def can_go_back(path: str, checkpoints: checkpoint.Checkpoints) -> bool:
   """Returns whether a run has a checkpoint, and has not gone back before."""
   text = files.read(os.path.join(path, workdir.NONFINITE)) or ''
   return bool(checkpoints.steps()) and not any(
-      'went_back_to' in json.loads(line) for line in text.splitlines())
+      'went_back_to' in line for line in files.json_lines(text))
 
 
 def go_back(path: str, checkpoints: checkpoint.Checkpoints, last: int,

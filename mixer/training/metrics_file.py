@@ -177,16 +177,8 @@ def since_best(path: str, metric: str | None, last: int) -> int:
 
 def read(path: str) -> list[dict[str, Any]]:
   """Returns all whole lines of a workdir's metrics.jsonl."""
-  text = files.read(os.path.join(path, workdir.METRICS)) or ''
-  return [row for line in text.splitlines() if (row := _row(line)) is not None]
-
-
-def _row(line: str) -> dict[str, Any] | None:
-  """Returns a line as a dict, or None if a kill cut the line short."""
-  try:
-    return json.loads(line)
-  except ValueError:
-    return None
+  return files.json_lines(
+      files.read(os.path.join(path, workdir.METRICS)) or '')
 
 
 def plain(value: Any) -> int | float | str:
