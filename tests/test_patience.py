@@ -60,10 +60,14 @@ def test_a_run_ends_early_stays_finished_and_resumes_exactly(
   assert scores[BEST] == 0.5 and steps(path) == [2, 3]
   assert 'stopped early at step 3: the last 2 evaluations' in shown()
   before = (path / workdir.METRICS).read_text()
+  stored = json.loads((path / workdir.CONFIG).read_text())
+  made = dict(stored['provenance'], commit='of older code')
+  workdir.write_config(path, workdir.config_of(path), made)
   assert run.train(config(tmp_path), str(path)) == scores
   assert 'already finished at step 3' in shown()
   assert steps(path) == [2, 3]
   assert (path / workdir.METRICS).read_text() == before
+  assert workdir.provenance(path)['commit'] == 'of older code'
   shutil.rmtree(path / 'checkpoints' / '3')   # as if it was killed at step 2
   run.train(config(tmp_path), str(path))
   assert steps(path) == [2, 3]

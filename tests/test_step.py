@@ -126,6 +126,21 @@ def test_micro_batches_compute_the_step_of_the_whole_batch(
   assert_close(single, Setting(plan, micro_batches=micro_batches).run()[0])
 
 
+def test_micro_batches_count_the_examples_that_have_a_label():
+  """Their parts have 4, 4, 4 and 1 of them."""
+  def metrics(micro_batches):
+    setting = Setting(micro_batches=micro_batches, augmentation={}, drawn=True,
+                      stochastic_depth=0.0, dropout_rate=0.0)
+    batch = dict(setting.batch(0), position=np.arange(16, dtype=np.int32))
+    setting.stored['labels'] = setting.stored['labels'].at[
+        jnp.array([7, 11, 15])].set(-1)
+    return setting.step(setting.state, batch, setting.stored)[1]
+  whole, parts = metrics(1), metrics(4)
+  assert 0 < whole['accuracy'] < 1
+  for key in ('accuracy', 'loss'):
+    np.testing.assert_allclose(whole[key], parts[key], rtol=1e-5)
+
+
 # Ways to compute the blocks with less memory or less to compile.
 CHEAPER = {
     'block': dict(remat='block'), 'dots': dict(remat='dots'),

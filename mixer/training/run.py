@@ -108,7 +108,7 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     found = _restored(run, fingerprint) if checkpoints.steps() else None
     made, code = opening.made_with(
         path, fingerprint, run.origin, finished=None if found is None else (
-            int(found[0].step) >= run.total_steps))
+            _ended(run, int(found[0].step))))
     workdir.write_config(path, assembly.stored(config), made)
     splits.bad_images.begin()
     if found is None or files.read(os.path.join(path, workdir.CARD)) is None:
@@ -186,6 +186,16 @@ def _check(run: _Run) -> None:
   jax.eval_shape(run.sharded.step, run.sharded.state, batch, stored)
 
 
+def _stale(run: _Run, step: int) -> int:
+  return metrics_file.since_best(run.path, run.checkpoints.best, step)
+
+
+def _ended(run: _Run, step: int) -> bool:
+  """Returns whether the run ends at a step, by its length or its patience."""
+  return step >= run.total_steps or (
+      0 < run.settings.patience <= _stale(run, step))
+
+
 def _initial(run: _Run) -> step.State:
   """Returns the state before the first update, with loaded weights if any."""
   state = run.sharded.init()
@@ -251,7 +261,6 @@ def _train(run: _Run, state: step.State, skips: watchdog.Skips,
       seed=settings.seed, batch_size=size, first=first, last=total,
       slots=plan.slots(size))
   writer = metrics_file.Writer(run.path, resumed_at=first)
-  stale = metrics_file.since_best(run.path, checkpoints.best, first)
   bar = progress.Progress(first, total)
 
   def phase(what: str, step: int) -> None:
@@ -269,11 +278,11 @@ def _train(run: _Run, state: step.State, skips: watchdog.Skips,
           save_every=checkpoints.every, save_scored=bool(checkpoints.best),
           improves=checkpoints.improves, batch_size=size,
           flops=size * run.image_flops, devices=plan.mesh.size,
-          spent=writer.spent, phase=phase, stale=stale,
+          spent=writer.spent, phase=phase, stale=_stale(run, first),
           peak_flops=jax.process_count() * products.flops_per_second(
               settings.dtype_on(plan.platform)))
       try:
-        if first < total and not 0 < settings.patience <= stale:
+        if not _ended(run, first):
           return loop.train(state, job)[1]
         phase(watchdog.EVALUATING, first)
         scores = ask(state)

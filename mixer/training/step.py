@@ -160,9 +160,11 @@ def make_train_step(
 
     grads, metrics = jax.lax.scan(
         body, zero, (split(images), split(targets), split(rows)))
-    mean = lambda x: jnp.mean(x, axis=0)
-    return (jax.tree.map(lambda g: g / micro_batches, grads),
-            jax.tree.map(mean, metrics))
+    labelled = jnp.any(split(targets) > 0, axis=-1).sum(axis=-1)   # [parts]
+    right = jnp.sum(metrics['accuracy'] * labelled)
+    return jax.tree.map(lambda g: g / micro_batches, grads), dict(
+        loss=jnp.mean(metrics['loss']),
+        accuracy=right / jnp.maximum(jnp.sum(labelled), 1))
 
   def step(state, batch, stored=None, by_layer=False):
     key = lambda name: jax.random.fold_in(stream(seed, name), state.step)
