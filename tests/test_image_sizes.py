@@ -62,6 +62,8 @@ def test_the_figure_has_a_line_for_each_method():
     (dict(sizes=[]), '--sizes.*--sizes=20,48'),
     (dict(sizes=['6', 'big']), "--sizes.*'6,big'"),
     (dict(sizes=[6], methods=['crop']), "--methods: 'crop'.*resample"),
+    (dict(sizes=[6, 7]), '--sizes: 7: .*patch'),
+    (dict(sizes=[16, '12'], methods=['block']), '--sizes: 12: method: block'),
 ])
 def test_wrong_arguments_are_refused_before_the_first_run(
     tmp_path, arguments, words):

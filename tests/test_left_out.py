@@ -114,3 +114,11 @@ def test_a_config_without_evaluations_is_refused(tmp_path):
   config.evals = {}
   with pytest.raises(errors.UserError, match='evals'):
     left_out.run(config, str(tmp_path))
+
+
+def test_some_images_must_be_left_to_train(tmp_path):
+  """A fifth of 800 is more than the digits have of any class."""
+  with pytest.raises(errors.UserError,
+                     match="--examples: 800, but class '7' has 1.. training"):
+    left_out.run(tiny(), str(tmp_path / 'new'), classes=3, examples=800)
+  assert not (tmp_path / 'new').exists()

@@ -33,7 +33,7 @@ def planted():
 
 def test_both_optimizers_have_equally_many_rates():
   usual = optimizers.parse(())
-  assert usual.keys() == optimizers.OPTIMIZERS.keys() == {'sgd', 'adam'}
+  assert usual.keys() == optimizers.WEIGHT_DECAY.keys() == {'sgd', 'adam'}
   assert len(usual['sgd']) == len(usual['adam']) == 5
   assert optimizers.parse(['adam=3e-3,1e-3', 'sgd=0.1,0.3']) == dict(
       sgd=[.1, .3], adam=[1e-3, 3e-3])
@@ -78,20 +78,26 @@ def test_the_table_and_the_figure_have_both_optimizers(capsys):
 @pytest.mark.slow   # whole runs
 def test_both_optimizers_are_tuned_and_train_with_the_best_rate(tmp_path):
   arguments = dict(rates=['sgd=0.1,0.3', 'adam=0.001,0.01'], seeds=2)
-  found = optimizers.run(tiny(), str(tmp_path), **arguments)
+  config = tiny().unlock()
+  config.optimizer.update(weight_decay=1e-4, clip_norm=5.0)
+  found = optimizers.run(config, str(tmp_path), **arguments)
+  for name, decay in (('sgd', 1e-4), ('adam', .1)):
+    settings = found['optimizers'][name]['settings']
+    assert (settings['weight_decay'], settings['clip_norm']) == (decay, 5.0)
   for name, rates in (('sgd', (.1, .3)), ('adam', (.001, .01))):
     one = found['optimizers'][name]
     assert [r['rate'] for r in one['tried']] == list(rates)
     assert one['rate'] == max(one['tried'], key=lambda r: r['accuracy'])['rate']
     assert [r['seed'] for r in one['runs']] == [0, 1]
     for folder, seed in (('final', 0), ('seed-1', 1)):
-      config = json.loads(
+      kept = json.loads(
           (tmp_path / name / folder / 'config.json').read_text())
-      assert config['optimizer']['name'] == name
-      assert config['schedule']['learning_rate'] == one['rate']
-      assert config['run']['seed'] == seed
-      assert config['data']['split'] == 'train'
-      assert config['run']['total_steps'] == 12
+      assert kept['optimizer'] == one['settings']
+      assert kept['optimizer']['name'] == name
+      assert kept['schedule']['learning_rate'] == one['rate']
+      assert kept['run']['seed'] == seed
+      assert kept['data']['split'] == 'train'
+      assert kept['run']['total_steps'] == 12
     assert one['runs'][0]['accuracies']['steps'][-1] == 12
     assert len(one['runs'][0]['loss']['values']) == 12
-  assert optimizers.run(tiny(), str(tmp_path), **arguments) == found
+  assert optimizers.run(config, str(tmp_path), **arguments) == found

@@ -6,15 +6,20 @@ that size from scratch (the paper's appendix C fine-tunes at higher resolution).
 """
 from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
 import os
 from typing import Any
 
+import jax
 import ml_collections
+import numpy as np
 
 from mixer.analysis import figures
 from mixer.core import errors
 from mixer.core import tables
+from mixer.experiments import networks
 from mixer.experiments import runs
+from mixer.models import grid
 from mixer.pretrained import network
 from mixer.pretrained.resize import METHODS
 from mixer.pretrained.resize import resize
@@ -24,7 +29,7 @@ from mixer.training import metrics_file
 
 def run(config: ml_collections.ConfigDict, path: str, *,
         sizes: Sequence[int | str], methods: Sequence[str | None] = (None,),
-        tuning_steps: int = 200, rate: float = 0.1) -> dict[str, Any]:
+        tuning_steps: int = 200) -> dict[str, Any]:
   """Trains a network at its own size, and measures it at other sizes.
 
   Args:
@@ -32,8 +37,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     path: directory of the experiment.
     sizes: the other image sizes, in pixels.
     methods: methods of `resize` to compare; None for its default.
-    tuning_steps: steps of fine-tuning, which starts from the resized network.
-    rate: learning rate of fine-tuning.
+    tuning_steps: steps of fine-tuning, which starts from the resized network,
+      at a third of the config's learning rate.
 
   Returns:
     {'size', 'accuracy', 'steps', 'tuning_steps', 'rows'}. A row has 'size',
@@ -43,7 +48,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     the config's start weights, which only the first training has.
 
   Raises:
-    UserError: if a size or a method is wrong.
+    UserError: if a size or a method is wrong, before the first run.
   """
   metric = runs.accuracy_of(config)
   if not sizes or not all(str(size).isdigit() for size in sizes):
@@ -53,12 +58,14 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   for method in methods:
     if method not in (None, *METHODS):
       raise errors.unknown('--methods', method, METHODS)
+  _check(config, sizes, methods)
   first = os.path.join(path, 'first')
+  rate = float(f'{config.schedule.learning_rate / 3:.3g}')
   scores = runs.train(config, first)
   steps = config.run.total_steps or metrics_file.read(first)[-1]['step']
   rows = []
   trained = network.open_network(first)
-  for size in map(int, sizes):
+  for size in dict.fromkeys(map(int, sizes)):
     at = assembly.edited(config, run=dict(image_size=size, image_width=None),
                          start=dict(weights=None, best=False, dont_load=None))
     short = runs.short(at, tuning_steps)
@@ -80,6 +87,20 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   return dict(size='x'.join(map(str, trained.image_size)),
               accuracy=scores[metric], steps=steps,
               tuning_steps=tuning_steps, rows=rows)
+
+
+def _check(config: ml_collections.ConfigDict, sizes: Sequence[int | str],
+           methods: Sequence[str | None]) -> None:
+  """Raises a UserError if the network of a config fits a size by no method."""
+  model, own = networks.model(config), assembly.check(config).image_size
+  shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros(
+      (1, *grid.pair(own), model.in_channels), np.float32))['params']
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  for size, method in itertools.product(sizes, methods):
+    try:
+      resize(model, params, image_size=int(size), from_size=own, method=method)
+    except errors.UserError as e:
+      raise errors.UserError(f'--sizes: {size}: {e}') from e
 
 
 def show(found: Mapping[str, Any]) -> None:

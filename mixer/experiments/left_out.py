@@ -31,7 +31,7 @@ _DEV_PART = 5
 
 def run(config: ml_collections.ConfigDict, path: str, *, classes: int = 4,
         examples: int = 250, tuning_steps: int = 150,
-        rates: Sequence[float] = (0.03, 0.1, 0.3)) -> dict[str, Any]:
+        rates: Sequence[float] = ()) -> dict[str, Any]:
   """Pre-trains on some classes, and measures the network on the others.
 
   Args:
@@ -41,7 +41,8 @@ def run(config: ml_collections.ConfigDict, path: str, *, classes: int = 4,
     examples: training images of each class that is left out, a fifth of which
       chooses the learning rate. All its test images are for testing.
     tuning_steps: steps of fine-tuning, and of training from scratch.
-    rates: learning rates that both try.
+    rates: learning rates that both try, by default a tenth and a third of the
+      config's, and the config's.
 
   Returns:
     'classes', the names of those left out; 'pretrained', the accuracy of the
@@ -49,7 +50,8 @@ def run(config: ml_collections.ConfigDict, path: str, *, classes: int = 4,
     'tuned' and 'scratch', {'rate', 'dev', 'test'} of the best rate.
 
   Raises:
-    UserError: if the data set is not in memory, or has too few classes.
+    UserError: if the data set has too few classes, or too few images of one
+      that is left out.
   """
   runs.check_evaluated(config)
   base, others, names = _split_classes(config, path, classes, examples)
@@ -66,6 +68,8 @@ def run(config: ml_collections.ConfigDict, path: str, *, classes: int = 4,
                                         ('untrained', untrained))}
   found = dict(classes=names, pretrained=scores['eval/test/accuracy'],
                fewshot=few)
+  rate = config.schedule.learning_rate
+  rates = rates or [float(f'{rate * part:.3g}') for part in (.1, 1 / 3, 1)]
   short = runs.short(_on_arrays(config, others, ('dev', 'test')), tuning_steps)
   for name, weights in (('tuned', pretrained), ('scratch', None)):
     found[name] = _best(short, os.path.join(path, name), weights, rates)
@@ -151,6 +155,12 @@ def _split_classes(config: ml_collections.ConfigDict, path: str,
           labels[new], shots=max(1, examples // _DEV_PART),
           seed=config.run.seed, num_classes=source.num_classes)
       dev, new = new[dev], np.delete(new, dev)
+      few = fewshot.scarce(labels[new] - stay, shots=1, num_classes=classes)
+      if few:
+        raise errors.UserError(
+            f'--examples: {examples}, but class {names[stay + min(few)]!r} has '
+            f'{len(np.flatnonzero(labels == stay + min(few)))} training images,'
+            ' which would all choose the learning rate; give a smaller number')
       others['dev_images'], others['dev_labels'] = (
           images[dev], labels[dev] - stay)
     base[f'{part}_images'], base[f'{part}_labels'] = images[old], labels[old]

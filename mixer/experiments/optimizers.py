@@ -2,11 +2,10 @@
 
 Each optimizer tries equally many learning rates on a part of the training
 images, and held-out training images choose. The best rate of each then trains
-on all of them with several seeds. Everything but the optimizer and its rate is
-the config's: steps, batches, schedule, augmentation and loss. SGD has momentum
-and no weight decay, as in this project's recipe `sgd`. Adam has the paper's
-moments, and its weight decay for ImageNet (table 4), decoupled and on kernels
-only.
+on all of them with several seeds. The rest is the config's: steps, batches,
+schedule, augmentation, loss, clipping and moments. The optimizer that it names
+keeps its weight decay. The other has that of the recipes: none for SGD, for
+Adam the paper's for ImageNet (table 4). Weight decay is decoupled.
 """
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -25,11 +24,8 @@ from mixer.experiments import runs
 from mixer.experiments import sweep
 from mixer.training import assembly
 
-# Values of the config's section `optimizer`, and learning rates to try.
-_COMMON = dict(clip_norm=1.0, momentum=.9, b1=.9, b2=.999,
-               decay_pattern='.*/kernel')
-OPTIMIZERS = {'sgd': dict(_COMMON, weight_decay=0.0),
-              'adam': dict(_COMMON, weight_decay=.1)}
+WEIGHT_DECAY = {'sgd': 0.0, 'adam': .1}   # unless the config's is for it
+# Learning rates to try.
 RATES = {'sgd': (.03, .07, .17, .4, 1.), 'adam': (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 _TITLES = {'sgd': 'SGD', 'adam': 'Adam'}
 _HELD_OUT = .1   # of the training images choose
@@ -75,8 +71,9 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     if 'sweep' in base:
       del base['sweep']
   out = {}
-  for name, values in OPTIMIZERS.items():
-    own = assembly.edited(base, optimizer=dict(values, name=name))
+  for name, decay in WEIGHT_DECAY.items():
+    own = assembly.edited(base, optimizer=dict(name=name, weight_decay=(
+        base.optimizer.weight_decay if base.optimizer.name == name else decay)))
     found = sweep.sweep(own, os.path.join(path, name), train=train, dev=dev,
                         learning_rates=tried[name])
     rate = found['runs'][found['choice']]['learning_rate']
@@ -97,7 +94,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       for final, row in zip(finals, rows):
         final[key] = make(at, row)
     out[name] = dict(
-        settings=values, rate=rate, runs=finals, tried=[
+        settings=own.optimizer.to_dict(), rate=rate, runs=finals, tried=[
             dict(rate=one['learning_rate'],
                  accuracy=one.get('scores', {}).get(found['metric']))
             for one in found['runs'].values()])
@@ -120,7 +117,7 @@ def parse(texts: Sequence[str]) -> dict[str, list[float]]:
       rates = sorted({float(value) for value in values.split(',')})
     except ValueError:
       rates = []
-    if name not in OPTIMIZERS or not rates or not (
+    if name not in WEIGHT_DECAY or not rates or not (
         0 < rates[0] <= rates[-1] < math.inf):
       raise errors.UserError(
           '--rates: expected sgd=R1,R2,... or adam=R1,R2,... with learning '
