@@ -141,12 +141,17 @@ def test_randaugment_needs_one_or_three_channels():
     assembly.make_model(config, settings, Source())
 
 
-def test_the_papers_cost_is_told_of_runs_from_scratch_only():
+def test_the_papers_cost_is_told_of_its_own_runs_only():
   config = mixer_b16.get_config()
   assert assembly.paper_core_days(config) == 10
+  for change in (dict(image_size=192), dict(image_width=448),
+                 dict(total_epochs=90.0),
+                 dict(total_epochs=None, total_steps=3)):
+    assert assembly.paper_core_days(
+        assembly.edited(config, run=change)) is None
   config.model.patch_size = 32   # B/32 was trained on JFT only
   assert assembly.paper_core_days(config) is None
-  config.data.name = 'jft'
+  config.data.name, config.run.total_epochs = 'jft', 7.0
   assert assembly.paper_core_days(config) == 50
   config.model.num_blocks = 3
   assert assembly.paper_core_days(config) is None

@@ -56,7 +56,8 @@ def run(config: None, path: str, *, runs: Sequence[str] = (),
                            '--topology, such as --topology=v3:2x2')
   rows = run_records.read_all(runs, metric)
   for row in rows:
-    same = None if row['start'] else published.row(row['name'], row['data'])
+    same = None if row['start'] or set(row['size']) != {_SIZE} else (
+        published.row(row['name'], row['data']))
     row['paper'] = same and dataclasses.asdict(same)
   out: dict[str, Any] = {}
   if topology is not None:
@@ -169,8 +170,8 @@ def _own(rows: Sequence[Mapping[str, Any]]) -> Any:
   return tables.make(
       cells, ('run', 'network', 'data', 'accuracy', 'paper', 'img/s', 'days',
               'paper', 'weights', 'GMACs'), left=3,
-      title=f'Your runs, by {run_records.title(rows)}; paper: its run of the '
-      'same network and data',
+      title=f'Your runs, by {run_records.title(rows)}; paper: its longest run '
+      'of the same network, data and image size',
       caption='img/s: for a device, in training. days: device-days of training.'
       ' Of the paper: TPUv3 core-days.')
 

@@ -92,13 +92,15 @@ TABLE_3 = (
 )
 
 
-def row(name: str, data: str) -> Row | None:
-  """Returns the row of table 3 at 224 pixels, that of most epochs, or None.
+def row(name: str, data: str, epochs: float | None = None) -> Row | None:
+  """Returns the row of table 3 at 224 pixels, or None.
 
   Args:
     name: of the network, such as 'Mixer-B/16'.
     data: 'imagenet2012', 'imagenet21k' or 'jft'.
+    epochs: of the pre-training; None takes the row with the most.
   """
   found = [row for row in TABLE_3
-           if (row.name, row.data, row.size) == (name, data, 224)]
+           if (row.name, row.data, row.size) == (name, data, 224)
+           and epochs in (None, row.epochs)]
   return found[-1] if found else None

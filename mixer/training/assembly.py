@@ -237,16 +237,19 @@ def stored(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def paper_core_days(config: ml_collections.ConfigDict) -> int | None:
   """Returns the TPUv3 core-days that the paper's run took.
 
-  None if the paper does not train this network on these data, or if this run
-  does not start from scratch.
+  None if the paper does not train this network on these data for as many
+  epochs at the same image size, or if this run does not start from scratch.
   """
-  if config.start.weights is not None or config.data.name not in (
-      'imagenet2012', 'imagenet21k', 'jft'):
+  run = config.run
+  if (config.start.weights or config.data.name not in (
+      'imagenet2012', 'imagenet21k', 'jft') or not run.total_epochs
+      or {run.image_size, run.image_width or 224} != {224}):
     return None
   from mixer.models import published
   network = catalog.describe(models.create(**_network(config)),
                              config.model.name)
-  found = published.row(catalog.title(network), config.data.name)
+  found = published.row(
+      catalog.title(network), config.data.name, run.total_epochs)
   return found.core_days if found else None
 
 
