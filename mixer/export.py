@@ -140,9 +140,9 @@ def _measured(network: 'networks.Network', options: 'program.Options'
   elif not network.model.num_classes:
     print(f'{no}the network has no head')
   elif _IMAGES.value:
-    config = quantization.config_of(network, _DATA.value, _IMAGES.value)
+    config = quantization.config_of(network, _DATA.value)
     if config:
-      return config, quantization.measure(network, config)
+      return config, quantization.measure(network, config, _IMAGES.value)
     print(f'{no}no evaluation split is known; add --data=folder:PATH')
   return None
 
@@ -153,7 +153,8 @@ def _show_loss(network: 'networks.Network', path: str,
   """Prints the accuracy of the network and of its int8 file."""
   from mixer.analysis import quantization
   from mixer.core import tables
-  after = quantization.measure_file(network, path, options, config)
+  after = quantization.measure_file(network, path, options, config,
+                                    _IMAGES.value)
   tables.show(tables.make(
       quantization.rows(scores, after),
       ('split', 'images', 'float32', 'int8', 'points', 'same class'),

@@ -32,10 +32,10 @@ def test_the_measured_accuracy_is_that_of_the_file(tmp_path, given, options):
   path = str(tmp_path / 'p.onnx')
   options = dict(options, precision='int8')
   export.export(network, path, format='onnx', **options)
-  config = quantization.config_of(network, f'arrays:{data}', 1000)
-  before = quantization.measure(network, config)
+  config = quantization.config_of(network, f'arrays:{data}')
+  before = quantization.measure(network, config, 1000)
   after = quantization.measure_file(network, path, program.Options(**options),
-                                    config)
+                                    config, 1000)
   (name, (accuracy, _)), = before.items()
   assert accuracy == .75
   if 'preprocess' not in options:
@@ -57,6 +57,11 @@ def test_the_measured_accuracy_is_that_of_the_file(tmp_path, given, options):
 
 def test_a_split_is_cut_to_the_images_that_were_asked_for(given):
   network, data, *_ = given
-  config = quantization.config_of(network, f'arrays:{data}', 7)
-  (_, best), = quantization.measure(network, config).values()
-  assert len(best) == 7
+  config = quantization.config_of(network, f'arrays:{data}')
+  section, = config['evals'].values()
+  for split, count in ((section['split'], 7),
+                       (f'{section["split"]}[2:]', 7),
+                       (f'{section["split"]}[:3]', 3)):
+    section['split'] = split
+    (_, best), = quantization.measure(network, config, 7).values()
+    assert len(best) == count

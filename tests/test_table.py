@@ -113,7 +113,7 @@ def test_the_readme_has_the_same_figures(found):
 
 
 def write_run(path, *, name='Mixer-B/16', data='imagenet2012', weights=None,
-              steps=4, devices='TPU v3', values=(.5, .75)):
+              steps=4, devices='TPU v3', values=(.5, .75), size=(224, 224)):
   """Writes the files of a run on two devices."""
   path.mkdir()
   (path / 'config.json').write_text(json.dumps(dict(
@@ -122,7 +122,7 @@ def write_run(path, *, name='Mixer-B/16', data='imagenet2012', weights=None,
       provenance=dict(devices=dict(kind=devices, count=2),
                       data=dict(examples=25 * steps)))))
   (path / 'model.json').write_text(json.dumps(dict(
-      model=dict(name=name, num_classes=1000), image_size=[224, 224],
+      model=dict(name=name, num_classes=1000), image_size=size,
       data=data)))
   lines = [{'step': 2 * i, 'train/images_per_second': 100.0 * i,
             'train/device_seconds': 43200.0 * i, 'eval/val/accuracy': value,
@@ -157,6 +157,12 @@ def test_a_run_stands_beside_the_papers_row(tmp_path, capsys):
       ' '.join(capsys.readouterr().out.split()))
   assert 'Mixer-B/16 i1k 224 300 76.44 82.36 88.33 1,384 10‡ 59.9M 12.60' in (
       lines)
+
+
+def test_a_run_at_another_size_stands_beside_no_row(tmp_path):
+  for number, size in enumerate(((192, 192), (224, 448))):
+    run = write_run(tmp_path / str(number), size=size)
+    assert table.run(None, '', runs=[run])['runs'][0]['paper'] is None
 
 
 def test_what_cannot_be_compared_is_said(tmp_path, caplog):

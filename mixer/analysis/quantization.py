@@ -41,14 +41,13 @@ class _File:
     return jnp.asarray(out), {}
 
 
-def config_of(network: networks.Network, data: str | None,
-              most: int) -> dict[str, Any] | None:
+def config_of(network: networks.Network,
+              data: str | None) -> dict[str, Any] | None:
   """Returns the evaluations to measure on, or None if none are known.
 
   Args:
     network: the network that is exported.
     data: a data set in place of those of the network's run, all of it.
-    most: images of each split; a whole split is cut to as many.
 
   Raises:
     UserError: as `scoring.requested`.
@@ -58,27 +57,23 @@ def config_of(network: networks.Network, data: str | None,
     return None
   config = scoring.requested(scoring.config_of(network, data), network,
                              data=data)
-  evals = {name: dict(section, split=_cut(section['split'], most))
-           for name, section in config['evals'].items()}
-  return dict(config, evals=evals, fewshot={}) if evals else None
+  return dict(config, fewshot={}) if config['evals'] else None
 
 
-def _cut(split: str, most: int) -> str:
-  return split if set(split) & set('[+') else f'{split}[:{most}]'
-
-
-def measure(network: networks.Network, config: Mapping[str, Any]) -> Scores:
+def measure(network: networks.Network, config: Mapping[str, Any],
+            most: int) -> Scores:
   """Returns how accurate a network is, and what it takes each image for.
 
   Args:
     network: the network.
     config: as `config_of` returns it.
+    most: images of each split; of a longer one, the first.
 
   Raises:
     UserError: if a split cannot be opened, or has other classes.
   """
   results, predictions = scoring.evaluate(network, config, batch_size=_BATCH,
-                                          worst=0)
+                                          worst=0, most=most)
   best: dict[str, list[str]] = {name: [] for name in results['evals']}
   for row in predictions:
     if 'classes' in row:
@@ -89,7 +84,7 @@ def measure(network: networks.Network, config: Mapping[str, Any]) -> Scores:
 
 def measure_file(network: networks.Network, path: str,
                  options: program.Options,
-                 config: Mapping[str, Any]) -> Scores:
+                 config: Mapping[str, Any], most: int) -> Scores:
   """Returns `measure` of the ONNX file that a network was exported to.
 
   Args:
@@ -97,11 +92,11 @@ def measure_file(network: networks.Network, path: str,
     path: of the file.
     options: what it was exported with; no `input_size`, because evaluation
       gives images of the network's own size.
-    config: as `config_of` returns it.
+    config, most: as `measure` takes them.
   """
   file: Any = _File(network.model.num_classes, program.open_onnx(path), options)
   with jax.disable_jit():   # ONNX Runtime computes, which jit cannot trace
-    return measure(dataclasses.replace(network, model=file), config)
+    return measure(dataclasses.replace(network, model=file), config, most)
 
 
 def rows(before: Scores, after: Scores) -> list[tuple[str, ...]]:
