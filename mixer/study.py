@@ -17,13 +17,16 @@ from collections.abc import Sequence
 import dataclasses
 import importlib
 import os
+import pathlib
 import re
 
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from mixer.core import command
 from mixer.core import errors
+from mixer.core import files
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file in configs/, with its argument after a colon. '
@@ -165,10 +168,12 @@ def main(argv: Sequence[str]) -> None:
   _check_flags(name)
   path = _WORKDIR.value or os.path.join(
       'runs', '-'.join(filter(None, (name, _subject()))))
+  _check_folder(path)
   # Imported here, so that --help and mistakes in flags do not wait for JAX.
   from mixer.analysis import figures
   from mixer.core import workdir
   from mixer.training import run
+  workdir.check_path(path)
   if config is not None:
     command.one_length(config.run)
     # Most of what one run compiles, the next run needs too.
@@ -180,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
   found = module.run(config, path, **{
       flag.name: flag.value for flag in experiment.reads
       if flag.value is not None})
-  os.makedirs(path, exist_ok=True)
+  epath.Path(path).mkdir(parents=True, exist_ok=True)
   written = [os.path.join(path, 'result.json')]
   workdir.write_json(written[0], found)
   module.show(found)
@@ -196,6 +201,18 @@ def _subject() -> str:
     return command.config_name()
   text = (_CHECKPOINT.value or '').removeprefix('runs/')
   return re.sub(r'[^\w.]+', '-', text).strip('-')
+
+
+def _check_folder(path: str) -> None:
+  """Refuses a local workdir that cannot be written, before any work."""
+  if files.is_remote(path):
+    return
+  folder = pathlib.Path(path).absolute()
+  there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+  if not there.is_dir() or not os.access(there, os.W_OK):
+    raise errors.UserError(
+        f'--workdir: {path!r}: expected a folder that can be written to, or '
+        f'made, and {str(there)!r} is not; choose another')
 
 
 def _check_flags(name: str) -> None:

@@ -30,6 +30,9 @@ MISTAKES = {
     'misspelled key': (
         (DIGITS, '--config.run.batchsize=8'),
         ('--config.run.batchsize=8', 'batch_size')),
+    'misspelled key, and a config without =': (
+        (*DIGITS.split('='), '--config.run.batchsize=8'),
+        ('--config.run.batchsize=8', 'known: ')),
     'misspelled section': (
         (DIGITS, '--config.rum.batch_size=8'),
         ('--config.rum.batch_size=8', 'run')),

@@ -311,6 +311,7 @@ def test_masks_belong_to_rows_not_to_the_cut_of_the_batch():
     (lambda: small(hiden_dim=3), ['hiden_dim', 'hidden_dim']),
     (lambda: small(hidden_dim=0), ['hidden_dim', '0']),
     (lambda: small(hidden_dim=1.5), ['hidden_dim', '1.5']),
+    (lambda: small(num_classes=-1), ['model.num_classes', '-1']),
     (lambda: small(patch_size=(4, 0)), ['patch_size', '(4, 0)']),
     (lambda: small(stochastic_depth=1.5), ['stochastic_depth', '1.5']),
     (lambda: small(remat='blocks'), ['model.remat', "did you mean 'block'"]),

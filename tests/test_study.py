@@ -85,6 +85,15 @@ def test_a_mistake_is_told_in_one_line(flags, words, tmp_path):
   assert not (tmp_path / 'w').exists()
 
 
+def test_a_workdir_that_cannot_be_made_is_refused_before_any_work(tmp_path):
+  (tmp_path / 'file').write_text('mine')
+  out = run('-m', 'mixer.study', 'sweep', '--config=configs/digits.py',
+            f'--workdir={tmp_path}/file/below')
+  assert out.returncode == 2 and len(out.stderr.splitlines()) == 1, out.stderr
+  assert '--workdir' in out.stderr and "file' is not" in out.stderr
+  assert os.listdir(tmp_path) == ['file']
+
+
 @pytest.mark.slow   # whole runs
 def test_the_figures_are_in_result_json_and_in_the_table(tmp_path):
   out = run('-m', 'mixer.study', 'sizes', '--config=configs/digits.py',

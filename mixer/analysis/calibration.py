@@ -9,6 +9,8 @@ import os
 import statistics
 from typing import Any
 
+from etils import epath
+
 from mixer.analysis import compiled_step
 from mixer.analysis import tpu_speed
 from mixer.core import errors
@@ -81,7 +83,7 @@ def run(path: str, topology: str, networks: Mapping[tuple[str, int], Any]
     done[key] = dict(
         code=now, batch_size=batch_size, cycles=found['cycles'],
         speed=batch_size / found['milliseconds'] * 1e3)
-    os.makedirs(path, exist_ok=True)
+    epath.Path(path).mkdir(parents=True, exist_ok=True)
     workdir.write_json(file, dict(topology=topology, done=done))
   return dict(compare(done), topology=topology, dtype=_DTYPE)
 

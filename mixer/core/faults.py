@@ -76,8 +76,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _unknown_key(argv: list[str], flags: Any) -> errors.UserError | None:
   """Returns an error for the first override of a key that does not exist."""
   config: Any = None
-  for flag in argv[1:]:
-    name, _, value = flag.lstrip('-').partition('=')
+  for flag, after in zip(argv[1:], [*argv[2:], '']):
+    name, given, value = flag.lstrip('-').partition('=')
+    value = value if given else after
     if name == 'config' and name in flags.FLAGS:
       try:
         config = flags.FLAGS[name].parser.parse(value)

@@ -13,6 +13,7 @@ import os
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import ml_collections
 import numpy as np
@@ -208,7 +209,7 @@ def _timed(path: str, models: Mapping[str, interface.Model],
     if key not in done:
       log.info('complexity  %s', key)
       done[key] = _measured(models, shape, batch_size, plan)
-      os.makedirs(path, exist_ok=True)
+      epath.Path(path).mkdir(parents=True, exist_ok=True)
       workdir.write_json(file, dict(where=where, done=done))
     out.append(done[key])
   return out

@@ -16,6 +16,7 @@ import numpy as np
 
 from mixer.analysis import figures
 from mixer.core import errors
+from mixer.core import files
 from mixer.core import tables
 from mixer.data import pipeline
 from mixer.data.sources import Source
@@ -54,6 +55,9 @@ def run(config: ml_collections.ConfigDict, path: str, *, classes: int = 4,
       that is left out.
   """
   runs.check_evaluated(config)
+  if files.is_remote(path):
+    raise errors.UserError(f'--workdir: {path!r}: left_out writes its data '
+                           'sets there; expected a local folder')
   base, others, names = _split_classes(config, path, classes, examples)
   pretrained = os.path.join(path, 'pretrained')
   scores = runs.train(_on_arrays(config, base, ('test',)), pretrained)

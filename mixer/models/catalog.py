@@ -96,6 +96,8 @@ def create(name: str, *, num_classes: int | None = 1000,
                                f'set --config.model.{key}={_OFF[key]}')
       raise errors.unknown('model', key, fields)
     settings[key] = value
+  if num_classes:
+    _check('num_classes', num_classes, int, {})
   for key, value in settings.items():
     _check(key, value, fields[key], network.CHOICES)
   if settings.get('pixel_order') is not None:

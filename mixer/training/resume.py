@@ -137,8 +137,8 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
   done = int(rest['step'])
   if total_steps is not None and done > total_steps:
     raise errors.UserError(
-        f'run.total_steps: {total_steps}, but the run in the workdir has done '
-        f'{done} steps already; give at least {done}')
+        f'run.total_steps or total_epochs: {total_steps} steps, but the run in '
+        f'the workdir has done {done} already; give at least as many')
   checkpoints.set_aside_after(done)
   return step.State(params=params, **rest), meta.get('skipped', [])
 
