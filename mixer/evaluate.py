@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from mixer.core import command
 from mixer.core import errors
+from mixer.core import outputs
 from mixer.core import processes
 from mixer.core import tables
 
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     raise errors.UserError('--checkpoint is required, such as '
                            '--checkpoint=runs/digits')
   for flag in (_JSON, _PREDICTIONS, _HTML):
-    command.check_output(flag.name, flag.value)
+    outputs.check_file(flag.name, flag.value)
   command.join()
   # Loading JAX takes seconds; mistakes in the flags are reported before.
   from mixer import pretrained

@@ -32,6 +32,7 @@ from ml_collections import config_flags
 from mixer.core import accelerators
 from mixer.core import command
 from mixer.core import errors
+from mixer.core import outputs
 from mixer.core import tables
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     raise errors.UserError('--config is required, such as '
                            '--config=configs/mixer_b16.py')
   command.one_length(_CONFIG.value.run)
-  command.check_output(_JSON.name, _JSON.value)
+  outputs.check_file(_JSON.name, _JSON.value)
   import jax
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', _DEVICES.value or 1)

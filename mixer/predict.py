@@ -22,6 +22,7 @@ from absl import flags
 
 from mixer.core import command
 from mixer.core import errors
+from mixer.core import outputs
 from mixer.core.log import log
 
 if typing.TYPE_CHECKING:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
   if _CHECKPOINT.value is None:
     raise errors.UserError('--checkpoint is required, such as '
                            '--checkpoint=runs/digits')
-  command.check_output(_HTML.name, _HTML.value)
+  outputs.check_file(_HTML.name, _HTML.value)
   from mixer.pretrained import prediction
   given = prediction.matches(argv[1:])
   if not given:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import dataclasses
 import importlib
 import os
-import pathlib
 import re
 
 from absl import flags
@@ -26,7 +25,7 @@ from ml_collections import config_flags
 
 from mixer.core import command
 from mixer.core import errors
-from mixer.core import files
+from mixer.core import outputs
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file in configs/, with its argument after a colon. '
@@ -168,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
   _check_flags(name)
   path = _WORKDIR.value or os.path.join(
       'runs', '-'.join(filter(None, (name, _subject()))))
-  _check_folder(path)
+  outputs.check_folder('workdir', path)
   # Imported here, so that --help and mistakes in flags do not wait for JAX.
   from mixer.analysis import figures
   from mixer.core import workdir
@@ -201,18 +200,6 @@ def _subject() -> str:
     return command.config_name()
   text = (_CHECKPOINT.value or '').removeprefix('runs/')
   return re.sub(r'[^\w.]+', '-', text).strip('-')
-
-
-def _check_folder(path: str) -> None:
-  """Refuses a local workdir that cannot be written, before any work."""
-  if files.is_remote(path):
-    return
-  folder = pathlib.Path(path).absolute()
-  there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
-  if not there.is_dir() or not os.access(there, os.W_OK):
-    raise errors.UserError(
-        f'--workdir: {path!r}: expected a folder that can be written to, or '
-        f'made, and {str(there)!r} is not; choose another')
 
 
 def _check_flags(name: str) -> None:

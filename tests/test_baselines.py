@@ -49,6 +49,7 @@ def test_parameters_and_products_are_those_of_the_papers(name):
     ('ViT-S/16', dict(num_blocks=1, pool='mean', num_classes=7), 48),
     ('ViT-S/8', dict(num_blocks=1, representation_dim=24), (16, 32)),
     ('BiT-R50x1', {}, 64), ('BiT-R50x1', dict(stem='small'), (33, 47)),
+    ('BiT-R14x1', dict(hidden_dim=17), 64),
     ('BiT-R101x2', dict(num_classes=0), 95)])
 def test_the_formulas_agree_with_xla(name, settings, size):
   model = models.create(name, **settings)

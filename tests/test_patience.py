@@ -10,6 +10,7 @@ from configs import digits
 from mixer.core import errors
 from mixer.core import workdir
 from mixer.training import metrics_file
+from mixer.training import resume
 from mixer.training import run
 from mixer.training import watchdog
 
@@ -26,8 +27,8 @@ def test_evaluations_since_the_best_are_counted_up_to_a_step(
   rows = [{'step': step, BEST: value} for step, value in enumerate(values, 1)]
   lines = [json.dumps({'step': 0, 'train/loss': 1.0}), *map(json.dumps, rows)]
   (tmp_path / workdir.METRICS).write_text('\n'.join([*lines, '{"step": 9, "e']))
-  assert metrics_file.since_best(str(tmp_path), BEST, last) == count
-  assert metrics_file.since_best(str(tmp_path), None, last) == 0
+  assert resume.since_best(str(tmp_path), BEST, last) == count
+  assert resume.since_best(str(tmp_path), None, last) == 0
 
 
 def config(path, patience=2, best=BEST):

@@ -17,6 +17,7 @@ from mixer import plan
 from mixer.analysis import compiled_step
 from mixer.analysis import cycles
 from mixer.analysis import planning
+from mixer.core import accelerators
 from mixer.core import errors
 from mixer.core import tables
 
@@ -152,7 +153,7 @@ def test_a_compiled_plan_has_the_time_of_its_cycles(
     topology, seconds, said, compiled, capsys):
   time = planning.plan(small(), topology=topology)['time']
   if seconds is None:
-    assert time['utilisation'] == planning.USUAL_UTILISATION
+    assert time['utilisation'] == accelerators.USUAL_UTILISATION
   else:
     assert time['hours'] == pytest.approx(1200 * seconds / 3600)
     assert time['utilisation'] == pytest.approx(

@@ -28,7 +28,6 @@ from mixer.training import optimizers
 from mixer.training.settings import Settings
 
 RELEASED_SIZE = 224   # pixels, of all released Mixers
-USUAL_UTILISATION = 0.4
 _PAPER_ACCELERATOR = 'v3'
 
 
@@ -49,7 +48,7 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
       compared; by default the topology's, or v3, which the paper used.
     utilisation: share of the peak that the run is assumed to reach. None takes
       the time of the compiled step with a topology, as `_compiled_time` returns
-      it, and else USUAL_UTILISATION.
+      it, and else accelerators.USUAL_UTILISATION.
     workdir: a directory to check for write access, or None.
 
   Returns:
@@ -283,7 +282,7 @@ def _time(device: accelerators.Accelerator, count: int, *, images: int,
   least = flops / device.flops_per_second / 3600   # at the peak
   seconds = compiled['seconds'] if compiled and utilisation is None else None
   hours = (seconds * steps * count / 3600 if seconds else
-           least / (utilisation or USUAL_UTILISATION))
+           least / (utilisation or accelerators.USUAL_UTILISATION))
   out = dict(accelerator=device.name, utilisation=least / hours,
              assumed=not seconds, compiled=compiled,
              flops=flops, peak_flops_per_second=device.flops_per_second,

@@ -5,8 +5,12 @@ v3, 7x and 8i, a whole chip or card otherwise. Peaks are of dense matrix
 products, without sparsity. The sources are beside the rows.
 """
 from collections.abc import Iterable
+from collections.abc import Iterator
 import dataclasses
 import re
+
+# Share of the peak that training usually reaches; a run measures its own.
+USUAL_UTILISATION = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,3 +86,12 @@ def of_kind(kind: str) -> Accelerator | None:
   # The whole name must match: an 'NVIDIA L40S' is not an 'NVIDIA L4'.
   return next((a for a in ACCELERATORS.values()
                if re.fullmatch(a.kind, kind)), None)
+
+
+def hours(kind: str, flops: float) -> Iterator[str]:
+  """Yields the usual device-hours of so many FLOPs, if the kind is known."""
+  known = of_kind(kind)
+  if known:
+    used = flops / USUAL_UTILISATION / known.flops_per_second / 3600
+    yield (f'about {used:,.1f} device-hours at {USUAL_UTILISATION:.0%} of the '
+           f'{known.precision} peak of a {known.name}')

@@ -124,21 +124,6 @@ def one_length(section: 'ml_collections.ConfigDict') -> None:
       section[other] = None
 
 
-def check_output(flag: str, path: str | None) -> None:
-  """Raises a UserError if a flag names a file that cannot be written.
-
-  Args:
-    flag: its name.
-    path: its value; None for no file.
-  """
-  folder = os.path.dirname(os.path.abspath(path or ''))
-  if path and (not os.path.isdir(folder) or os.path.isdir(path)
-               or not os.access(path if os.path.exists(path) else folder,
-                                os.W_OK)):
-    raise errors.UserError(f'--{flag}: {path!r}: expected a file in a folder '
-                           'that exists and can be written to')
-
-
 def config_name() -> str:
   """Returns --config as a directory name, such as 'finetune-b16-cifar10'."""
   from ml_collections import config_flags

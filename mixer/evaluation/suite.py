@@ -93,8 +93,7 @@ def sections(config: Mapping[str, Any]) -> tuple[_Sections, _Sections]:
   out, settings = {'data': dict(config['data'])}, {}
   for name, section in config['evals'].items():
     check_keys(f'evals.{name}', section, pipeline.open_data)
-  out.update({f'evals.{name}': inherit(section)
-              for name, section in config['evals'].items()})
+    out[f'evals.{name}'] = inherit(section)
   if config.get('fewshot'):
     from mixer.evaluation import fewshot
     for name, section in config['fewshot'].items():
@@ -289,10 +288,7 @@ def make_predict(model: 'interface.Model') -> Callable[..., jax.Array]:
 
 
 def make_features(model: 'interface.Model') -> Callable[..., jax.Array]:
-  """Returns the network's features in evaluation mode, as a function.
-
-  It is called like `make_predict`'s and returns the head's inputs, [B, C].
-  """
+  """Returns a function like `make_predict`'s, to the head's inputs [B, C]."""
   def features(params, batch, stored=None):
     images, *_ = pipeline.fetch(batch, stored)
     _, out = model.apply({'params': params}, augment.normalise(images))

@@ -293,10 +293,8 @@ class ResNet(interface.Model):
 
 
 def _norm(x: jax.Array, dtype: Any, name: str) -> jax.Array:
-  """Returns x normalised in 32 groups of channels, or fewer of 2 and more; an
-  odd number of channels is one group."""
+  """Returns x normalised in 32 groups, or fewer of 2 channels; if odd, in 1."""
   groups = 1 if x.shape[-1] % 2 else math.gcd(32, x.shape[-1] // 2)
-  # The variance of the centred values, as the released weights were trained
-  # with: the difference of two means is less exact.
+  # Released weights were trained with the variance of the centred values.
   return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name,
                       use_fast_variance=False)(x)

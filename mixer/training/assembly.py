@@ -76,8 +76,7 @@ def check(config: ml_collections.ConfigDict) -> Settings:
                            'build the config from recipe.base()')
   for name, reader in _READERS.items():
     suite.check_keys(name, config[name], reader)
-  for name, section in config.evals.items():
-    suite.check_keys(f'evals.{name}', section, pipeline.open_data)
+  suite.sections(config.to_dict())   # checks the keys
   for name in _SECTIONS:
     _check_numbers(name, config[name].to_dict())
   # These compute nothing, so they check their sections before data are opened.

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 
 from mixer.core import files
-from mixer.core import processes
 from mixer.core import workdir
 from mixer.core.log import log
 
@@ -154,25 +153,6 @@ class Board:
   def _add(self, **content: Any) -> None:
     event = self._event(wall_time=time.time(), **content)
     self._records.write(event.SerializeToString())
-
-
-def since_best(path: str, metric: str | None, last: int) -> int:
-  """Returns how many evaluations came after the one with the highest value.
-
-  All processes must call it, after the `Writer` is made; process 0 reads.
-
-  Args:
-    path: the workdir.
-    metric: its key in the lines; None gives 0.
-    last: the last step that counts.
-  """
-  if metric is None:
-    return 0
-  rows = read(path) if jax.process_index() == 0 else ()
-  values = [value if math.isfinite(value := float(row[metric])) else -math.inf
-            for row in rows if metric in row and row['step'] <= last]
-  best = values.index(max(values)) + 1 if values else 0
-  return processes.of_first(len(values) - best)
 
 
 def read(path: str) -> list[dict[str, Any]]:

@@ -33,8 +33,6 @@ from mixer.training.settings import Settings
 _LINE_SECONDS = 5.0   # between log lines; a script that logs needs no more
 _SLOW_SECONDS = 2.0   # a batch that takes longer is shown as such
 _BAR_COLUMNS = 8   # of a terminal, which the note leaves to the bar
-# Share of the peak for the estimate of hours; the run then measures its own.
-_UTILISATION = 0.4
 _STATE = dict(replicate='every device holds the whole state',
               fsdp='the state is split over the devices')
 
@@ -117,11 +115,7 @@ def _cost(image: float, total: float, platform: str, kind: str,
          'FLOPs in total')
   if platform != 'cpu':
     from mixer.core import accelerators
-    known = accelerators.of_kind(kind)
-    if known:
-      hours = total / _UTILISATION / known.flops_per_second / 3600
-      yield (f'about {hours:,.1f} device-hours at {_UTILISATION:.0%} of the '
-             f'{known.precision} peak of a {known.name}')
+    yield from accelerators.hours(kind, total)
   if paper_core_days:
     yield f'the paper took {paper_core_days:,} TPUv3 core-days'
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
+import math
 import os
 import shlex
 from typing import Any
@@ -186,6 +187,25 @@ def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
   if board := metrics_file.Board.open(path):
     board.write(done, scores)
     board.close()
+
+
+def since_best(path: str, metric: str | None, last: int) -> int:
+  """Returns how many evaluations came after the one with the highest value.
+
+  All processes must call it, after the `Writer` is made; process 0 reads.
+
+  Args:
+    path: the workdir.
+    metric: its key in the lines; None gives 0.
+    last: the last step that counts.
+  """
+  if metric is None:
+    return 0
+  rows = metrics_file.read(path) if processes.first() else ()
+  values = [value if math.isfinite(value := float(row[metric])) else -math.inf
+            for row in rows if metric in row and row['step'] <= last]
+  best = values.index(max(values)) + 1 if values else 0
+  return processes.of_first(len(values) - best)
 
 
 def _keep_scores(checkpoints: checkpoint.Checkpoints, done: int,

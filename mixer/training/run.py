@@ -187,7 +187,10 @@ def _check(run: _Run) -> None:
 
 
 def _stale(run: _Run, step: int) -> int:
-  return metrics_file.since_best(run.path, run.checkpoints.best, step)
+  if not run.settings.patience:
+    return 0
+  from mixer.training import resume  # most runs do not load it
+  return resume.since_best(run.path, run.checkpoints.best, step)
 
 
 def _ended(run: _Run, step: int) -> bool:
