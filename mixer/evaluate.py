@@ -68,9 +68,10 @@ def main(argv: list[str]) -> None:
   if _CHECKPOINT.value is None:
     raise errors.UserError('--checkpoint is required, such as '
                            '--checkpoint=runs/digits')
-  for flag in (_JSON, _PREDICTIONS, _HTML):
-    outputs.check_file(flag.name, flag.value)
   command.join()
+  if not processes.several() or processes.first():   # the one that writes
+    for flag in (_JSON, _PREDICTIONS, _HTML):
+      outputs.check_file(flag.name, flag.value)
   # Loading JAX takes seconds; mistakes in the flags are reported before.
   from mixer import pretrained
   from mixer.analysis import overrides

@@ -61,3 +61,13 @@ def test_frozen_layers_have_no_backward_products(frozen, backward):
       model.forward_flops(8) + 2 * backward)
   assert model.training_flops(8, None, params) == (
       3 * model.forward_flops(8))
+
+
+def test_a_trained_embedding_needs_the_gradients_of_all_layers_above_the_stem():
+  model = models.create('ViT-S/4', num_blocks=2, hidden_dim=12, num_heads=3)
+  params = jax.eval_shape(model.init, jax.random.key(0),
+                          jnp.zeros((1, 8, 8, 3)))['params']
+  (_, stem), *above = model.layers(8)
+  assert stem and 'pos_embedding' in params
+  assert model.training_flops(8, '(?!pos_embedding).*', params) == (
+      model.forward_flops(8) + 2 * sum(count for _, count in above))

@@ -107,10 +107,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
   return found
 
 
-def json_lines(text: str) -> list[Any]:
+def json_lines(text: str | None) -> list[Any]:
   """Returns the values of lines of JSON, without one that a kill cut short."""
   out = []
-  for line in text.splitlines():
+  for line in (text or '').splitlines():
     with contextlib.suppress(ValueError):
       out.append(json.loads(line))
   return out

@@ -71,8 +71,7 @@ def provenance(path: files.Path) -> dict[str, Any] | None:
   Returns:
     None if config.json does not say it, or there is none.
   """
-  stored = files.read_json(os.path.join(path, CONFIG)) or {}
-  return stored.get(_PROVENANCE)
+  return (files.read_json(os.path.join(path, CONFIG)) or {}).get(_PROVENANCE)
 
 
 def write_config(path: files.Path, config: Mapping[str, Any],

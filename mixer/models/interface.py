@@ -198,7 +198,9 @@ class Model(nn.Module):
                 if name.rpartition('/')[0] == module}
         trains = not mine.get(f'{module}/kernel', True)
         backward += 2 * count / len(within) * (above + trains)
-        above = above or not all(mine.values())
+        # The embeddings of a ViT are in no layer; they follow the first one.
+        above = above or not all(mine.values()) or not all(
+            kept for name, kept in still.items() if '/' not in name)
     return forward + round(backward)
 
   @nn.nowrap

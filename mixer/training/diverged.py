@@ -82,7 +82,7 @@ def report(path: str, row: Mapping[str, Any], skipped: Sequence[int],
 
 def can_go_back(path: str, checkpoints: checkpoint.Checkpoints) -> bool:
   """Returns whether a run has a checkpoint, and has not gone back before."""
-  text = files.read(os.path.join(path, workdir.NONFINITE)) or ''
+  text = files.read(os.path.join(path, workdir.NONFINITE))
   return bool(checkpoints.steps()) and not any(
       'went_back_to' in line for line in files.json_lines(text))
 

@@ -157,8 +157,7 @@ class Board:
 
 def read(path: str) -> list[dict[str, Any]]:
   """Returns all whole lines of a workdir's metrics.jsonl."""
-  return files.json_lines(
-      files.read(os.path.join(path, workdir.METRICS)) or '')
+  return files.json_lines(files.read(os.path.join(path, workdir.METRICS)))
 
 
 def plain(value: Any) -> int | float | str:
