@@ -22,7 +22,7 @@ me=launch/local.sh
 source launch/shell.sh
 source launch/venv.sh
 
-config=missing
+config=missing   # --report reads that of the run
 for arg in "$@"; do
   case $arg in
   -h | --help)
@@ -30,6 +30,7 @@ for arg in "$@"; do
     exit
     ;;
   --config | --config=* | -config | -config=*) config=given ;;
+  --report | -report | --flagfile | --flagfile=*) config=given ;;
   esac
 done
 if [[ $config == missing ]]; then

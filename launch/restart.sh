@@ -136,6 +136,9 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
   -h | --help) usage ;;
   '') fail "the command is missing; see $me --help" ;;
   *)
+    [[ $1 != -- ]] || shift
+    type -- "${1:-}" >/dev/null 2>&1 ||
+      fail "'${1:-}' is no command; see $me --help"
     restart "$@"
     exit "$code"
     ;;

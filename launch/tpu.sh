@@ -37,6 +37,13 @@ state_of_vm() {
   tpu describe "$name" '--format=value(state)' 2>/dev/null || true
 }
 
+# Fails unless git tracks this checkout: `pack` asks it for the files.
+need_git() {
+  git ls-files --error-unmatch "$me" >/dev/null 2>&1 ||
+    fail "this folder is no git checkout, whose files are copied to the TPU;" \
+      "clone the repository, or run 'git init && git add .'"
+}
+
 # Packs the files that git tracks, with their uncommitted changes.
 pack() {
   local archive=build/checkout.tar.gz

@@ -250,6 +250,7 @@ end() {
 
 run() {
   need_main_flags "$@"
+  need_git
   note_without_bucket 'the VMs do not share a disk, and lose theirs' "$@"
   if [[ $dry_run == yes ]]; then
     state_of_request

@@ -77,6 +77,7 @@ follow() {
 
 run() {
   need_main_flags "$@"
+  need_git
   [[ -z $spot ]] ||
     note_without_bucket 'a spot VM loses its disk when it is preempted' "$@"
   create_or_reuse

@@ -59,7 +59,9 @@ def main(argv: list[str]) -> None:
   # Imported only now, so that a mistake in the flags is reported at once.
   from mixer.training import assembly
   from mixer.training import run
-  workdir = _WORKDIR.value or os.path.join('runs', command.config_name())
+  workdir = command.folder(
+      os.path.join('runs', command.config_name()) if _WORKDIR.value is None
+      else _WORKDIR.value)
   settings = assembly.check(_CONFIG.value)
   command.join(heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
                stoppable=True)
@@ -77,7 +79,7 @@ def _report_only() -> None:
         '--report: expected --workdir=DIR, the folder of a run, and no '
         '--config, which is read from DIR/config.json')
   from mixer.analysis import report
-  print(f'Written: {report.write(_WORKDIR.value)}')
+  print(f'Written: {report.write(command.folder(_WORKDIR.value))}')
 
 
 def _report(workdir: str) -> bool:

@@ -165,8 +165,9 @@ def main(argv: Sequence[str]) -> None:
         f'--config: {name} reads --{experiment.reads[0].name} instead; '
         'leave it out')
   _check_flags(name)
-  path = _WORKDIR.value or os.path.join(
-      'runs', '-'.join(filter(None, (name, _subject()))))
+  path = command.folder(
+      os.path.join('runs', '-'.join(filter(None, (name, _subject()))))
+      if _WORKDIR.value is None else _WORKDIR.value)
   outputs.check_folder('workdir', path)
   # Imported here, so that --help and mistakes in flags do not wait for JAX.
   from mixer.analysis import figures

@@ -19,6 +19,16 @@ def test_check_returns_the_settings_of_run():
   assert (settings.image_size, settings.seed) == (8, 0)
 
 
+@pytest.mark.parametrize('batch_size, epochs, examples, steps', (
+    (10, 2.3, 50_000, 11_500), (1, 0.29, 100, 29), (10, 2.3, 49_999, 11_499),
+    (8, 0.01, 8, 1)))
+def test_an_epoch_has_as_many_steps_as_whole_batches(
+    batch_size, epochs, examples, steps):
+  """2.3 * 50,000 / 10 is a little less than 11,500 in floating point."""
+  settings = assembly.Settings(batch_size=batch_size, total_epochs=epochs)
+  assert settings.steps(examples) == steps
+
+
 @pytest.mark.parametrize('change, words', (
     (lambda c: c.update(optimiser={}), ["'optimiser'", "'optimizer'"]),
     (lambda c: c.__delitem__('loss'), ['missing sections: loss', 'recipe']),

@@ -89,6 +89,20 @@ MISTAKES = {
     'missing weights': (
         (*TINY, '--config.start.weights={dir}/none'),
         ('start.weights', '{dir}/none', 'Mixer-B/16-imagenet21k')),
+    'start without weights': (
+        (*TINY, '--config.start.best=True'),
+        ('start.best', 'True', 'start.weights is not set')),
+    'no workdir': ((DIGITS, '--workdir='), ('--workdir', 'unset')),
+    'home of the user': (
+        ('--report', '--workdir=~/gone'),
+        (os.path.expanduser('~/gone'), 'config.json')),
+    'config without get_config': (
+        ('--config=configs/recipe.py',),
+        ('--config=configs/recipe.py', 'no function get_config')),
+    'config file with a mistake': (
+        ('--config={dir}/own.py',), ('{dir}/own.py', "'modle'", '"model"')),
+    'config that is none': (
+        ('--config={dir}/other.py',), ('--config', 'returned 3')),
     'workdir that is a file': (
         (DIGITS, '--workdir={file}'), ('--workdir', '{file}', 'another')),
 }
@@ -127,6 +141,13 @@ def test_a_mistake_is_reported_in_one_line(mistake, tmp_path, record_property):
   flags, parts = MISTAKES[mistake]
   file = tmp_path / 'file'
   file.write_text('not a directory\n')
+  (tmp_path / 'own.py').write_text('''
+from configs import recipe
+def get_config():
+  c = recipe.base()
+  c.modle.name = 'Mixer-S/4'
+  return c''')
+  (tmp_path / 'other.py').write_text('get_config = lambda: 3')
   fill = lambda text: text.replace('{dir}', str(tmp_path)).replace(
       '{file}', str(file))
   flags = [fill(flag) for flag in flags]

@@ -177,6 +177,9 @@ def test_requirements_are_installed_once(checkout):
   assert log == ['-m venv --clear .venv', pip, main]
   assert done.stdout == ''
   assert checkout.run('local.sh')[1] == [main]
+  for flags in (['--report', '--workdir=runs/digits'], ['--flagfile=mine']):
+    assert checkout.run('local.sh', *flags)[1] == [
+        ' '.join(['-m mixer.main', *flags])]
 
   # After a change of the requirements, other packages in .venv stay.
   (checkout.copy / 'requirements.txt').write_text('a==2\n')

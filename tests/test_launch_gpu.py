@@ -116,6 +116,10 @@ def test_restart_usage_errors(box):
   launching.check_usage_error(
       box.call('restart.sh'),
       'the command is missing; see launch/restart.sh --help')
+  launching.check_usage_error(
+      box.call('restart.sh', '--', 'no/such', 'x'),
+      "'no/such' is no command; see launch/restart.sh --help")
+  assert box.call('restart.sh', '--', 'true').returncode == 0
 
 
 # ---- gpu_local.sh.

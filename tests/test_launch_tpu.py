@@ -144,6 +144,13 @@ def test_vm_run_creates_copies_installs_and_restarts(vm):
       f'main {_MAIN}', 'mixer.main exited with 0']
 
 
+def test_nothing_is_created_for_a_folder_that_git_does_not_know(vm):
+  shutil.rmtree(vm.copy / '.git')
+  done = vm.run('run', *_VM, *_ARGS)
+  launching.check_usage_error(done, 'no git checkout')
+  assert _verbs(vm) == []
+
+
 @pytest.mark.parametrize('code', [1, 2])
 def test_vm_run_exits_with_the_code_of_a_failure(vm, code):
   done = vm.run('run', *_VM, *_ARGS, codes=[[code, 0]])

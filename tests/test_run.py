@@ -221,6 +221,20 @@ def test_a_finished_run_of_constant_rate_trains_on_as_if_never_stopped(
   assert contents(tmp_path / 'one') == before
 
 
+@pytest.mark.slow   # a whole run
+def test_another_evaluation_changes_how_the_network_is_used(tmp_path):
+  """Prediction shows the network the pixels of the first evaluation."""
+  config = tiny()
+  config.run.total_steps = 1
+  run.train(config, str(tmp_path))
+  before = workdir.card_of(tmp_path)
+  config.evals.test.interpolation = 'bicubic'
+  run.train(config, str(tmp_path))
+  assert workdir.card_of(tmp_path) == dict(
+      before, preprocessing=dict(crop='resize', interpolation='bicubic'))
+  assert before['preprocessing']['interpolation'] == 'bilinear'
+
+
 @pytest.mark.parametrize('name, words', (
     ('a[1]', r'\[ and \]'), ('a\\b', 'in its path'), ('http://x/y', 'gs://')))
 def test_a_workdir_that_cannot_hold_checkpoints_is_refused(

@@ -135,6 +135,19 @@ def test_the_length_may_change_if_the_learning_rate_does_not_depend_on_it(
   resume.agree(tmp_path, new)
 
 
+@pytest.mark.parametrize('epochs, fits', ((5, False), (6, True)))
+def test_a_length_in_epochs_is_compared_with_the_warm_up(tmp_path, epochs, fits):
+  """An epoch has two steps."""
+  config = lambda epochs: lengths('constant', 10, total_epochs=epochs,
+                                  batch_size=8)
+  workdir.write_config(tmp_path, config(epochs), dict(data=dict(examples=16)))
+  if fits:
+    resume.check_config(tmp_path, config(7))
+  else:
+    with pytest.raises(errors.UserError, match='total_epochs was 5, is 7'):
+      resume.check_config(tmp_path, config(7))
+
+
 @pytest.mark.parametrize('decay, warmup', [('cosine', 0), ('linear', 0),
                                            ('constant', 10)])
 @pytest.mark.parametrize('dont_load', [None, 'head/.*'])

@@ -124,6 +124,18 @@ def one_length(section: 'ml_collections.ConfigDict') -> None:
       section[other] = None
 
 
+def folder(given: str) -> str:
+  """Returns the folder that --workdir names.
+
+  Raises:
+    UserError: if the text is empty.
+  """
+  if not given:
+    raise errors.UserError('--workdir: expected a folder, got an empty text; '
+                           'is an environment variable unset?')
+  return os.path.expanduser(given)   # shells expand only words that begin so
+
+
 def config_name() -> str:
   """Returns --config as a directory name, such as 'finetune-b16-cifar10'."""
   from ml_collections import config_flags
@@ -154,7 +166,10 @@ def _parse(argv: list[str], positional: int | None) -> list[str]:
     rest = flags.FLAGS(argv, known_only=False)
     for name in flags.FLAGS:
       # A config file is loaded, and can fail, when its value is first used.
-      getattr(flags.FLAGS[name].value, 'lock', None)
+      value = flags.FLAGS[name].value
+      if not hasattr(value, 'lock') and name == 'config' and value is not None:
+        raise TypeError(f'--config: get_config() returned {value!r}, which is '
+                        'no ConfigDict')
   except SystemExit:   # absl has printed --help, and exits with an error code
     sys.exit(0)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError,

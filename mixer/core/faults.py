@@ -82,7 +82,10 @@ def _unknown_key(argv: list[str], flags: Any) -> errors.UserError | None:
     if name == 'config' and name in flags.FLAGS:
       try:
         config = flags.FLAGS[name].parser.parse(value)
-        config.lock()   # loads the file
+        if not hasattr(config, 'keys'):   # loads the file
+          return None
+      except (AttributeError, KeyError) as e:   # of the file's own code
+        return _in_config(flag if given else f'{flag}={value}', e)
       except (TypeError, ValueError, OSError):
         return None
     elif name.startswith('config.') and config is not None:
@@ -95,12 +98,27 @@ def _unknown_key(argv: list[str], flags: Any) -> errors.UserError | None:
   return None
 
 
+def _in_config(flag: str, error: Exception) -> errors.UserError:
+  """Returns an error for a config file whose own code fails."""
+  while error.args and isinstance(error.args[0], Exception):
+    error = error.args[0]
+  text = ' '.join(str(error.args[0] if error.args else error).split())
+  if 'get_config' in text:
+    text = ('the file has no function get_config, which returns the config; '
+            'give a file such as configs/digits.py')
+  return errors.UserError(f'{flag}: {text}')
+
+
 def _plain(error: Exception, flags: Any) -> str:
   """Returns what absl or ml_collections raised, as one readable sentence."""
   text = str(error)
   if 'Failed loading config file' in text:
     path, why = text.split('Attempted [Relative path]:')[-1].split(None, 1)
     return (f'--config: cannot read {path!r} ({why.strip()}); give a file such '
+            'as --config=configs/digits.py')
+  if 'earlier failure to load: ' in text:
+    return ('--config: cannot be read '
+            f'({text.split("earlier failure to load: ")[1]}); give a file such '
             'as --config=configs/digits.py')
   if 'Traceback (most recent call last)' in text:
     flag = text.partition(': Error whilst')[0]

@@ -67,7 +67,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   trained = network.open_network(first)
   for size in dict.fromkeys(map(int, sizes)):
     at = assembly.edited(config, run=dict(image_size=size, image_width=None),
-                         start=dict(weights=None, best=False, dont_load=None))
+                         start=dict(weights=None, best=False, dont_load=None,
+                                    method=None))
     short = runs.short(at, tuning_steps)
     scratch = runs.train(short, os.path.join(path, f'scratch-{size}'))
     full = runs.train(at, os.path.join(path, f'full-{size}'))

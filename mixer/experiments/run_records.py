@@ -34,6 +34,7 @@ def read(path: str, metric: str | None = None) -> dict[str, Any]:
   Raises:
     UserError: if there is no such run, or it has no such metric.
   """
+  path = os.path.expanduser(path)
   config = workdir.config_of(path)
   card = workdir.card_of(path)
   lines = metrics_file.read(path)

@@ -69,7 +69,11 @@ def make(*, flip: bool = False, pad_crop: int = 0, rotate: float = 0.0,
   if not 0 <= cutmix < math.inf:
     raise errors.UserError(
         f'augment.cutmix: expected a finite number >= 0, got {cutmix}')
-  if randaugment_layers and randaugment_magnitude:
+  if randaugment_layers:
+    if not randaugment_magnitude:
+      raise errors.UserError(
+          f'augment.randaugment_magnitude: 0, with {randaugment_layers} layers; '
+          'give a magnitude above 0, or set randaugment_layers to 0')
     from mixer.images import randaugment
 
   def augment(images, targets, keys, key):
@@ -82,7 +86,7 @@ def make(*, flip: bool = False, pad_crop: int = 0, rotate: float = 0.0,
     if rotate or zoom or shift:
       images = jax.vmap(lambda x, k: _warp(x, k, rotate, zoom, shift))(
           images, stream(2))
-    if randaugment_layers and randaugment_magnitude:
+    if randaugment_layers:
       images = randaugment.randaugment(
           images, stream(3), layers=randaugment_layers,
           magnitude=randaugment_magnitude)

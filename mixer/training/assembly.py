@@ -174,6 +174,10 @@ def load_start(config: ml_collections.ConfigDict, settings: Settings,
     UserError: if the weights cannot be loaded, or cannot be resized.
   """
   if config.start.weights is None:
+    for key in ('best', 'method'):
+      if config.start[key]:
+        raise errors.UserError(f'start.{key}: {config.start[key]!r}, but '
+                               'start.weights is not set; name the weights')
     return model, None, None
   from mixer.pretrained import origin
   from mixer.training import start

@@ -66,7 +66,9 @@ def check_config(path: files.Path, config: Mapping[str, Any]) -> None:
   new, old = json.loads(json.dumps(config)), workdir.config_of(path)
   if old is not None:
     was, now = workdir.flat(old), workdir.flat(new)
-    free = _MAY_CHANGE + (_LENGTH if _any_length(was, now) else ())
+    made = workdir.provenance(path) or {}
+    free = _MAY_CHANGE + (_LENGTH if _any_length(
+        was, now, made.get('data', {}).get('examples')) else ())
     differ = [k for k in sorted(was.keys() | now.keys())
               if was.get(k) != now.get(k) and not k.startswith(free)]
     if differ:
@@ -138,8 +140,8 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
   done = int(rest['step'])
   if total_steps is not None and done > total_steps:
     raise errors.UserError(
-        f'run.total_steps or total_epochs: {total_steps} steps, but the run in '
-        f'the workdir has done {done} already; give at least as many')
+        f'run.total_steps: {total_steps}, also if total_epochs gives them, but '
+        f'the run in the workdir has done {done} steps; give at least as many')
   checkpoints.set_aside_after(done)
   return step.State(params=params, **rest), meta.get('skipped', [])
 
@@ -219,18 +221,23 @@ def _keep_scores(checkpoints: checkpoint.Checkpoints, done: int,
   checkpoints.set_aside_after(done)   # reads the metrics of all steps again
 
 
-def _any_length(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def _any_length(was: Mapping[str, Any], now: Mapping[str, Any],
+                examples: int | None) -> bool:
   """Returns whether the learning rate by step is the same for any length.
 
   A warm-up that is not shorter than the run is cut, see `optimizers.schedule`.
 
   Args:
     was, now: as `workdir.flat` returns them.
+    examples: of the training split; None if that is not known.
   """
+  def steps(flat):
+    return flat.get('run.total_steps') or (
+        flat.get('run.total_epochs', 0) * (examples or 0)
+        / flat['run.batch_size'])
   warmup = now.get('schedule.warmup_steps', 0)
   return now.get('schedule.decay') == 'constant' and (
-      not warmup or all(each.get('run.total_steps', 0) > warmup
-                        for each in (was, now)))
+      not warmup or all(steps(each) >= warmup + 1 for each in (was, now)))
 
 
 def _train_on(path: files.Path, now: Mapping[str, Any]) -> str:

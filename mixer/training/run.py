@@ -111,8 +111,9 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
             _ended(run, int(found[0].step))))
     workdir.write_config(path, assembly.stored(config), made)
     splits.bad_images.begin()
-    if found is None or files.read(os.path.join(path, workdir.CARD)) is None:
-      workdir.write_json(os.path.join(path, workdir.CARD), run.card)
+    kept = found and workdir.card_of(path)
+    workdir.write_json(os.path.join(path, workdir.CARD), dict(
+        kept or run.card, preprocessing=run.card['preprocessing']))
     progress.introduce(
         path=path, title=catalog.title(run.card['model']), settings=settings,
         code=code, plan=plan, data=splits.train, evals=splits.evals,

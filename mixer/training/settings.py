@@ -70,6 +70,9 @@ class Settings:
           'run.stall_seconds: expected a number of seconds, or 0 for no '
           f'reports, got {self.stall_seconds}')
     if self.image_width is not None:
+      if self.image_width < 1:
+        raise errors.UserError(f'run.image_width: expected at least 1, got '
+                               f'{self.image_width}')
       if not isinstance(self.image_size, int):
         raise errors.UserError(
             f'run.image_width: {self.image_width} is given, but run.image_size '
@@ -110,7 +113,7 @@ class Settings:
       return self.total_steps
     # __post_init__ has checked the one, the caller knows the other.
     assert self.total_epochs is not None and examples is not None
-    return max(1, int(self.total_epochs * examples / self.batch_size))
+    return max(1, int(self.total_epochs * examples / self.batch_size + 1e-6))
 
   def check_devices(self, parts: int) -> None:
     """Raises a UserError unless the batch can be split as it has to be.
