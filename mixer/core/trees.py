@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mixer.core import errors
+
 # Nested dicts with arrays, or what describes an array, as leaves.
 Tree: TypeAlias = Mapping[str, Any]
 
@@ -21,6 +23,15 @@ def flatten(tree: Tree) -> dict[str, Any]:
 def unflatten(flat: Tree) -> dict[str, Any]:
   """Returns a nested dict of a flat one; the inverse of `flatten`."""
   return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def compiled(key: str, pattern: str) -> re.Pattern[str]:
+  """Returns a pattern for names; a UserError names the `key` of a wrong one."""
+  try:
+    return re.compile(pattern)
+  except re.error as e:
+    raise errors.UserError(
+        f'{key}: {pattern!r} is not a regular expression: {e}') from e
 
 
 def matches(tree: Tree, pattern: str) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def make(*, flip: bool = False, pad_crop: int = 0, rotate: float = 0.0,
   if randaugment_layers:
     if not randaugment_magnitude:
       raise errors.UserError(
-          f'augment.randaugment_magnitude: 0, with {randaugment_layers} layers; '
-          'give a magnitude above 0, or set randaugment_layers to 0')
+          'augment.randaugment_magnitude: 0, and randaugment_layers is '
+          f'{randaugment_layers}; give a magnitude above 0, or no layers')
     from mixer.images import randaugment
 
   def augment(images, targets, keys, key):

@@ -82,7 +82,10 @@ def make(*, schedule: optax.Schedule, name: str = 'sgd',
     UserError: if a value is unknown or out of range.
   """
   _check(name, clip_norm, momentum, momentum_dtype, b1, b2, weight_decay)
-  factors = _factors(rates) if rates else []
+  factors: list[tuple[str, float]] = []
+  if rates:
+    from mixer.training import layer_rates  # few runs need it
+    factors = layer_rates.parse(rates)
   # The order of this chain is the layout of saved optimizer states.
   transforms = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   if name == 'sgd':
@@ -90,15 +93,15 @@ def make(*, schedule: optax.Schedule, name: str = 'sgd',
   else:
     transforms.append(optax.scale_by_adam(b1, b2, mu_dtype=momentum_dtype))
   if weight_decay:
-    _check_pattern('decay_pattern', decay_pattern)
+    trees.compiled('optimizer.decay_pattern', decay_pattern)
     transforms.append(optax.add_decayed_weights(
         weight_decay, mask=lambda params: trees.matches(params, decay_pattern)))
   transforms.append(optax.scale_by_learning_rate(schedule))
   if factors:
-    transforms.append(_scaled(factors))
+    transforms.append(layer_rates.scaled(factors))
   optimizer = optax.chain(*transforms)
   if frozen:
-    _check_pattern('frozen', frozen)
+    trees.compiled('optimizer.frozen', frozen)
     optimizer = optax.partition(
         {False: optimizer, True: optax.set_to_zero()},
         lambda params: trees.matches(params, frozen))
@@ -222,14 +225,6 @@ def _check(name: str, clip_norm: float | None, momentum: float,
           f'optimizer.{key}: expected at least 0, got {value}')
 
 
-def _check_pattern(key: str, pattern: str) -> None:
-  try:
-    re.compile(pattern)
-  except re.error as e:
-    raise errors.UserError(f'optimizer.{key}: {pattern!r} is not a regular '
-                           f'expression: {e}') from e
-
-
 def _check_matches(patterns: Mapping[str, list[str]],
                    params: Mapping[str, Any]) -> None:
   """Raises a UserError if a pattern does nothing, or leaves nothing to train.
@@ -247,37 +242,3 @@ def _check_matches(patterns: Mapping[str, list[str]],
             f'optimizer.{key}: {pattern!r} does not match the whole name of '
             f'any parameter; names look like {names[0]!r} (parameters.txt in a '
             'workdir lists them all)')
-
-
-def _scaled(factors: list[tuple[str, float]]) -> optax.GradientTransformation:
-  """Returns a transformation that multiplies each update by its factor."""
-  def update(updates: Mapping[str, Any], params: Any) -> Mapping[str, Any]:
-    del params
-    of_name = {
-        name: next((factor for pattern, factor in factors
-                    if re.fullmatch(pattern, name)), 1.0)
-        for name in trees.flatten(updates)}
-    # In the place of a frozen parameter there is an empty node, not a leaf, so
-    # each factor is mapped over whatever lies below it.
-    return jax.tree.map(
-        lambda factor, below: jax.tree.map(lambda u: factor * u, below),
-        trees.unflatten(of_name), updates)
-  return optax.stateless(update)
-
-
-def _factors(rates: str) -> list[tuple[str, float]]:
-  """Returns [(pattern, factor)] for 'PATTERN=FACTOR,...'."""
-  factors = []
-  for part in rates.split(','):
-    pattern, _, text = part.strip().rpartition('=')
-    try:
-      factor = float(text)
-    except ValueError:
-      factor = -1.0   # is reported below
-    if not pattern or not 0 <= factor < float('inf'):
-      raise errors.UserError(
-          "optimizer.rates: expected 'PATTERN=FACTOR,...' with factors of at "
-          f'least 0, got {rates!r}')
-    _check_pattern('rates', pattern)
-    factors.append((pattern, factor))
-  return factors

@@ -107,8 +107,8 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
     stall.phase(watchdog.RESTORING)
     found = _restored(run, fingerprint) if checkpoints.steps() else None
     made, code = opening.made_with(
-        path, fingerprint, run.origin, finished=None if found is None else (
-            _ended(run, int(found[0].step))))
+        path, fingerprint, run.origin,
+        finished=found and _ended(run, int(found[0].step)))
     workdir.write_config(path, assembly.stored(config), made)
     splits.bad_images.begin()
     kept = found and workdir.card_of(path)

@@ -64,7 +64,8 @@ def start(model: interface.Model, *, image_size: tuple[int, int], weights: str,
         'start.weights: not set, and no ImageNet-21k weights are released for '
         f'{catalog.describe(model)["name"]}; give a workdir or a file of '
         'your own, as in --config.start.weights=runs/mixer_s32')
-  afresh = _compiled(dont_load)
+  afresh = trees.compiled(   # the empty pattern matches nothing
+      'start.dont_load', dont_load or r'(?!)')
   try:
     source = network.open_network(weights, best=best)
   except errors.UserError as e:
@@ -212,14 +213,6 @@ def _filled(value: Any, initial: Any) -> Any:
   if not isinstance(initial, jax.Array) or initial.shape != value.shape:
     return value   # only its shape is checked
   return jnp.where(mask, initial, value)
-
-
-def _compiled(dont_load: str | None) -> re.Pattern[str]:
-  try:
-    return re.compile(dont_load or r'(?!)')   # the empty one matches nothing
-  except re.error as e:
-    raise errors.UserError(f'start.dont_load: {dont_load!r} is not a regular '
-                           f'expression: {e}') from e
 
 
 def _changes(source: network.Network, resized: interface.Model,
