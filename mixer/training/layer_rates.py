@@ -14,7 +14,7 @@ def parse(rates: str) -> list[tuple[str, float]]:
   """Returns [(pattern, factor)] for 'PATTERN=FACTOR,...'.
 
   Raises:
-    UserError: if a part has another form, or a pattern is no regular expression.
+    UserError: if a part has another form, or a pattern is wrong.
   """
   factors = []
   for part in rates.split(','):

@@ -111,9 +111,9 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         finished=found and _ended(run, int(found[0].step)))
     workdir.write_config(path, assembly.stored(config), made)
     splits.bad_images.begin()
-    kept = found and workdir.card_of(path)
-    workdir.write_json(os.path.join(path, workdir.CARD), dict(
-        kept or run.card, preprocessing=run.card['preprocessing']))
+    card = dict((found and workdir.card_of(path)) or run.card,
+                preprocessing=run.card['preprocessing'])
+    workdir.write_json(os.path.join(path, workdir.CARD), card)
     progress.introduce(
         path=path, title=catalog.title(run.card['model']), settings=settings,
         code=code, plan=plan, data=splits.train, evals=splits.evals,
@@ -182,9 +182,8 @@ def _check(run: _Run) -> None:
   if run.merge:
     run.merge(run.sharded.state.params)
   # Tracing finds what no check above has found; the first step uses it again.
-  batch, stored = opening.batch_shapes(
-      run.splits.train, run.settings.batch_size, run.plan)
-  jax.eval_shape(run.sharded.step, run.sharded.state, batch, stored)
+  jax.eval_shape(run.sharded.step, run.sharded.state, *opening.batch_shapes(
+      run.splits.train, run.settings.batch_size, run.plan))
 
 
 def _stale(run: _Run, step: int) -> int:
