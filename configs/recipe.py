@@ -61,7 +61,7 @@ def base() -> ml_collections.ConfigDict:
                 access=optional(str), window=1024, crop='inception',
                 min_area=0.05, interpolation=optional(str), max_pixels=2**27,
                 max_bad_fraction=0.001, on_device=False,
-                balance=optional(str)),
+                balance=optional(str), held_out=optional(str)),
       # Every augmentation is off.
       augment=dict(flip=False, pad_crop=0, rotate=0.0, zoom=0.0, shift=0.0,
                    randaugment_layers=0, randaugment_magnitude=0, erase=0.0,

@@ -106,8 +106,8 @@ def main(argv: list[str]) -> None:
       f.writelines(json.dumps(row) + '\n' for row in predictions)
   if _HTML.value:
     from mixer.analysis import mistakes
-    from mixer.core import files
-    files.write(_HTML.value, mistakes.make_page(network, results, kept))
+    with open(_HTML.value, 'w', encoding='utf-8') as f:
+      f.write(mistakes.make_page(network, results, kept))
   for flag in (_JSON, _PREDICTIONS, _HTML):
     if flag.value:
       print(f'Written: {flag.value}')

@@ -100,9 +100,10 @@ def main(argv: Sequence[str]) -> None:
       layout=_LAYOUT.value, preprocess=_PREPROCESS.value,
       input_size=_input_size(), precision=_PRECISION.value, opset=_OPSET.value)
   wanted = export.check(path, format, **options)
-  if _DATA.value and (wanted.precision != 'int8' or wanted.input_size):
-    raise errors.UserError('--data: is for --precision=int8 without '
-                           '--input_size, whose accuracy it measures')
+  for flag in (_DATA, _IMAGES):
+    if flag.present and (wanted.precision != 'int8' or wanted.input_size):
+      raise errors.UserError(f'--{flag.name}: is for --precision=int8 without '
+                             '--input_size, whose accuracy is measured')
   network = pretrained.open_network(checkpoint, best=_BEST.value,
                                     average=_AVERAGE.value)
   model = network.card['model']

@@ -89,9 +89,9 @@ def main(argv: Sequence[str]) -> None:
   show(rows, scores, network)
   if _HTML.value:
     from mixer.analysis import prediction_page
-    from mixer.core import files
-    files.write(_HTML.value, prediction_page.make(
-        network, rows, max_pixels=_MAX_PIXELS.value))
+    content = prediction_page.make(network, rows, max_pixels=_MAX_PIXELS.value)
+    with open(_HTML.value, 'w', encoding='utf-8') as f:
+      f.write(content)
   bad = [row for row in rows if 'error' in row]
   if bad:
     listed = ', '.join(f'{row["path"]} ({row["error"]})' for row in bad[:10])

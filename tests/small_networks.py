@@ -11,11 +11,11 @@ CLASSES = ('cat', 'dog', 'owl', 'bee', 'ant')
 
 
 def make(size=(32, 32), num_classes=5, loss='softmax', crop='resmall',
-         interpolation='bilinear', **more):
+         interpolation='bilinear', name='Mixer-S/8', **more):
   """A `Network` for images of `size`, with random parameters."""
-  model = models.create('Mixer-S/8', num_classes=num_classes, **dict(dict(
-      hidden_dim=16, num_blocks=2, tokens_mlp_dim=8, channels_mlp_dim=24),
-                                                                  **more))
+  usual = dict(hidden_dim=16, num_blocks=2, tokens_mlp_dim=8,
+               channels_mlp_dim=24) if name.startswith('Mixer') else {}
+  model = models.create(name, num_classes=num_classes, **dict(usual, **more))
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(
       (1, *size, model.in_channels)))['params']
   rng = np.random.default_rng(0)

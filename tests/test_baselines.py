@@ -67,6 +67,13 @@ def test_the_formulas_agree_with_xla(name, settings, size):
     assert any(module == n or module.startswith(f'{n}/') for n in layers), module
 
 
+@pytest.mark.parametrize('order', ('both', 'both:2'))
+def test_a_bit_with_permuted_pixels_is_made_again_from_its_card(order):
+  model = models.create('BiT-R14x1', hidden_dim=8, patch_size=4,
+                        pixel_order=order)
+  assert models.create(**catalog.describe(model)) == model
+
+
 def test_vit_heads_must_divide_the_width():
   with pytest.raises(errors.UserError) as e:
     models.create('ViT-S/2', hidden_dim=64)

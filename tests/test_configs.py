@@ -78,7 +78,8 @@ SECTIONS = {
 # An evaluation has no random crop, hence no min_area, and no balance; it counts
 # bad images and has no limit for them; and it is read in the same way as `data`.
 EVALUATION = (pipeline.open_data, SECTIONS['data'][1] - {'labels'} | {
-    'min_area', 'max_bad_fraction', 'access', 'window', 'max_pixels', 'balance'})
+    'min_area', 'max_bad_fraction', 'access', 'window', 'max_pixels', 'balance',
+    'held_out'})
 
 # Exact parameter counts at 224x224: without a head, with 1,000 classes, and
 # with 21,843. Table 1 of https://arxiv.org/abs/2105.01601 gives them rounded.

@@ -132,6 +132,7 @@ def test_the_command_says_what_timm_will_compute(tmp_path, called, tanh):
     (['--format=stablehlo', '--out=DIR/w.s', '--precision=int8'],
      '--precision: is for --format=onnx'),
     (['--format=npz', '--out=DIR/w.npz', '--precision=float16'], '--precision'),
+    (['--format=onnx', '--out=DIR/w.onnx', '--images=5'], '--images: is for'),
     (['--format=npz', '--out=DIR/w.npz', '--preprocess'], '--preprocess'),
     (['--format=onnx', '--out=DIR/w.onnx', '--input_size=9x9'],
      'add --preprocess'),

@@ -16,12 +16,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
+import small_networks
 
 from mixer import models
 from mixer import pretrained
 from mixer.core import errors
 from mixer.core import trees
 from mixer.models import catalog
+from mixer.pretrained import export
 from mixer.pretrained import formats
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -516,3 +518,20 @@ def test_torch_files_are_unwrapped_whatever_holds_their_tensors(tmp_path):
   torch.save(dict(net=state, epoch=3), path)
   with pytest.raises(errors.UserError, match="holds net, epoch; expected"):
     formats.load(path)
+
+
+@pytest.mark.parametrize('mixing, fits', (
+    ('none', False), ('pooling', False), ('pyramid:2', False), ('tied', True),
+    ('grouped:1', True)))
+def test_only_the_papers_mixing_has_timms_names(tmp_path, mixing, fits):
+  """timm could not load the others."""
+  network = small_networks.make(token_mixing=mixing)
+  save = lambda: export.export(network, str(tmp_path / 'w.safetensors'),
+                               format='safetensors', layout='timm')
+  if fits:
+    save()
+    assert {'w.safetensors', 'w.safetensors.json'} <= set(os.listdir(tmp_path))
+  else:
+    with pytest.raises(errors.UserError, match=f"--layout: timm.*'{mixing}'"):
+      save()
+    assert not os.listdir(tmp_path)

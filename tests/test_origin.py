@@ -59,6 +59,8 @@ def test_a_start_section_names_one_checkpoint(tmp_path, monkeypatch):
   section = dict(weights=str(tmp_path / 'run'), best=True)
   assert origin.resolved(section) == dict(
       weights=str(tmp_path / 'run' / 'checkpoints' / '2'), best=False)
+  with pytest.raises(errors.UserError, match="checkpoints/1' is one checkpoint"):
+    origin.read(str(tmp_path / 'run' / 'checkpoints' / '1'), best=True)
   (tmp_path / 'new' / 'checkpoints').mkdir(parents=True)
   with pytest.raises(errors.UserError,
                      match="^start.weights: '.*' holds no checkpoint yet"):

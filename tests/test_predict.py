@@ -306,6 +306,8 @@ def test_expand_lists_folders_as_training_does_and_keeps_files(tmp_path):
   with pytest.raises(errors.UserError, match='no images'):
     os.makedirs(tmp_path / 'none')
     prediction.expand([str(tmp_path / 'none')])
+  everything = prediction.expand(prediction.matches([f'{tmp_path}/d/**']))
+  assert sorted(everything) == sorted(found[:-1])   # each once
 
 
 def test_arguments_may_be_patterns_and_a_list_on_standard_input(

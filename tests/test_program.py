@@ -164,6 +164,18 @@ def test_a_smaller_onnx_file_takes_and_gives_the_same(
   assert small < (limit if precision == 'float16' else .05)
 
 
+def test_a_bit_of_the_paper_is_exported(tmp_path):
+  """Its stem has a pool with padding, and its constants have many readers."""
+  network = small_networks.make((40, 33), name='BiT-R14x1', hidden_dim=8)
+  assert network.model.stem == 'imagenet'
+  off, call, _ = exported(network, tmp_path / 'p.onnx', precision='float16',
+                          preprocess=True)
+  assert off < .01
+  images = np.random.default_rng(0).integers(0, 256, (3, 40, 33, 3), np.uint8)
+  np.testing.assert_allclose(
+      call(images), small_networks.probabilities(network, images), atol=.01)
+
+
 def test_float16_without_room_for_the_activations_is_refused(tmp_path):
   """Values above 65,504 become infinite."""
   network = small_networks.make(num_blocks=1)

@@ -17,6 +17,7 @@ from mixer.analysis import cycles
 from mixer.analysis import data_sizes
 from mixer.core import accelerators
 from mixer.core import errors
+from mixer.core import files
 from mixer.core import trees
 from mixer.evaluation import suite
 from mixer.models import catalog
@@ -176,8 +177,10 @@ def _look(config: Mapping[str, Any]) -> tuple[data_sizes.Size, list[dict]]:
         found[key].missing))
     labels = section.get('labels')
     if labels:
-      rows.append(_row(f'{key}.labels', labels, None if os.path.exists(
-          labels) else 'no such file'))
+      there = files.is_remote(labels) or os.path.exists(
+          os.path.expanduser(labels))
+      rows.append(_row(f'{key}.labels', labels,
+                       None if there else 'no such file'))
   return found['data'], rows
 
 

@@ -57,7 +57,7 @@ def config_of(network: networks.Network,
     return None
   config = scoring.requested(scoring.config_of(network, data), network,
                              data=data)
-  return dict(config, fewshot={}) if config['evals'] else None
+  return scoring.alone(config, *config['evals']) if config['evals'] else None
 
 
 def measure(network: networks.Network, config: Mapping[str, Any],

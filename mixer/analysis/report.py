@@ -194,11 +194,11 @@ def _of_network(path: str, config: Mapping[str, Any]) -> Iterator[str]:
 
 def _mistakes(network: Network, config: Mapping[str, Any]) -> Iterator[str]:
   """Yields the mistakes in the first evaluation of the config, if any."""
-  for name, section in list(config['evals'].items())[:1]:
+  for name in list(config['evals'])[:1]:
     kept: outcomes.Outcomes = {}
     results, _ = scoring.evaluate(
-        network, dict(data=config['data'], evals={name: section}),
-        batch_size=_BATCH, most=_EXAMPLES, kept=kept)
+        network, scoring.alone(config, name), batch_size=_BATCH,
+        most=_EXAMPLES, kept=kept)
     outcome = kept[name]
     examples = results['evals'][name]['examples']
     yield page.section('Mistakes', '', (

@@ -14,6 +14,7 @@ from mixer.core import errors
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.data import sources
+from mixer.data import splits
 from mixer.evaluation import class_names
 from mixer.evaluation import suite
 from mixer.training import losses
@@ -79,7 +80,7 @@ def requested(config: Mapping[str, Any], network: 'Network', *,
     UserError: if a section is missing, or there is no evaluation for `real`.
   """
   if data:
-    config = _whole(data, config['data'], network)
+    config = _whole(data, config.get('data') or {}, network)
   if not config.get('data') or 'evals' not in config:
     raise errors.UserError('--config: expected the sections data and evals; '
                            'start from recipe.base()')
@@ -93,9 +94,6 @@ def requested(config: Mapping[str, Any], network: 'Network', *,
         f'--real: ReaL labels are for the split validation of {_IMAGENET}, or '
         'of a folder or manifest of its files; the config has '
         + (', '.join(has) or 'no evaluations'))
-  if fewshot:
-    few.update({name: _fewshot(section, fewshot)
-                for name, section in evals.items()})
   if real:
     evals.update({f'{name}_real': dict(evals[name], labels=real)
                   for name in validation})
@@ -110,13 +108,48 @@ def requested(config: Mapping[str, Any], network: 'Network', *,
     log.info('images are preprocessed as this network was trained: %s, %s',
              own['crop'], own['interpolation'])
     evals = {name: dict(section, **own) for name, section in evals.items()}
+  if fewshot:
+    few.update({name: _fewshot(section, fewshot)
+                for name, section in evals.items()})
   return dict(data=common, evals=evals, fewshot=few)
+
+
+def alone(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
+  """Returns a config with some of its evaluations, on the images as before.
+
+  Without the others, a split that is not stored might no longer be held out.
+
+  Args:
+    config: as `requested` returns it.
+    names: of the evaluations that stay; few-shot ones do not.
+  """
+  return dict(config, data=dict(config['data'], held_out=held_out(config)),
+              evals={name: config['evals'][name] for name in names}, fewshot={})
+
+
+def held_out(config: Mapping[str, Any]) -> str | None:
+  """Returns the splits of a config that its training set does not store.
+
+  They are joined by '+', as `data.held_out` takes them; None if there are none.
+
+  Args:
+    config: has the sections 'data' and 'evals', and perhaps 'fewshot'.
+  """
+  found, _ = suite.sections(config)
+  data = found['data']
+  stored = sources.open_source(data['name'], data_dir=data.get('dir'),
+                               access=data.get('access')).stored
+  asked = {name for section in found.values() for key in ('split', 'held_out')
+           if section.get(key) and section['name'] == data['name']
+           for name in splits.names(section[key])}
+  return '+'.join(sorted(asked - set(stored))) or None
 
 
 def _whole(data: str, like: Mapping[str, Any],
            network: 'Network') -> dict[str, Any]:
   """Returns a config that evaluates all that a data set stores."""
-  common = {key: like[key] for key in KEPT if like.get(key) is not None}
+  common = {key: like[key] for key in KEPT if like.get(key) is not None and (
+      key != 'access' or sources.is_tfds_name(data))}
   stored = sources.open_source(data, data_dir=common.get('dir'),
                                access=common.get('access')).stored
   return dict(data=dict(common, name=data), evals={

@@ -95,6 +95,9 @@ def find(path: files.Path, best: bool = False) -> str:
   """
   where = epath.Path(files.absolute(path))
   if (where / 'params').is_dir():
+    if best:
+      raise errors.UserError(f'{str(where)!r} is one checkpoint; only a '
+                             'workdir has a best one')
     return str(where)
   root = where / workdir.CHECKPOINTS
   if not root.is_dir():

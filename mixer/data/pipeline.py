@@ -204,16 +204,15 @@ def open_data(
     max_pixels: int = options.MAX_PIXELS,
     max_bad_fraction: float | None = None, on_device: bool = False,
     balance: str | None = None, labels: str | None = None,
-    image_size: int | Sequence[int] = 224, wanted: Sequence[str] = (),
-    most: int | None = None, key: str = 'data',
+    held_out: str | None = None, image_size: int | Sequence[int] = 224,
+    wanted: Sequence[str] = (), most: int | None = None, key: str = 'data',
     report: Callable[[dict[str, str]], None] | None = None) -> Data:
   """Opens a split of a data set; a config's `data` and `evals.NAME` sections.
 
   Args:
-    name: of the source, see `sources.open_source`.
+    name, access: of the source, see `sources.open_source`.
     split: such as 'train' or 'train[:99%]+validation'.
     dir: directory of prepared TFDS sets.
-    access: None, 'random' or 'sequential', see `sources.open_source`.
     window: number of examples that each reader of a set in sequence permutes;
       the hosts hold up to twice as many for each of up to 64 readers.
     crop: 'inception', 'bit' or 'resize' for training, 'resmall',
@@ -232,6 +231,7 @@ def open_data(
       see `balance`; an epoch has as many examples as without.
     labels: a JSON file of labels by file name that replace the set's own, such
       as ReaL's; see `real_labels`.
+    held_out: more of `wanted`, joined by '+', which this run does not read.
     image_size: an int, or (height, width).
     wanted: all splits that the run asks of this source.
     most: number of examples, of which a longer split keeps the first.
@@ -259,7 +259,7 @@ def open_data(
   _in_range(f'{key}.window', window, window >= 1, 'at least 1')
   _in_range(f'{key}.max_pixels', max_pixels, max_pixels >= 1, 'at least 1')
   source = _open(name, data_dir=dir, access=access, labels=labels,
-                 wanted=tuple(sorted(set(wanted) | {split})))
+                 wanted=tuple(sorted({*wanted, split, held_out or split})))
   chosen = splits.select(source.stored, split, f'{key}.split').head(most)
   size = grid.pair(image_size)
   _in_range('run.image_size', image_size, min(size) >= 1, 'at least 1')

@@ -145,7 +145,7 @@ def carve(stored: Stored, wanted: Iterable[str], source: str) -> Stored:
   Returns:
     `stored`, perhaps with one more split.
   """
-  asked = {name for spec in wanted for name in _names(spec)}
+  asked = {name for spec in wanted for name in names(spec)}
   missing = sorted(asked - set(stored))
   if (len(missing) != 1 or len(stored) != 1 or not asked & set(stored)
       or missing == ['train']):   # no one trains on part of a test set
@@ -238,7 +238,8 @@ def _unknown(key, name, stored):
   return errors.UserError(f'{error}; set {", or ".join(others)}')
 
 
-def _names(spec):
+def names(spec: str) -> list[str]:
+  """Returns the stored splits of 'train[:99%]+validation': both names."""
   return [part.strip().split('[')[0] for part in spec.split('+')]
 
 

@@ -163,8 +163,8 @@ def _open(key: str, found: Mapping[str, Any], image_size: _Size,
           **more: Any) -> pipeline.Data:
   # A source without held-out splits carves them from the training split, so it
   # must know all that the config names, also those that are not opened.
-  wanted = tuple(s['split'] for s in found.values()
-                 if s.get('name') == found[key].get('name') and s.get('split'))
+  wanted = tuple(s[k] for s in found.values() for k in ('split', 'held_out')
+                 if s.get('name') == found[key].get('name') and s.get(k))
   try:
     return pipeline.open_data(**found[key], image_size=image_size,
                               wanted=wanted, key=key, **more)

@@ -17,6 +17,7 @@ import ml_collections
 
 from mixer.analysis import data_sizes
 from mixer.analysis import figures
+from mixer.analysis import scoring
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import tables
@@ -282,11 +283,11 @@ def _trial(config: ml_collections.ConfigDict, train: str,
   """Makes the config, in place, that of a run to choose by."""
   like = next(iter(config.evals.values()))
   with config.unlocked():
-    config.data.split = train
+    config.data.update(split=train, held_out=scoring.held_out(
+        config.to_dict()))
     config.evals = dict(dev=dict(like, split=dev, name=None, dir=None))
-    config.fewshot = {}
+    config.fewshot, config.run.patience = {}, 0
     config.checkpoint.update(best=None, keep=1)
-    config.run.patience = 0
   return config
 
 

@@ -1,9 +1,8 @@
 """Big Transfer's ResNet-v2 (https://arxiv.org/abs/1912.11370, section 3).
 
-The convolutional baseline that the Mixer paper compares with: pre-activation
-bottleneck units with group normalisation and weight standardisation. Axes: B
-batch, H height, W width, C channels, I and O channels of a kernel. Parameters
-have big_vision's names, with 'stem' for 'root_block/conv_root'.
+The Mixer paper's convolutional baseline: pre-activation bottleneck units, group
+normalisation, weight standardisation. Parameters have big_vision's names, with
+'stem' for 'root_block/conv_root'. Axes: B batch, H, W image, C, I, O channels.
 """
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -23,16 +22,15 @@ from mixer.models import grid
 from mixer.models import interface
 from mixer.models import products
 
-# Depth -> units of each stage. The paper's begin at 50; 14 and 26 are usual for
-# small data.
+# Depth -> units of each stage; 14 and 26 are not the paper's.
 _DEPTHS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3),
            101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 # The settings that decide which function a network computes.
-_FUNCTION = ('depth', 'hidden_dim', 'stem', 'num_classes', 'in_channels')
+_FUNCTION = ('depth', 'hidden_dim', 'stem', 'num_classes', 'in_channels',
+             'patch_size')
 _UNIT = r'resnet/(block\d)/(unit\d+)/'
 _CONV = r'standardized_conv2d(?:_\d+)?/kernel'
-# Names of the two released layouts, and ours: the original TensorFlow code's,
-# and big_vision's.
+# Names in the original TensorFlow code and in big_vision, and ours.
 _PUBLISHED = (
     (rf'resnet/root_block/{_CONV}', 'stem/kernel'),
     (r'root_block/conv_root/', 'stem/'),
@@ -129,9 +127,8 @@ class ResNet(interface.Model):
     hidden_dim: channels of the stem, 64 times the factor of the width.
     stem: 'imagenet', a 7x7 convolution of stride 2 and a 3x3 maximum of stride
       2; or 'small', for images of about 32 pixels: a 3x3 convolution.
-    num_classes .. dtype, pixel_order: see `models.mixer.MlpMixer`; platform has
-      no effect.
-    patch_size: 1, since images are not cut into patches.
+    num_classes .. dtype, pixel_order: a Mixer's; platform has no effect.
+    patch_size: of `pixel_order`; images are not cut into patches.
   """
   NAMES = ('BiT-R50x1', 'BiT-R50x2', 'BiT-R101x1', 'BiT-R152x1', 'BiT-R152x2',
            'BiT-R152x4', 'BiT-R200x3')
@@ -170,7 +167,9 @@ class ResNet(interface.Model):
     x = StdConv(self.hidden_dim, 3 if small else 7, 1 if small else 2,
                 self.dtype, name='stem')(self.ordered(images))
     if not small:
-      x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+      edges = (0, 0), (1, 1), (1, 1), (0, 0)   # a pool's own fail in jax2onnx
+      x = nn.max_pool(jnp.pad(x, edges, constant_values=-jnp.inf),
+                      window_shape=(3, 3), strides=(2, 2))
     out['stem'] = x
     for i, units in enumerate(_DEPTHS[self.depth]):
       x = out[f'stage_{i}'] = Stage(
@@ -232,7 +231,8 @@ class ResNet(interface.Model):
   def describe(self) -> dict[str, Any]:
     """See `interface.Model`."""
     return dict(name=f'BiT-R{self.depth}x{min(-(-self.hidden_dim // 64), 9)}',
-                **{key: getattr(self, key) for key in _FUNCTION})
+                **{key: getattr(self, key) for key in _FUNCTION
+                   if key != 'patch_size' or self.patch_size != 1})
 
   @nn.nowrap
   def _convolutions(self, image_size: grid.Size

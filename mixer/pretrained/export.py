@@ -26,6 +26,7 @@ PROGRAMS = ('stablehlo', 'onnx')
 # The first is the default.
 LAYOUTS = dict(npz=('official',), safetensors=('official', 'timm'),
                stablehlo=program.LAYOUTS, onnx=program.LAYOUTS)
+_TIED = ('tied', 'grouped:1', 'pyramid:1')   # the same network
 _LIBRARIES = dict(safetensors=('safetensors',),
                   onnx=('onnx', 'onnxruntime', 'jax2onnx'))
 # Protocol buffers and flat buffers both end at 2 GiB; the program takes some.
@@ -59,6 +60,11 @@ def export(network: networks.Network, path: str, *, format: str,
         f'--layout: timm would not permute the pixels of its images, and this '
         f'network needs them in the order {network.model.pixel_order!r}; '
         'export a program, --format=stablehlo or onnx')
+  mixing = getattr(network.model, 'token_mixing', 'tied')
+  if layout == 'timm' and format not in PROGRAMS and mixing not in _TIED:
+    raise errors.UserError(
+        f'--layout: timm mixes tokens by one MLP, and this network by '
+        f'{mixing!r}; use the official layout, or export a program')
   root, suffix = os.path.splitext(path)
   partial = f'{root}.partial{suffix}'
   card = dict(network.card)

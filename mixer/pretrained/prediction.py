@@ -69,7 +69,7 @@ def matches(arguments: Iterable[str]) -> list[str]:
 
 
 def expand(paths: Iterable[str]) -> list[str]:
-  """Returns paths of files: those given, and all images in folders given.
+  """Returns paths of files: those given, and all images in folders given, once.
 
   Args:
     paths: of files and folders; `folder.images` lists a folder, as training
@@ -88,7 +88,7 @@ def expand(paths: Iterable[str]) -> list[str]:
       raise errors.UserError(f'{path!r} holds no images '
                              f'({", ".join(decode_pillow.SUFFIXES)})')
     out += found
-  return out
+  return list(dict.fromkeys(out))   # '**' gives a folder and what is in it
 
 
 def best(network: 'networks.Network',

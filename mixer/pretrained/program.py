@@ -222,6 +222,11 @@ def _in_float16(made: Any, options: Options) -> Any:
         node_block_list=[node.name for node in made.graph.node[:before]],
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, 'ReduceMean', 'Softmax',
                        'Sigmoid'])
+    # The converter adds a cast of a constant for each node that reads it, all
+    # by one name.
+    once = {(node.name, *node.output): node for node in out.model.graph.node}
+    del out.model.graph.node[:]
+    out.model.graph.node.extend(once.values())
     out.topological_sort()
   del out.model.graph.value_info[:]   # they have the old types
   return out.model

@@ -53,7 +53,8 @@ def resize(model: 'interface.Model', params: Mapping[str, Any], *,
       (FlexiViT, https://arxiv.org/abs/2212.08013, section 3.4).
     in_channels: of the new images, by default the same. For one channel, the
       projection's input channels are added up. For any other number they are
-      repeated, and scaled so that a grey image projects to what it did.
+      repeated, and scaled so that a grey image projects to what it did, but for
+      a BiT, which standardises the projection.
 
   Returns:
     (model, params), params NumPy arrays.

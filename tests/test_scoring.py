@@ -1,0 +1,68 @@
+"""analysis/scoring: which images the evaluations of a config have."""
+import numpy as np
+import pytest
+import small_networks
+
+from configs import digits
+from configs import recipe
+from mixer.analysis import scoring
+from mixer.core import errors
+from mixer.evaluation import suite
+from mixer.experiments import sweep
+from mixer.training import assembly
+
+
+@pytest.fixture
+def config(tmp_path):
+  """Of a set that stores one split, of which a tenth is held out."""
+  np.savez(tmp_path / 'a.npz', images=np.zeros((100, 8, 8), np.uint8),
+           labels=np.arange(100) % 2)
+  c = digits.get_config()
+  c.data.update(name=f'arrays:{tmp_path}/a.npz', split='train[:90%]')
+  c.evals = {name: recipe.evaluation(split, crop='resize')
+             for name, split in (('minival', 'train[90%:]'),
+                                 ('validation', 'validation'))}
+  c.run.update(batch_size=8, total_steps=1)
+  return c
+
+
+def records(split):
+  return set(split.split.records(np.arange(len(split))).tolist())
+
+
+@pytest.mark.parametrize('name', ('minival', 'validation'))
+def test_a_part_of_the_evaluations_has_the_images_as_before(config, name):
+  train, evals, _ = suite.open_splits(config.to_dict(), 8)
+  assert not records(train) & set.union(*map(records, evals.values()))
+  alone, few = suite.open_evaluations(
+      scoring.alone(config.to_dict(), name), 8)
+  assert alone.keys() == {name} and not few
+  assert records(alone[name]) == records(evals[name])
+
+
+def test_a_sweep_does_not_train_on_what_the_config_holds_out(config):
+  """Its runs evaluate only images that choose."""
+  _, evals, _ = suite.open_splits(config.to_dict(), 8)
+  trial = sweep._trial(assembly.edited(config), 'train[:50%]', 'train[50%:]')
+  train, chosen, _ = suite.open_splits(trial.to_dict(), 8)
+  assert chosen.keys() == {'dev'} and len(train) + len(chosen['dev']) == 90
+  for split in (train, chosen['dev']):
+    assert not records(split) & records(evals['validation'])
+  usual = sweep._trial(digits.get_config(), 'train[:50%]', 'train[50%:]')
+  assert usual.data.held_out is None   # the digits store both
+
+
+def test_data_of_another_kind_do_not_inherit_how_a_run_reads(config):
+  network = small_networks.make((8, 8), in_channels=1, interpolation='area')
+  name = config.data.name
+  found = scoring.requested(
+      dict(data=dict(access='sequential', window=9), evals={}), network,
+      data=name, fewshot='train')
+  assert found['data'] == dict(name=name, window=9)
+  with_config = scoring.requested(config.to_dict(), network, fewshot='train')
+  for made in (found, with_config):
+    assert {few['interpolation'] for few in made['fewshot'].values()} == {
+        'area'}
+  for given in ({}, dict(evals={})):
+    with pytest.raises(errors.UserError, match='sections data and evals'):
+      scoring.requested(given, network)
