@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
   for flag in (_DATA, _IMAGES):
     if flag.present and (wanted.precision != 'int8' or wanted.input_size):
       raise errors.UserError(f'--{flag.name}: is for --precision=int8 without '
-                             '--input_size, whose accuracy is measured')
+                             '--input_size; leave it out')
   network = pretrained.open_network(checkpoint, best=_BEST.value,
                                     average=_AVERAGE.value)
   model = network.card['model']

@@ -71,7 +71,8 @@ def test_the_formulas_agree_with_xla(name, settings, size):
 def test_a_bit_with_permuted_pixels_is_made_again_from_its_card(order):
   model = models.create('BiT-R14x1', hidden_dim=8, patch_size=4,
                         pixel_order=order)
-  assert models.create(**catalog.describe(model)) == model
+  for name in (None, 'BiT-R14x1'):
+    assert models.create(**catalog.describe(model, name)) == model
 
 
 def test_vit_heads_must_divide_the_width():

@@ -102,7 +102,7 @@ MISTAKES = {
     'config file with a mistake': (
         ('--config={dir}/own.py',), ('{dir}/own.py', "'modle'", '"model"')),
     'config that is none': (
-        ('--config={dir}/other.py',), ('--config', 'returned 3')),
+        ('--config={dir}/other.py',), ('--config', 'expected a ConfigDict, got 3')),
     'workdir that is a file': (
         (DIGITS, '--workdir={file}'), ('--workdir', '{file}', 'another')),
 }

@@ -5,9 +5,11 @@ import small_networks
 
 from configs import digits
 from configs import recipe
+from mixer.analysis import planning
 from mixer.analysis import scoring
 from mixer.core import errors
 from mixer.evaluation import suite
+from mixer.experiments import runs
 from mixer.experiments import sweep
 from mixer.training import assembly
 
@@ -38,6 +40,33 @@ def test_a_part_of_the_evaluations_has_the_images_as_before(config, name):
       scoring.alone(config.to_dict(), name), 8)
   assert alone.keys() == {name} and not few
   assert records(alone[name]) == records(evals[name])
+
+
+def test_another_set_of_one_split_keeps_its_images_too(config, tmp_path):
+  """And the training set need not be there."""
+  np.savez(tmp_path / 'b.npz', images=np.zeros((60, 8, 8), np.uint8),
+           labels=np.arange(60) % 2)
+  for section in config.evals.values():
+    section['name'] = f'arrays:{tmp_path}/b.npz'
+  config.evals.minival.split = 'train'
+  _, evals, _ = suite.open_splits(config.to_dict(), 8)
+  config.data.name = 'arrays:gone.npz'
+  alone, _ = suite.open_evaluations(
+      scoring.alone(config.to_dict(), 'minival'), 8)
+  assert records(alone['minival']) == records(evals['minival'])
+  assert len(evals['minival']) == 54
+
+
+def test_a_wrong_name_of_a_held_out_split_is_refused(config):
+  config.evals = {}
+  config.data.held_out = 'vaildation+x'
+  with pytest.raises(errors.UserError, match="data.held_out: .*'vaildation'"):
+    suite.open_splits(config.to_dict(), 8)
+  config.data.held_out = 'validation'
+  train, *_ = suite.open_splits(config.to_dict(), 8)
+  assert len(train) == 81
+  assert runs.stored_splits(config).keys() == {'train', 'validation'}
+  assert planning._look(config.to_dict())[0].examples == 81
 
 
 def test_a_sweep_does_not_train_on_what_the_config_holds_out(config):

@@ -148,6 +148,9 @@ def test_flags_add_evaluations_to_the_config(trained):
   made = scoring.requested(config, network, fewshot='train[:65000]')
   assert made['fewshot']['validation']['train'] == 'train[:65000]'
   assert made['fewshot']['validation']['crop'] == 'resize_crop'
+  made = scoring.requested(config, network, fewshot='train[:65000]', v2=True,
+                           real='real.json')
+  assert set(made['fewshot']) == {'minival', 'validation'}
   with pytest.raises(errors.UserError, match='ReaL.* has test: digits test'):
     scoring.requested(tiny(), network, real='real.json')
 

@@ -218,7 +218,7 @@ def _worst(outcome: 'Outcome', loss: str) -> Iterator[str]:
     kept = dict(zip(found['best'][i].tolist(),
                     found['probabilities'][i].tolist()))
     truth = kept.get(labels[0])
-    # The loss is that of one label which counts whole.
+    # Only for one label of weight 1 is exp(-loss) its probability.
     if (truth is None and loss == 'softmax' and len(labels) == 1
         and 'weights' not in split.source.read(np.zeros(0, np.int64))[1]):
       truth = float(np.exp(-found['loss'][i]))

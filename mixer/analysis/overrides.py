@@ -10,6 +10,8 @@ from mixer.evaluation import suite
 if TYPE_CHECKING:
   from mixer.pretrained.network import Network
 
+_READ = (*suite.INHERITED, 'split', 'held_out')   # of the section `data`
+
 
 def check(key: str, value: Any, network: 'Network', data: str | None = None,
           fewshot: bool = False) -> None:
@@ -35,9 +37,9 @@ def check(key: str, value: Any, network: 'Network', data: str | None = None,
         'another size by mixer.main with --config.start.weights and '
         '--config.run.image_size')
   elif section not in ('data', 'evals', 'fewshot') or (
-      section == 'data' and rest not in (*suite.INHERITED, 'split')):
+      section == 'data' and rest not in _READ):
     why = ('an evaluation does not read it, only the sections evals and '
-           f'fewshot, and of data {", ".join(suite.INHERITED)} and split; '
+           f'fewshot, and of data {", ".join(_READ)}; '
            'leave it out, or give --batch_size for batches')
   elif data and key not in [f'data.{kept}' for kept in scoring.KEPT]:
     why = (f'--data={data} replaces the data and evaluations of the config, '

@@ -19,6 +19,7 @@ from mixer.core import accelerators
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import trees
+from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.models import catalog
 from mixer.models.grid import pair
@@ -169,7 +170,7 @@ def _look(config: Mapping[str, Any]) -> tuple[data_sizes.Size, list[dict]]:
     found[key] = data_sizes.size(
         name, section['split'], data_dir=section.get('dir'), key=key,
         access=section.get('access'),
-        wanted=[s['split'] for s in sections.values() if s['name'] == name])
+        wanted=splits.wanted(sections, name))
     count = found[key].examples
     rows.append(_row(
         key, f'{name} {section["split"]}' + (

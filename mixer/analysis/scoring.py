@@ -85,7 +85,7 @@ def requested(config: Mapping[str, Any], network: 'Network', *,
     raise errors.UserError('--config: expected the sections data and evals; '
                            'start from recipe.base()')
   common, evals = config['data'], dict(config['evals'])
-  few = dict(config.get('fewshot') or {})
+  few, asked = dict(config.get('fewshot') or {}), list(evals)
   validation = _imagenet_validation(common, evals)
   if real and not validation:
     has = [f'{name}: {section.get("name") or common["name"]} '
@@ -109,8 +109,7 @@ def requested(config: Mapping[str, Any], network: 'Network', *,
              own['crop'], own['interpolation'])
     evals = {name: dict(section, **own) for name, section in evals.items()}
   if fewshot:
-    few.update({name: _fewshot(section, fewshot)
-                for name, section in evals.items()})
+    few.update({name: _fewshot(evals[name], fewshot) for name in asked})
   return dict(data=common, evals=evals, fewshot=few)
 
 
@@ -123,8 +122,10 @@ def alone(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
     config: as `requested` returns it.
     names: of the evaluations that stay; few-shot ones do not.
   """
-  return dict(config, data=dict(config['data'], held_out=held_out(config)),
-              evals={name: config['evals'][name] for name in names}, fewshot={})
+  found, _ = suite.sections(config)
+  return dict(config, fewshot={}, evals={name: dict(
+      config['evals'][name], held_out='+'.join(splits.wanted(
+          found, found[f'evals.{name}']['name']))) for name in names})
 
 
 def held_out(config: Mapping[str, Any]) -> str | None:
@@ -139,9 +140,8 @@ def held_out(config: Mapping[str, Any]) -> str | None:
   data = found['data']
   stored = sources.open_source(data['name'], data_dir=data.get('dir'),
                                access=data.get('access')).stored
-  asked = {name for section in found.values() for key in ('split', 'held_out')
-           if section.get(key) and section['name'] == data['name']
-           for name in splits.names(section[key])}
+  asked = {name for split in splits.wanted(found, data['name'])
+           for name in splits.names(split)}
   return '+'.join(sorted(asked - set(stored))) or None
 
 

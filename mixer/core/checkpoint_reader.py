@@ -96,8 +96,8 @@ def find(path: files.Path, best: bool = False) -> str:
   where = epath.Path(files.absolute(path))
   if (where / 'params').is_dir():
     if best:
-      raise errors.UserError(f'{str(where)!r} is one checkpoint; only a '
-                             'workdir has a best one')
+      raise errors.UserError(f'{str(where)!r} is one checkpoint; leave out '
+                             '--best or start.best, or give its workdir')
     return str(where)
   root = where / workdir.CHECKPOINTS
   if not root.is_dir():

@@ -133,7 +133,7 @@ def folder(given: str) -> str:
   if not given:
     raise errors.UserError('--workdir: expected a folder, got an empty text; '
                            'is an environment variable unset?')
-  return os.path.expanduser(given)   # shells expand only words that begin so
+  return os.path.expanduser(given)   # a shell does not, inside of --workdir=~/a
 
 
 def config_name() -> str:
@@ -168,8 +168,7 @@ def _parse(argv: list[str], positional: int | None) -> list[str]:
       # A config file is loaded, and can fail, when its value is first used.
       value = flags.FLAGS[name].value
       if not hasattr(value, 'lock') and name == 'config' and value is not None:
-        raise TypeError(f'--config: get_config() returned {value!r}, which is '
-                        'no ConfigDict')
+        raise TypeError(f'--config: expected a ConfigDict, got {value!r}')
   except SystemExit:   # absl has printed --help, and exits with an error code
     sys.exit(0)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError,

@@ -108,7 +108,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def json_lines(text: str | None) -> list[Any]:
-  """Returns the values of lines of JSON, without one that a kill cut short."""
+  """Returns the values of those lines that are whole, as JSON; a kill may have
+  cut one short."""
   out = []
   for line in (text or '').splitlines():
     with contextlib.suppress(ValueError):

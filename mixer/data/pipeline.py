@@ -210,9 +210,8 @@ def open_data(
   """Opens a split of a data set; a config's `data` and `evals.NAME` sections.
 
   Args:
-    name, access: of the source, see `sources.open_source`.
+    name, dir, access: of the source, see `sources.open_source`.
     split: such as 'train' or 'train[:99%]+validation'.
-    dir: directory of prepared TFDS sets.
     window: number of examples that each reader of a set in sequence permutes;
       the hosts hold up to twice as many for each of up to 64 readers.
     crop: 'inception', 'bit' or 'resize' for training, 'resmall',
@@ -231,7 +230,7 @@ def open_data(
       see `balance`; an epoch has as many examples as without.
     labels: a JSON file of labels by file name that replace the set's own, such
       as ReaL's; see `real_labels`.
-    held_out: more of `wanted`, joined by '+', which this run does not read.
+    held_out: splits, joined by '+', that are kept out of training unread.
     image_size: an int, or (height, width).
     wanted: all splits that the run asks of this source.
     most: number of examples, of which a longer split keeps the first.
@@ -261,6 +260,7 @@ def open_data(
   source = _open(name, data_dir=dir, access=access, labels=labels,
                  wanted=tuple(sorted({*wanted, split, held_out or split})))
   chosen = splits.select(source.stored, split, f'{key}.split').head(most)
+  list(splits.parts(source.stored, held_out or split, f'{key}.held_out'))
   size = grid.pair(image_size)
   _in_range('run.image_size', image_size, min(size) >= 1, 'at least 1')
   data = Data(

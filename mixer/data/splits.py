@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 
@@ -130,6 +131,22 @@ def hold_out(piece: Piece, every: int) -> tuple[Piece, Piece]:
   held = -(-count // every)
   return (dataclasses.replace(piece, stop=count - held, every=every),
           dataclasses.replace(piece, stop=held, every=every, held=True))
+
+
+def wanted(sections: Mapping[str, Mapping[str, Any]],
+           name: str | None) -> tuple[str, ...]:
+  """Returns all splits that a config asks of a source.
+
+  A source without held-out splits carves them from the training split, so it
+  must know them all, also those that are not opened.
+
+  Args:
+    sections: as `evaluation.suite.sections` returns them.
+    name: of the source.
+  """
+  return tuple(section[key] for section in sections.values()
+               for key in ('split', 'held_out')
+               if section.get('name') == name and section.get(key))
 
 
 def carve(stored: Stored, wanted: Iterable[str], source: str) -> Stored:

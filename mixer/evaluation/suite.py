@@ -20,6 +20,7 @@ import numpy as np
 
 from mixer.core import errors
 from mixer.data import pipeline
+from mixer.data import splits
 from mixer.evaluation import classification
 from mixer.images import augment
 
@@ -161,13 +162,10 @@ def _evaluations(found: Mapping[str, Any], settings: Mapping[str, Any],
 
 def _open(key: str, found: Mapping[str, Any], image_size: _Size,
           **more: Any) -> pipeline.Data:
-  # A source without held-out splits carves them from the training split, so it
-  # must know all that the config names, also those that are not opened.
-  wanted = tuple(s[k] for s in found.values() for k in ('split', 'held_out')
-                 if s.get('name') == found[key].get('name') and s.get(k))
   try:
-    return pipeline.open_data(**found[key], image_size=image_size,
-                              wanted=wanted, key=key, **more)
+    return pipeline.open_data(
+        **found[key], image_size=image_size, key=key,
+        wanted=splits.wanted(found, found[key].get('name')), **more)
   except errors.UserError as e:
     if found[key]['name'] == found['data'].get('name'):
       raise
@@ -288,7 +286,7 @@ def make_predict(model: 'interface.Model') -> Callable[..., jax.Array]:
 
 
 def make_features(model: 'interface.Model') -> Callable[..., jax.Array]:
-  """Returns a function like `make_predict`'s, to the head's inputs [B, C]."""
+  """Returns (params, batch, stored=None) -> the head's inputs, [B, C]."""
   def features(params, batch, stored=None):
     images, *_ = pipeline.fetch(batch, stored)
     _, out = model.apply({'params': params}, augment.normalise(images))

@@ -92,7 +92,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
 
 def _check(config: ml_collections.ConfigDict, sizes: Sequence[int | str],
            methods: Sequence[str | None]) -> None:
-  """Raises a UserError if the network of a config fits a size by no method."""
+  """Raises a UserError if a method cannot take the network to a size."""
   model, own = networks.model(config), assembly.check(config).image_size
   shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros(
       (1, *grid.pair(own), model.in_channels), np.float32))['params']

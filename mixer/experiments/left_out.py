@@ -164,7 +164,8 @@ def _split_classes(config: ml_collections.ConfigDict, path: str,
         raise errors.UserError(
             f'--examples: {examples}, but class {names[stay + min(few)]!r} has '
             f'{len(np.flatnonzero(labels == stay + min(few)))} training images,'
-            ' which would all choose the learning rate; give a smaller number')
+            ' which would all choose the learning rate; give a smaller number, '
+            'or data with more of them')
       others['dev_images'], others['dev_labels'] = (
           images[dev], labels[dev] - stay)
     base[f'{part}_images'], base[f'{part}_labels'] = images[old], labels[old]
@@ -203,7 +204,7 @@ def _in_memory(config: ml_collections.ConfigDict, split: str,
       'name', 'dir', 'interpolation', 'max_pixels')}
   data = pipeline.open_data(
       **section, split=split, crop='resize', on_device=True, image_size=size,
-      wanted=(config.data.split, split))
+      wanted=(config.data.split, split), held_out=config.data.get('held_out'))
   assert data.resident is not None   # because of on_device
   return data.source, data.resident['image'], data.resident['labels'][:, 0]
 
@@ -227,7 +228,8 @@ def _best(config: ml_collections.ConfigDict, path: str, weights: str | None,
   for rate in rates:
     scores = runs.train(
         assembly.edited(
-            config, start=dict(weights=weights, dont_load='head/.*'),
+            config, start=dict(weights=weights, best=False, method=None,
+                               dont_load='head/.*'),
             schedule=dict(learning_rate=rate)),
         os.path.join(path, f'{rate}'))
     found.append(dict(rate=rate, dev=scores['eval/dev/accuracy'],

@@ -24,7 +24,8 @@ from mixer.experiments import runs
 from mixer.experiments import sweep
 from mixer.training import assembly
 
-WEIGHT_DECAY = {'sgd': 0.0, 'adam': .1}   # unless the config's is for it
+# Of the optimizer that the config does not name.
+WEIGHT_DECAY = {'sgd': 0.0, 'adam': .1}
 # Learning rates to try.
 RATES = {'sgd': (.03, .07, .17, .4, 1.), 'adam': (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 _TITLES = {'sgd': 'SGD', 'adam': 'Adam'}

@@ -54,7 +54,8 @@ def train(config: ml_collections.ConfigDict, path: str, *,
   # As JSON has it, in which a tuple is a list.
   stored = json.loads(json.dumps(assembly.stored(config)))
   kept = files.read_json(file) or {}
-  if kept.get('config') == stored:
+  # A key that is not set may be newer than the file.
+  if workdir.flat(kept.get('config') or {}) == workdir.flat(stored):
     return kept['scores']
   if curves:
     check_alike(path, config)
@@ -136,12 +137,10 @@ def stored_splits(config: ml_collections.ConfigDict,
   """
   sections, _ = suite.sections(config.to_dict())
   mine = sections[key]
-  # A split that is not stored may be held out, see `splits.carve`.
-  wanted = {section['split'] for section in sections.values()
-            if section['name'] == mine['name']}
   return sources.open_source(
       mine['name'], data_dir=mine.get('dir'), access=mine.get('access'),
-      labels=mine.get('labels'), wanted=sorted(wanted)).stored
+      labels=mine.get('labels'),
+      wanted=splits.wanted(sections, mine['name'])).stored
 
 
 def share(stored: splits.Stored, spec: str, begin: float, end: float,

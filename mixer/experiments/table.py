@@ -41,7 +41,8 @@ def run(config: None, path: str, *, runs: Sequence[str] = (),
   Returns:
     'table_1', a row for each network at 224 pixels; 'table_2' and 'table_3',
     the fields of `published.Row` and the cost; 'runs', as `run_records.read`
-    returns them, and 'paper', the row of table 3 for the same network and data.
+    returns them, and 'paper', the row of table 3 for the same network and data,
+    if the images have 224 pixels.
     Networks that this code does not have lack 'parameters' and 'gmacs'.
     'calibration', as `calibration.run` returns it, only with a topology.
 

@@ -69,11 +69,7 @@ def make(*, flip: bool = False, pad_crop: int = 0, rotate: float = 0.0,
   if not 0 <= cutmix < math.inf:
     raise errors.UserError(
         f'augment.cutmix: expected a finite number >= 0, got {cutmix}')
-  if randaugment_layers:
-    if not randaugment_magnitude:
-      raise errors.UserError(
-          'augment.randaugment_magnitude: 0, and randaugment_layers is '
-          f'{randaugment_layers}; give a magnitude above 0, or no layers')
+  if randaugment_layers and randaugment_magnitude:
     from mixer.images import randaugment
 
   def augment(images, targets, keys, key):
@@ -86,7 +82,7 @@ def make(*, flip: bool = False, pad_crop: int = 0, rotate: float = 0.0,
     if rotate or zoom or shift:
       images = jax.vmap(lambda x, k: _warp(x, k, rotate, zoom, shift))(
           images, stream(2))
-    if randaugment_layers:
+    if randaugment_layers and randaugment_magnitude:
       images = randaugment.randaugment(
           images, stream(3), layers=randaugment_layers,
           magnitude=randaugment_magnitude)

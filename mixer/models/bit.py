@@ -127,8 +127,8 @@ class ResNet(interface.Model):
     hidden_dim: channels of the stem, 64 times the factor of the width.
     stem: 'imagenet', a 7x7 convolution of stride 2 and a 3x3 maximum of stride
       2; or 'small', for images of about 32 pixels: a 3x3 convolution.
-    num_classes .. dtype, pixel_order: a Mixer's; platform has no effect.
-    patch_size: of `pixel_order`; images are not cut into patches.
+    num_classes .. pixel_order: see `models.mixer.MlpMixer`, but platform has no
+      effect, and patch_size is only that of `pixel_order`.
   """
   NAMES = ('BiT-R50x1', 'BiT-R50x2', 'BiT-R101x1', 'BiT-R152x1', 'BiT-R152x2',
            'BiT-R152x4', 'BiT-R200x3')
@@ -293,7 +293,7 @@ class ResNet(interface.Model):
 
 
 def _norm(x: jax.Array, dtype: Any, name: str) -> jax.Array:
-  """Returns x normalised in 32 groups, or fewer of 2 channels; if odd, in 1."""
+  """Returns x normalised in 32 groups, or fewer of 2 and more; if odd, in 1."""
   groups = 1 if x.shape[-1] % 2 else math.gcd(32, x.shape[-1] // 2)
   # Released weights were trained with the variance of the centred values.
   return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name,

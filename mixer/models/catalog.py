@@ -96,8 +96,7 @@ def create(name: str, *, num_classes: int | None = 1000,
                                f'set --config.model.{key}={_OFF[key]}')
       raise errors.unknown('model', key, fields)
     settings[key] = value
-  if num_classes:
-    _check('num_classes', num_classes, int, {})
+  _check('num_classes', num_classes or 1, int, {})
   for key, value in settings.items():
     _check(key, value, fields[key], network.CHOICES)
   if settings.get('pixel_order') is not None:
@@ -153,7 +152,7 @@ def describe(model: 'nn.Module', name: str | None = None) -> dict[str, Any]:
   # Runs that were saved before there was a choice have no such key.
   if model.pixel_order is not None:
     out['pixel_order'] = model.pixel_order
-  if name and isinstance(out.get('patch_size'), int):
+  if name and '/' in name and isinstance(out.get('patch_size'), int):
     name = f'{name.partition("/")[0]}/{out["patch_size"]}'
   return out if name is None else dict(out, name=name)
 

@@ -177,7 +177,7 @@ class Model(nn.Module):
     products for each of the forward pass: the gradients of the weights and of
     the input. With frozen parameters, only the gradients that training needs
     count: those of trained kernels, and those of inputs that lie above a
-    trained parameter.
+    trained parameter. A ViT's embeddings are in no layer: they follow the stem.
 
     Args:
       image_size: side in pixels, or (height, width).
@@ -198,7 +198,6 @@ class Model(nn.Module):
                 if name.rpartition('/')[0] == module}
         trains = not mine.get(f'{module}/kernel', True)
         backward += 2 * count / len(within) * (above + trains)
-        # The embeddings of a ViT are in no layer; they follow the first one.
         above = above or not all(mine.values()) or not all(
             kept for name, kept in still.items() if '/' not in name)
     return forward + round(backward)

@@ -19,6 +19,7 @@ from mixer import models
 from mixer.core import checkpoint
 from mixer.core import errors
 from mixer.core import workdir
+from mixer.core.log import log
 from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.images import augment
@@ -176,8 +177,8 @@ def load_start(config: ml_collections.ConfigDict, settings: Settings,
   if config.start.weights is None:
     for key in ('best', 'method'):
       if config.start[key]:
-        raise errors.UserError(f'start.{key}: {config.start[key]!r}, but '
-                               'start.weights is not set; name the weights')
+        raise errors.UserError(
+            f'start.{key}: {config.start[key]!r}, but start.weights is not set')
     return model, None, None
   from mixer.pretrained import origin
   from mixer.training import start
@@ -200,6 +201,9 @@ def make_step(config: ml_collections.ConfigDict, settings: Settings,
   optimizer = optimizers.make(schedule=schedule, **config.optimizer)
   if settings.average:
     optimizer = optimizers.averaged(optimizer, settings.average)
+  if (config.augment.randaugment_layers
+      and not config.augment.randaugment_magnitude):
+    log.warning('RandAugment is off: augment.randaugment_magnitude is 0')
   step_fn = step.make_train_step(
       model, optimizer, schedule=schedule, seed=settings.seed,
       loss=losses.make(weights=weights, **config.loss),

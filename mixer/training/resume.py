@@ -140,8 +140,8 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
   done = int(rest['step'])
   if total_steps is not None and done > total_steps:
     raise errors.UserError(
-        f'run.total_steps: {total_steps}, also if total_epochs gives them, but '
-        f'the run in the workdir has done {done} steps; give at least as many')
+        f'run.total_steps: {total_steps} (or as many by run.total_epochs), but '
+        f'the run in the workdir has done {done} steps; give at least {done}')
   checkpoints.set_aside_after(done)
   return step.State(params=params, **rest), meta.get('skipped', [])
 
@@ -194,7 +194,7 @@ def make_up(path: str, checkpoints: checkpoint.Checkpoints, state: step.State,
 def since_best(path: str, metric: str | None, last: int) -> int:
   """Returns how many evaluations came after the one with the highest value.
 
-  All processes must call it, after the `Writer` is made; process 0 reads.
+  All processes must call it; process 0 reads.
 
   Args:
     path: the workdir.

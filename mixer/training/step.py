@@ -162,8 +162,8 @@ def make_train_step(
         body, zero, (split(images), split(targets), split(rows)))
     labelled = jnp.any(split(targets) > 0, axis=-1).sum(axis=-1)   # of a part
     return jax.tree.map(lambda g: g / micro_batches, grads), dict(
-        loss=jnp.mean(metrics['loss']), accuracy=(
-            metrics['accuracy'] @ labelled / jnp.maximum(labelled.sum(), 1)))
+        loss=jnp.mean(metrics['loss']), accuracy=jnp.sum(
+            metrics['accuracy'] * labelled) / jnp.maximum(labelled.sum(), 1))
 
   def step(state, batch, stored=None, by_layer=False):
     key = lambda name: jax.random.fold_in(stream(seed, name), state.step)
