@@ -154,14 +154,14 @@ def test_randaugment_needs_one_or_three_channels():
 @pytest.mark.parametrize('layers, magnitude, said', (
     (2, 0, True), (2, 10, False), (0, 10, False), (0, 0, False)))
 def test_randaugment_without_a_magnitude_is_said_to_be_off(
-    layers, magnitude, said, project_log):
+    layers, magnitude, said, caplog):
   config = digits.get_config()
   config.augment.update(randaugment_layers=layers,
                         randaugment_magnitude=magnitude)
   settings = assembly.check(config)
   model = assembly.make_model(config, settings, Source(channels=1))
   assembly.make_step(config, settings, model, 10)
-  assert ('RandAugment is off' in project_log.text) == said
+  assert ('RandAugment is off' in caplog.text) == said
 
 
 def test_the_papers_cost_is_told_of_its_own_runs_only():
