@@ -208,6 +208,19 @@ def test_few_shot_sets_and_arrays_are_checked_too(tmp_path):
       rows[2]['remedy'])
 
 
+def test_labels_are_looked_for_where_a_run_reads_them(tmp_path, monkeypatch):
+  """In the home folder, and in buckets, which only the run can read."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'real.json').write_text('[]')
+  config = small().to_dict()
+  for labels, found in (('~/real.json', True), ('gs://b/real.json', True),
+                        ('~/gone.json', False)):
+    config['evals']['test']['labels'] = labels
+    row, = (row for row in planning._look(config)[1]
+            if row['what'] == 'evals.test.labels')
+    assert row['found'] == found
+
+
 def test_released_weights_are_found_only_in_the_cache(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   config = finetune.get_config('b16,cifar10')

@@ -1,4 +1,5 @@
 """The page about a run, and the pages of predictions and evaluations."""
+import dataclasses
 import html.parser
 import importlib.util
 import json
@@ -170,6 +171,15 @@ def test_the_worst_examples_come_first_with_the_probability_of_their_class(
   losses = sorted(outcome.found['loss'][wrong], reverse=True)
   for figure, loss in zip(worst, losses):
     assert f'<span>{np.exp(-loss):.1%}</span>' in figure
+  # Not if labels have weights, by which the loss is multiplied.
+  source = dataclasses.replace(outcome.split.source,
+                               read=lambda records: (None, dict(weights=None)))
+  weighted = dataclasses.replace(
+      outcome, split=dataclasses.replace(outcome.split, source=source),
+      found=dict(outcome.found, best=outcome.found['best'][:, :1],
+                 probabilities=outcome.found['probabilities'][:, :1]))
+  for figure, loss in zip(mistakes._worst(weighted, 'softmax'), losses):
+    assert f'<span>{np.exp(-loss):.1%}</span>' not in figure
   page = Page(mistakes.make_page(network, results, kept))
   assert '<b>cat' in page.text and 'Worst examples: test' in page.headings
   several = dict(results['evals']['test'], several_labels=[dict(
