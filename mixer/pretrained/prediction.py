@@ -12,6 +12,7 @@ import functools
 import glob
 import itertools
 import os
+import pathlib
 import sys
 import typing
 
@@ -64,12 +65,15 @@ def matches(arguments: Iterable[str]) -> list[str]:
     found = sorted(glob.glob(path, recursive=True)) if pattern else [path]
     if not found:
       raise errors.UserError(f'no file matches {path!r}')
-    out += found
+    # '**' matches a folder and all that is in it.
+    folders = {one.rstrip('/') for one in found if os.path.isdir(one)}
+    out += [one for one in found if not folders.intersection(
+        map(str, pathlib.PurePath(one).parents))]
   return out
 
 
 def expand(paths: Iterable[str]) -> list[str]:
-  """Returns paths of files: those given, and all images in folders given, once.
+  """Returns paths of files: those given, and all images in folders given.
 
   Args:
     paths: of files and folders; `folder.images` lists a folder, as training
@@ -88,7 +92,7 @@ def expand(paths: Iterable[str]) -> list[str]:
       raise errors.UserError(f'{path!r} holds no images '
                              f'({", ".join(decode_pillow.SUFFIXES)})')
     out += found
-  return list(dict.fromkeys(out))   # '**' gives a folder and what is in it
+  return out
 
 
 def best(network: 'networks.Network',
