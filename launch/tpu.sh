@@ -39,7 +39,8 @@ state_of_vm() {
 
 # Fails unless git tracks this checkout: `pack` asks it for the files.
 need_git() {
-  git ls-files --error-unmatch "$me" >/dev/null 2>&1 ||
+  [[ $dry_run == yes ]] ||
+    git ls-files --error-unmatch "$me" >/dev/null 2>&1 ||
     fail "this folder is no git checkout, whose files are copied to the TPU;" \
       "clone the repository, or run 'git init && git add .'"
 }

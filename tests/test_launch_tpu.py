@@ -149,6 +149,7 @@ def test_nothing_is_created_for_a_folder_that_git_does_not_know(vm):
   done = vm.run('run', *_VM, *_ARGS)
   launching.check_usage_error(done, 'no git checkout')
   assert _verbs(vm) == []
+  assert vm.run('run', '--dry-run', *_VM, *_ARGS).returncode == 0
 
 
 @pytest.mark.parametrize('code', [1, 2])
