@@ -209,7 +209,8 @@ def test_few_shot_sets_and_arrays_are_checked_too(tmp_path):
 
 
 def test_labels_are_looked_for_where_a_run_reads_them(tmp_path, monkeypatch):
-  """In the home folder, and in buckets, which only the run can read."""
+  """A file of labels may be in the home folder, '~', or in a bucket, which the
+  plan does not open."""
   monkeypatch.setenv('HOME', str(tmp_path))
   (tmp_path / 'real.json').write_text('[]')
   config = small().to_dict()

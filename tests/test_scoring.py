@@ -16,7 +16,8 @@ from mixer.training import assembly
 
 @pytest.fixture
 def config(tmp_path):
-  """Of a set that stores one split, of which a tenth is held out."""
+  """The config of a run on a set with one stored split, `train`: every tenth
+  image of it is held out as `validation`, which the run evaluates."""
   np.savez(tmp_path / 'a.npz', images=np.zeros((100, 8, 8), np.uint8),
            labels=np.arange(100) % 2)
   c = digits.get_config()
@@ -43,7 +44,8 @@ def test_a_part_of_the_evaluations_has_the_images_as_before(config, name):
 
 
 def test_another_set_of_one_split_keeps_its_images_too(config, tmp_path):
-  """And the training set need not be there."""
+  """An evaluation of another set than the training set's has the same images
+  without the other evaluations, also if the training set is gone."""
   np.savez(tmp_path / 'b.npz', images=np.zeros((60, 8, 8), np.uint8),
            labels=np.arange(60) % 2)
   for section in config.evals.values():
@@ -70,7 +72,7 @@ def test_a_wrong_name_of_a_held_out_split_is_refused(config):
 
 
 def test_a_sweep_does_not_train_on_what_the_config_holds_out(config):
-  """Its runs evaluate only images that choose."""
+  """The runs of a sweep evaluate only the images that choose the settings."""
   _, evals, _ = suite.open_splits(config.to_dict(), 8)
   trial = sweep._trial(assembly.edited(config), 'train[:50%]', 'train[50%:]')
   train, chosen, _ = suite.open_splits(trial.to_dict(), 8)

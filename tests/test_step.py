@@ -127,7 +127,7 @@ def test_micro_batches_compute_the_step_of_the_whole_batch(
 
 
 def test_micro_batches_count_the_examples_that_have_a_label():
-  """Their parts have 4, 4, 4 and 1 of them."""
+  """The four parts of the batch have 4, 4, 4 and 1 labelled examples."""
   def metrics(micro_batches):
     setting = Setting(micro_batches=micro_batches, augmentation={}, drawn=True,
                       stochastic_depth=0.0, dropout_rate=0.0)
