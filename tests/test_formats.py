@@ -524,7 +524,7 @@ def test_torch_files_are_unwrapped_whatever_holds_their_tensors(tmp_path):
     ('none', False), ('pooling', False), ('pyramid:2', False), ('tied', True),
     ('grouped:1', True)))
 def test_only_the_papers_mixing_has_timms_names(tmp_path, mixing, fits):
-  """timm's Mixer has one token-mixing MLP, so it could not load other mixings."""
+  """timm's Mixer has one token-mixing MLP and cannot load other mixings."""
   network = small_networks.make(token_mixing=mixing)
   save = lambda: export.export(network, str(tmp_path / 'w.safetensors'),
                                format='safetensors', layout='timm')

@@ -89,7 +89,7 @@ def of_kind(kind: str) -> Accelerator | None:
 
 
 def hours(kind: str, flops: float) -> Iterator[str]:
-  """Yields the usual device-hours of so many FLOPs, if the kind is known."""
+  """Yields a phrase on the device-hours of FLOPs, if JAX's `kind` is known."""
   known = of_kind(kind)
   if known:
     used = flops / USUAL_UTILISATION / known.flops_per_second / 3600

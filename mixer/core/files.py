@@ -108,8 +108,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def json_lines(text: str | None) -> list[Any]:
-  """Returns the values of those lines that are whole, as JSON; a kill may have
-  cut one short."""
+  """Returns the value of each line of a text that is JSON; other lines, such as
+  one that a kill cut short, are left out."""
   out = []
   for line in (text or '').splitlines():
     with contextlib.suppress(ValueError):

@@ -256,7 +256,7 @@ def _unknown(key, name, stored):
 
 
 def names(spec: str) -> list[str]:
-  """Returns the stored splits of 'train[:99%]+validation': both names."""
+  """Returns the names in a split such as 'train[:99%]+validation'."""
   return [part.strip().split('[')[0] for part in spec.split('+')]
 
 
