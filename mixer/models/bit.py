@@ -293,7 +293,7 @@ class ResNet(interface.Model):
 
 
 def _norm(x: jax.Array, dtype: Any, name: str) -> jax.Array:
-  """Returns x normalised in at most 32 equal groups of at least two channels."""
+  """Returns x normalised in at most 32 equal groups of two or more channels."""
   groups = 1 if x.shape[-1] % 2 else math.gcd(32, x.shape[-1] // 2)
   # Released weights were trained with the variance of the centred values.
   return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name,
