@@ -89,7 +89,8 @@ def main(argv: Sequence[str]) -> None:
   show(rows, scores, network)
   if _HTML.value:
     from mixer.analysis import prediction_page
-    content = prediction_page.make(network, rows, max_pixels=_MAX_PIXELS.value)
+    content = prediction_page.make(
+        network, rows, max_pixels=_MAX_PIXELS.value, note=_seen(scores))
     with open(_HTML.value, 'w', encoding='utf-8') as f:
       f.write(content)
   bad = [row for row in rows if 'error' in row]

@@ -18,6 +18,7 @@ import pytest
 from configs import recipe
 from mixer import models
 from mixer import pretrained
+from mixer.analysis import prediction_page
 from mixer.core import errors
 from mixer.core import provenance
 from mixer.data import folder
@@ -183,6 +184,20 @@ def test_files_that_cannot_be_read_are_named_and_skipped(trained, tmp_path):
   assert '[red]cut.jpg' in out.stderr
   out = command('predict', f'--checkpoint={workdir}', *given, code=1)
   assert 'not an image' in out.stdout and 'china' in out.stdout
+
+
+def test_the_page_says_on_which_folders_the_network_was_trained(
+    trained, tmp_path):
+  root, workdir = trained
+  page = tmp_path / 'page.html'
+  out = command('predict', f'--checkpoint={workdir}', f'--html={page}',
+                root / 'train', root / 'validation')
+  said = f'the network was trained on images of {root / "train"}; on others'
+  assert f'accuracy, by folder names; {said}' in page.read_text()
+  assert said.partition(' of ')[0] in ' '.join(out.stdout.split())
+  assert prediction_page.make(pretrained.open_network(workdir), [dict(
+      path='none.jpg', classes=['china'], probabilities=[1.0], label='china')],
+                              max_pixels=9).count('folder names<') == 1
 
 
 @pytest.mark.parametrize('classes,shown', [(5, False), (6, True)])

@@ -204,6 +204,17 @@ def test_predictions_have_a_page_of_thumbnails(tmp_path):
   assert len(page.addresses) == 1
 
 
+def test_the_page_of_predictions_shows_at_most_five_classes_of_an_image(
+    tmp_path):
+  file = tmp_path / 'a.png'
+  Image.new('RGB', (8, 8), 'red').save(file)
+  page = Page(prediction_page.make(small_networks.make(), [dict(
+      path=str(file), classes=[f'class {i}' for i in range(9)],
+      probabilities=[1 / 9] * 9)], max_pixels=10**6))
+  assert page.text.count('11.1%') == 5
+  assert 'class 4' in page.text and 'class 5' not in page.text
+
+
 def test_a_report_that_fails_does_not_fail_the_run(tmp_path):
   """One line names the reason, such as a library that is missing, and the
   command."""

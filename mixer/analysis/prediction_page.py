@@ -13,10 +13,11 @@ if TYPE_CHECKING:
   from mixer.pretrained.network import Network
 
 _MOST = 1000   # images
+_CLASSES = 5   # of an image
 
 
 def make(network: 'Network', rows: Sequence[Mapping[str, Any]], *,
-         max_pixels: int) -> str:
+         max_pixels: int, note: str = '') -> str:
   """Returns the page, which needs no other file.
 
   Args:
@@ -24,6 +25,7 @@ def make(network: 'Network', rows: Sequence[Mapping[str, Any]], *,
     rows: of each image 'path', 'classes' and 'probabilities', best first, and
       perhaps its 'label'; or 'path' and 'error'.
     max_pixels: largest height times width of an image.
+    note: what to say about the accuracy.
   """
   good = [row for row in rows if 'error' not in row]
   figures = [_figure(row, max_pixels) for row in good[:_MOST]]
@@ -37,8 +39,8 @@ def make(network: 'Network', rows: Sequence[Mapping[str, Any]], *,
   labelled = [row for row in good if 'label' in row]
   right = sum(row['label'] == row['classes'][0] for row in labelled)
   facts = [page.fact(f'{len(good):,}', 'images')] + (
-      [page.fact(f'{right / len(labelled):.2%}', 'accuracy, by folder names')]
-      if labelled else [])
+      [page.fact(f'{right / len(labelled):.2%}', '; '.join(filter(None, (
+          'accuracy, by folder names', note))))] if labelled else [])
   return page.make('Predicted classes', f'{network.title}: {network.name}',
                    facts, parts, mistakes.STYLE)
 
@@ -52,6 +54,7 @@ def _figure(row: Mapping[str, Any], max_pixels: int) -> str:
             '</figcaption></figure>')
   label = row.get('label')
   return mistakes.example(
-      image, row['path'], list(zip(row['classes'], row['probabilities'])),
+      image, row['path'],
+      list(zip(row['classes'], row['probabilities']))[:_CLASSES],
       heading=row['path'].rpartition('/')[2],
       wrong=0 if label not in (None, row['classes'][0]) else None)
