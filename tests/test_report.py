@@ -323,6 +323,62 @@ def test_curves_of_batches_are_means_of_neighbours():
   np.testing.assert_allclose(report._smooth(few), few)
 
 
+@pytest.fixture
+def figures_of(monkeypatch):
+  """A function: rows -> the axes of each of their curves."""
+  def of(rows):
+    found = []
+    monkeypatch.setattr(report.figures, 'to_svg', lambda figure: (
+        found.append(figure.axes[0]) or ''))
+    list(report._curves(rows))
+    return found
+  return of
+
+
+def test_curves_leave_out_skipped_updates(figures_of):
+  """One value that is not finite would spoil the means of its neighbours."""
+  rows = [{'step': i, 'train/loss': 7.} for i in range(1, 101)]
+  rows[49]['train/loss'], rows[79]['train/loss'] = 'nan', 'inf'
+  axis, = figures_of(rows)
+  for line in axis.lines:
+    assert len(line.get_xdata()) == 98 and 50 not in line.get_xdata()
+    np.testing.assert_allclose(line.get_ydata(), 7.)
+
+
+def test_curves_of_one_colour_have_different_lines(figures_of):
+  row = {'train/loss': 1., **{f'eval/{i}/loss': 1. for i in range(7)}}
+  axis, = figures_of([dict(row, step=1), dict(row, step=2)])
+  drawn = [(line.get_color(), line.get_linestyle())
+           for line in axis.lines if not line.get_alpha()]
+  assert len(drawn) == len(set(drawn)) == 8
+
+
+def test_evaluations_that_the_config_no_longer_has_are_in_curves_only(tmp_path):
+  rows = [{'step': 1, 'eval/old/accuracy': .25}, {'step': 2, 'train/loss': 1.},
+          {'step': 3, 'eval/new/accuracy': .5, 'eval/new/average/accuracy': .6,
+           'eval/few/accuracy_5shot': .75}, {'step': 4, 'train/loss': 1.}]
+  final = Page(''.join(report._final(rows))).text
+  assert 'old' not in final
+  for part in ('new', 'new/average', 'few', '50.00%', '60.00%', '75.00%'):
+    assert part in final
+  facts = Page(''.join(report._facts(rows, str(tmp_path)))).text
+  assert 'accuracy on new' in facts and 'old' not in facts
+  assert '>old<' in ''.join(report._curves(rows))
+
+
+def test_a_bad_image_of_several_splits_is_counted_once(tmp_path):
+  for file, section in ((workdir.BAD_IMAGES, 'data'),
+                        (workdir.BAD_IMAGES, 'evals.test'),
+                        ('bad_images.1.jsonl', 'data')):
+    with open(tmp_path / file, 'a') as f:
+      f.write(json.dumps(dict(section=section, image='a.jpg', reason='cut'))
+              + '\n')
+  section, = report._bad_images(str(tmp_path))
+  text = Page(section).text
+  assert text.count('a.jpg') == 1 and 'data, evals.test' in text
+  assert '1 images cannot be decoded' in text and 'first 1.' in text
+
+
 def test_accuracy_and_mean_average_precision_are_two_curves():
   row = {'step': 1, 'train/accuracy': .2, 'eval/test/accuracy': .1,
          'eval/test/mAP': .9}

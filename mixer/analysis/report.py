@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
+import math
 import os
 import statistics
 from typing import Any
@@ -34,6 +35,7 @@ _EXAMPLES = 10_000   # of the evaluation whose mistakes are shown
 _BATCH = 128
 _POINTS = 400   # of a curve
 _BAD = 100   # images that cannot be decoded
+_LINES = ('-', '--', ':')   # of curves in the same six colours
 _STYLE = mistakes.STYLE + mosaic.STYLE
 # The curves: title of the axis, keys of training, and kinds of evaluations.
 _CURVES = (
@@ -80,7 +82,7 @@ def write(path: files.Path) -> str:
 
 def _facts(rows: Sequence[Row], path: str) -> Iterator[str]:
   """Yields cards of the most important numbers."""
-  for name, scores in _evaluations(rows).items():
+  for name, scores in _evaluations(_last_evaluation(rows)).items():
     for kind in ('accuracy', 'mAP'):
       if kind in scores:
         yield page.fact(f'{float(scores[kind]):.2%}', f'{kind} on {name}')
@@ -104,10 +106,18 @@ def _latest(rows: Sequence[Row]) -> dict[str, Any]:
   return {key: value for row in rows for key, value in row.items()}
 
 
-def _evaluations(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-  """Returns {evaluation: {metric: its last value}}."""
+def _last_evaluation(rows: Sequence[Row]) -> Row:
+  """Returns the row of the last evaluation, which has all its metrics.
+
+  Earlier rows may have evaluations that the config no longer has.
+  """
+  return next((row for row in reversed(rows) if _evaluations(row)), {})
+
+
+def _evaluations(row: Row) -> dict[str, dict[str, Any]]:
+  """Returns {evaluation: {metric: value}} of a row."""
   found: dict[str, dict[str, Any]] = {}
-  for key, value in _latest(rows).items():
+  for key, value in row.items():
     if key.startswith('eval/'):
       name, kind = key.removeprefix('eval/').rsplit('/', 1)
       found.setdefault(name, {})[kind] = value
@@ -120,22 +130,24 @@ def _curves(rows: Sequence[Row]) -> Iterator[str]:
   for title, train, kinds in _CURVES:
     evals = {f'{name} mAP' if kind == 'mAP' else name:
              f'eval/{name}/{kind}'
-             for name, scores in _evaluations(rows).items()
+             for name, scores in _evaluations(_latest(rows)).items()
              for kind in kinds if kind in scores}
     curves = {'training batches' if evals else '': train} | evals
     figure, axes = figures.grid(height=2.0)
     axis = axes[0, 0]
     for number, (label, key) in enumerate(curves.items()):
-      points = [(row['step'], float(row[key])) for row in rows if key in row]
+      # Of a skipped update they are not finite: one would spoil all means.
+      points = [(row['step'], value) for row in rows if key in row
+                and math.isfinite(value := float(row[key]))]
       if not points:
         continue
       x, y = (np.array([np.mean(part) for part in np.array_split(
           values, min(len(points), _POINTS))]) for values in zip(*points))
-      colour = figures.PALETTE[number % 6]
+      colour, line = figures.PALETTE[number % 6], _LINES[number // 6 % 3]
       if key == train and kinds:   # they jump from batch to batch
         axis.plot(x, y, color=colour, alpha=.25)
         y = _smooth(y)
-      axis.plot(x, y, label=label or None, color=colour,
+      axis.plot(x, y, line, label=label or None, color=colour,
                 marker='o' if len(points) < 20 else None, markersize=2.5)
     if not axis.lines:
       continue
@@ -167,8 +179,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _final(rows: Sequence[Row]) -> Iterator[str]:
-  """Yields the table of the last value of every evaluation's metrics."""
-  if found := _evaluations(rows):
+  """Yields the table of the last evaluation's metrics."""
+  if found := _evaluations(_last_evaluation(rows)):
     yield page.section('Final evaluation', mistakes.scores_table(found))
 
 
@@ -241,11 +253,14 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any] | None:
 def _bad_images(path: str) -> Iterator[str]:
   """Yields the table of images that cannot be decoded, if there are any."""
   stem, suffix = os.path.splitext(workdir.BAD_IMAGES)   # one of each process
-  rows = [row for file in sorted(epath.Path(path).glob(f'{stem}*{suffix}'))
-          for row in files.json_lines(file.read_text())]
+  rows: dict[tuple[str, str], dict[str, None]] = {}   # their sections
+  for file in sorted(epath.Path(path).glob(f'{stem}*{suffix}')):
+    for row in files.json_lines(file.read_text()):
+      rows.setdefault((row['image'], row['reason']), {})[row['section']] = None
   if rows:
     yield page.section('Bad images', page.table(
-        [(row['image'], row['section'], row['reason']) for row in rows[:_BAD]],
+        [(image, ', '.join(sections), reason)
+         for (image, reason), sections in list(rows.items())[:_BAD]],
         ('image', 'split of', 'reason'), text=True), (
             f'{len(rows):,} images cannot be decoded. {workdir.BAD_IMAGES} '
             f'lists them; the page has the first {min(len(rows), _BAD)}.'))
