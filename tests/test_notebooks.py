@@ -220,6 +220,20 @@ def test_the_block_that_is_printed_is_that_of_the_network(path, monkeypatch):
   np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-4)
 
 
+@pytest.mark.parametrize('name,split', (
+    ('digits', 'test'), ('finetune', 'validation')))
+def test_the_loss_of_a_skipped_update_is_a_number(name, split, tmp_path, capsys):
+  """As text, it would make the axis of the loss one of categories."""
+  (tmp_path / 'metrics.jsonl').write_text(
+      '{"step": 1, "train/loss": 2.5}\n{"step": 2, "train/loss": "nan"}\n'
+      f'{{"step": 3, "train/loss": 1.5, "eval/{split}/accuracy": 0.5}}\n')
+  scope = dict(WORKDIR=tmp_path, RUN=tmp_path, has=lambda library: False)
+  exec(_cells(_ROOT / 'launch' / 'colab' / f'{name}.ipynb')['curves'], scope)
+  np.testing.assert_equal(scope['curves']['train/loss'],
+                          [(1, 2.5), (2, np.nan), (3, 1.5)])
+  assert capsys.readouterr().out.endswith(': 50.00%\n')
+
+
 # The slow tests train, evaluate and predict in processes of their own.
 
 
