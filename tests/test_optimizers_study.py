@@ -75,6 +75,36 @@ def test_the_table_and_the_figure_have_both_optimizers(capsys):
   assert accuracy.lines[1].get_xydata().tolist() == [[5, .1], [10, .55]]
 
 
+def test_accuracies_on_the_images_that_chose_the_rate_are_marked(capsys):
+  said = 'on the images that chose the rate, so slightly too good'
+  for tested, expected in (('train[9:10]', True), ('test', False),
+                           (None, False)):
+    found = dict(planted(), tested=tested)
+    optimizers.show(found)
+    assert (said in ' '.join(capsys.readouterr().out.split())) == expected
+    title = optimizers.draw(found).axes[2].get_title()
+    assert title == said.replace(', ', ',\n') * expected
+
+
+@pytest.mark.parametrize('section,other,expected', [
+    (None, None, ('train[1293:1437]', 'test')),
+    (dict(train='train', dev='test'), None, ('test', 'test')),
+    (dict(train='train', dev='test'), 'folder:x', ('test', None))])
+def test_the_result_names_the_splits_that_chose_and_were_tested(
+    monkeypatch, section, other, expected):
+  monkeypatch.setattr(optimizers.sweep, 'sweep', lambda *_, **more: dict(
+      runs=dict(a=dict(learning_rate=.1)), choice='a', retrain=True, metric=''))
+  monkeypatch.setattr(runs, 'train', lambda *_, **more: {
+      'eval/test/accuracy': .5})
+  monkeypatch.setattr(runs, 'curves', lambda *_: ([1], [[.5]]))
+  config = tiny().unlock()
+  config.evals.test.name = other
+  if section:
+    config.sweep = section
+  found = optimizers.run(config.lock(), '')
+  assert (found['dev'], found['tested']) == expected
+
+
 @pytest.mark.slow   # whole runs
 def test_both_optimizers_are_tuned_and_train_with_the_best_rate(tmp_path):
   arguments = dict(rates=['sgd=0.1,0.3', 'adam=0.001,0.01'], seeds=2)
