@@ -97,6 +97,17 @@ def test_of_a_network_without_token_mixing_the_stem_alone_is_shown(
     filters.run(None, '', checkpoint=path, layers=['0'])
 
 
+def test_the_layers_that_cannot_be_shown_are_left_out(tmp_path, caplog):
+  """The last of a pyramid's three blocks mixes fewer tokens than there are
+  patches."""
+  made = small_networks.make(token_mixing='pyramid', num_blocks=3)
+  path = saved(tmp_path / 'pyramid.npz', made)
+  found = filters.run(None, '', checkpoint=path)
+  assert [row['layer'] for row in found['layers']] == [0, 1]
+  message, = caplog.messages
+  assert 'layer 2' in message and message.endswith('it is left out')
+
+
 def test_a_stem_for_pixels_in_another_order_is_said_in_one_line(
     tmp_path, caplog):
   for order, lines in (('patches', 0), ('both', 1)):

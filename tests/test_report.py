@@ -146,6 +146,14 @@ def test_a_network_without_token_mixing_units_has_no_mosaic():
   assert list(mosaic.section(other)) == []
 
 
+def test_a_mosaic_says_which_block_cannot_be_shown():
+  network = small_networks.make(token_mixing='pyramid', num_blocks=3)
+  section, = mosaic.section(network)
+  page = Page(section)
+  assert 'block 0' in page.text and len(page.addresses) == 1
+  assert 'Left out: layer 2 of' in page.text
+
+
 def test_a_mosaic_has_a_colour_for_each_sign():
   """The gaps between units are transparent."""
   made = mosaic.coloured(np.array([[-1., 0., np.nan, 0., 1.]]))

@@ -25,23 +25,26 @@ def section(network: Network) -> Iterator[str]:
   Args:
     network: the network.
   """
-  shown = []
+  shown, left_out = [], ''
   last = getattr(network.model, 'num_blocks', 1) - 1
   for layer in sorted({0, last}):
     try:
       found = units.token_units(network.model, network.params, layer,
                                 network.image_size)
-    except errors.UserError:   # such as a ViT
-      return
+    except errors.UserError as e:   # such as any layer of a ViT
+      left_out = f' Left out: {e}.'
+      continue
     order = units.sort_and_pair(found)[:_UNITS]
     uri = thumbnails.of_pixels(coloured(units.mosaic(
         found[order], min(len(order), _COLUMNS))), side=4096)
     shown.append(f'<figure class=units><img alt="" src="{uri}"><figcaption>'
                  f'<b>block {layer}</b></figcaption></figure>')
+  if not shown:
+    return
   yield page.section('Token-mixing units', ''.join(shown), (
       f'The weights of up to {_UNITS} hidden units for the patches, each where '
       'its patch lies in the image: blue is negative, orange positive. Units '
-      'stand beside their closest inverse, low frequencies first.'))
+      'stand beside their closest inverse, low frequencies first.' + left_out))
 
 
 def coloured(weights: np.ndarray) -> np.ndarray:

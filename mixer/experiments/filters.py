@@ -122,12 +122,17 @@ def _layers(found: network.Network, layers: Sequence[int | str] | None
           '--layers: expected numbers of blocks from 0, such as --layers=0,1, '
           f'got {",".join(map(str, layers))!r}')
     return {layer: units(layer) for layer in map(int, layers)}
-  try:
-    return {layer: units(layer) for layer in range(
-        min(_FIRST, max(1, getattr(found.model, 'num_blocks', 1))))}
-  except errors.UserError as e:
-    log.warning('%s; only the stem is shown', e)
-    return {}
+  out, left_out = {}, []
+  blocks = getattr(found.model, 'num_blocks', 1)
+  for layer in range(min(_FIRST, max(1, blocks))):
+    try:
+      out[layer] = units(layer)
+    except errors.UserError as e:
+      left_out.append(e)
+  for e in left_out if out else left_out[:1]:   # of a ViT all are alike
+    log.warning('%s; %s', e, 'it is left out' if out else
+                'only the stem is shown')
+  return out
 
 
 def _drawn(units: np.ndarray, order: np.ndarray, count: int) -> dict[str, Any]:
