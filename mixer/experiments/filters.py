@@ -129,8 +129,8 @@ def _layers(found: network.Network, layers: Sequence[int | str] | None
       out[layer] = units(layer)
     except errors.UserError as e:
       left_out.append(e)
-  for e in left_out if out else left_out[:1]:   # of a ViT all are alike
-    log.warning('%s; %s', e, 'it is left out' if out else
+  for why in left_out if out else left_out[:1]:   # of a ViT all are alike
+    log.warning('%s; %s', why, 'it is left out' if out else
                 'only the stem is shown')
   return out
 

@@ -101,11 +101,11 @@ def run(config: ml_collections.ConfigDict, path: str, *,
             dict(rate=one['learning_rate'],
                  accuracy=one.get('scores', {}).get(found['metric']))
             for one in found['runs'].values()])
-  final = next(iter(config.evals.values()))
-  own = all(final.get(key) in (None, config.data[key])
+  measured = next(iter(config.evals.values()))
+  own = all(measured.get(key) in (None, config.data[key])
             for key in ('name', 'dir'))
   return dict(metric=metric, train=train, dev=dev, optimizers=out,
-              tested=final.split if own else None)
+              tested=measured.split if own else None)
 
 
 def parse(texts: Sequence[str]) -> dict[str, list[float]]:
