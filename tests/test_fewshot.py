@@ -9,6 +9,7 @@ from sklearn import linear_model
 from mixer.core import errors
 from mixer.data import pipeline
 from mixer.evaluation import fewshot
+from mixer.evaluation import fewshot_evaluations
 
 K = 3
 
@@ -204,6 +205,6 @@ def test_images_of_several_labels_get_a_line(tmp_path, caplog):
   train, test = (pipeline.open_data(
       name=f'arrays:{tmp_path}/a.npz', split=split, image_size=4,
       crop='resize') for split in ('train[:50%]', 'train[50%:]'))
-  fewshot.log_shared('few', train, test)
+  fewshot_evaluations.log_shared('few', train, test)
   line, = caplog.messages
   assert line.startswith('fewshot.few: ') and 'only the first' in line

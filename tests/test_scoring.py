@@ -5,20 +5,23 @@ import small_networks
 
 from configs import digits
 from configs import recipe
+from mixer import pretrained
 from mixer.analysis import planning
 from mixer.analysis import scoring
 from mixer.core import errors
+from mixer.data import pipeline
 from mixer.evaluation import suite
 from mixer.experiments import runs
 from mixer.experiments import sweep
 from mixer.training import assembly
+from mixer.training import run
 
 
 @pytest.fixture
 def config(tmp_path):
   """The config of a run on a set with one stored split, `train`: every tenth
   image of it is held out as `validation`, which the run evaluates."""
-  np.savez(tmp_path / 'a.npz', images=np.zeros((100, 8, 8), np.uint8),
+  np.savez(tmp_path / 'a.npz', images=np.full((100, 8, 8), 255, np.uint8),
            labels=np.arange(100) % 2)
   c = digits.get_config()
   c.data.update(name=f'arrays:{tmp_path}/a.npz', split='train[:90%]')
@@ -97,3 +100,51 @@ def test_data_of_another_kind_do_not_inherit_how_a_run_reads(config):
   for given in ({}, dict(evals={})):
     with pytest.raises(errors.UserError, match='sections data and evals'):
       scoring.requested(given, network)
+
+
+@pytest.mark.parametrize('split,count', (
+    ('train[90%:]', 9), ('validation', 0), ('train[95%:]', 4),
+    ('validation+train[80%:]', 18)))
+def test_a_run_says_which_held_out_images_it_is_trained_on(
+    config, split, count, caplog):
+  """90 of 100 images are in `train`; the run trains on the first 90%."""
+  config.data.split = 'train'
+  config.evals.minival.split = split
+  suite.open_splits(config.to_dict(), 8)
+  said = [r.getMessage() for r in caplog.records if 'too' in r.getMessage()]
+  assert [line.split(' ', 1)[1].split(' of')[0] for line in said] == (
+      [str(count)] if count else [])
+  assert all(line.startswith('evals.minival: ') for line in said)
+
+
+@pytest.fixture
+def network(config, tmp_path):
+  config.model.update(hidden_dim=8, num_blocks=1, tokens_mlp_dim=8,
+                      channels_mlp_dim=8)
+  run.train(config, str(tmp_path / 'run'))
+  return pretrained.open_network(tmp_path / 'run')
+
+
+def warnings(network, config, caplog):
+  caplog.clear()
+  scoring.evaluate(network, config, batch_size=10)
+  return [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
+
+
+def test_an_evaluation_says_what_the_network_was_trained_on(
+    config, network, tmp_path, caplog):
+  """A run on 81 of 100 images: 9 are its minival, 10 its validation set."""
+  assert not warnings(network, scoring.config_of(network), caplog)
+  name = config.data.name
+  whole = scoring.requested(scoring.config_of(network, name), network,
+                            data=name)
+  line, = warnings(network, whole, caplog)
+  assert line.startswith('evals.all: 81 of its 100 examples were trained on')
+  # Without one image, others are held out.
+  np.savez(tmp_path / 'a.npz', images=np.full((99, 8, 8), 255, np.uint8),
+           labels=np.arange(99) % 2)
+  pipeline._open.cache_clear()
+  said = warnings(network, scoring.config_of(network), caplog)
+  assert [line.split(':')[0] for line in said] == [
+      'evals.minival', 'evals.validation']
+  assert all('has changed since the network was trained' in x for x in said)

@@ -106,6 +106,15 @@ def test_a_missing_split_gets_the_settings_that_replace_it(
     assert part in str(error.value)
 
 
+def test_a_set_of_its_own_for_an_evaluation_is_named_whole():
+  """Of a set that nothing trains on, no part of `train` is held out."""
+  with pytest.raises(errors.UserError) as error:
+    splits.select(splits.whole(dict(train=9)), 'validation', 'evals.val.split',
+                  ['validation'])
+  assert 'set --config.evals.val.split=train' in str(error.value)
+  assert 'data.split' not in str(error.value)
+
+
 @pytest.mark.parametrize('count', (9, 10, 11, 1797))
 @pytest.mark.parametrize('every', (2, 5, 10))
 def test_every_nth_example_is_held_out(count, every):

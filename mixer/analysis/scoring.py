@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mixer.analysis import outcomes
+from mixer.analysis import training_images
 from mixer.core import errors
 from mixer.core import workdir
 from mixer.core.log import log
@@ -211,6 +212,7 @@ def evaluate(
   plan = _Watched(whole.mesh, whole.strategy, watch, itertools.count())
   batch_size = -(-batch_size // plan.parts) * plan.parts
   evals, fewshots = suite.open_evaluations(config, network.image_size, most)
+  training_images.warn(network, evals, fewshots)
   if not evals and not fewshots:
     raise errors.UserError('--config: has no evaluations; add one to its '
                            'section `evals`')

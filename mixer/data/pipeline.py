@@ -228,8 +228,7 @@ def open_data(
       stay as they are, whatever the crop.
     balance: None, or 'classes' to draw every class equally often in training,
       see `balance`; an epoch has as many examples as without.
-    labels: a JSON file of labels by file name that replace the set's own, such
-      as ReaL's; see `real_labels`.
+    labels: a JSON file of labels to replace the set's own, see `real_labels`.
     held_out: splits, joined by '+', that are kept out of training unread.
     image_size: an int, or (height, width).
     wanted: all splits that the run asks of this source.
@@ -259,7 +258,8 @@ def open_data(
   _in_range(f'{key}.max_pixels', max_pixels, max_pixels >= 1, 'at least 1')
   source = _open(name, data_dir=dir, access=access, labels=labels,
                  wanted=tuple(sorted({*wanted, split, held_out or split})))
-  chosen = splits.select(source.stored, split, f'{key}.split').head(most)
+  chosen = splits.select(
+      source.stored, split, f'{key}.split', wanted).head(most)
   list(splits.parts(source.stored, held_out or split, f'{key}.held_out'))
   size = grid.pair(image_size)
   _in_range('run.image_size', image_size, min(size) >= 1, 'at least 1')

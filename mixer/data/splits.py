@@ -177,19 +177,21 @@ def carve(stored: Stored, wanted: Iterable[str], source: str) -> Stored:
   return {name: rest, missing[0]: held}
 
 
-def select(stored: Stored, spec: str, key: str) -> Split:
+def select(stored: Stored, spec: str, key: str,
+           wanted: Iterable[str] = ('train',)) -> Split:
   """Returns the split that `spec` names.
 
   Args:
     stored: the splits of a source.
     spec: such as 'train[:99%]+validation'.
     key: the config key that holds `spec`, for error messages.
+    wanted: all splits that the run asks of the source, for error messages.
 
   Raises:
     UserError: if it cannot be parsed, is unknown, or is empty.
   """
   pieces: list[Piece] = []
-  for name, start, stop in parts(stored, spec, key):
+  for name, start, stop in parts(stored, spec, key, wanted):
     pieces += _cut(stored[name], start, stop)
   out = Split(spec, tuple(p for p in pieces if p.stop > p.start))
   if not len(out):
@@ -199,12 +201,12 @@ def select(stored: Stored, spec: str, key: str) -> Split:
   return out
 
 
-def parts(stored: Stored, spec: str, key: str
+def parts(stored: Stored, spec: str, key: str, wanted: Iterable[str] = ()
           ) -> Iterator[tuple[str, int, int]]:
   """Yields (name of a stored split, first position, last + 1) of each part.
 
   Args:
-    stored, spec, key: as for `select`.
+    stored, spec, key, wanted: as for `select`.
   """
   for part in spec.split('+'):
     match = _PART.fullmatch(part.strip())
@@ -213,7 +215,7 @@ def parts(stored: Stored, spec: str, key: str
           f"{key}: {spec!r} is not a split; expected a form such as 'train', "
           "'train[:99%]' or 'train+validation[1000:]'")
     if match['name'] not in stored:
-      raise _unknown(key, match['name'], list(stored))
+      raise _unknown(key, match['name'], list(stored), wanted)
     count = stored[match['name']].stop - stored[match['name']].start
     start = _bound(match['start'], count, 0)
     yield match['name'], start, max(start, _bound(match['stop'], count, count))
@@ -236,7 +238,7 @@ def _cut(stored, start, stop):
   return out
 
 
-def _unknown(key, name, stored):
+def _unknown(key, name, stored, wanted):
   """The error for a split that is not stored, with what to set instead."""
   error = errors.unknown(key, name, stored)
   known = ALIASES.get(name.lower(), name)
@@ -248,11 +250,29 @@ def _unknown(key, name, stored):
   if 'train' not in stored or known not in ('validation', 'test') or (
       not key.startswith('evals.')):
     return error
+  trained = any('train' in names(spec) for spec in wanted)
   others = [f'--config.{key}={other}' for other in stored
-            if other not in ('train', 'all')]
-  others.append("--config.data.split='train[:90%]' and "
-                f"--config.{key}='train[90%:]'")
+            if other not in ('train', 'all') or not trained]
+  if trained:
+    others.append("--config.data.split='train[:90%]' and "
+                  f"--config.{key}='train[90%:]'")
   return errors.UserError(f'{error}; set {", or ".join(others)}')
+
+
+def log_shared(one: Split, other: Split, key: str, what: str) -> None:
+  """Warns if two splits of one source have examples in common.
+
+  Args:
+    one, other: the splits.
+    key: the config section of `other`.
+    what: happens to the examples in `one`, such as 'are trained on'.
+  """
+  if {p.first for p in one.pieces} & {p.first for p in other.pieces}:
+    records = (split.records(np.arange(len(split))) for split in (one, other))
+    shared = np.intersect1d(*records).size
+    if shared:
+      log.warning('%s: %d of its %d examples %s too', key, shared, len(other),
+                  what)
 
 
 def names(spec: str) -> list[str]:

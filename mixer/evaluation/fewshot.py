@@ -12,16 +12,11 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mixer.core import errors
 from mixer.core.log import log
-from mixer.data import class_counts
-
-if TYPE_CHECKING:
-  from mixer.data.pipeline import Data
 
 # The defaults of a config's `fewshot.NAME` section, which are big_vision's.
 SHOTS = (1, 5, 10, 25)
@@ -172,27 +167,6 @@ def scored(train: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray],
   labels = lambda found: np.where(found['mask'], found['labels'], -1)
   return means(accuracies(train['features'], labels(train), test['features'],
                           labels(test), **settings))
-
-
-def log_shared(name: str, train: 'Data', test: 'Data') -> None:
-  """Warns if a linear model is tested on examples that it is fitted to, or if
-  examples have more labels than it can learn.
-
-  Args:
-    name: of the few-shot evaluation.
-    train, test: its splits.
-  """
-  if train.source.fingerprint == test.source.fingerprint:
-    one, other = (s.split.records(np.arange(len(s))) for s in (train, test))
-    shared = np.intersect1d(one, other).size
-    if shared:
-      log.warning('fewshot.%s: %d of the %d test examples may be picked for '
-                  'training too', name, shared, len(test))
-  several = [int(np.sum(np.sum(class_counts.labels(s) >= 0, axis=1) > 1))
-             for s in (train, test)]
-  if any(several):
-    log.warning('fewshot.%s: %d images to pick from and %d test images have '
-                'several labels; only the first of each counts', name, *several)
 
 
 def ridge(x_NE: np.ndarray, y_NK: np.ndarray,

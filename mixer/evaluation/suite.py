@@ -136,7 +136,13 @@ def open_splits(config: Mapping[str, Any], image_size: _Size,
   """
   found, settings = sections(config)
   train = _open('data', found, image_size, report=report)
-  return train, *_evaluations(found, settings, image_size, report=report)
+  evals, few = _evaluations(found, settings, image_size, report=report)
+  tested = {f'evals.{name}': split for name, split in evals.items()} | {
+      f'fewshot.{name}.test': parts.test for name, parts in few.items()}
+  for key, split in tested.items():
+    if split.source.fingerprint == train.source.fingerprint:
+      splits.log_shared(train.split, split.split, key, 'are trained on')
+  return train, evals, few
 
 
 def open_evaluations(config: Mapping[str, Any], image_size: _Size,
@@ -154,8 +160,8 @@ def _evaluations(found: Mapping[str, Any], settings: Mapping[str, Any],
                        opened[f'fewshot.{name}.test'], more)
          for name, more in settings.items()}
   for name, parts in few.items():
-    from mixer.evaluation import fewshot
-    fewshot.log_shared(name, parts.train, parts.test)
+    from mixer.evaluation import fewshot_evaluations
+    fewshot_evaluations.log_shared(name, parts.train, parts.test)
   return ({key.removeprefix('evals.'): split for key, split in opened.items()
            if key.startswith('evals.')}, few)
 
@@ -181,10 +187,12 @@ def metrics(evals: Mapping[str, pipeline.Data],
   """
   kinds = lambda split: ('accuracy', 'accuracy_top5', *(
       _several(split, loss).METRICS if _several(split, loss) else ()))
-  return [f'eval/{name}/{kind}' for name, split in evals.items()
-          for kind in kinds(split)] + [
-              _fewshot_metric(name, shot) for name, few in fewshots.items()
-              for shot in few.settings['shots']]
+  names = [f'eval/{name}/{kind}' for name, split in evals.items()
+           for kind in kinds(split)]
+  if fewshots:
+    from mixer.evaluation import fewshot_evaluations
+    names += fewshot_evaluations.metrics(fewshots)
+  return names
 
 
 def _several(split: pipeline.Data, loss: str) -> Any:
@@ -225,11 +233,6 @@ def make(plan: Plan, model: 'interface.Model',
   outcome_of = {name: made(name if name in (classes or {}) else None,
                            bool(_several(split, loss)))
                 for name, split in evals.items()}
-  features = make_features(model)
-  featured = replicated(lambda params, batch, stored: dict(
-      features=features(params, batch, stored), mask=batch['mask'],
-      labels=targets_of(batch, stored)[0][:, 0], bad=batch['bad'],
-      position=batch['position']))
   splits = [*evals.values(), *(s for few in fewshots.values()
                                for s in (few.train, few.test))]
   stored = {id(s): None if s.resident is None else plan.place(s.resident)
@@ -241,6 +244,12 @@ def make(plan: Plan, model: 'interface.Model',
     return classification.collect(
         key, function, params, map(plan.put_batch, batches), stored[id(split)],
         len(split))
+
+  linear = lambda params: {}
+  if fewshots:
+    from mixer.evaluation import fewshot_evaluations
+    linear = fewshot_evaluations.make(
+        fewshots, collect, replicated(fewshot_evaluations.outcome_of(model)))
 
   def evaluate(params, details=None):
     scores = {}
@@ -258,16 +267,7 @@ def make(plan: Plan, model: 'interface.Model',
                          several_labels.means(outcomes).items()})
       if details is not None:
         details.update(parts)
-    for name, few in fewshots.items():
-      train, test = (collect(f'fewshot.{name}.{part}', featured, params, split)
-                     for part, split in (('train', few.train),
-                                         ('test', few.test)))
-      from mixer.evaluation import fewshot
-      most = max(s.source.num_classes for s in (few.train, few.test))
-      scores.update({
-          _fewshot_metric(name, shot): value for shot, value in fewshot.scored(
-              train, test, num_classes=most, **few.settings).items()})
-    return scores
+    return scores | linear(params)
 
   return evaluate
 
@@ -283,16 +283,3 @@ def make_predict(model: 'interface.Model') -> Callable[..., jax.Array]:
     images, *_ = pipeline.fetch(batch, stored)
     return model.apply({'params': params}, augment.normalise(images))[0]
   return predict
-
-
-def make_features(model: 'interface.Model') -> Callable[..., jax.Array]:
-  """Returns (params, batch, stored=None) -> the head's inputs, [B, C]."""
-  def features(params, batch, stored=None):
-    images, *_ = pipeline.fetch(batch, stored)
-    _, out = model.apply({'params': params}, augment.normalise(images))
-    return out['pre_logits']
-  return features
-
-
-def _fewshot_metric(name: str, shot: int) -> str:
-  return f'eval/{name}/accuracy_{shot}shot'
