@@ -31,7 +31,6 @@ of their checkouts, named as their repositories: big_vision, vision_transformer,
 pytorch-image-models. Everything is repeated in alternation, and figures are
 medians. The last line is one JSON object.
 """
-from collections.abc import Mapping
 from collections.abc import Sequence
 import json
 import os
@@ -85,6 +84,11 @@ _MEASURED = (_COMPARE, _PEERS, _ROUNDS, _SECONDS)
 _MODES = dict(input=(_IMAGES, *_MEASURED), train=(*_NETWORK, *_MEASURED),
               infer=(*_NETWORK, *_MEASURED),
               tpu=(*_NETWORK, _TOPOLOGY, _SHARDING, _PASS, _COMPARE, _PEERS))
+# What the modes read of a config: sections, and keys of others.
+_SIZES = ('run.batch_size', 'run.image_size', 'run.image_width')
+_READ = dict.fromkeys(_MODES, (
+    'model', 'data.name', 'data.split', 'data.dir', 'data.access', *_SIZES,
+    'run.precision')) | dict(input=('data', 'evals', 'fewshot', *_SIZES))
 # `input` caps the batch of a config: a round has three batches at least, so a
 # batch of thousands would make it much longer than --images asks.
 _LARGEST_INPUT_BATCH = 256
@@ -126,23 +130,29 @@ def _check_flags(mode: str) -> None:
         raise errors.UserError(
             f'--{flag.name}: got a --config as well, which sets it; use '
             f'--config.{key}={flag.value} instead')
+  given = {} if _CONFIG.value is None else config_flags.get_override_values(
+      flags.FLAGS['config'])
+  for key, value in given.items():
+    if not {key, key.partition('.')[0]} & {*_READ[mode]}:
+      raise errors.UserError(
+          f'--config.{key}: {mode} does not read it, of a config only '
+          f'{", ".join(_READ[mode])}; ' + (
+              f'give --sharding={value} instead'
+              if (mode, key) == ('tpu', 'sharding.strategy') else
+              'leave it out'))
+  if mode == 'tpu' and _PASS.value == 'forward' and (
+      _SHARDING.value != _SHARDING.default):
+    raise errors.UserError(
+        f'--sharding: {_SHARDING.value} is for --pass=train only; a forward '
+        'pass is compiled with the parameters on every device')
 
 
 def _input() -> dict[str, Any]:
   """Measures the pipelines of --config."""
   from mixer.analysis import input_speed
-  from mixer.training import assembly
   config = _CONFIG.value
-  data, evals, _ = assembly.open_splits(config, assembly.check(config))
-  if data.resident is not None:
-    raise errors.UserError(
-        f'data.name: {config.data.name} is in the memory of the device, so it '
-        'has no input pipeline to measure; give a data set of image files')
-  if not evals:
-    raise errors.UserError('evals: the config has none, and input measures an '
-                           'evaluation too; add one')
   out = input_speed.measure(
-      data, evals.get('validation') or next(iter(evals.values())),
+      *input_speed.opened(config),
       batch_size=min(config.run.batch_size, _LARGEST_INPUT_BATCH),
       images=_IMAGES.value, rounds=_ROUNDS.value, seconds=_SECONDS.value,
       compare=_COMPARE.value, directory=_PEERS.value)
@@ -171,10 +181,16 @@ def _timed(mode: str) -> dict[str, Any]:
   from mixer.analysis import step_speed
   from mixer.training import sharding
   plan = sharding.plan()
+  if _COMPARE.value and plan.mesh.size > 1 and plan.platform != 'cpu':
+    raise errors.UserError(
+        f'--compare: the others use one device, and {plan.mesh.size} are '
+        'visible; start the command with one, on NVIDIA GPUs by '
+        'CUDA_VISIBLE_DEVICES=0')
   _, model, batch_size, image_size = _network(plan.platform)
   if batch_size % plan.parts:
-    raise errors.UserError(f'--batch_size: {batch_size} images do not divide '
-                           f'over {plan.parts} devices')
+    flag = 'batch_size' if _CONFIG.value is None else 'config.run.batch_size'
+    raise errors.UserError(f'--{flag}: {batch_size} images do not divide over '
+                           f'{plan.parts} devices')
   images, labels = step_speed.images_and_labels(
       batch_size, image_size, model.in_channels, model.num_classes)
   ours = (step_speed.training(model, images=images, labels=labels, plan=plan)
@@ -222,43 +238,10 @@ def _tpu() -> dict[str, Any]:
   out = tpu_speed.estimate(
       name, model, plan, topology=_TOPOLOGY.value, batch_size=batch_size,
       image_size=image_size, what=_PASS.value, others={
-          other: peers.flax_network(other, model, _PEERS.value)
+          other: peers.flax_network(other, _PASS.value, model, _PEERS.value)
           for other in _COMPARE.value})
-  _show_estimate(out)
+  tpu_speed.show(out)
   return out
-
-
-def _show_estimate(out: Mapping[str, Any]) -> None:
-  """Prints what `tpu_speed.estimate` returned."""
-  ours = out['cycles']
-  shown = lambda value, form, factor=1.0: (
-      'unknown' if value is None else format(factor * value, form))
-  row = lambda name, dtype, one, ratio: (
-      name, dtype, f'{one["cycles"] / 1e6:,.2f}',
-      shown(one['milliseconds'], ',.1f'), shown(one['utilisation'], '.1%'),
-      shown(one['images_per_second'], ',.0f', 1 / out['devices']), ratio)
-  rest = ', '.join(f'{count} {kind}' for kind, count in
-                   out['without_estimate'].items())
-  tables.show(
-      tables.make(
-          [row('mixer', out['dtype'], out, ''),
-           *(row(name, 'float32', peer, f'{peer["cycles"] / ours:.2f}')
-             for name, peer in out['peers'].items())],
-          ('', 'dtype', 'million cycles', 'ms', 'of the peak',
-           'images/s per device', 'theirs / ours'), left=2,
-          title=f'{out["model"]}, {out["pass"]}, {out["batch_size"]} images '
-          f'per device, {out["devices"]} x {out["device"]}: by the compiler',
-          caption=f'Not in the sum: {rest or "nothing"}.\nA lower bound by '
-          'operations and bytes alone: ' + (
-              shown(out['optimistic_seconds'], '.1f', 1e3) + ' ms.')),
-      tables.make(
-          [(layer, f'{count / 1e6:,.2f}', f'{count / ours:.1%}')
-           for layer, count in out['layers']],
-          ('layer, of all blocks', 'million cycles', '')))
-  if memory := out['memory']:
-    tables.show(tables.make(
-        [[f'{memory[key] / 2**30:.2f}' for key in memory]],
-        [f'{key}, GiB' for key in memory], left=0))
 
 
 def _network(platform: str
@@ -289,6 +272,8 @@ def _network(platform: str
     data = data_sizes.size(
         config.data.name, config.data.split, data_dir=config.data.dir,
         access=config.data.access)
+    # Images are not augmented, so they may have any number of channels.
+    config = assembly.edited(config, augment=dict(randaugment_layers=0))
     model = assembly.make_model(config, chosen, data, platform)
   return name, model, chosen.batch_size, chosen.image_size
 

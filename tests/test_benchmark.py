@@ -84,6 +84,30 @@ def test_tpu_compiles_the_network_for_the_slice_and_not_for_this_machine(
      ('--batch_size', '--config.run.batch_size=4')),
     (('input',), ('--config is required', 'configs/mixer_b16.py')),
     (('input', '--config=configs/digits.py'), ('data.name', 'digits')),
+    # Before any image is decoded: the data need not be here.
+    (('input', '--config=configs/cifar10.py', '--config.data.dir=/nowhere'),
+     ('--config.data.on_device=False', 'data.on_device')),
+    (('input', '--config=configs/mixer_b16.py', '--config.data.dir=/nowhere',
+      '--config.evals.validation.on_device=True'),
+     ('--config.evals.validation.on_device=False',)),
+    (('tpu', '--pass=forward', '--sharding=fsdp'),
+     ('--sharding', 'fsdp', '--pass=train only')),
+    (('tpu', '--config=configs/digits.py', '--config.sharding.strategy=fsdp'),
+     ('--config.sharding.strategy', 'tpu', 'give --sharding=fsdp instead')),
+    (('train', '--config=configs/digits.py', '--config.optimizer.name=adam'),
+     ('--config.optimizer.name', 'run.batch_size', 'leave it out')),
+    (('infer', '--config=configs/digits.py', '--config.run.micro_batches=2'),
+     ('--config.run.micro_batches', 'infer')),
+    (('train', '--config=configs/digits.py', '--config.data.crop=bit'),
+     ('--config.data.crop', 'data.split')),
+    (('input', '--config=configs/digits.py', '--config.model.num_blocks=2'),
+     ('--config.model.num_blocks', 'evals, fewshot')),
+    (('train', '--compare=big_vision', '--precision=float32',
+      '--peers=/nowhere', *SMALL), ('--peers', '/nowhere', 'no folder')),
+    (('train', '--config=configs/mixer_b16.py', '--compare=big_vision',
+      '--config.run.batch_size=2', '--config.run.image_size=32',
+      '--config.run.precision=float32'),
+     ('--compare', 'big_vision', '--config.model.stochastic_depth=0')),
 ])
 def test_a_mistake_is_told_in_one_line(args, expected):
   out = run('-m', 'mixer.benchmark', *args)
@@ -91,3 +115,26 @@ def test_a_mistake_is_told_in_one_line(args, expected):
   assert out.returncode == 2 and line.startswith('error: '), out.stderr
   for part in expected:
     assert part in line
+
+
+def test_others_are_not_compared_with_several_devices():
+  """Two GPUs would do our work and one of them theirs."""
+  out = run('-c', """
+import jax, runpy, sys, types
+from mixer.training import sharding
+sharding.plan = lambda: types.SimpleNamespace(
+    platform='gpu', mesh=types.SimpleNamespace(size=2))
+runpy.run_module('mixer.benchmark', run_name='__main__')
+""", 'train', '--compare=timm')
+  assert out.returncode == 2
+  assert out.stderr.startswith('error: --compare: the others use one device')
+  assert 'CUDA_VISIBLE_DEVICES=0' in out.stderr
+
+
+def test_settings_that_the_modes_read_are_not_refused():
+  """Nor is RandAugment, which is not measured, for images of two channels."""
+  out = run('-c', TPU, 'tpu', '--config=configs/mixer_b16.py', *(
+      f'--config.{setting}' for setting in (
+          'model.num_blocks=1', 'model.in_channels=2', 'data.dir=/nowhere',
+          'run.batch_size=8', 'run.image_size=32', 'run.precision=float32')))
+  assert out.returncode == 0, out.stderr

@@ -86,3 +86,44 @@ def test_an_unknown_peer_is_refused_by_name(folder):
   with pytest.raises(errors.UserError, match="--compare: 'timm' is unknown"):
     input_speed.measure(data, data, batch_size=4, images=4, rounds=1, seconds=0,
                         compare=['timm'], directory=None)
+
+
+@pytest.mark.parametrize('name,settings,words', [
+    ('pillow', dict(crop='resize'), "'inception'.*'resize'.*data.crop=incep"),
+    ('pillow', dict(min_area=.5), 'data.min_area=0.05.*0.5'),
+    ('pillow', dict(interpolation='area'), 'data.interpolation=bilinear'),
+    ('big_vision', dict(image_size=(8, 16)), 'only squares.*8x16'),
+    ('big_vision', {}, 'only TFDS sets.*folder:.*leave')])
+def test_a_peer_that_would_have_other_work_is_refused(
+    name, settings, words, folder):
+  data = pipeline.open_data(name=f'folder:{folder}', split='train', **(
+      dict(image_size=8) | settings))
+  with pytest.raises(errors.UserError, match=f'--compare: {name} .*{words}'):
+    input_speed.measure(data, data, batch_size=4, images=4, rounds=1, seconds=0,
+                        compare=[name], directory=None)
+
+
+@pytest.mark.parametrize('examples,read,passes', [(10**6, 4, 1), (6, 6, 2)])
+def test_an_evaluation_reads_no_more_than_a_round_and_is_closed(
+    examples, read, passes, folder, monkeypatch):
+  """The first of the batches is not timed, so there is one more."""
+  class Split:
+    taken, closed = 0, 0
+
+    def __len__(self):
+      return examples
+
+    def eval_batches(self, batch_size, slots):
+      try:
+        for _ in range(examples // batch_size):
+          self.taken += 1
+          yield dict(mask=np.ones(batch_size, bool))
+      finally:
+        self.closed += 1
+
+  split = Split()
+  for name in ('_decoding', '_evaluation_decoding'):
+    monkeypatch.setattr(input_speed, name, lambda *_: None)
+  rate = input_speed._ours(opened(folder), split, BATCH, STEPS * BATCH)['eval']
+  assert rate() > 0
+  assert (split.taken, split.closed) == (passes * read, passes)

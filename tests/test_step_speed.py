@@ -119,6 +119,27 @@ def test_an_estimate_counts_the_batch_of_all_devices(what, monkeypatch):
   assert found['layers'] == [('layer', 940_000)]
 
 
+@pytest.mark.parametrize('channels', [1, 3])
+def test_the_others_are_compiled_for_as_many_channels_as_ours(
+    channels, monkeypatch):
+  seen = []
+  monkeypatch.setattr(tpu_speed.cycles, 'ops', lambda text: [
+      tpu_speed.cycles.Op('fusion.1', 'fusion', 'layer', 940_000)])
+
+  class Seeing(nn.Module):
+
+    @nn.compact
+    def __call__(self, images, *, train):
+      seen.append(images.shape[-1])
+      return Peer(False)(images, train=train)
+
+  tpu_speed.estimate(
+      'a name', mixer(platform='cpu', in_channels=channels),
+      sharding.plan(devices=jax.devices()[:1]), topology='v3:1x2',
+      batch_size=2, image_size=8, what='forward', others=dict(a=Seeing()))
+  assert set(seen) == {channels}
+
+
 # ---- The peers.
 
 
@@ -157,9 +178,27 @@ def test_a_peers_network_gets_the_shape_of_ours(tmp_path, monkeypatch):
     ('tim', mixer(), "--compare: 'tim' is unknown.*'timm'"),
     ('big_vision', mixer(dtype='bfloat16'), '--precision=float32'),
     ('big_vision', Peer(False), 'Mixer.*Peer'),
+    ('timm', mixer(stochastic_depth=.1), '--config.model.stochastic_depth=0'),
+    ('big_vision', mixer(dropout_rate=.1), '--config.model.dropout_rate=0'),
     ('vision_transformer', mixer(), 'cannot import vit_jax.*--peers=DIR')])
 def test_a_peer_that_cannot_be_compared_is_refused(name, model, words,
                                                    tmp_path):
   with pytest.raises(errors.UserError, match=words):
     peers.make(name, 'train', model, str(tmp_path),
                np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 1), np.int32))
+
+
+def test_a_forward_pass_is_compared_whatever_training_drops(
+    tmp_path, monkeypatch):
+  """The checkouts may be in the home folder, '~'."""
+  folder = tmp_path / 'co' / 'big_vision' / 'big_vision_of_a_test'
+  folder.mkdir(parents=True)
+  (folder / '__init__.py').write_text('MlpMixer = dict')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.setattr(peers.sys, 'path', list(peers.sys.path))
+  module = peers.importable('big_vision', 'big_vision_of_a_test', '~/co')
+  monkeypatch.setattr(peers, 'importable', lambda *_: module)
+  dropping = mixer(stochastic_depth=.1)
+  assert peers.flax_network('big_vision', 'infer', dropping, None)
+  with pytest.raises(errors.UserError, match='stochastic_depth is 0.1'):
+    peers.flax_network('big_vision', 'train', dropping, None)

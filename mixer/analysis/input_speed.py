@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import importlib
 import io
 import itertools
@@ -16,6 +17,7 @@ import os
 import time
 from typing import Any
 
+import ml_collections
 import numpy as np
 import psutil
 
@@ -23,13 +25,47 @@ from mixer.analysis import peers
 from mixer.analysis import step_speed
 from mixer.core import errors
 from mixer.data import pipeline
+from mixer.evaluation import suite
 from mixer.images import decode_tf
+from mixer.images import options
+from mixer.training import assembly
 
 PEERS = ('big_vision', 'pillow')
 _BARE_IMAGES = 512   # of an evaluation split, for its decoding alone
 
 # Runs a candidate once; returns its images per second.
 Rate = Callable[[], float]
+
+
+def opened(config: ml_collections.ConfigDict
+           ) -> tuple[pipeline.Data, pipeline.Data]:
+  """Opens the training split of a config, and one evaluation's, to measure.
+
+  Raises:
+    UserError: if the config is wrong or has no evaluation, or if the images of
+      one of the two are kept on the device.
+  """
+  settings = assembly.check(config)
+  sections, _ = suite.sections(config.to_dict())
+  names = [key for key in sections if key.startswith('evals.')]
+  if not names:
+    raise errors.UserError('evals: the config has none, and input measures an '
+                           'evaluation too; add one')
+  name = 'evals.validation' if 'evals.validation' in names else names[0]
+  for key in ('data', name):
+    if sections[key].get('on_device'):
+      raise errors.UserError(
+          f'{key}.on_device: the images are decoded only once, so there is no '
+          f'input pipeline to measure; add --config.{key}.on_device=False')
+  data, evals, _ = assembly.open_splits(config, settings)
+  chosen = data, evals[name.removeprefix('evals.')]
+  for split in chosen:
+    if split.resident is not None:
+      raise errors.UserError(
+          f'{split.key}.name: {split.source.name} is in the memory of the '
+          'device, so it has no input pipeline to measure; give a data set of '
+          'image files')
+  return chosen
 
 
 def measure(data: pipeline.Data, held_out: pipeline.Data, *, batch_size: int,
@@ -50,11 +86,13 @@ def measure(data: pipeline.Data, held_out: pipeline.Data, *, batch_size: int,
     A dict ready for JSON.
 
   Raises:
-    UserError: if a peer is unknown or cannot be imported.
+    UserError: if a peer is unknown or cannot be imported, or would have other
+      work.
   """
   for name in compare:
     if name not in PEERS:
       raise errors.unknown('--compare', name, PEERS)
+    _check_comparable(name, data)
   candidates = _ours(data, held_out, batch_size, images)
   steps = _steps(images, batch_size)
   for name in compare:
@@ -75,6 +113,22 @@ def measure(data: pipeline.Data, held_out: pipeline.Data, *, batch_size: int,
   return _report(rates, memory, batch_size, compare)
 
 
+def _check_comparable(name: str, data: pipeline.Data) -> None:
+  """Raises a UserError if a peer would not cut the same images as `data`."""
+  for key, value in dict(crop='inception', min_area=0.05,
+                         interpolation=options.CROPS['inception']).items():
+    if data.cut[key] != value:
+      raise errors.UserError(
+          f'--compare: {name} has only data.{key}={value!r}, and the config '
+          f'has {data.cut[key]!r}; add --config.data.{key}={value}')
+  height, width = data.image_size
+  if name == 'big_vision' and (
+      height != width or data.source.directory is None):
+    raise errors.UserError(
+        f'--compare: {name} reads only TFDS sets and cuts only squares, got '
+        f'{data.source.name} and {height}x{width}; leave {name} out')
+
+
 def _ours(data: pipeline.Data, held_out: pipeline.Data, batch_size: int,
           images: int) -> dict[str, Rate]:
   steps = _steps(images, batch_size)
@@ -84,12 +138,17 @@ def _ours(data: pipeline.Data, held_out: pipeline.Data, batch_size: int,
   # At least four batches, since the first is not timed.
   small = min(batch_size, max(1, len(held_out) // 4))
   passes = max(1, images // len(held_out))
-  evaluate = lambda: held_out.eval_batches(
-      batch_size=small, slots=(0, small))
+
+  def evaluate():
+    # Closing it ends its thread, which would slow down the next candidate.
+    with contextlib.closing(held_out.eval_batches(
+        batch_size=small, slots=(0, small))) as batches:
+      return _rate(itertools.islice(
+          batches, _steps(images, small) + 1), None)
+
   return dict(
       train=lambda: _rate(train(), batch_size),
-      eval=lambda: float(np.median([_rate(evaluate(), None)
-                                    for _ in range(passes)])),
+      eval=lambda: float(np.median([evaluate() for _ in range(passes)])),
       decode=_decoding(data, batch_size, steps),
       eval_decode=_evaluation_decoding(held_out))
 

@@ -1,7 +1,8 @@
 """Other people's Mixers, from their own checkouts, to measure beside ours.
 
 This module contains none of their code. It imports their modules from
-DIR/REPOSITORY, and gives them the same uint8 images, loss and optimizer.
+DIR/REPOSITORY, and gives them the same uint8 images, loss and optimizer. timm
+gets the images as normalised floats, which are made before it is timed.
 """
 from collections.abc import Callable
 import importlib
@@ -41,11 +42,11 @@ def make(name: str, mode: str, model: interface.Model, directory: str | None,
 
   Raises:
     UserError: if the peer is unknown or cannot be imported, or our network is
-      not a Mixer.
+      not a Mixer, or has dropout in training.
   """
   if name not in NAMES:
     raise errors.unknown('--compare', name, NAMES)
-  ours = _mixer(name, model)
+  ours = _mixer(name, model, mode)
   if model.dtype != jnp.float32 and name not in _TORCH:
     raise errors.UserError(
         f'--compare: {name} computes in float32 only, this measurement uses '
@@ -53,10 +54,10 @@ def make(name: str, mode: str, model: interface.Model, directory: str | None,
   if name in _TORCH:
     return _timm(mode, ours, directory, images, labels,
                  compiled=name == 'timm_compiled')
-  return _flax(flax_network(name, ours, directory), mode, images, labels)
+  return _flax(flax_network(name, mode, ours, directory), mode, images, labels)
 
 
-def flax_network(name: str, model: interface.Model,
+def flax_network(name: str, mode: str, model: interface.Model,
                  directory: str | None) -> nn.Module:
   """Returns a peer's Mixer of the same shape as ours, in float32.
 
@@ -64,13 +65,19 @@ def flax_network(name: str, model: interface.Model,
   """
   if name not in _FLAX:
     raise errors.unknown('--compare', name, tuple(_FLAX))
-  return _FLAX[name](_mixer(name, model), directory)
+  return _FLAX[name](_mixer(name, model, mode), directory)
 
 
-def _mixer(name: str, model: interface.Model) -> MlpMixer:
-  """Returns the model, or raises a UserError if it is not the paper's Mixer."""
+def _mixer(name: str, model: interface.Model, mode: str) -> MlpMixer:
+  """Returns the model, or raises a UserError if no peer has the same work."""
   kind = type(model).__name__
   if isinstance(model, MlpMixer):
+    for key in ('stochastic_depth', 'dropout_rate'):
+      if mode == 'train' and getattr(model, key):
+        raise errors.UserError(
+            f'--compare: {name} is measured without random drops in training, '
+            f'and model.{key} is {getattr(model, key)}; add '
+            f'--config.model.{key}=0')
     if model.token_mixing == 'tied':
       return model
     kind = f'Mixer with token_mixing={model.token_mixing}'
@@ -214,7 +221,11 @@ def importable(repository: str, module: str,
   Raises:
     UserError: if it cannot be imported.
   """
-  path = os.path.join(directory or '', repository)
+  directory = os.path.expanduser(directory or '')
+  if directory and not os.path.isdir(directory):
+    raise errors.UserError(f'--peers: {directory!r} is no folder; expected the '
+                           'one that holds the checkouts')
+  path = os.path.join(directory, repository)
   if directory and os.path.isdir(path) and path not in sys.path:
     sys.path.insert(0, path)
   try:

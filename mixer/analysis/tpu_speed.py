@@ -15,6 +15,7 @@ from mixer.analysis import compiled_step
 from mixer.analysis import cycles
 from mixer.analysis import peers
 from mixer.analysis import step_speed
+from mixer.core import tables
 from mixer.evaluation import suite
 from mixer.models import interface
 from mixer.models.grid import pair
@@ -63,7 +64,8 @@ def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
   ours, ops = figures(compiled)
   found = compiled_step.costs(compiled)
   theirs = {
-      other: figures(_peer(network, what, plan, count, side))[0]
+      other: figures(_peer(
+          network, what, plan, count, (*side, model.in_channels)))[0]
       for other, network in (others or {}).items()}
   return dict(
       {'pass': what}, mode='tpu', model=name, topology=topology,
@@ -73,6 +75,39 @@ def estimate(name: str, model: interface.Model, plan: sharding.Plan, *,
       bytes_accessed=found['bytes_accessed'], memory=memory,
       without_estimate=cycles.without_estimate(ops),
       layers=cycles.dearest(ops), peers=theirs)
+
+
+def show(out: Mapping[str, Any]) -> None:
+  """Prints what `estimate` returned."""
+  ours = out['cycles']
+  shown = lambda value, form, factor=1.0: (
+      'unknown' if value is None else format(factor * value, form))
+  row = lambda name, dtype, one, ratio: (
+      name, dtype, f'{one["cycles"] / 1e6:,.2f}',
+      shown(one['milliseconds'], ',.1f'), shown(one['utilisation'], '.1%'),
+      shown(one['images_per_second'], ',.0f', 1 / out['devices']), ratio)
+  rest = ', '.join(f'{count} {kind}' for kind, count in
+                   out['without_estimate'].items())
+  tables.show(
+      tables.make(
+          [row('mixer', out['dtype'], out, ''),
+           *(row(name, 'float32', peer, f'{peer["cycles"] / ours:.2f}')
+             for name, peer in out['peers'].items())],
+          ('', 'dtype', 'million cycles', 'ms', 'of the peak',
+           'images/s per device', 'theirs / ours'), left=2,
+          title=f'{out["model"]}, {out["pass"]}, {out["batch_size"]} images '
+          f'per device, {out["devices"]} x {out["device"]}: by the compiler',
+          caption=f'Not in the sum: {rest or "nothing"}.\nA lower bound by '
+          'operations and bytes alone: ' + (
+              shown(out['optimistic_seconds'], '.1f', 1e3) + ' ms.')),
+      tables.make(
+          [(layer, f'{count / 1e6:,.2f}', f'{count / ours:.1%}')
+           for layer, count in out['layers']],
+          ('layer, of all blocks', 'million cycles', '')))
+  if memory := out['memory']:
+    tables.show(tables.make(
+        [[f'{memory[key] / 2**30:.2f}' for key in memory]],
+        [f'{key}, GiB' for key in memory], left=0))
 
 
 def _figures(compiled: jax.stages.Compiled, flops: float, generation: str,
@@ -98,9 +133,9 @@ def _forward(model: interface.Model, plan: sharding.Plan, count: int,
 
 
 def _peer(network: nn.Module, what: str, plan: sharding.Plan, count: int,
-          size: tuple[int, int]) -> jax.stages.Compiled:
+          shape: tuple[int, ...]) -> jax.stages.Compiled:
   """Compiles a peer's program, with the parameters on every device."""
-  images, labels = _batch(plan, count, (*size, 3))
+  images, labels = _batch(plan, count, shape)
   initial, advance = peers.flax_program(
       network, 'train' if what == 'train' else 'infer')
   begin = jax.eval_shape(initial, jax.ShapeDtypeStruct(
