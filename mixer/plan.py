@@ -76,7 +76,8 @@ def main(argv: Sequence[str]) -> None:
   found = planning.plan(
       _CONFIG.value, topology=_TOPOLOGY.value, devices=_DEVICES.value,
       accelerator=_ACCELERATOR.value, utilisation=_UTILISATION.value,
-      workdir=_WORKDIR.value)
+      workdir=None if _WORKDIR.value is None else command.folder(
+          _WORKDIR.value))
   for title, rows in (
       _run(found), _memory(found['memory'], planning.remedies(found['memory'])),
       _time(found['time'], found['xla']), _preflight(found['preflight'])):
@@ -136,6 +137,9 @@ def _time(time: Mapping[str, Any],
   of_core = ' (a device is a core, half a chip)' if (
       time['devices_per_chip'] == 2) else ''
   rows: _Rows = [
+      ('device-hours', f'unknown: the run is in {time["precision"]}, and the '
+       f'peak of {time["accelerator"]} is known in {time["peak_precision"]} '
+       'only')] if time['hours'] is None else [
       ('assumed utilisation' if time['assumed'] else 'utilisation',
        f'{time["utilisation"]:.0%} of '
        f'{time["peak_flops_per_second"] / 1e12:,.1f} TFLOP/s per device in '
@@ -152,9 +156,9 @@ def _time(time: Mapping[str, Any],
                  f'device-hours, {xla["seconds"] * 1e3:,.1f} ms per step'))
   if time['paper_core_days']:
     days = f'{time["paper_core_days"]:,} TPUv3 core-days'
-    own = time['device_hours'] / 24
     rows.append(('the paper', days + (
-        f'; this plan: {own:,.0f}' if time['accelerator'] == 'v3' else '')))
+        f'; this plan: {time["device_hours"] / 24:,.0f}'
+        if time['accelerator'] == 'v3' else '')))
   return f'time on {time["accelerator"]}', rows
 
 

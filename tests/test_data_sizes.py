@@ -4,6 +4,7 @@ import pytest
 
 from mixer.analysis import data_sizes
 from mixer.core import errors
+from mixer.data import vtab
 
 
 def test_a_known_data_set_need_not_be_here():
@@ -27,9 +28,24 @@ def test_the_size_of_an_unknown_data_set_is_unknown():
   assert arrays.examples is None and arrays.decoded
 
 
-def test_a_vtab_task_trains_on_1000_examples():
-  size = data_sizes.size('vtab:dtd', 'train800+val200', data_dir='/nowhere')
-  assert (size.examples, size.num_classes) == (1000, 47)
+@pytest.mark.parametrize('split,examples', [
+    ('train800+val200', 1000), ('train800val200', 1000), ('train800', 800),
+    ('val200', 200), ('train800[:10%]', 80), ('test', None),
+    ('val200+test[:50]', None)])
+@pytest.mark.parametrize('task', vtab.TASKS)
+def test_a_vtab_task_trains_on_1000_examples(task, split, examples):
+  size = data_sizes.size(f'vtab:{task}', split, data_dir='/nowhere')
+  assert (size.examples, size.num_classes) == (
+      examples, vtab.TASKS[task].num_classes)
+
+
+@pytest.mark.parametrize('name,split,words', [
+    ('vtab:dtd', 'train', "data.split: 'train' is unknown.*train800"),
+    ('foldr:photos', 'train', "data.name: 'foldr:photos'.*'folder:PATH'"),
+])
+def test_a_mistake_is_not_missing_data(name, split, words):
+  with pytest.raises(errors.UserError, match=words):
+    data_sizes.size(name, split, data_dir='/nowhere')
 
 
 def test_a_misspelt_split_is_refused():

@@ -179,6 +179,41 @@ def test_the_run_has_the_precision_whose_peak_is_assumed(
   assert found['time']['peak_precision'] == precision
 
 
+@pytest.mark.parametrize('accelerator,precision,known', (
+    ('H100', 'float32', False), ('T4', 'bfloat16', False),
+    ('H100', 'bfloat16', True), ('v3', 'float32', True)))
+def test_hours_are_unknown_if_the_precision_has_no_peak(
+    accelerator, precision, known, compiled, capsys):
+  config = small()
+  config.run.precision = precision
+  time = planning.plan(config, accelerator=accelerator)['time']
+  for key in ('hours', 'device_hours', 'utilisation', 'images_per_second'):
+    assert (time[key] is not None) == known
+  tables.show(tables.make(plan._time(time, {})[1]))
+  printed = ' '.join(capsys.readouterr().out.split())
+  assert (f'unknown: the run is in {precision}, and the peak of {accelerator} '
+          f'is known in {time["peak_precision"]} only' in printed) != known
+
+
+@pytest.mark.parametrize('section,key,value', (
+    ('data', 'crop', 'bitt'), ('data', 'interpolation', 'cubic'),
+    ('data', 'balance', 'class'), ('data', 'min_area', 2.0),
+    ('data', 'window', 0), ('data', 'access', 'sequental'),
+    ('evals.test', 'crop', 'inception'), ('data', 'name', 'foldr:photos')))
+def test_a_value_that_a_run_refuses_is_refused(section, key, value, compiled):
+  config = small()
+  (config.evals.test if section == 'evals.test' else config.data)[key] = value
+  with pytest.raises(errors.UserError, match=f'{section}.{key}.*{value}'):
+    planning.plan(config)
+  assert not compiled
+
+
+def test_a_set_in_sequence_that_is_not_here_is_missing(compiled):
+  config = small()
+  config.data.update(name='cifar10', access='sequential', dir='/nowhere')
+  assert planning.plan(config)['run']['examples'] == 50_000
+
+
 def test_missing_data_is_a_row_of_the_report(tmp_path, compiled):
   (tmp_path / 'file').touch()
   config = small()
@@ -287,10 +322,12 @@ def test_the_command_prints_tables_and_writes_json(tmp_path):
                 *('--config.' + key for key in (
                     'model.num_blocks=1', 'augment.rotate=0', 'augment.zoom=0',
                     'augment.shift=0')), f'--json={tmp_path}/plan.json',
-                '--accelerator=H100')
+                '--accelerator=H100', '--workdir=~/runs/a', HOME=str(tmp_path))
   assert (out.returncode, out.stderr) == (0, '')
   for words in ('Mixer-S/2', 'memory of one of 2 devices', 'time on H100',
-                'activations unknown', 'H100: fits, if the activations do', 'digits train, 1,437 images: found'):
+                'activations unknown', 'H100: fits, if the activations do',
+                'digits train, 1,437 images: found',
+                f'workdir {tmp_path}/runs/a: found'):
     assert words in ' '.join(out.stdout.split())
   assert json.loads((tmp_path / 'plan.json').read_text())['memory'][
       'devices'] == 2
@@ -303,6 +340,7 @@ def test_the_command_prints_tables_and_writes_json(tmp_path):
     (('--topology=h100',), ['--topology', 'v3:2x2']),
     (('--devices=0',), ['devices', '0']),
     (('--config.sharding.model=3',), ['sharding.model', '3']),
+    (('--workdir=',), ['--workdir', 'an empty text']),
 ])
 def test_a_mistake_is_told_in_one_line(args, words):
   config = ('--config=configs/digits.py',) if args else ()

@@ -89,6 +89,21 @@ def costs(compiled: jax.stages.Compiled) -> dict[str, float | None]:
               None, bytes_accessed=found.get('bytes accessed'))
 
 
+def time_of(program: Program, generation: str) -> dict[str, Any]:
+  """Returns the time of a training step on a TPU generation.
+
+  Returns:
+    'cycles'; 'seconds', at the clock of the generation and times 'correction',
+    or None if the clock is not known. 'correction' is None where no measured
+    step is known, and the seconds are then as the cycles say.
+  """
+  count = program.cycles()
+  seconds = cycles.seconds(count, generation)
+  correction = cycles.CORRECTION.get(generation)
+  return dict(cycles=count, correction=correction,
+              seconds=seconds and seconds * (correction or 1))
+
+
 def tpu_devices(topology: str) -> list[jax.Device]:
   """Returns the devices of a TPU slice, which XLA can compile for.
 

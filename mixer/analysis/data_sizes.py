@@ -12,7 +12,7 @@ from mixer.data import sources
 from mixer.data import splits
 from mixer.data import vtab
 
-_VTAB_TRAINING = 1000   # examples; VTAB-1k is named after them
+_ENOUGH = 10**5   # examples, from which a VTAB task can draw its 1,000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,15 @@ def _known(name: str, split: str, key: str, why: str) -> Size:
   """Returns the size of a split that cannot be read."""
   if name.startswith('vtab:'):
     task = vtab.find(name.removeprefix('vtab:'))
-    return Size(examples=_VTAB_TRAINING if 'train' in split else None,
+    # Of the splits that are stored, only the test split's size differs.
+    stored = task.stored(dict.fromkeys(
+        ('train', task.held_out[0], task.test[0]), _ENOUGH))
+    count = len(splits.select(stored, split, f'{key}.split'))
+    return Size(examples=None if 'test' in splits.names(split) else count,
                 channels=3, num_classes=task.num_classes, missing=why)
+  if not sources.is_tfds_name(name) and name.partition(':')[0] not in (
+      'digits', 'arrays', 'folder', 'manifest'):
+    raise errors.UserError(why)
   if name not in KNOWN:
     # 1,000 classes and 3 channels are a guess, so that the rest can be planned.
     return Size(examples=None, num_classes=1000, channels=3,

@@ -13,12 +13,12 @@ import ml_collections
 
 from mixer import models
 from mixer.analysis import compiled_step
-from mixer.analysis import cycles
 from mixer.analysis import data_sizes
 from mixer.core import accelerators
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import trees
+from mixer.data import pipeline
 from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.models import catalog
@@ -49,8 +49,8 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
     accelerator: a key of `accelerators.ACCELERATORS`, whose memory and peak are
       compared; by default the topology's, or v3, which the paper used.
     utilisation: share of the peak that the run is assumed to reach. None takes
-      the time of the compiled step with a topology, as `_compiled_time` returns
-      it, and else accelerators.USUAL_UTILISATION.
+      the time of the compiled step with a topology, as `compiled_step.time_of`
+      returns it, and else accelerators.USUAL_UTILISATION.
     workdir: a directory to check for write access, or None.
 
   Returns:
@@ -114,7 +114,7 @@ def plan(config: ml_collections.ConfigDict, *, topology: str | None = None,
           device, len(chosen), images=images, flops=images * flops,
           utilisation=utilisation, core_days=assembly.paper_core_days(config),
           steps=total, xla_seconds=program.cost()['seconds'],
-          compiled=_compiled_time(
+          precision=settings.precision, compiled=compiled_step.time_of(
               program, device.name) if topology else None),
       preflight=preflight)
 
@@ -167,6 +167,12 @@ def _look(config: Mapping[str, Any]) -> tuple[data_sizes.Size, list[dict]]:
   rows, found = [], {}
   for key, section in sections.items():
     name = section['name']
+    # Checks the values, as a run does. The digits stand in for the set, which
+    # may not be here, and are none to be read in sequence.
+    pipeline.open_data(**dict(
+        section, name='digits', split='all', dir=None, labels=None,
+        held_out=None, image_size=8, key=key, access=None if section.get(
+            'access') == 'sequential' else section.get('access')))
     found[key] = data_sizes.size(
         name, section['split'], data_dir=section.get('dir'), key=key,
         access=section.get('access'),
@@ -250,26 +256,11 @@ def _steps(settings: Settings, data: data_sizes.Size) -> int:
   return settings.steps(data.examples)
 
 
-def _compiled_time(program: compiled_step.Program,
-                   generation: str) -> dict[str, Any]:
-  """Returns the time of a compiled step.
-
-  Returns:
-    'cycles'; 'seconds', at the clock of the generation and times 'correction',
-    or None if the clock is not known. 'correction' is None where no measured
-    step is known, and the seconds are then as the cycles say.
-  """
-  count = program.cycles()
-  seconds = cycles.seconds(count, generation)
-  correction = cycles.CORRECTION.get(generation)
-  return dict(cycles=count, correction=correction,
-              seconds=seconds and seconds * (correction or 1))
-
-
 def _time(device: accelerators.Accelerator, count: int, *, images: int,
           flops: int, steps: int, utilisation: float | None,
           core_days: int | None, xla_seconds: float | None,
-          compiled: Mapping[str, Any] | None) -> dict[str, Any]:
+          precision: str | None, compiled: Mapping[str, Any] | None
+          ) -> dict[str, Any]:
   """Returns the time of a run.
 
   Args:
@@ -281,19 +272,24 @@ def _time(device: accelerators.Accelerator, count: int, *, images: int,
     utilisation: share of the peak that the run is assumed to reach, or None.
     core_days: what the paper's run took, or None.
     xla_seconds: XLA's own estimate of a step, a lower bound, or None.
-    compiled: as `_compiled_time` returns it, or None.
+    precision: of the computation. Times are None if its peak is not known.
+    compiled: as `compiled_step.time_of` returns it, or None.
   """
   least = flops / device.flops_per_second / 3600   # at the peak
   seconds = compiled['seconds'] if compiled and utilisation is None else None
   hours = (seconds * steps * count / 3600 if seconds else
            least / (utilisation or accelerators.USUAL_UTILISATION))
-  out = dict(accelerator=device.name, utilisation=least / hours,
-             assumed=not seconds, compiled=compiled,
-             flops=flops, peak_flops_per_second=device.flops_per_second,
+  times: dict[str, float | None] = dict(
+      utilisation=least / hours, device_hours=hours, hours=hours / count,
+      images_per_second=images / (3600 * hours / count))
+  # TPUs multiply float32 matrices in bfloat16.
+  if precision != device.precision and not device.kind.startswith('TPU'):
+    times = dict.fromkeys(times)
+  out = dict(times, accelerator=device.name, assumed=not seconds, devices=count,
+             compiled=compiled, flops=flops, precision=precision,
+             peak_flops_per_second=device.flops_per_second,
              peak_precision=device.precision,
-             device_hours=hours, hours=hours / count, devices=count,
              devices_per_chip=device.devices_per_chip,
-             images_per_second=images / (3600 * hours / count),
              paper_core_days=core_days)
   if xla_seconds:
     out.update(xla_device_hours=xla_seconds * steps * count / 3600)
