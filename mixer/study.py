@@ -158,8 +158,9 @@ def main(argv: Sequence[str]) -> None:
         f'{" ".join(argv[1:]) or "none"}')
   experiment, config = EXPERIMENTS[name], _CONFIG.value
   if config is None and experiment.needs_config:
-    raise errors.UserError('--config is required, such as '
-                           '--config=configs/finetune.py:b16,cifar10')
+    like = 'finetune.py:b16,cifar10' if name == 'sweep' else 'digits.py'
+    raise errors.UserError(
+        f'--config is required, such as --config=configs/{like}')
   if config is not None and not experiment.needs_config:
     raise errors.UserError(
         f'--config: {name} reads --{experiment.reads[0].name} instead; '
@@ -170,7 +171,6 @@ def main(argv: Sequence[str]) -> None:
       if _WORKDIR.value is None else _WORKDIR.value)
   outputs.check_folder('workdir', path)
   # Imported here, so that --help and mistakes in flags do not wait for JAX.
-  from mixer.analysis import figures
   from mixer.core import workdir
   from mixer.training import run
   workdir.check_path(path)
@@ -190,6 +190,7 @@ def main(argv: Sequence[str]) -> None:
   workdir.write_json(written[0], found)
   module.show(found)
   if hasattr(module, 'draw'):
+    from mixer.analysis import figures
     with figures.style():
       written += figures.save(module.draw(found), path, name)
   print('Written:', *written, sep='\n  ')

@@ -152,8 +152,8 @@ def test_randaugment_needs_one_or_three_channels():
 
 
 @pytest.mark.parametrize('layers, magnitude, said', (
-    (2, 0, True), (2, 10, False), (0, 10, False), (0, 0, False)))
-def test_randaugment_without_a_magnitude_is_said_to_be_off(
+    (2, 0, 'magnitude'), (2, 10, ''), (0, 10, 'layers'), (0, 0, '')))
+def test_randaugment_without_layers_or_magnitude_is_said_to_be_off(
     layers, magnitude, said, caplog):
   config = digits.get_config()
   config.augment.update(randaugment_layers=layers,
@@ -161,7 +161,8 @@ def test_randaugment_without_a_magnitude_is_said_to_be_off(
   settings = assembly.check(config)
   model = assembly.make_model(config, settings, Source(channels=1))
   assembly.make_step(config, settings, model, 10)
-  assert ('RandAugment is off' in caplog.text) == said
+  assert caplog.text.partition('RandAugment is off: ')[2].strip() == (
+      f'augment.randaugment_{said} is 0' * bool(said))
 
 
 def test_the_papers_cost_is_told_of_its_own_runs_only():

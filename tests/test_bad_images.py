@@ -30,6 +30,7 @@ from mixer.data import pipeline
 from mixer.data import retries
 from mixer.data import shards
 from mixer.data import tfrecord
+from mixer.preparation import image_lists
 from mixer.images import decode_pillow
 from mixer.training import resume
 from mixer.training import run
@@ -173,7 +174,15 @@ def test_a_lost_mount_is_no_bad_image(monkeypatch, number, bad):
   monkeypatch.setattr(files, 'open_regular', fail)
   reader = object.__new__(tfrecord.RandomReader)
   reader._shards = shards.Shards(('a',), np.array([1]))
-  for read in (lambda: listing._read('a'), lambda: reader._read(0, 0, 20)):
+  entry = image_lists.Entry('a', 'train', (0,), None, 'a', (0, 20))
+
+  def of_entry():
+    try:
+      return entry.read()
+    except decode_pillow.BadImage as e:
+      return e
+  for read in (lambda: listing._read('a'), lambda: reader._read(0, 0, 20),
+               of_entry):
     tries.clear()
     if bad:
       assert isinstance(read(), decode_pillow.BadImage)

@@ -110,7 +110,7 @@ def test_fingerprint_follows_the_rows(tmp_path):
     (['b', 'a', 'b'], 'b\na\nunused\n', ('b', 'a', 'unused'), [0, 1, 0]),
     (['b', '1', 2], 'b\r\n a \r\nc', ('b', 'a', 'c'), [0, 1, 2]),
     ([2, 1, 0], '\ufeffx\ny\nz\n\n', ('x', 'y', 'z'), [2, 1, 0]),
-    (['7', 5, '0'], '5\n7\n', ('5', '7'), [1, 0, 0]),
+    (['7', 5, '7'], '5\n7\n', ('5', '7'), [1, 0, 1]),
 ), ids=('names', 'numbers', 'numbers as text', 'numbers and a name',
         'a number as text', 'spaces', 'unicode', 'classes.txt',
         'classes.txt and numbers', 'classes.txt, numbers only',
@@ -299,6 +299,13 @@ def test_labels_that_are_not_in_classes_txt_are_refused(
       tmp_path, f'path,label\na,cat\nb,{label}\nc,{label}\n',
       classes=classes)
   refused(manifest.load, path, (str(tmp_path), *expected))
+
+
+def test_numbers_do_not_stand_for_names_that_are_other_numbers(tmp_path):
+  """With the names 1 to 3, the label 0 would be a second name of class 1."""
+  path = write_manifest(tmp_path, 'path,label\na,0\nb,1\n',
+                        classes='1\n2\n3\n')
+  refused(manifest.load, path, ('line 2', "'0'", 'a name in'))
 
 
 @pytest.mark.parametrize('name', ('m.txt', 'm.json', 'm', 'm.csv.gz', 'nope'))

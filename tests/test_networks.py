@@ -30,6 +30,16 @@ def test_the_rest_of_the_config_stays():
     assert other[name].to_dict() == config[name].to_dict()
 
 
+def test_start_weights_are_refused_for_another_family():
+  """No network of the other family could load them."""
+  config = cifar10.get_config()
+  config.start.weights = 'Mixer-B/16-imagenet21k'
+  networks.alike(config, 'Mixer')
+  for family in ('ViT', 'BiT'):
+    with pytest.raises(errors.UserError, match='start.weights.*from scratch'):
+      networks.alike(config, family)
+
+
 @pytest.mark.parametrize('names', [(), ('Mixer', 'CNN')])
 def test_unknown_families_are_refused(names):
   with pytest.raises(errors.UserError, match='--networks.*Mixer'):

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -298,3 +299,14 @@ def test_planted_duplicates_are_removed(built, prepare, tmp_path):
   assert page.count('<img') == 6 and '3 near-duplicates in mine' in page
   source = sources.open_source('clean', data_dir=str(tmp_path))
   assert source.stored['train'].stop == 62
+
+  # Another version of the set keeps the list of this one.
+  shutil.copytree(path, path.parent / '1.0.64')
+  info = path.parent / '1.0.64' / 'dataset_info.json'
+  info.write_text(info.read_text().replace('1.0.0', '1.0.64'))
+  before = (new / 'removed.jsonl').read_text()
+  prepare(*(x.replace('=mine', '=mine:1.0.64') for x in flags))
+  assert (new / 'removed.jsonl').read_text() == before
+  assert (new / 'removed-1.0.64.jsonl').read_text() == before.replace(
+      'mine/1.0.0', 'mine/1.0.64')
+  assert {'1.0.0', '1.0.64', 'report-1.0.64.html'} < set(os.listdir(new))

@@ -298,7 +298,8 @@ def test_training_refuses_an_evaluation_with_other_classes(tmp_path):
   other = folder(tmp_path / 'two', ('bee', 'cat'))
   config = on_images(name, name=other)
   config.evals.validation.split = 'train'
-  with pytest.raises(errors.UserError, match="evals.validation: class 0 .*bee"):
+  with pytest.raises(errors.UserError, match=(
+      "evals.validation: class 0 .*bee.* lacks some .*mixer.evaluate --data")):
     run.train(config, str(tmp_path / 'run'))
 
 

@@ -59,6 +59,14 @@ def test_the_figure_leaves_out_what_diverged():
       'pooling', 'tied', 'grouped:2']
 
 
+def test_start_weights_are_refused_before_anything_is_trained(tmp_path):
+  config = digits.get_config()
+  config.start.weights = 'runs/tied'
+  with pytest.raises(errors.UserError, match='start.weights.*from scratch'):
+    variants.run(config, str(tmp_path / 'w'))
+  assert not (tmp_path / 'w').exists()
+
+
 def test_an_unknown_variant_is_refused_before_anything_is_trained(tmp_path):
   with pytest.raises(errors.UserError, match='tokenmixing.*tied'):
     variants.run(digits.get_config(), str(tmp_path / 'w'),

@@ -38,6 +38,7 @@ def test_a_refused_command_leaves_no_workdir(tmp_path):
   for _ in '12':
     with pytest.raises(errors.UserError, match='wrong'):
       with workdir.claimed(path):
+        (path / workdir.COMPILED).mkdir()   # as the compiler does
         raise errors.UserError('wrong')
     assert not list(tmp_path.iterdir())
 

@@ -125,8 +125,8 @@ def claimed(path: files.Path) -> Iterator[None]:
     return
   lock = os.path.join(path, LOCK)
   made = not os.path.exists(lock)
-  fresh = [p for p in (pathlib.Path(path), *pathlib.Path(path).parents)
-           if not p.exists()]
+  fresh = [p for p in (pathlib.Path(path, COMPILED), pathlib.Path(path),
+                       *pathlib.Path(path).parents) if not p.exists()]
   file, locked = _lock(path, lock)
   with file:
     file.truncate(0)
@@ -139,7 +139,7 @@ def claimed(path: files.Path) -> Iterator[None]:
       if made and locked:
         with contextlib.suppress(OSError):   # other files are there
           os.remove(lock)
-          for folder in fresh:
+          for folder in filter(os.path.exists, fresh):
             folder.rmdir()
       raise
 

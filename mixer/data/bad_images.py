@@ -128,8 +128,9 @@ class CheckedReader:
         f'{self._most} of the split may be bad: '
         f'{", ".join(listed[:_LISTED])}'
         f'{f" and {rest} more" if rest > 0 else ""} (bad_images*.jsonl in '
-        'the workdir lists all that were found); repair or remove them, or '
-        f'raise the limit, as in --config.{self.key}.max_bad_fraction=0.05')
+        'the workdir lists all that were found); raise the limit, as in '
+        f'--config.{self.key}.max_bad_fraction=0.05, or repair or remove them, '
+        'which takes a new --workdir if this one has checkpoints')
 
   def no_good_image(self, where: str) -> errors.RunError:
     """Returns the error for a split without good images in some place."""

@@ -196,9 +196,14 @@ def classes(path: str, table: Iterable[Row | dict[str, Any]]
   numbers = dict(zip(names, range(len(names))))
   for label, line in lines.items():
     if label not in numbers:
-      if not label_names.NUMBER.fullmatch(label) or int(label) >= len(names):
+      number = label_names.NUMBER.fullmatch
+      if not number(label) or int(label) >= len(names):
         raise listing.wrong(path, line, 'label', label, f'a name in {beside!r} '
                             f'or a number below {len(names)}')
+      name = names[int(label)]
+      if number(name) and int(name) != int(label):
+        raise listing.wrong(path, line, 'label', label, f'a name in {beside!r}, '
+                            f'whose class {int(label)} is {name!r}')
       numbers[label] = int(label)
   return tuple(names), numbers
 

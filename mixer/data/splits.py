@@ -253,9 +253,8 @@ def _unknown(key, name, stored, wanted):
   trained = any('train' in names(spec) for spec in wanted)
   others = [f'--config.{key}={other}' for other in stored
             if other not in ('train', 'all') or not trained]
-  if trained:
-    others.append("--config.data.split='train[:90%]' and "
-                  f"--config.{key}='train[90%:]'")
+  others += ["--config.data.split='train[:90%]' and "
+             f"--config.{key}='train[90%:]'"] * trained
   return errors.UserError(f'{error}; set {", or ".join(others)}')
 
 
@@ -268,9 +267,8 @@ def log_shared(one: Split, other: Split, key: str, what: str) -> None:
     what: happens to the examples in `one`, such as 'are trained on'.
   """
   if {p.first for p in one.pieces} & {p.first for p in other.pieces}:
-    records = (split.records(np.arange(len(split))) for split in (one, other))
-    shared = np.intersect1d(*records).size
-    if shared:
+    mine, theirs = (s.records(np.arange(len(s))) for s in (one, other))
+    if shared := np.intersect1d(mine, theirs).size:
       log.warning('%s: %d of its %d examples %s too', key, shared, len(other),
                   what)
 

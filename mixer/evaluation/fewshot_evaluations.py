@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
 from mixer.core.log import log
@@ -24,31 +23,30 @@ if TYPE_CHECKING:
   from mixer.models import interface
 
 
-def outcome_of(model: 'interface.Model') -> Callable[..., dict[str, jax.Array]]:
-  """Returns (params, batch, stored) -> the features and labels of a batch."""
+def make(fewshots: Mapping[str, 'suite.FewShot'], model: 'interface.Model',
+         collect: Callable[..., dict[str, np.ndarray]],
+         compiled: Callable[[Any], Any]) -> Callable[..., dict[str, float]]:
+  """Returns a function: params -> {metric: mean accuracy} of all evaluations.
+
+  Args:
+    fewshots: by name.
+    model: the network, without parameters.
+    collect: (name of the split, function, params, split) -> outcomes of a
+      split.
+    compiled: compiles the function: (params, batch, stored) -> outcomes [B].
+  """
   def outcome(params, batch, stored):
     images, labels, *_ = pipeline.fetch(batch, stored)
     _, out = model.apply({'params': params}, augment.normalise(images))
     return dict(features=out['pre_logits'], mask=batch['mask'],
                 labels=labels[:, 0], bad=batch['bad'],
                 position=batch['position'])
-  return outcome
+  featured = compiled(outcome)
 
-
-def make(fewshots: Mapping[str, 'suite.FewShot'],
-         collect: Callable[..., dict[str, np.ndarray]], outcome: Any
-         ) -> Callable[[Any], dict[str, float]]:
-  """Returns a function: params -> {metric: mean accuracy} of all evaluations.
-
-  Args:
-    fewshots: by name.
-    collect: (name of the split, outcome, params, split) -> outcomes of a split.
-    outcome: `outcome_of` a network, compiled.
-  """
   def evaluate(params):
     scores = {}
     for name, few in fewshots.items():
-      train, test = (collect(f'fewshot.{name}.{part}', outcome, params, split)
+      train, test = (collect(f'fewshot.{name}.{part}', featured, params, split)
                      for part, split in (('train', few.train),
                                          ('test', few.test)))
       most = max(s.source.num_classes for s in (few.train, few.test))

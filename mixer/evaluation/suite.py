@@ -245,11 +245,10 @@ def make(plan: Plan, model: 'interface.Model',
         key, function, params, map(plan.put_batch, batches), stored[id(split)],
         len(split))
 
-  linear = lambda params: {}
+  linear: Evaluate = lambda params: {}
   if fewshots:
     from mixer.evaluation import fewshot_evaluations
-    linear = fewshot_evaluations.make(
-        fewshots, collect, replicated(fewshot_evaluations.outcome_of(model)))
+    linear = fewshot_evaluations.make(fewshots, model, collect, replicated)
 
   def evaluate(params, details=None):
     scores = {}

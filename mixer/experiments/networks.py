@@ -59,6 +59,11 @@ def alike(config: ml_collections.ConfigDict,
   if not name.startswith('Mixer-'):
     raise errors.UserError(
         f'model.name: expected a Mixer to compare others with, got {name}')
+  if config.start.weights is not None:
+    raise errors.UserError(
+        f'start.weights: {config.start.weights!r} do not fit a {family} of '
+        'other widths; give a config that starts from scratch, such as '
+        '--config=configs/digits.py, or the networks of one family')
   none = dict.fromkeys(_OWN)
   if family == 'ViT':
     width = mixer.hidden_dim

@@ -54,6 +54,11 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     UserError: if a variant is refused, before anything is trained.
   """
   metric, trials = runs.accuracy_of(config), {}
+  if config.start.weights is not None:
+    raise errors.UserError(
+        f'start.weights: {config.start.weights!r} fit one way of mixing tokens '
+        'alone; give a config that starts from scratch, such as '
+        '--config=configs/digits.py')
   for variant in dict.fromkeys(variants or token_mixing.TABLE):
     for seed in range(config.run.seed, config.run.seed + seeds):
       trial = assembly.edited(config, model=dict(token_mixing=variant),

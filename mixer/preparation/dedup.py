@@ -100,8 +100,6 @@ def dedup(source: str, *, data_dir: str | None, split: str,
     counts = _checked_counts(reports, jobs)
     removed = [_removed_line(line, tests) for report in reports
                for line in report['removed']]
-    page = _write_report(root, removed, train=train, tests=tests,
-                         distance=distance, counts=counts)
     if stored is not None and not dry_run:
       _install(stored, target, work, reports, name)
       set_directory.write_provenance(
@@ -110,6 +108,10 @@ def dedup(source: str, *, data_dir: str | None, split: str,
           contents=(
               files.read(os.path.join(stored.path, set_directory.PROVENANCE)),
               removed))
+  page = _write_report(root, removed, train=train, tests=tests,
+                       distance=distance, counts=counts,
+                       version='' if dry_run or stored is None else
+                       os.path.basename(stored.path.rstrip('/')))
   totals = collections.Counter(line['against'] for line in removed)
   return page, counts, {str(test): totals[str(test)] for test in tests}
 
@@ -239,17 +241,21 @@ def _removed_line(line: Mapping[str, Any],
 def _write_report(root: str, removed: Sequence[Mapping[str, Any]], *,
                   train: dedup_worker.Images,
                   tests: Sequence[dedup_worker.Images], distance: int,
-                  counts: _Counts) -> str:
-  """Writes removed.jsonl and report.html; returns the path of the latter."""
+                  counts: _Counts, version: str) -> str:
+  """Writes removed.jsonl and report.html; returns the path of the latter.
+
+  Those of a version beside 1.0.0 have it in their names.
+  """
+  mark = '' if version in ('', '1.0.0') else f'-{version}'
   by_name = {str(test): test for test in tests}
 
   def thumbnails(line):
     return (_thumbnail(train, line['record']),
             _thumbnail(by_name[line['against']], line['match']))
 
-  files.write(os.path.join(root, 'removed.jsonl'),
+  files.write(os.path.join(root, f'removed{mark}.jsonl'),
               ''.join(json.dumps(line) + '\n' for line in removed))
-  path = os.path.join(root, 'report.html')
+  path = os.path.join(root, f'report{mark}.html')
   files.write(path, contact_sheet.make_page(
       train.name, removed, distance=distance, most_pairs=_PAIRS_SHOWN,
       searched=sum(row['searched'] for row in counts.values()),

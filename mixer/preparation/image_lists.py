@@ -27,6 +27,7 @@ from mixer.data import class_counts
 from mixer.data import csv_tables
 from mixer.data import folder
 from mixer.data import manifest
+from mixer.data import retries
 from mixer.images import decode_pillow
 from mixer.preparation import imagenet21k
 from mixer.preparation import repeats
@@ -79,15 +80,22 @@ class Entry:
 
     Raises:
       BadImage: if the file cannot be read.
+      RunError: if it cannot be read for a reason that may pass.
     """
     try:
-      with files.open_regular(self.path) as f:
-        if self.span is None:
-          return f.read()
-        f.seek(self.span[0])
-        return f.read(self.span[1])
+      found: bytes | decode_pillow.BadImage = self._read()
     except OSError as e:
-      raise decode_pillow.BadImage(e.strerror) from e
+      found = retries.again(self._read, self.path, e)
+    if isinstance(found, decode_pillow.BadImage):
+      raise found
+    return found
+
+  def _read(self) -> bytes:
+    with files.open_regular(self.path) as f:
+      if self.span is None:
+        return f.read()
+      f.seek(self.span[0])
+      return f.read(self.span[1])
 
 
 def unpack(text: str) -> Entry:

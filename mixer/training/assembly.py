@@ -175,7 +175,7 @@ def load_start(config: ml_collections.ConfigDict, settings: Settings,
     UserError: if the weights cannot be loaded, or cannot be resized.
   """
   if config.start.weights is None:
-    for key in ('best', 'method'):
+    for key in ('best', 'method', 'dont_load'):
       if config.start[key]:
         raise errors.UserError(
             f'start.{key}: {config.start[key]!r}, but start.weights is not set')
@@ -201,9 +201,10 @@ def make_step(config: ml_collections.ConfigDict, settings: Settings,
   optimizer = optimizers.make(schedule=schedule, **config.optimizer)
   if settings.average:
     optimizer = optimizers.averaged(optimizer, settings.average)
-  if (config.augment.randaugment_layers
-      and not config.augment.randaugment_magnitude):
-    log.warning('RandAugment is off: augment.randaugment_magnitude is 0')
+  off = [key for key in ('randaugment_layers', 'randaugment_magnitude')
+         if not config.augment[key]]
+  if len(off) == 1:
+    log.warning('RandAugment is off: augment.%s is 0', off[0])
   step_fn = step.make_train_step(
       model, optimizer, schedule=schedule, seed=settings.seed,
       loss=losses.make(weights=weights, **config.loss),

@@ -135,8 +135,8 @@ def restored(path: str, checkpoints: checkpoint.Checkpoints, shapes: step.State,
   if differ:
     raise errors.UserError(
         'data: the run in the workdir was trained on other data, or in another '
-        f'order: {"; ".join(differ)}; resume it with the same data, or choose '
-        'another --workdir')
+        f'order: {"; ".join(differ)}; resume it with the same data, all files '
+        'of its folder or manifest as they were, or choose another --workdir')
   done = int(rest['step'])
   if total_steps is not None and done > total_steps:
     raise errors.UserError(
