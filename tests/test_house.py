@@ -38,7 +38,7 @@ MODEL_LIBRARIES = {'jax', 'flax', 'numpy', 'mixer'}
 PUBLIC_FACES = ('mixer/models/__init__.py', 'mixer/pretrained/__init__.py')
 # Budgets, in lines: of a module; of a function, and of all of mixer/, without
 # docstrings.
-MODULE_LINES, FUNCTION_LINES, HOUSE_LINES = 300, 60, 21_300
+MODULE_LINES, FUNCTION_LINES, HOUSE_LINES = 300, 60, 21_600
 
 FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(), str(path))
          for path in sorted(ROOT.glob('mixer/**/*.py'))}

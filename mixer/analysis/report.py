@@ -262,8 +262,8 @@ def _bad_images(path: str) -> Iterator[str]:
         [(image, ', '.join(sections), reason)
          for (image, reason), sections in list(rows.items())[:_BAD]],
         ('image', 'split of', 'reason'), text=True), (
-            f'{len(rows):,} images cannot be decoded. {workdir.BAD_IMAGES} '
-            f'lists them; the page has the first {min(len(rows), _BAD)}.'))
+            f'{len(rows):,} image{"s" * (len(rows) != 1)} cannot be decoded. '
+            f'{workdir.BAD_IMAGES} lists them; the page has the first {min(len(rows), _BAD)}.'))
 
 
 def _provenance(path: str) -> Iterator[str]:
