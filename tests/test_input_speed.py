@@ -114,6 +114,11 @@ def test_an_evaluation_reads_no_more_than_a_round_and_is_closed(
       return examples
 
     def eval_batches(self, batch_size, slots):
+      # Is held, so that nothing but `close` ends it.
+      self.batches = self.generate(batch_size)
+      return self.batches
+
+    def generate(self, batch_size):
       try:
         for _ in range(examples // batch_size):
           self.taken += 1
