@@ -384,7 +384,7 @@ def test_a_bad_image_of_several_splits_is_counted_once(tmp_path):
   section, = report._bad_images(str(tmp_path))
   text = Page(section).text
   assert text.count('a.jpg') == 1 and 'data, evals.test' in text
-  assert '1 images cannot be decoded' in text and 'first 1.' in text
+  assert '1 image cannot be decoded' in text and 'first 1.' in text
 
 
 def test_accuracy_and_mean_average_precision_are_two_curves():

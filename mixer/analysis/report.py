@@ -263,7 +263,8 @@ def _bad_images(path: str) -> Iterator[str]:
          for (image, reason), sections in list(rows.items())[:_BAD]],
         ('image', 'split of', 'reason'), text=True), (
             f'{len(rows):,} image{"s" * (len(rows) != 1)} cannot be decoded. '
-            f'{workdir.BAD_IMAGES} lists them; the page has the first {min(len(rows), _BAD)}.'))
+            f'{workdir.BAD_IMAGES} lists them; the page has the first '
+            f'{min(len(rows), _BAD)}.'))
 
 
 def _provenance(path: str) -> Iterator[str]:
