@@ -202,8 +202,8 @@ def classes(path: str, table: Iterable[Row | dict[str, Any]]
                             f'or a number below {len(names)}')
       name = names[int(label)]
       if number(name) and int(name) != int(label):
-        raise listing.wrong(path, line, 'label', label, f'a name in {beside!r}, '
-                            f'whose class {int(label)} is {name!r}')
+        raise listing.wrong(path, line, 'label', label, 'a name in '
+                            f'{beside!r}, whose class {int(label)} is {name!r}')
       numbers[label] = int(label)
   return tuple(names), numbers
 
