@@ -210,5 +210,5 @@ def test_overlap_of_few_shot_training_and_test_examples_is_logged(
   config = digits.get_config()
   config.fewshot = dict(few=dict(train='train', test=test, crop='resize'))
   suite.open_evaluations(config, 8)
-  assert any('50 of the 50' in record.getMessage()
+  assert any('50 of its 50' in record.getMessage()
              for record in caplog.records) == warned
