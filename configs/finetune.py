@@ -11,8 +11,8 @@ b16,cifar10):
 
   MODEL    s32, s16, b32, b16, l32, l16 or h14. Only b16 and l16 have released
            ImageNet-21k weights. The others need --config.start.weights=WORKDIR
-           (or a file). Weights of your own decide the widths and the patch
-           size of the network, whichever name is given.
+           (or a file). Weights of a network that is none of the paper's
+           decide the widths and the patch size, whichever name is given.
   DATASET  imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102;
            folder=PATH or manifest=PATH for your own images; or vtab-TASK for
            one of the 19 tasks of VTAB-1k (see TASKS below).

@@ -84,7 +84,7 @@ _MEASURED = (_COMPARE, _PEERS, _ROUNDS, _SECONDS)
 _MODES = dict(input=(_IMAGES, *_MEASURED), train=(*_NETWORK, *_MEASURED),
               infer=(*_NETWORK, *_MEASURED),
               tpu=(*_NETWORK, _TOPOLOGY, _SHARDING, _PASS, _COMPARE, _PEERS))
-# What the modes read of a config: sections, and keys of others.
+# The sections of a config, and single keys, that each mode reads.
 _SIZES = ('run.batch_size', 'run.image_size', 'run.image_width')
 _READ = dict.fromkeys(_MODES, (
     'model', 'data.name', 'data.split', 'data.dir', 'data.access', *_SIZES,

@@ -182,3 +182,11 @@ def test_the_papers_cost_is_told_of_its_own_runs_only():
   config = mixer_b16.get_config()
   config.start.weights = 'w.npz'
   assert assembly.paper_core_days(config) is None
+
+
+def test_runs_from_scratch_may_name_what_they_would_not_load():
+  """The runs of `mixer.study left_out` do, with and without weights."""
+  config = digits.get_config()
+  config.start.dont_load = 'head/.*'
+  assert assembly.load_start(config, None, 'model', None, None) == (
+      'model', None, None)

@@ -30,8 +30,8 @@ from mixer.data import pipeline
 from mixer.data import retries
 from mixer.data import shards
 from mixer.data import tfrecord
-from mixer.preparation import image_lists
 from mixer.images import decode_pillow
+from mixer.preparation import image_lists
 from mixer.training import resume
 from mixer.training import run
 

@@ -41,7 +41,8 @@ def test_the_page_loads_nothing_and_shows_the_least_alike_pairs_first():
       for i in range(40)]
   uri = thumbnails.of_pixels(photos.crop(0, 300, 400))
   text = contact_sheet.make_page(
-      'source', removed, searched=12345, distance=16, most_pairs=30,
+      'source', removed, listed='removed.jsonl', searched=12345, distance=16,
+      most_pairs=30,
       thumbnails=lambda line: (uri, uri))
   page = _Page(text)
   assert len(page.images) == 60 and set(page.addresses) == {uri}

@@ -208,6 +208,13 @@ def test_a_value_that_a_run_refuses_is_refused(section, key, value, compiled):
   assert not compiled
 
 
+def test_the_check_of_values_says_nothing(compiled, caplog):
+  config = small()
+  config.data.crop = 'inception'
+  planning.plan(config)
+  assert 'crop' not in caplog.text
+
+
 def test_a_set_in_sequence_that_is_not_here_is_missing(compiled):
   config = small()
   config.data.update(name='cifar10', access='sequential', dir='/nowhere')

@@ -307,6 +307,7 @@ def test_planted_duplicates_are_removed(built, prepare, tmp_path):
   before = (new / 'removed.jsonl').read_text()
   prepare(*(x.replace('=mine', '=mine:1.0.64') for x in flags))
   assert (new / 'removed.jsonl').read_text() == before
+  assert 'removed-1.0.64.jsonl' in (new / 'report-1.0.64.html').read_text()
   assert (new / 'removed-1.0.64.jsonl').read_text() == before.replace(
       'mine/1.0.0', 'mine/1.0.64')
   assert {'1.0.0', '1.0.64', 'report-1.0.64.html'} < set(os.listdir(new))

@@ -1,4 +1,6 @@
 """analysis/scoring: which images the evaluations of a config have."""
+import dataclasses
+
 import numpy as np
 import pytest
 import small_networks
@@ -8,8 +10,10 @@ from configs import recipe
 from mixer import pretrained
 from mixer.analysis import planning
 from mixer.analysis import scoring
+from mixer.analysis import training_images
 from mixer.core import errors
 from mixer.data import pipeline
+from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.experiments import runs
 from mixer.experiments import sweep
@@ -140,6 +144,10 @@ def test_an_evaluation_says_what_the_network_was_trained_on(
                             data=name)
   line, = warnings(network, whole, caplog)
   assert line.startswith('evals.all: 81 of its 100 examples were trained on')
+  assert 'held out' not in caplog.text   # nothing is, here
+  # Known from the run's provenance alone, as of exported weights.
+  exported = dataclasses.replace(network, name='weights.npz')
+  assert warnings(exported, whole, caplog) == [line]
   # Without one image, others are held out.
   np.savez(tmp_path / 'a.npz', images=np.full((99, 8, 8), 255, np.uint8),
            labels=np.arange(99) % 2)
@@ -148,3 +156,24 @@ def test_an_evaluation_says_what_the_network_was_trained_on(
   assert [line.split(':')[0] for line in said] == [
       'evals.minival', 'evals.validation']
   assert all('has changed since the network was trained' in x for x in said)
+
+
+def test_a_run_on_a_whole_split_is_known_when_a_tenth_is_held_out_later(
+    config, tmp_path, caplog):
+  config.evals = {'all': recipe.evaluation('train', crop='resize')}
+  config.data.split = 'train'
+  config.model.update(hidden_dim=8, num_blocks=1, tokens_mlp_dim=8,
+                      channels_mlp_dim=8)
+  run.train(config, str(tmp_path / 'run'))
+  config.evals = {'validation': recipe.evaluation('validation', crop='resize')}
+  line, = warnings(pretrained.open_network(tmp_path / 'run'), config.to_dict(),
+                   caplog)
+  assert line.startswith('evals.validation: 10 of its 10 examples were trained')
+
+
+@pytest.mark.parametrize('trained', (
+    dict(split='train800val200', examples=1000), dict(split='train[:9'),
+    dict(examples=3), {}))
+def test_a_training_split_that_the_set_does_not_store_is_passed_over(trained):
+  stored = splits.whole(dict(train=1000, test=10))
+  assert training_images._training_split(stored, trained) is None

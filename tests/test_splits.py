@@ -1,10 +1,12 @@
 """Splits: which records a name means, and how one is held out."""
+import itertools
 import logging
 
 import numpy as np
 import pytest
 
 from mixer.core import errors
+from mixer.data import overlap
 from mixer.data import splits
 from mixer.experiments import runs
 
@@ -204,3 +206,24 @@ def test_shares_of_a_split_are_nested_and_do_not_overlap(spec, mix):
 def test_a_share_without_examples_is_refused():
   with pytest.raises(errors.UserError, match='data.split.*holds no examples'):
     runs.share(STORED, 'train', 0, 0.004, 'data.split')
+
+
+@pytest.mark.parametrize('mix', (False, True))
+@pytest.mark.parametrize('carved', (False, True))
+def test_the_overlap_of_two_splits_is_that_of_their_records(mix, carved):
+  stored = splits.whole(dict(train=200), mix=mix)
+  names = ['train', 'train[:90%]', 'train[80%:]', 'train[5:7]+train[190:]']
+  if carved:
+    stored = splits.carve(stored, ['train', 'val'], 'mine')
+    names += ['val', 'val[:50%]+train[:3]']
+  for one, other in itertools.product(names, repeat=2):
+    a, b = (splits.select(stored, spec, 'x') for spec in (one, other))
+    mine, theirs = (set(s.records(np.arange(len(s))).tolist()) for s in (a, b))
+    assert overlap.count(a, b) == len(mine & theirs), (one, other)
+
+
+def test_the_overlap_of_very_large_splits_takes_no_time():
+  stored = splits.whole(dict(train=10**15))
+  a, b = (splits.select(stored, spec, 'x') for spec in ('train[1%:]',
+                                                       'train[:3%]'))
+  assert overlap.count(a, b) == 2 * 10**13

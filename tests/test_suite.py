@@ -299,7 +299,7 @@ def test_training_refuses_an_evaluation_with_other_classes(tmp_path):
   config = on_images(name, name=other)
   config.evals.validation.split = 'train'
   with pytest.raises(errors.UserError, match=(
-      "evals.validation: class 0 .*bee.* lacks some .*mixer.evaluate --data")):
+      "evals.validation: class 0 .*bee.* lack some .*mixer.evaluate --data")):
     run.train(config, str(tmp_path / 'run'))
 
 

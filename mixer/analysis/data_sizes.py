@@ -5,9 +5,12 @@ release; JFT-300M is counted as in the paper and in BiT
 (https://arxiv.org/abs/1912.11370).
 """
 from collections.abc import Iterable
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 from mixer.core import errors
+from mixer.data import pipeline
 from mixer.data import sources
 from mixer.data import splits
 from mixer.data import vtab
@@ -70,6 +73,26 @@ def size(name: str, split: str, *, data_dir: str | None = None,
   return Size(examples=len(splits.select(source.stored, split, f'{key}.split')),
               num_classes=source.num_classes, channels=source.channels,
               decoded=source.decoded, missing=None)
+
+
+def check_values(key: str, section: Mapping[str, Any]) -> None:
+  """Raises a UserError if a run would refuse a value of a section.
+
+  The set may not be here, so the digits take its place. They lack the split,
+  which ends the check before they are read.
+
+  Args:
+    key: the name of the section, such as 'evals.test'.
+    section: its keys and values.
+  """
+  access = section.get('access')
+  try:
+    pipeline.open_data(**dict(
+        section, name='digits', split='none', dir=None, labels=None, key=key,
+        access=None if access == 'sequential' else access))
+  except errors.UserError as e:
+    if "'none'" not in str(e):
+      raise
 
 
 def _known(name: str, split: str, key: str, why: str) -> Size:

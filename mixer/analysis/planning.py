@@ -18,7 +18,6 @@ from mixer.core import accelerators
 from mixer.core import errors
 from mixer.core import files
 from mixer.core import trees
-from mixer.data import pipeline
 from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.models import catalog
@@ -167,12 +166,7 @@ def _look(config: Mapping[str, Any]) -> tuple[data_sizes.Size, list[dict]]:
   rows, found = [], {}
   for key, section in sections.items():
     name = section['name']
-    # Checks the values, as a run does. The digits stand in for the set, which
-    # may not be here, and are none to be read in sequence.
-    pipeline.open_data(**dict(
-        section, name='digits', split='all', dir=None, labels=None,
-        held_out=None, image_size=8, key=key, access=None if section.get(
-            'access') == 'sequential' else section.get('access')))
+    data_sizes.check_values(key, section)
     found[key] = data_sizes.size(
         name, section['split'], data_dir=section.get('dir'), key=key,
         access=section.get('access'),

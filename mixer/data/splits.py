@@ -264,11 +264,11 @@ def log_shared(one: Split, other: Split, key: str, what: str) -> None:
   Args:
     one, other: the splits.
     key: the config section of `other`.
-    what: happens to the examples in `one`, such as 'are trained on'.
+    what: what `one` is for, as the end of "these examples ... too".
   """
   if {p.first for p in one.pieces} & {p.first for p in other.pieces}:
-    mine, theirs = (s.records(np.arange(len(s))) for s in (one, other))
-    if shared := np.intersect1d(mine, theirs).size:
+    from mixer.data import overlap
+    if shared := overlap.count(one, other):
       log.warning('%s: %d of its %d examples %s too', key, shared, len(other),
                   what)
 

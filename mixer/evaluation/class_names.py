@@ -82,11 +82,11 @@ def other_classes(source: 'Source', num_classes: int | None,
                                          source.class_names or ())):
     # Released weights name a synset with a word: 'n01440764 tench'.
     if ours != theirs and not ours.startswith(f'{theirs} '):
-      fewer = not set(source.class_names or ()) - set(names or ())
+      fewer = set(source.class_names or ()) < set(names or ())
       return (f'class {i} of {source.name} is {theirs!r}, the network has '
               f'{ours!r}: ' + (
-                  'it lacks some of the classes; put the splits into one '
-                  'folder, as DIR/train and DIR/val, or give it to '
-                  'mixer.evaluate --data after training' if fewer
-                  else 'they were made for different classes'))
+                  'the data lack some classes of the network; put the splits '
+                  'into one folder, as DIR/train and DIR/val, or evaluate '
+                  'these data after training, by mixer.evaluate --data'
+                  if fewer else 'they were made for different classes'))
   return None

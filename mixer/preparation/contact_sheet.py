@@ -30,14 +30,15 @@ _PAIR = '''<figure>
 
 
 def make_page(source: str, removed: Sequence[Mapping[str, Any]], *,
-              searched: int, distance: int, most_pairs: int,
+              listed: str, searched: int, distance: int, most_pairs: int,
               thumbnails: Callable[[Mapping[str, Any]], tuple[str, str]]
               ) -> str:
   """Returns an HTML page that shows the removed images beside their matches.
 
   Args:
     source: the name of the set that was searched.
-    removed: the lines of removed.jsonl.
+    removed: what was removed, as lines of JSON.
+    listed: the name of the file that holds them.
     searched: number of records that were searched.
     distance: the largest number of bits in which duplicates differ.
     most_pairs: how many pairs to show at most, the least alike ones: among them
@@ -55,7 +56,7 @@ def make_page(source: str, removed: Sequence[Mapping[str, Any]], *,
       f'The left image of each pair is a record of {source}, the right one is '
       'the nearest test image: their hashes differ in at most '
       f'{distance} of 128 bits. The least alike pairs come first: check these. '
-      f'The page shows {len(shown):,} of {len(removed):,} pairs; removed.jsonl '
+      f'The page shows {len(shown):,} of {len(removed):,} pairs; {listed} '
       'lists all of them.')
   return page.make(
       f'{len(removed):,} near-duplicates in {source}', about, facts,

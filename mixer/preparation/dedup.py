@@ -100,6 +100,9 @@ def dedup(source: str, *, data_dir: str | None, split: str,
     counts = _checked_counts(reports, jobs)
     removed = [_removed_line(line, tests) for report in reports
                for line in report['removed']]
+    page = _write_report(root, removed, train=train, tests=tests,
+                         distance=distance, counts=counts, version=(
+                             os.path.basename(stored.path) if stored else ''))
     if stored is not None and not dry_run:
       _install(stored, target, work, reports, name)
       set_directory.write_provenance(
@@ -108,10 +111,6 @@ def dedup(source: str, *, data_dir: str | None, split: str,
           contents=(
               files.read(os.path.join(stored.path, set_directory.PROVENANCE)),
               removed))
-  page = _write_report(root, removed, train=train, tests=tests,
-                       distance=distance, counts=counts,
-                       version='' if dry_run or stored is None else
-                       os.path.basename(stored.path.rstrip('/')))
   totals = collections.Counter(line['against'] for line in removed)
   return page, counts, {str(test): totals[str(test)] for test in tests}
 
@@ -171,8 +170,7 @@ def _output_directory(root: str, stored: set_directory.StoredSet | None,
                       dry_run: bool) -> contextlib.AbstractContextManager[str]:
   """Returns a context that gives the directory to write into."""
   if stored is None or dry_run:
-    if found := glob.glob(f'{glob.escape(root)}/**/dataset_info.json',
-                          recursive=True):
+    if found := _versions(root):
       raise errors.UserError(
           f'--dry_run: {os.path.dirname(found[0])!r} holds a data set, whose '
           'removed.jsonl would be replaced; give another --name or --out')
@@ -180,6 +178,11 @@ def _output_directory(root: str, stored: set_directory.StoredSet | None,
     return tempfile.TemporaryDirectory(dir=root)
   _, *config_and_version = stored.full_name.split('/')
   return set_directory.create(os.path.join(root, *config_and_version))
+
+
+def _versions(root: str) -> list[str]:
+  """Returns the files that describe the versions of a set."""
+  return glob.glob(f'{glob.escape(root)}/**/dataset_info.json', recursive=True)
 
 
 def _add_steps(pipeline: 'apache_beam.Pipeline', *,
@@ -244,20 +247,22 @@ def _write_report(root: str, removed: Sequence[Mapping[str, Any]], *,
                   counts: _Counts, version: str) -> str:
   """Writes removed.jsonl and report.html; returns the path of the latter.
 
-  Those of a version beside 1.0.0 have it in their names.
+  If another version is there already, the names have this version in them.
   """
-  mark = '' if version in ('', '1.0.0') else f'-{version}'
+  mark = f'-{version}' if _versions(root) else ''
+  listed = f'removed{mark}.jsonl'
   by_name = {str(test): test for test in tests}
 
   def thumbnails(line):
     return (_thumbnail(train, line['record']),
             _thumbnail(by_name[line['against']], line['match']))
 
-  files.write(os.path.join(root, f'removed{mark}.jsonl'),
+  files.write(os.path.join(root, listed),
               ''.join(json.dumps(line) + '\n' for line in removed))
   path = os.path.join(root, f'report{mark}.html')
   files.write(path, contact_sheet.make_page(
-      train.name, removed, distance=distance, most_pairs=_PAIRS_SHOWN,
+      train.name, removed, listed=listed, distance=distance,
+      most_pairs=_PAIRS_SHOWN,
       searched=sum(row['searched'] for row in counts.values()),
       thumbnails=thumbnails))
   return path

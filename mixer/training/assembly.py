@@ -175,7 +175,7 @@ def load_start(config: ml_collections.ConfigDict, settings: Settings,
     UserError: if the weights cannot be loaded, or cannot be resized.
   """
   if config.start.weights is None:
-    for key in ('best', 'method', 'dont_load'):
+    for key in ('best', 'method'):
       if config.start[key]:
         raise errors.UserError(
             f'start.{key}: {config.start[key]!r}, but start.weights is not set')
