@@ -266,11 +266,11 @@ def log_shared(one: Split, other: Split, key: str, what: str) -> None:
     key: the config section of `other`.
     what: what `one` is for, as the end of "these examples ... too".
   """
-  if {p.first for p in one.pieces} & {p.first for p in other.pieces}:
+  if any(a.first == b.first and (a.every != b.every or a.held == b.held)
+         for a in one.pieces for b in other.pieces):
     from mixer.data import overlap
-    if shared := overlap.count(one, other):
-      log.warning('%s: %d of its %d examples %s too', key, shared, len(other),
-                  what)
+    if n := overlap.count(one, other):
+      log.warning('%s: %d of its %d examples %s too', key, n, len(other), what)
 
 
 def names(spec: str) -> list[str]:
