@@ -196,7 +196,8 @@ def test_hours_are_unknown_if_the_precision_has_no_peak(
 
 
 @pytest.mark.parametrize('section,key,value', (
-    ('data', 'crop', 'bitt'), ('data', 'interpolation', 'cubic'),
+    ('data', 'crop', 'bitt'), ('data', 'crop', 'none'),
+    ('data', 'interpolation', 'cubic'),
     ('data', 'balance', 'class'), ('data', 'min_area', 2.0),
     ('data', 'window', 0), ('data', 'access', 'sequental'),
     ('evals.test', 'crop', 'inception'), ('data', 'name', 'foldr:photos')))

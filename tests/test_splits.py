@@ -109,7 +109,8 @@ def test_a_missing_split_gets_the_settings_that_replace_it(
 
 
 def test_a_set_of_its_own_for_an_evaluation_is_named_whole():
-  """Of a set that nothing trains on, no part of `train` is held out."""
+  """The error for a set that nothing trains on names its `train` as a whole, and
+  not a part of it to hold out."""
   with pytest.raises(errors.UserError) as error:
     splits.select(splits.whole(dict(train=9)), 'validation', 'evals.val.split',
                   ['validation'])
