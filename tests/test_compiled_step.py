@@ -129,21 +129,25 @@ def test_every_shipped_config_compiles_for_the_papers_tpu(name):
 
 
 # Million cycles of a core of TPU v3 in bfloat16, as in BENCHMARKS.md.
-CYCLES = (('Mixer-B/16', 64, 'forward', 31.30),
-          ('Mixer-L/16', 32, 'forward', 55.79),
-          ('Mixer-H/14', 16, 'forward', 74.09),
-          ('Mixer-B/16', 64, 'train', 104.05),
-          ('Mixer-L/16', 32, 'train', 184.09),
-          ('Mixer-H/14', 16, 'train', 243.85))
+CYCLES = (('Mixer-B/16', 64, 'forward', 'replicate', 31.30),
+          ('Mixer-L/16', 32, 'forward', 'replicate', 55.79),
+          ('Mixer-H/14', 16, 'forward', 'replicate', 74.09),
+          ('Mixer-B/16', 64, 'train', 'replicate', 104.05),
+          ('Mixer-L/16', 32, 'train', 'replicate', 184.09),
+          ('Mixer-H/14', 16, 'train', 'replicate', 243.85),
+          ('Mixer-B/16', 64, 'train', 'fsdp', 99.77),
+          ('Mixer-L/16', 32, 'train', 'fsdp', 171.04),
+          ('Mixer-H/14', 16, 'train', 'fsdp', 218.54))
 
 
 @needs_libtpu
 @pytest.mark.slow   # a minute and more each
-@pytest.mark.parametrize('name,batch_size,what,million', CYCLES)
+@pytest.mark.parametrize('name,batch_size,what,strategy,million', CYCLES)
 def test_the_cycles_on_a_tpu_are_those_in_the_benchmarks(
-    name, batch_size, what, million):
+    name, batch_size, what, strategy, million):
   """The compiler's estimates are the same on every machine."""
-  plan = sharding.plan(devices=compiled_step.tpu_devices('v3:2x2'))
+  plan = sharding.plan(strategy=strategy,
+                       devices=compiled_step.tpu_devices('v3:2x2'))
   model = models.create(name, dtype='bfloat16', platform=plan.platform)
   found = tpu_speed.estimate(
       name, model, plan, topology='v3:2x2', batch_size=batch_size,

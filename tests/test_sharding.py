@@ -21,11 +21,11 @@ from mixer.training import step as steps
 # every device holds them whole.
 WHOLE = P()
 B16 = {
-    'stem/kernel': P(None, None, None, 'fsdp'),
+    'stem/kernel': P('fsdp', None, None, None),
     'token_mixing/Dense_0/kernel': P(None, ('model', 'fsdp')),
     'token_mixing/Dense_1/kernel': P(('model', 'fsdp'), None),
     'channel_mixing/Dense_0/kernel': P('fsdp', 'model'),
-    'channel_mixing/Dense_1/kernel': P('model', 'fsdp'),
+    'channel_mixing/Dense_1/kernel': P(('model', 'fsdp'), None),
     'head/kernel': P('fsdp', None),
 }
 
@@ -109,8 +109,10 @@ def test_axes_that_do_not_divide_stay_whole():
   assert leaf('embedding', 4095) == leaf('embedding', 4092) == ()
   assert leaf('channel_mixing/Dense_0/bias', 5120) == (('model', 'fsdp'),)
   assert leaf('channel_mixing/Dense_1/bias', 5120) == ('fsdp',)
-  # A rule for 'stem/kernel' does not apply to 'my_stem/kernel'.
-  assert leaf('my_stem/kernel', 8, 16, 3, 768) == ('fsdp',)
+  # A rule for 'channel_mixing' does not apply to 'my_channel_mixing'.
+  assert leaf('my_channel_mixing/Dense_1/kernel', 3072, 768) == ('fsdp',)
+  assert leaf('channel_mixing/Dense_1/kernel', 3072, 768) == (
+      ('model', 'fsdp'),)
 
 
 @pytest.mark.parametrize('settings, words', [

@@ -1,5 +1,6 @@
 """The training step: randomness, devices, micro-batches, remat and scan."""
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,50 @@ def test_eight_devices_compute_the_step_of_one_device(single, strategy):
       for t in range(3))
   assert replaced > 0
   assert int(single.bad) == int(several.bad) == int(metrics['bad']) == replaced
+
+
+def test_fsdp_computes_the_step_of_one_device_and_sends_parameters_only():
+  """Every kernel is divided. XLA alone would divide the work of some layers
+  instead, and send their activations."""
+  def sharded(plan):
+    model = models.create('Mixer-S/8', num_classes=512, hidden_dim=64,
+                          num_blocks=1, tokens_mlp_dim=64, channels_mlp_dim=128,
+                          head_bias=-1.0)
+    tx = optimizers.make(schedule=lambda t: RATE)
+    return step.shard(
+        step.make_train_step(
+            model, tx, schedule=lambda t: RATE, loss=losses.make(), seed=0,
+            augment=augment.make(), num_classes=512),
+        model, tx, plan, seed=0, image_shape=(64, 64, 3))
+
+  def two_steps(plan, one):
+    random, state = np.random.default_rng(0), one.init()
+    for t in range(2):
+      state, metrics = one.step(state, plan.put_batch(dict(
+          image=random.integers(0, 256, (16, 64, 64, 3)).astype(np.uint8),
+          labels=random.integers(0, 512, (16, 1)).astype(np.int32),
+          epoch=np.full(16, t, np.int32), record=np.arange(16, dtype=np.int32),
+          bad=np.zeros(16, bool))))
+    return state, metrics
+
+  single, plan = sharding.plan(devices=jax.devices()[:1]), sharding.plan(
+      strategy='fsdp')
+  one, several = sharded(single), sharded(plan)
+  kernels = {name: x.shape for name, x in trees.flatten(
+      several.state.params).items() if name.endswith('kernel')}
+  for name, spread in trees.flatten(several.shardings.params).items():
+    assert spread.is_fully_replicated == (name not in kernels), name
+  assert_same_step(two_steps(single, one), two_steps(plan, several))
+  row = lambda dtype, *shape: jax.ShapeDtypeStruct(
+      (16, *shape), dtype, sharding=plan.batch)
+  text = several.step.lower(several.state, dict(
+      image=row(np.uint8, 64, 64, 3), labels=row(np.int32, 1),
+      epoch=row(np.int32), record=row(np.int32), bad=row(bool)
+  )).compile().as_text()
+  sent = re.findall(r'= f32\[([\d,]+)\]\S* all-gather\(', text)
+  assert sorted(np.prod(np.array(s.split(','), int)) for s in sent) == sorted(
+      np.prod(shape) for shape in kernels.values())
+  assert ' all-to-all' not in text
 
 
 @pytest.mark.parametrize('micro_batches, devices', [

@@ -350,7 +350,7 @@ def test_parameters_of_the_rows_are_split_over_devices():
   assert spec('untied', 'SeparateDense_1/kernel')[0] == ('model', 'fsdp')
   assert spec('grouped:4', 'groups_4/Dense_0/kernel') == (
       None, ('model', 'fsdp'))
-  assert spec('views', 'mlp/Dense_1/kernel') == (('model', 'fsdp'), None)
+  assert spec('views', 'mlp/Dense_1/kernel') == (('model', 'fsdp'),)
   assert spec('attention', 'query/kernel') == ('fsdp', 'model', None)
 
 

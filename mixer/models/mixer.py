@@ -113,15 +113,12 @@ class MlpMixer(interface.Model):
            'Mixer-L/32', 'Mixer-L/16', 'Mixer-H/14')
   CHOICES = dict(remat=blocks.REMAT, platform=products.PLATFORMS)
   SHARDING_RULES = (
-      ('stem/kernel', (None, None, None, 'fsdp')),
       ('token_mixing/(.+/)?Dense_0/kernel', (None, ('model', 'fsdp'))),
-      ('token_mixing/(.+/)?Dense_1/kernel', (('model', 'fsdp'), None)),
+      ('(token|channel)_mixing/(.+/)?Dense_1/kernel', (('model', 'fsdp'),)),
       ('token_mixing/SeparateDense_./.*', (('model', 'fsdp'),)),
       ('token_mixing/(query|key|value)/kernel', ('fsdp', 'model', None)),
       ('token_mixing/out/kernel', ('model', None, 'fsdp')),
       ('channel_mixing/Dense_0/kernel', ('fsdp', 'model')),
-      ('channel_mixing/Dense_1/kernel', ('model', 'fsdp')),
-      ('head/kernel', ('fsdp', None)),
       ('(token|channel)_mixing/Dense_0/bias', (('model', 'fsdp'),)),
       ('.*', ('fsdp',)),
   )

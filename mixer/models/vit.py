@@ -104,14 +104,12 @@ class VisionTransformer(interface.Model):
   CHOICES = dict(remat=blocks.REMAT, platform=products.PLATFORMS,
                  pool=('token', 'mean'))
   SHARDING_RULES = (
-      ('stem/kernel', (None, None, None, 'fsdp')),
       ('cls|pos_embedding', (None, None, 'fsdp')),
       ('(query|key|value)/kernel', ('fsdp', 'model', None)),
       ('(query|key|value)/bias', ('model', None)),
       ('out/kernel', ('model', None, 'fsdp')),
       ('MlpBlock_0/Dense_0/kernel', ('fsdp', 'model')),
-      ('MlpBlock_0/Dense_1/kernel', ('model', 'fsdp')),
-      ('(head|pre_logits)/kernel', ('fsdp', None)),
+      ('MlpBlock_0/Dense_1/kernel', (('model', 'fsdp'), None)),
       ('MlpBlock_0/Dense_0/bias', (('model', 'fsdp'),)),
       ('.*', ('fsdp',)),
   )

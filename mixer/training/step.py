@@ -126,14 +126,16 @@ def make_train_step(
       'stop' makes every update.
 
   Returns:
-    step(state, batch, stored=None, by_layer=False) -> (state, metrics). `batch`
-    is a training batch as `data.pipeline` describes it, and `stored` the split
-    that it indexes if that lives on the device. Metrics are scalars: 'loss' and
-    'accuracy' of the augmented batch (of the examples that have a label),
-    'gradient_norm' of the trained parameters before clipping, 'learning_rate',
-    'bad', the state's count after this step, and with 'skip' also 'skipped',
-    int32: 1 if this step changed no parameter. With `by_layer` they are instead
-    'parameters' and 'gradient': trees with the norm of every leaf.
+    step(state, batch, stored=None, by_layer=False, gather=...) -> (state,
+    metrics). `batch` is a training batch as `data.pipeline` describes it, and
+    `stored` the split that it indexes if that lives on the device. `gather` is
+    for parameters of which each device holds a part, see `gathering`. Metrics
+    are scalars: 'loss' and 'accuracy' of the augmented batch (of the examples
+    that have a label), 'gradient_norm' of the trained parameters before
+    clipping, 'learning_rate', 'bad', the state's count after this step, and
+    with 'skip' also 'skipped', int32: 1 if this step changed no parameter. With
+    `by_layer` they are instead 'parameters' and 'gradient': trees with the norm
+    of every leaf.
   """
   def gradient(params, images, targets, rows, rngs):
     def objective(params):
@@ -165,7 +167,7 @@ def make_train_step(
         loss=jnp.mean(metrics['loss']), accuracy=jnp.sum(
             metrics['accuracy'] * labelled) / jnp.maximum(labelled.sum(), 1))
 
-  def step(state, batch, stored=None, by_layer=False):
+  def step(state, batch, stored=None, by_layer=False, gather=lambda f: f):
     key = lambda name: jax.random.fold_in(stream(seed, name), state.step)
     images, labels, weights = pipeline.fetch(batch, stored)
     images, targets = augment(
@@ -173,7 +175,7 @@ def make_train_step(
         of_examples(stream(seed, 'augment'), batch['epoch'],
                         batch['record']), key('mixup'))
     rngs = {name: key(name) for name in ('dropout', 'stochastic_depth')}
-    compute = gradient if micro_batches == 1 else accumulated
+    compute = gather(gradient if micro_batches == 1 else accumulated)
     grads, metrics = compute(state.params, images, targets,
                              jnp.arange(images.shape[0]), rngs)
     if by_layer:
@@ -280,6 +282,9 @@ def shard(step_fn: Step, model: interface.Model,
                            image_shape=image_shape)
   shapes = jax.eval_shape(init)
   shardings = plan.state(shapes, model.SHARDING_RULES)
+  if plan.strategy == 'fsdp':
+    from mixer.training import gathering  # other runs do not load it
+    step_fn = functools.partial(step_fn, gather=gathering.of(shardings.params))
   return ShardedStep(
       init=jax.jit(init, out_shardings=shardings),
       step=jax.jit(step_fn, donate_argnums=0,
