@@ -273,7 +273,8 @@ def _network(platform: str
         config.data.name, config.data.split, data_dir=config.data.dir,
         access=config.data.access)
     # Images are not augmented, so they may have any number of channels.
-    config = assembly.edited(config, augment=dict(randaugment_layers=0))
+    config = config.copy_and_resolve_references()
+    config.augment.randaugment_layers = 0
     model = assembly.make_model(config, chosen, data, platform)
   return name, model, chosen.batch_size, chosen.image_size
 

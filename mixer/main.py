@@ -57,19 +57,20 @@ def main(argv: list[str]) -> None:
   if 'run' in _CONFIG.value:
     command.one_length(_CONFIG.value.run)
   # Imported only now, so that a mistake in the flags is reported at once.
+  from mixer.core import workdir
   from mixer.training import assembly
   from mixer.training import run
-  workdir = command.folder(
+  path = command.folder(
       os.path.join('runs', command.config_name()) if _WORKDIR.value is None
       else _WORKDIR.value)
   settings = assembly.check(_CONFIG.value)
   command.join(heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
                stoppable=True)
-  run.keep_compiled(workdir)
-  scores = run.train(_CONFIG.value, workdir)
+  workdir.keep_compiled(path)
+  scores = run.train(_CONFIG.value, path)
   if processes.first():
-    reported = _REPORT.value is None and _report(workdir)
-    _summarise(scores, workdir, 'report.html, ' if reported else '')
+    reported = _REPORT.value is None and _report(path)
+    _summarise(scores, path, 'report.html, ' if reported else '')
 
 
 def _report_only() -> None:

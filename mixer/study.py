@@ -172,12 +172,11 @@ def main(argv: Sequence[str]) -> None:
   outputs.check_folder('workdir', path)
   # Imported here, so that --help and mistakes in flags do not wait for JAX.
   from mixer.core import workdir
-  from mixer.training import run
   workdir.check_path(path)
   if config is not None:
     command.one_length(config.run)
     # Most of what one run compiles, the next run needs too.
-    run.keep_compiled(path)
+    workdir.keep_compiled(path)
   if _TOPOLOGY.value is not None:   # compiling for a slice needs no device
     import jax
     jax.config.update('jax_platforms', 'cpu')

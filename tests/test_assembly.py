@@ -9,6 +9,7 @@ from configs import digits
 from configs import mixer_b16
 from configs import recipe
 from mixer.core import errors
+from mixer.experiments import runs
 from mixer.training import assembly
 from mixer.training import start
 
@@ -112,7 +113,7 @@ def test_keys_of_start_are_the_arguments_of_the_function_that_loads():
 
 def test_edited_changes_a_copy():
   config = digits.get_config()
-  other = assembly.edited(config, run=dict(seed=3), data=dict(split='all'))
+  other = runs.edited(config, run=dict(seed=3), data=dict(split='all'))
   assert (other.run.seed, other.data.split) == (3, 'all')
   assert (config.run.seed, config.data.split) == (0, 'train')
   assert other.evals.test.split == 'test'
@@ -172,7 +173,7 @@ def test_the_papers_cost_is_told_of_its_own_runs_only():
                  dict(total_epochs=90.0),
                  dict(total_epochs=None, total_steps=3)):
     assert assembly.paper_core_days(
-        assembly.edited(config, run=change)) is None
+        runs.edited(config, run=change)) is None
   config.model.patch_size = 32   # B/32 was trained on JFT only
   assert assembly.paper_core_days(config) is None
   config.data.name, config.run.total_epochs = 'jft', 7.0

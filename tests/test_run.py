@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import time
 import types
 
 import jax
@@ -245,11 +246,11 @@ def test_a_workdir_that_cannot_hold_checkpoints_is_refused(
   assert not os.listdir(tmp_path)
 
 
-def test_the_check_before_a_run_is_the_only_trace_of_the_step(
+def test_the_step_is_traced_by_the_check_and_compiled_beside_the_first_state(
     tmp_path, monkeypatch):
-  """The first step uses it, so that large networks start no later."""
-  traces = []
-  make = step.make_train_step
+  """The first step uses both, so that large networks start no later."""
+  traces, compiled, meanwhile = [], [], []
+  make, init = step.make_train_step, run._initial
 
   def counted(*args, **kwargs):
     traced = make(*args, **kwargs)
@@ -258,9 +259,27 @@ def test_the_check_before_a_run_is_the_only_trace_of_the_step(
       return traced(*batch)
     return function
 
+  def initial(made):
+    end = time.monotonic() + 100
+    while 'jit(function)' not in compiled and time.monotonic() < end:
+      time.sleep(0.01)
+    meanwhile.extend(compiled)
+    return init(made)
+
+  def seen(name, seconds, fun_name='', **more):
+    if name == '/jax/core/compile/backend_compile_duration':
+      compiled.append(fun_name)
+
   monkeypatch.setattr(step, 'make_train_step', counted)
+  monkeypatch.setattr(run, '_initial', initial)
+  jax.monitoring.register_event_duration_secs_listener(seen)
   config = tiny()
   config.run.batch_size = 8 * jax.device_count()
   config.augment.update(rotate=0., zoom=0., shift=0.)   # compiles sooner
-  run.train(config, str(tmp_path / 'run'))
+  try:
+    run.train(config, str(tmp_path / 'run'))
+  finally:
+    jax.monitoring.unregister_event_duration_listener(seen)
   assert len(traces) == 1
+  assert 'jit(function)' in meanwhile
+  assert compiled.count('jit(function)') == 1

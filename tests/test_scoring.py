@@ -17,7 +17,6 @@ from mixer.data import splits
 from mixer.evaluation import suite
 from mixer.experiments import runs
 from mixer.experiments import sweep
-from mixer.training import assembly
 from mixer.training import run
 
 
@@ -81,7 +80,7 @@ def test_a_wrong_name_of_a_held_out_split_is_refused(config):
 def test_a_sweep_does_not_train_on_what_the_config_holds_out(config):
   """The runs of a sweep evaluate only the images that choose the settings."""
   _, evals, _ = suite.open_splits(config.to_dict(), 8)
-  trial = sweep._trial(assembly.edited(config), 'train[:50%]', 'train[50%:]')
+  trial = sweep._trial(runs.edited(config), 'train[:50%]', 'train[50%:]')
   train, chosen, _ = suite.open_splits(trial.to_dict(), 8)
   assert chosen.keys() == {'dev'} and len(train) + len(chosen['dev']) == 90
   for split in (train, chosen['dev']):

@@ -7,6 +7,7 @@ import pytest
 from configs import digits
 from mixer.core import trees
 from mixer.data import sources
+from mixer.evaluation import suite
 from mixer.models import catalog
 from mixer.training import assembly
 from mixer.training import optimizers
@@ -21,7 +22,7 @@ def introduced(tmp_path, caplog, **optimizer):
   config.optimizer.update(optimizer)
   settings = assembly.check(config)
   plan = assembly.make_plan(config)
-  data, evals, _ = assembly.open_splits(config, settings)
+  data, evals, _ = suite.open_splits(config.to_dict(), settings.image_size)
   model = assembly.make_model(config, settings, data.source)
   optimizer, step_fn = assembly.make_step(config, settings, model, 1200)
   sharded = step.shard(

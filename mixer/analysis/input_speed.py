@@ -57,7 +57,7 @@ def opened(config: ml_collections.ConfigDict
       raise errors.UserError(
           f'{key}.on_device: the images are decoded only once, so there is no '
           f'input pipeline to measure; add --config.{key}.on_device=False')
-  data, evals, _ = assembly.open_splits(config, settings)
+  data, evals, _ = suite.open_splits(config.to_dict(), settings.image_size)
   chosen = data, evals[name.removeprefix('evals.')]
   for split in chosen:
     if split.resident is not None:

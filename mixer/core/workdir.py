@@ -15,6 +15,7 @@ from typing import IO
 import zlib
 
 from etils import epath
+from flax import traverse_util
 import jax
 
 from mixer.core import errors
@@ -101,6 +102,16 @@ def check_path(path: files.Path) -> None:
     raise errors.UserError(
         f'--workdir: {text!r}: expected a local folder, or an address that '
         f'begins with {" or ".join(_BUCKETS)}')
+
+
+def keep_compiled(path: files.Path) -> None:
+  """Makes JAX keep compiled programs in the workdir, for the next start.
+
+  If JAX_COMPILATION_CACHE_DIR is set, they are kept there instead.
+  """
+  if not jax.config.jax_compilation_cache_dir:   # type: ignore[attr-defined]
+    jax.config.update('jax_compilation_cache_dir', os.path.join(
+        files.absolute(path), COMPILED))
 
 
 @contextlib.contextmanager
@@ -244,17 +255,7 @@ def write_json(path: files.Path, value: Any) -> None:
     files.write(path, json.dumps(value, indent=2) + '\n')
 
 
-def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns {'section.key': value}, without keys that are not set.
-
-  Args:
-    tree: nested dict, such as a config.
-    prefix: put before each key.
-  """
-  out: dict[str, Any] = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      out.update(flat(value, f'{prefix}{key}.'))
-    elif value is not None:
-      out[prefix + key] = value
-  return out
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns {'section.key': value} of a nested dict, without those not set."""
+  return {key: value for key, value in traverse_util.flatten_dict(
+      tree, sep='.').items() if value is not None}

@@ -66,9 +66,9 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   rows = []
   trained = network.open_network(first)
   for size in dict.fromkeys(map(int, sizes)):
-    at = assembly.edited(config, run=dict(image_size=size, image_width=None),
-                         start=dict(weights=None, best=False, dont_load=None,
-                                    method=None))
+    at = runs.edited(config, run=dict(image_size=size, image_width=None),
+                     start=dict(weights=None, best=False, dont_load=None,
+                                method=None))
     short = runs.short(at, tuning_steps)
     scratch = runs.train(short, os.path.join(path, f'scratch-{size}'))
     full = runs.train(at, os.path.join(path, f'full-{size}'))
@@ -78,8 +78,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
           from_size=trained.image_size, method=method)
       before = runs.evaluate(at, model, params, size)
       tuned = runs.train(
-          assembly.edited(short, start=dict(weights=first, method=method),
-                          schedule=dict(learning_rate=rate)),
+          runs.edited(short, start=dict(weights=first, method=method),
+                      schedule=dict(learning_rate=rate)),
           os.path.join(path, f'tuned-{size}-{method or "default"}'))
       rows.append(dict(
           size=size, method=method or _default(trained.image_size, size),

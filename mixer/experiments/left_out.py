@@ -213,7 +213,7 @@ def _on_arrays(config: ml_collections.ConfigDict, npz: str,
                evals: Sequence[str]) -> ml_collections.ConfigDict:
   """Returns a copy that trains on 'train' of a file, evaluated on `evals`."""
   like = next(iter(config.evals.values()))
-  config = assembly.edited(
+  config = runs.edited(
       config, data=dict(name=f'arrays:{npz}', split='train'))
   with config.unlocked():
     config.evals = {split: dict(like, name=None, dir=None, split=split)
@@ -227,7 +227,7 @@ def _best(config: ml_collections.ConfigDict, path: str, weights: str | None,
   found = []
   for rate in rates:
     scores = runs.train(
-        assembly.edited(
+        runs.edited(
             config, start=dict(weights=weights, best=False, method=None,
                                dont_load='head/.*'),
             schedule=dict(learning_rate=rate)),

@@ -5,10 +5,10 @@ import itertools
 import ml_collections
 
 from mixer.core import errors
+from mixer.experiments import runs
 from mixer.models import catalog
 from mixer.models import grid
 from mixer.models import interface
-from mixer.training import assembly
 
 FAMILIES = ('Mixer', 'ViT', 'BiT')
 _MAX_BLOCKS = 48
@@ -53,7 +53,7 @@ def alike(config: ml_collections.ConfigDict,
   """
   name = config.model.name
   if name.startswith(f'{family}-'):
-    return assembly.edited(config)
+    return runs.edited(config)
   mixer, size = model(config), _size(config)
   wanted, patch = mixer.multiply_adds(size), grid.pair(mixer.patch_size)[0]
   if not name.startswith('Mixer-'):
@@ -79,7 +79,7 @@ def alike(config: ml_collections.ConfigDict,
                    stochastic_depth=0.0, dropout_rate=0.0, scan=False,
                    approximate_gelu=True, remat=None)
               for depth, width in itertools.product(_BIT_DEPTHS, _BIT_WIDTHS)]
-  tried = [assembly.edited(config, model=trial) for trial in trials]
+  tried = [runs.edited(config, model=trial) for trial in trials]
   # Of those that are near enough, the first has the fewest layers.
   return min(tried, key=lambda one: max(
       abs(multiply_adds(one) / wanted - 1), _NEAR))

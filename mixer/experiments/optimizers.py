@@ -67,7 +67,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
   train, dev = section['train'], section['dev']
   steps = settings.steps(len(splits.select(
       stored, config.data.split, 'data.split')))
-  base = assembly.edited(config, run=dict(
+  base = runs.edited(config, run=dict(
       total_steps=steps, total_epochs=None, patience=0, eval_every=(
           settings.eval_every or math.ceil(steps / _EVALUATIONS))))
   with base.unlocked():
@@ -75,7 +75,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       del base['sweep']
   out = {}
   for name, decay in WEIGHT_DECAY.items():
-    own = assembly.edited(base, optimizer=dict(name=name, weight_decay=(
+    own = runs.edited(base, optimizer=dict(name=name, weight_decay=(
         base.optimizer.weight_decay if base.optimizer.name == name else decay)))
     found = sweep.sweep(own, os.path.join(path, name), train=train, dev=dev,
                         learning_rates=tried[name])
@@ -86,7 +86,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
       # The sweep has trained the first one.
       where = os.path.join(path, name, 'final' if seed == settings.seed and (
           found['retrain']) else f'seed-{seed}')
-      scores = runs.train(assembly.edited(
+      scores = runs.train(runs.edited(
           own, schedule=dict(learning_rate=rate), run=dict(seed=seed)), where,
                           curves=True)
       places.append(where)

@@ -110,7 +110,7 @@ def trained(config: ml_collections.ConfigDict, path: str, names: Sequence[str],
       places: list[str] = []
       for seed in range(config.run.seed, config.run.seed + seeds):
         place = folder(path, family, order, seed)
-        scores.append(runs.train(assembly.edited(
+        scores.append(runs.train(runs.edited(
             like, run=dict(seed=seed),
             model=dict(pixel_order=value(order, patch, seed))), place,
                                  curves=True)[metric])
@@ -282,4 +282,4 @@ def _with_points(config: ml_collections.ConfigDict
   steps, every = config.run.total_steps, config.run.eval_every
   if steps is not None and not 0 < every <= 2 * steps // _POINTS:
     every = max(steps // _POINTS, 1)
-  return assembly.edited(config, run=dict(eval_every=every, patience=0))
+  return runs.edited(config, run=dict(eval_every=every, patience=0))

@@ -200,7 +200,7 @@ def short(config: ml_collections.ConfigDict,
   """Returns a copy that trains for so many steps, evaluated at the end only."""
   # Warm-up takes at most a fifth, so that most steps are at a useful rate.
   warmup = min(config.schedule.warmup_steps, total_steps // 5)
-  return assembly.edited(
+  return edited(
       config, schedule=dict(warmup_steps=warmup),
       run=dict(total_steps=total_steps, total_epochs=None, eval_every=0))
 
@@ -251,3 +251,13 @@ def _scores(sections: Mapping[str, Any], model: interface.Model,
   compute = suite.make(plan, model, evals, fewshots, batch_size=batch_size,
                        loss_of=losses.of_labels('softmax'))
   return compute(plan.place(params))
+
+
+def edited(config: ml_collections.ConfigDict,
+           **sections: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """Returns a copy of a config with changes: {key: value} for each section."""
+  copy = config.copy_and_resolve_references()
+  for name, settings in sections.items():
+    for key, value in settings.items():
+      copy[name][key] = value
+  return copy

@@ -76,7 +76,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     count = len(splits.select(stored, split, 'data.split'))
     sets.append(dict(fraction=share, split=split, examples=count,
                      epochs=steps * settings.batch_size / count))
-  configs = {name: assembly.edited(families.alike(config, name), run=dict(
+  configs = {name: runs.edited(families.alike(config, name), run=dict(
       total_steps=steps, total_epochs=None, patience=0,
       eval_every=math.ceil(steps / _EVALUATIONS))) for name in names}
   rows = []
@@ -84,7 +84,7 @@ def run(config: ml_collections.ConfigDict, path: str, *,
     for subset in sets:
       for name, one in configs.items():
         where = os.path.join(path, f'{name}-{subset["examples"]}-{seed}')
-        runs.train(assembly.edited(
+        runs.train(runs.edited(
             one, data=dict(split=subset['split']), run=dict(seed=seed)), where,
                    curves=True)
         rows.append(dict(
@@ -162,7 +162,7 @@ def _with_few_shot(config: ml_collections.ConfigDict,
                    image_size: int | tuple[int, int]
                    ) -> tuple[ml_collections.ConfigDict, str]:
   """Returns a copy that has a few-shot evaluation, and its metric."""
-  out = assembly.edited(config)
+  out = runs.edited(config)
   for name, section in out.fewshot.items():
     if SHOTS in section.shots:
       return out, f'eval/{name}/accuracy_{SHOTS}shot'

@@ -262,7 +262,7 @@ def _trials(config: ml_collections.ConfigDict,
 def _with(config: ml_collections.ConfigDict,
           values: Mapping[str, Any]) -> ml_collections.ConfigDict:
   """Returns a copy with some values, {key: value}, changed."""
-  out = assembly.edited(config)
+  out = runs.edited(config)
   out.update_from_flattened_dict(values)
   return out
 

@@ -61,8 +61,8 @@ def run(config: ml_collections.ConfigDict, path: str, *,
         '--config=configs/digits.py')
   for variant in dict.fromkeys(variants or token_mixing.TABLE):
     for seed in range(config.run.seed, config.run.seed + seeds):
-      trial = assembly.edited(config, model=dict(token_mixing=variant),
-                              run=dict(seed=seed, patience=0))
+      trial = runs.edited(config, model=dict(token_mixing=variant),
+                          run=dict(seed=seed, patience=0))
       assembly.check(trial)
       trials[variant, seed] = trial
   rows: dict[str, dict[str, Any]] = {}

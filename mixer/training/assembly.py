@@ -97,21 +97,6 @@ def make_plan(config: ml_collections.ConfigDict,
   return sharding.plan(devices=devices, **config.sharding)
 
 
-def open_splits(
-    config: ml_collections.ConfigDict, settings: Settings,
-    report: Callable[[dict[str, str]], None] | None = None
-    ) -> tuple[pipeline.Data, dict[str, pipeline.Data],
-               dict[str, suite.FewShot]]:
-  """Returns all splits that a config names: (training split, {name: evaluation
-  split}, {name: few-shot evaluation}).
-
-  Args:
-    config, settings: of a run, and of its `run` section.
-    report: called with a dict for every image that cannot be decoded.
-  """
-  return suite.open_splits(config.to_dict(), settings.image_size, report)
-
-
 def make_model(config: ml_collections.ConfigDict, settings: Settings,
                source: Classes, platform: str | None = None) -> interface.Model:
   """Returns the network of a config.
@@ -259,16 +244,6 @@ def paper_core_days(config: ml_collections.ConfigDict) -> int | None:
   found = published.row(
       catalog.title(network), config.data.name, run.total_epochs)
   return found.core_days if found else None
-
-
-def edited(config: ml_collections.ConfigDict,
-           **sections: Mapping[str, Any]) -> ml_collections.ConfigDict:
-  """Returns a copy of a config with changes: {key: value} for each section."""
-  copy = config.copy_and_resolve_references()
-  for name, settings in sections.items():
-    for key, value in settings.items():
-      copy[name][key] = value
-  return copy
 
 
 def _check_numbers(name: str, value: Any) -> None:

@@ -4,6 +4,7 @@ A run calls this before it writes its first file.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
+from concurrent import futures
 import dataclasses
 from typing import Any
 
@@ -62,7 +63,8 @@ def open_splits(config: ml_collections.ConfigDict, settings: Settings,
         '--config.checkpoint.best=eval/NAME/accuracy')
   bad = workdir.BadImages(path)
   try:
-    train, evals, fewshots = assembly.open_splits(config, settings, bad)
+    train, evals, fewshots = suite.open_splits(
+        config.to_dict(), settings.image_size, bad)
     train.check(settings.batch_size, plan.slots(settings.batch_size))
     losses.check_labels(config.loss.name, class_counts.labels(train),
                         train.source.name)
@@ -160,6 +162,25 @@ def batch_shapes(data: pipeline.Data, size: int,
   images = np.zeros((0, *data.image_size, data.source.channels), np.uint8)
   _, targets = data.source.read(np.zeros(0, np.int64))
   return jax.tree.map(struct, dict(batch, image=images, **targets)), None
+
+
+def compiling(sharded: step.ShardedStep, data: pipeline.Data, size: int,
+              plan: sharding.Plan) -> step.Step:
+  """Begins to compile a step in a thread; returns one that waits for it.
+
+  The first state, which needs a program of its own, can be made meanwhile.
+
+  Args:
+    sharded: the step.
+    data, size, plan: as `batch_shapes` takes them.
+  """
+  def compiled() -> step.Step:
+    sharded.step.lower(
+        sharded.state, *batch_shapes(data, size, plan)).compile()
+    return sharded.step   # finds the program
+
+  program = futures.ThreadPoolExecutor(1).submit(compiled)
+  return lambda *args: program.result()(*args)
 
 
 def made_with(path: str, fingerprint: Mapping[str, Any],

@@ -14,7 +14,6 @@ import ml_collections
 
 from mixer.core import checkpoint
 from mixer.core import errors
-from mixer.core import files
 from mixer.core import workdir
 from mixer.core.log import log
 from mixer.evaluation import suite
@@ -45,6 +44,7 @@ class _Run:
     model: the network.
     card: the network's card, see `models.catalog`.
     sharded: the training step, jitted for the plan.
+    step_fn: that step; its first call waits until it is compiled.
     total_steps: length of the run.
     image_flops: FLOPs of one image in training.
     merge: puts loaded weights in the place of initial parameters; None if there
@@ -59,6 +59,7 @@ class _Run:
   model: interface.Model
   card: Mapping[str, Any]
   sharded: step.ShardedStep
+  step_fn: step.Step
   total_steps: int
   image_flops: int
   merge: assembly.Merge | None
@@ -124,23 +125,14 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         paper_core_days=assembly.paper_core_days(config))
     stall.phase('making the first state')
     with watchdog.Guard() as guard:   # before anything compiles
+      run = dataclasses.replace(run, step_fn=opening.compiling(
+          run.sharded, splits.train, settings.batch_size, plan))
       if found is None:
         found = _initial(run), []
       else:
         log.info('resuming at step %s', f'{int(found[0].step):,}')
       guard.check()
       return _train_or_go_back(run, *found, fingerprint, guard, stall)
-
-
-def keep_compiled(path: str) -> None:
-  """Makes JAX keep compiled programs in the workdir.
-
-  The same command, started again, then need not compile them again. If
-  JAX_COMPILATION_CACHE_DIR is set, they are kept there instead.
-  """
-  if not jax.config.jax_compilation_cache_dir:   # type: ignore[attr-defined]
-    jax.config.update('jax_compilation_cache_dir', os.path.join(
-        files.absolute(path), workdir.COMPILED))
 
 
 def _assemble(config: ml_collections.ConfigDict, settings: Settings,
@@ -166,8 +158,8 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
   card = assembly.make_card(config, model, splits.train, splits.evals)
   flops = model.training_flops(
       settings.image_size, config.optimizer.frozen, sharded.state.params)
-  return _Run(path, settings, plan, splits, model, card, sharded, total, flops,
-              merge, origin, checkpoints)
+  return _Run(path, settings, plan, splits, model, card, sharded,
+              sharded.step, total, flops, merge, origin, checkpoints)
 
 
 def _check(run: _Run) -> None:
@@ -273,16 +265,16 @@ def _train(run: _Run, state: step.State, skips: watchdog.Skips,
   try:
     with bar:
       job = loop.Job(
-          step_fn=run.sharded.step, batches=map(plan.put_batch, batches),
-          resident=stored, evaluate=ask, save=save,
-          writer=writer, progress=bar, guard=guard, skips=skips,
-          total_steps=total, log_every=settings.log_every,
-          eval_every=settings.eval_every, patience=settings.patience,
-          save_every=checkpoints.every, save_scored=bool(checkpoints.best),
+          step_fn=run.step_fn, batches=map(plan.put_batch, batches),
+          resident=stored, evaluate=ask, save=save, writer=writer,
+          progress=bar, guard=guard, skips=skips, total_steps=total,
+          log_every=settings.log_every, eval_every=settings.eval_every,
+          patience=settings.patience, save_every=checkpoints.every,
+          save_scored=bool(checkpoints.best),
           improves=checkpoints.improves, batch_size=size,
           flops=size * run.image_flops, devices=plan.mesh.size,
           spent=writer.spent, phase=phase, stale=_stale(run, first),
-          peak_flops=jax.process_count() * products.flops_per_second(
+          measure=lambda: jax.process_count() * products.flops_per_second(
               settings.dtype_on(plan.platform)))
       try:
         if not _ended(run, first):
