@@ -44,7 +44,7 @@ class _Run:
     model: the network.
     card: the network's card, see `models.catalog`.
     sharded: the training step, jitted for the plan.
-    step_fn: that step; its first call waits until it is compiled.
+    step_fn: that step; in a new run, its first call waits until it is compiled.
     total_steps: length of the run.
     image_flops: FLOPs of one image in training.
     merge: puts loaded weights in the place of initial parameters; None if there
@@ -125,9 +125,9 @@ def train(config: ml_collections.ConfigDict, path: str) -> dict[str, float]:
         paper_core_days=assembly.paper_core_days(config))
     stall.phase('making the first state')
     with watchdog.Guard() as guard:   # before anything compiles
-      run = dataclasses.replace(run, step_fn=opening.compiling(
-          run.sharded, splits.train, settings.batch_size, plan))
       if found is None:
+        run = dataclasses.replace(run, step_fn=opening.compiling(
+            run.sharded, splits.train, settings.batch_size, plan))
         found = _initial(run), []
       else:
         log.info('resuming at step %s', f'{int(found[0].step):,}')
