@@ -36,6 +36,7 @@ _BATCH = 128
 _POINTS = 400   # of a curve
 _BAD = 100   # images that cannot be decoded
 _LINES = ('-', '--', ':')   # of curves in the same six colours
+_LETTERS = 54   # of a row of a legend
 _STYLE = mistakes.STYLE + mosaic.STYLE
 # The curves: title of the axis, keys of training, and kinds of evaluations.
 _CURVES = (
@@ -157,7 +158,8 @@ def _curves(rows: Sequence[Row]) -> Iterator[str]:
       figures.percent(axis)
     if evals:
       with figures.style():
-        axis.legend()
+        figure.legend(loc='outside upper center', ncols=max(
+            1, _LETTERS // (2 + max(map(len, curves)))))
     shown.append(f'<figure><figcaption><b>{page.escape(title)}</b></figcaption>'
                  f'{figures.to_svg(figure)}</figure>')
   if shown:
