@@ -186,7 +186,7 @@ def _timed(mode: str) -> dict[str, Any]:
         f'--compare: the others use one device, and {plan.mesh.size} are '
         'visible; start the command with one, on NVIDIA GPUs by '
         'CUDA_VISIBLE_DEVICES=0')
-  _, model, batch_size, image_size = _network(plan.platform)
+  name, model, batch_size, image_size = _network(plan.platform)
   if batch_size % plan.parts:
     flag = 'batch_size' if _CONFIG.value is None else 'config.run.batch_size'
     raise errors.UserError(f'--{flag}: {batch_size} images do not divide over '
@@ -197,24 +197,25 @@ def _timed(mode: str) -> dict[str, Any]:
           if mode == 'train' else
           step_speed.inference(model, images=images, plan=plan))
   candidates = [step_speed.Candidate('mixer', ours)]
-  for name in _COMPARE.value:
-    candidates.append(step_speed.Candidate(name, peers.make(
-        name, mode, model, _PEERS.value, images, labels)))
+  for other in _COMPARE.value:
+    candidates.append(step_speed.Candidate(other, peers.make(
+        other, mode, model, _PEERS.value, images, labels)))
   dtype = str(model.dtype)
   peaks = step_speed.measure(candidates, dtype=dtype, rounds=_ROUNDS.value,
                              seconds=_SECONDS.value)
-  out = step_speed.report(mode, model, candidates, peaks, dtype=dtype,
-                          batch_size=batch_size, image_size=image_size)
+  out = dict(model=name, **step_speed.report(
+      mode, model, candidates, peaks, dtype=dtype, batch_size=batch_size,
+      image_size=image_size))
   rows = [('mixer', f'{out["images_per_second"]:.2f}',
            f'{out["utilisation"]:.1%}', '')]
-  for name, peer in out['peers'].items():
+  for other, peer in out['peers'].items():
     low, high = peer['ratio_range']
-    rows.append((name, f'{peer["images_per_second"]:.2f}',
+    rows.append((other, f'{peer["images_per_second"]:.2f}',
                  f'{peer["utilisation"]:.1%}',
                  f'{peer["ratio"]:.2f} ({low:.2f} to {high:.2f})'))
   tables.show(tables.make(
       rows, ('', 'images/s', 'of the peak', 'ours / theirs'),
-      title=f'{mode}, batch {batch_size}, {dtype}, {out["devices"]} x '
+      title=f'{name}, {mode}, batch {batch_size}, {dtype}, {out["devices"]} x '
       f'{out["device"]}'))
   return out
 

@@ -48,6 +48,7 @@ def test_the_last_line_has_figures_that_agree(mode):
   assert out.returncode == 0, out.stderr
   found = json.loads(out.stdout.splitlines()[-1])
   assert (found['mode'], found['batch_size'], found['rounds']) == (mode, 4, 3)
+  assert found['model'] == 'Mixer-S/32'
   model = catalog.create('Mixer-S/32')
   flops = dict(train=model.training_flops, infer=model.forward_flops)[mode](32)
   seconds = found['median_seconds']

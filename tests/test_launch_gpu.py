@@ -1,6 +1,9 @@
-"""restart.sh and gpu_local.sh with a script in place of mixer.main."""
+"""restart.sh, gpu_local.sh and gpu_benchmark.sh with a script in place of the
+program that they start."""
+import json
 import os
 import signal
+import sys
 import time
 
 import launching
@@ -273,3 +276,88 @@ def test_all_save_on_a_signal(box, number):
   assert done.returncode == 42
   assert _said(done) == ['saved', 'mixer.main exited with 42']
   assert len(box.lines('mains0')) == len(box.lines('mains1')) == 1
+
+
+# ---- gpu_benchmark.sh.
+
+
+# A GPU on which small batches are the fastest, and 512 images do not fit.
+_BENCHMARK = f'''
+arguments="$*"
+case $arguments in
+*ensurepip*) exit ;;
+*platform*) echo 3.12.1; exit ;;
+'-m venv'*) mkdir -p .venv/bin; cp "$0" .venv/bin/python; exit ;;
+'-m pip'*) exit ;;
+'-c import json'*) exec {sys.executable} "$@" ;;
+esac
+echo "$CUDA_VISIBLE_DEVICES $arguments" >>"$BOX/measured"
+size=${{arguments##*--batch_size=}}
+size=${{size%% *}}
+if [[ $size == 512 ]]; then
+  echo 'error: out of memory' >&2
+  exit 1
+fi
+printf 'a table\\nof %s\\n' "$size"
+echo "{{\\"batch_size\\": $size, \\"images_per_second\\": $((900 - size))}}"
+'''
+
+
+def test_gpu_benchmark_compares_the_fastest_batch_that_fits(box):
+  python = launching.script(box.path / 'python', _BENCHMARK)
+  done = box.call('gpu_benchmark.sh', '--peers=/peers', 'B/16', 'L/32',
+                  PYTHON=str(python), JAX_PLATFORMS='', SECONDS_EACH='3')
+  assert done.returncode == 0, done.stderr
+  of = lambda mode, scale, rest: (
+      f'0 -m mixer.benchmark {mode} --model=Mixer-{scale} {rest} --seconds=3')
+  wanted = []
+  for scale, sizes in (('B/16', (128, 256, 512)), ('L/32', (64, 128, 256))):
+    for mode in ('train', 'infer'):
+      wanted += [of(mode, scale, f'--precision=bfloat16 --batch_size={size}')
+                 for size in sizes]
+      wanted.append(of(
+          mode, scale, f'--precision=bfloat16 --batch_size={sizes[0]} '
+          '--compare=timm_compiled --peers=/peers'))
+    if scale == 'B/16':
+      wanted.append(of(
+          'train', scale, '--precision=float32 --batch_size=128 '
+          '--compare=vision_transformer --peers=/peers'))
+  assert box.lines('measured') == wanted
+  found = [json.loads(line) for line in done.stdout.splitlines()]
+  assert len(found) == len(wanted) - 2   # two did not fit
+  assert done.stderr.count('a table\nof 128\n') == sum(
+      one['batch_size'] == 128 for one in found)
+  assert done.stderr.count('out of memory') == 2
+
+
+def test_gpu_benchmark_measures_the_papers_scales_with_the_given_batches(box):
+  done = box.call('gpu_benchmark.sh', '--dry-run', BATCH_SIZES='8 16',
+                  CUDA_VISIBLE_DEVICES='2')
+  assert done.returncode == 0, done.stderr
+  first, *lines = done.stdout.splitlines()
+  assert first == ('env REQUIREMENTS=launch/requirements-cuda.txt '
+                   'launch/venv.sh')
+  assert lines == [
+      f'.venv/bin/python -m mixer.benchmark {mode} --model=Mixer-{scale} '
+      f'--precision=bfloat16 --batch_size={size} --seconds=6'
+      for scale in ('S/16', 'B/16', 'L/16', 'H/14')
+      for mode in ('train', 'infer') for size in (8, 16)]
+
+
+@pytest.mark.parametrize('args,env,message', [
+    (['B/17'], {}, "unknown argument B/17; expected a SCALE such as B/16"),
+    ([], {'BATCH_SIZES': '8,16'}, "BATCH_SIZES is '8,16'"),
+    ([], {'SECONDS_EACH': '0'}, "SECONDS_EACH is '0'"),
+])
+def test_gpu_benchmark_usage_errors(args, env, message, box):
+  launching.check_usage_error(box.call('gpu_benchmark.sh', *args, **env),
+                              message)
+
+
+def test_gpu_benchmark_fails_if_no_batch_fits(box):
+  python = launching.script(box.path / 'python', _BENCHMARK)
+  done = box.call('gpu_benchmark.sh', 'B/16', PYTHON=str(python),
+                  JAX_PLATFORMS='', BATCH_SIZES='512')
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1] == (
+      'error: Mixer-B/16: no batch size could be measured')
