@@ -111,14 +111,6 @@ def test_keys_of_start_are_the_arguments_of_the_function_that_loads():
                              'image_size', 'own', 'class_names', 'data'}
 
 
-def test_edited_changes_a_copy():
-  config = digits.get_config()
-  other = runs.edited(config, run=dict(seed=3), data=dict(split='all'))
-  assert (other.run.seed, other.data.split) == (3, 'all')
-  assert (config.run.seed, config.data.split) == (0, 'train')
-  assert other.evals.test.split == 'test'
-
-
 def test_the_workdir_keeps_all_sections_but_the_sweep():
   config = digits.get_config()
   config.sweep = dict(train='train', dev='dev')

@@ -66,7 +66,7 @@ def run(*, total=10, first=0, stop_at=None, bad_at=None, seen=None,
       batches=(dict(record=i) for i in range(first, total)), writer=seen,
       progress=seen, guard=guard,
       skips=watchdog.Skips('', norms=None), total_steps=total, batch_size=8,
-      flops=1.0, measure=lambda: 1.0,
+      flops=1.0, peak_flops=1.0,
       **dict(periods, **settings))
   state = types.SimpleNamespace(step=first)
   try:

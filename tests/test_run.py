@@ -278,8 +278,10 @@ def test_the_step_is_traced_by_the_check_and_compiled_beside_the_first_state(
   config.augment.update(rotate=0., zoom=0., shift=0.)   # compiles sooner
   try:
     run.train(config, str(tmp_path / 'run'))
+    assert len(traces) == 1
+    assert 'jit(function)' in meanwhile
+    assert compiled.count('jit(function)') == 1
+    run.train(config, str(tmp_path / 'run'))   # finished: it steps no more
   finally:
     jax.monitoring.unregister_event_duration_listener(seen)
-  assert len(traces) == 1
-  assert 'jit(function)' in meanwhile
   assert compiled.count('jit(function)') == 1

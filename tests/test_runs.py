@@ -126,3 +126,11 @@ def test_scores_of_other_evaluations_are_not_mixed(tmp_path):
     runs.check_alike(path, config)
   with pytest.raises(errors.UserError, match='other evals.*another --workdir'):
     runs.train(config, path, curves=True)
+
+
+def test_edited_changes_a_copy():
+  config = digits.get_config()
+  other = runs.edited(config, run=dict(seed=3), data=dict(split='all'))
+  assert (other.run.seed, other.data.split) == (3, 'all')
+  assert (config.run.seed, config.data.split) == (0, 'train')
+  assert other.evals.test.split == 'test'

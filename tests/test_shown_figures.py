@@ -75,7 +75,7 @@ def recorded():
       writer=seen, progress=seen,
       guard=types.SimpleNamespace(asked=lambda step: None), total_steps=4,
       log_every=2, eval_every=0, save_every=2, save_scored=False, batch_size=8,
-      flops=6.0, measure=lambda: 10.0, devices=3, spent=7.0)
+      flops=6.0, peak_flops=10.0, devices=3, spent=7.0)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, 'time', clock)
     loop.train(types.SimpleNamespace(step=0), job)

@@ -83,8 +83,7 @@ def train(watch, stall, at):
       step_fn=compute, batches=batches(), resident=None, evaluate=score,
       save=save, writer=deaf, progress=deaf, guard=deaf, skips=deaf,
       total_steps=3, log_every=100, eval_every=0, save_every=100,
-      save_scored=False, batch_size=1, flops=1.0, measure=lambda: 1.0,
-      phase=watch.phase))
+      save_scored=False, batch_size=1, flops=1.0, peak_flops=1.0, phase=watch.phase))
 
 
 @pytest.mark.parametrize('what, step', [

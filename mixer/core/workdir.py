@@ -256,6 +256,6 @@ def write_json(path: files.Path, value: Any) -> None:
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns {'section.key': value} of a nested dict, without those not set."""
+  """Returns {'section.key': value} of a nested dict, without None values."""
   return {key: value for key, value in traverse_util.flatten_dict(
       tree, sep='.').items() if value is not None}

@@ -243,16 +243,6 @@ def few_shot(config: ml_collections.ConfigDict, model: interface.Model,
   return {shot: scores[f'eval/few/accuracy_{shot}shot'] for shot in shots}
 
 
-def _scores(sections: Mapping[str, Any], model: interface.Model,
-            params: Mapping[str, Any], image_size: int | tuple[int, int],
-            batch_size: int) -> dict[str, float]:
-  evals, fewshots = suite.open_evaluations(sections, image_size)
-  plan = sharding.plan()
-  compute = suite.make(plan, model, evals, fewshots, batch_size=batch_size,
-                       loss_of=losses.of_labels('softmax'))
-  return compute(plan.place(params))
-
-
 def edited(config: ml_collections.ConfigDict,
            **sections: Mapping[str, Any]) -> ml_collections.ConfigDict:
   """Returns a copy of a config with changes: {key: value} for each section."""
@@ -261,3 +251,13 @@ def edited(config: ml_collections.ConfigDict,
     for key, value in settings.items():
       copy[name][key] = value
   return copy
+
+
+def _scores(sections: Mapping[str, Any], model: interface.Model,
+            params: Mapping[str, Any], image_size: int | tuple[int, int],
+            batch_size: int) -> dict[str, float]:
+  evals, fewshots = suite.open_evaluations(sections, image_size)
+  plan = sharding.plan()
+  compute = suite.make(plan, model, evals, fewshots, batch_size=batch_size,
+                       loss_of=losses.of_labels('softmax'))
+  return compute(plan.place(params))

@@ -1,4 +1,4 @@
-"""Gradients of parameters of which each device holds a part (FSDP).
+"""Gathers the parameters of FSDP once a step, and divides their gradients.
 
 A step gathers the parameters once, and divides their gradients. XLA alone may
 divide a layer's work by its parameters instead, and send activations: on a TPU
@@ -18,7 +18,9 @@ Gradient = Callable[..., tuple[Any, Any]]
 
 
 def of(parts: Any) -> Callable[[Gradient], Gradient]:
-  """Returns a function that makes a gradient take and return parts.
+  """Returns a wrapper of gradient functions.
+
+  It gathers the parameters before the call, and divides the gradients after it.
 
   Args:
     parts: the shardings of the parameters, from `sharding.Plan.state`.

@@ -56,8 +56,7 @@ class Job:
     improves: whether metrics of an evaluation are a new best, which is saved.
     batch_size: images of one step.
     flops: FLOPs of one step, by formula.
-    measure: () -> FLOPs per second that all devices together can reach, for the
-      utilisation; called while they have nothing to do.
+    peak_flops: FLOPs per second of all devices together, for the utilisation.
     patience: how many evaluations without a new best end the run; 0: none do.
     stale: how many came since the last best before the run was resumed.
     devices: number of devices.
@@ -80,7 +79,7 @@ class Job:
   save_scored: bool
   batch_size: int
   flops: float
-  measure: Callable[[], float]
+  peak_flops: float
   improves: Callable[[Mapping[str, float]], bool] = lambda scores: False
   patience: int = 0
   stale: int = 0
@@ -117,10 +116,10 @@ def train(state: State, job: Job) -> tuple[State, dict[str, float]]:
       _log(job, *pending, clock)
     step += 1
     pending = (step, metrics, batch['record'])
+    job.progress.advance(step)
     if step == first + 1:
       jax.block_until_ready(metrics)
-      clock.begin(step)   # the first step compiles; leave it out of the rate
-    job.progress.advance(step)
+      clock.restart(step)   # the first step compiles; leave it out of the rate
     signal = job.guard.asked(step)
     stopping = bool(signal) and step < job.total_steps
     # A stopped run may be killed soon: it evaluates when it resumes.
@@ -213,7 +212,7 @@ def _log(job: Job, step: int, metrics: Metrics, record: Any,
     speed = job.flops / seconds
     row.update({'train/images_per_second': job.batch_size / seconds,
                 'train/flops_per_second': speed,
-                'train/utilisation': speed / clock.peak_flops})
+                'train/utilisation': speed / job.peak_flops})
   row['train/device_seconds'] = clock.logged = clock.device_seconds()
   job.writer.write(step, row)
   job.progress.metrics(step, row)
@@ -236,11 +235,10 @@ class _Clock:
 
   Attributes:
     logged: the device-seconds of the last line of metrics.
-    peak_flops: FLOPs per second that the devices can reach, once measured.
   """
 
   def __init__(self, step: int, job: Job):
-    self.logged, self.peak_flops = job.spent, math.nan
+    self.logged = job.spent
     self._began, self._job = time.monotonic(), job
     self.restart(step)
 
@@ -248,11 +246,6 @@ class _Clock:
     """Returns what the run took so far, all its starts together."""
     return self._job.spent + self._job.devices * (
         time.monotonic() - self._began)
-
-  def begin(self, step: int) -> None:
-    """Measures what the idle devices can reach, then restarts at `step`."""
-    self.peak_flops = self._job.measure()
-    self.restart(step)
 
   def restart(self, step: int) -> None:
     """Starts to measure seconds per step at `step`."""

@@ -166,7 +166,7 @@ def batch_shapes(data: pipeline.Data, size: int,
 
 def compiling(sharded: step.ShardedStep, data: pipeline.Data, size: int,
               plan: sharding.Plan) -> step.Step:
-  """Begins to compile a step in a thread; returns one that waits for it.
+  """Compiles a step in a thread; returns a step that first waits for that.
 
   The first state, which needs a program of its own, can be made meanwhile.
 
@@ -174,13 +174,16 @@ def compiling(sharded: step.ShardedStep, data: pipeline.Data, size: int,
     sharded: the step.
     data, size, plan: as `batch_shapes` takes them.
   """
-  def compiled() -> step.Step:
-    sharded.step.lower(
-        sharded.state, *batch_shapes(data, size, plan)).compile()
-    return sharded.step   # finds the program
+  if plan.platform == 'gpu':   # XLA times kernels there, alone on the GPU
+    return sharded.step
+  lowered = sharded.step.lower(sharded.state, *batch_shapes(data, size, plan))
+  program = futures.ThreadPoolExecutor(1).submit(lowered.compile)
 
-  program = futures.ThreadPoolExecutor(1).submit(compiled)
-  return lambda *args: program.result()(*args)
+  def call(*args: Any) -> tuple[step.State, step.Metrics]:
+    program.result()
+    return sharded.step(*args)   # jit has kept the program
+
+  return call
 
 
 def made_with(path: str, fingerprint: Mapping[str, Any],

@@ -47,6 +47,7 @@ class _Run:
     step_fn: that step; in a new run, its first call waits until it is compiled.
     total_steps: length of the run.
     image_flops: FLOPs of one image in training.
+    peak_flops: FLOPs per second of all devices together, for the utilisation.
     merge: puts loaded weights in the place of initial parameters; None if there
       are none, or if the run is resumed.
     origin: of the loaded weights; None if there are none.
@@ -62,6 +63,7 @@ class _Run:
   step_fn: step.Step
   total_steps: int
   image_flops: int
+  peak_flops: float
   merge: assembly.Merge | None
   origin: assembly.Origin
   checkpoints: checkpoint.Checkpoints
@@ -139,7 +141,7 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
               plan: sharding.Plan, splits: opening.Splits,
               model: interface.Model, checkpoints: checkpoint.Checkpoints,
               path: str) -> _Run:
-  """Returns the run with its final model; compiles nothing yet."""
+  """Returns the run with its final model; compiles no step yet."""
   if checkpoints.steps():
     from mixer.training import resume  # a new run does not load it
     model, merge = resume.as_trained(model, path), None
@@ -158,8 +160,10 @@ def _assemble(config: ml_collections.ConfigDict, settings: Settings,
   card = assembly.make_card(config, model, splits.train, splits.evals)
   flops = model.training_flops(
       settings.image_size, config.optimizer.frozen, sharded.state.params)
+  peak = jax.process_count() * products.flops_per_second(
+      settings.dtype_on(plan.platform))
   return _Run(path, settings, plan, splits, model, card, sharded,
-              sharded.step, total, flops, merge, origin, checkpoints)
+              sharded.step, total, flops, peak, merge, origin, checkpoints)
 
 
 def _check(run: _Run) -> None:
@@ -274,8 +278,7 @@ def _train(run: _Run, state: step.State, skips: watchdog.Skips,
           improves=checkpoints.improves, batch_size=size,
           flops=size * run.image_flops, devices=plan.mesh.size,
           spent=writer.spent, phase=phase, stale=_stale(run, first),
-          measure=lambda: jax.process_count() * products.flops_per_second(
-              settings.dtype_on(plan.platform)))
+          peak_flops=run.peak_flops)
       try:
         if not _ended(run, first):
           return loop.train(state, job)[1]

@@ -158,7 +158,8 @@ def plan(*, strategy: str = 'replicate', fsdp: int | None = None,
 
   Args:
     strategy: 'replicate' if every device holds the whole state; 'fsdp' if each
-      holds a part of every large parameter and of its optimizer state.
+      holds a part of every parameter with an axis that can be divided, and of
+      its optimizer state.
     fsdp: number of parts that 'fsdp' splits the state into; by default one for
       each device. With fewer parts, such as the number of devices of one host,
       each group of that many devices holds a copy.

@@ -128,14 +128,14 @@ def make_train_step(
   Returns:
     step(state, batch, stored=None, by_layer=False, gather=...) -> (state,
     metrics). `batch` is a training batch as `data.pipeline` describes it, and
-    `stored` the split that it indexes if that lives on the device. `gather` is
-    for parameters of which each device holds a part, see `gathering`. Metrics
-    are scalars: 'loss' and 'accuracy' of the augmented batch (of the examples
-    that have a label), 'gradient_norm' of the trained parameters before
-    clipping, 'learning_rate', 'bad', the state's count after this step, and
-    with 'skip' also 'skipped', int32: 1 if this step changed no parameter. With
-    `by_layer` they are instead 'parameters' and 'gradient': trees with the norm
-    of every leaf.
+    `stored` the split that it indexes if that lives on the device. `gather`
+    wraps the function that computes gradients, see `gathering`. Metrics are
+    scalars: 'loss' and 'accuracy' of the augmented batch (of the examples that
+    have a label), 'gradient_norm' of the trained parameters before clipping,
+    'learning_rate', 'bad', the state's count after this step, and with 'skip'
+    also 'skipped', int32: 1 if this step changed no parameter. With `by_layer`
+    they are instead 'parameters' and 'gradient': trees with the norm of every
+    leaf.
   """
   def gradient(params, images, targets, rows, rngs):
     def objective(params):
