@@ -146,7 +146,7 @@ def test_xla_estimates_the_time_of_a_tpu_only(compiled):
 @pytest.mark.parametrize('topology,seconds,said', [
     # 94 million cycles at the clock, and on v3 times the correction.
     ('v3:2x2', .1 * cycles.CORRECTION['v3'],
-     'corrected by 1.29: a measured float32 step of Mixer-B/16 on v3 takes'),
+     'corrected by 1.3: a measured float32 step of Mixer-B/16 on v3 takes'),
     ('v4:2x2x1', .094 / 2.1, 'not corrected: no measured step on v4'),
     ('v6e:2x2', None, 'the clock of v6e is not known')])
 def test_a_compiled_plan_has_the_time_of_its_cycles(
