@@ -6,7 +6,8 @@
 # batch sizes, then the fastest of these again beside timm with torch.compile.
 # B/16 is also trained in float32 beside vision_transformer. Standard output has
 # a line of JSON for each measurement (see BENCHMARKS.md), and standard error
-# the tables. A batch that does not fit the GPU's memory is left out.
+# the tables. What fails, such as a batch that does not fit the GPU's memory, is
+# left out; the exit code is 1 if no batch of a SCALE or a comparison succeeded.
 #
 # Prerequisites: those of launch/gpu_local.sh, which makes the same .venv; with
 # --peers, PyTorch with CUDA in it too.
@@ -43,8 +44,14 @@ SECONDS_EACH=${SECONDS_EACH:-6}
 check SECONDS_EACH "$SECONDS_EACH" "$POSITIVE" 'a whole number of seconds'
 check BATCH_SIZES "${BATCH_SIZES=usual}" \
   "usual|($POSITIVE)( ($POSITIVE))*" 'numbers with a space between them'
+if [[ -n $peers ]]; then
+  for repository in pytorch-image-models vision_transformer; do
+    [[ -d $peers/$repository ]] ||
+      fail "--peers=$peers: it has no folder $repository"
+  done
+fi
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
-python=.venv/bin/python
+python=.venv/bin/python code=0
 set_up_venv launch/requirements-cuda.txt
 
 # Runs mixer.benchmark with the flags "$@" and prints its line of JSON, which is
@@ -78,7 +85,8 @@ for scale in "${scales[@]}"; do
     done
     if [[ $dry_run == no && -z $lines ]]; then
       echo "error: Mixer-$scale: no batch size could be measured" >&2
-      exit 1
+      code=1
+      continue
     fi
     [[ -n $peers ]] || continue
     size=BEST
@@ -89,10 +97,11 @@ print(max(found, key=lambda one: one["images_per_second"])["batch_size"])' \
         <<<"${lines%$'\n'}")
     fi
     measure "${ours[@]}" "--batch_size=$size" --compare=timm_compiled \
-      "--peers=$peers"
+      "--peers=$peers" || code=1
   done
   if [[ $scale == B/16 && -n $peers ]]; then
     measure train --model=Mixer-B/16 --precision=float32 --batch_size=128 \
-      --compare=vision_transformer "--peers=$peers"
+      --compare=vision_transformer "--peers=$peers" || code=1
   fi
 done
+exit "$code"

@@ -24,7 +24,7 @@ estimates beside measured speeds. --compare compiles big_vision's and
 vision_transformer's networks in the same way, in float32, which is what they
 compute in. --batch_size counts the images of one device: a core of v2 and v3,
 a chip of later generations. The run.batch_size of a config counts those of all
-devices.
+devices, as does images_per_second of the last line.
 
 --compare measures other projects in the same rounds. --peers is the directory
 of their checkouts, named as their repositories: big_vision, vision_transformer,

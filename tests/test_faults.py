@@ -52,6 +52,15 @@ def test_a_missing_device_is_one_line(code):
   assert said.count('\n') == 1
 
 
+def test_an_error_that_stands_for_itself_is_shown_as_it_is():
+  process = command(
+      '  import jax\n  try: jax.devices()\n'
+      '  except Exception: raise errors.UserError("no slice v3:3x3") from None',
+      env=dict(os.environ, JAX_PLATFORMS='cuda'))
+  assert process.communicate(timeout=100)[1] == 'error: no slice v3:3x3\n'
+  assert process.returncode == 2
+
+
 def test_used_up_memory_names_what_to_lower(monkeypatch):
   """The error is a real one, of an array that no machine holds."""
   with pytest.raises(jax.errors.JaxRuntimeError) as caught:

@@ -117,7 +117,7 @@ def test_axes_that_do_not_divide_stay_whole():
 
 @pytest.mark.parametrize('settings, words', [
     (dict(strategy='zero'), ["'zero'", 'fsdp']),
-    (dict(model=3), ['sharding.model', '3', '8 devices']),
+    (dict(model=3), ['sharding.model', '3', 'divisor of 8']),
     (dict(model=0), ['sharding.model', '0']),
     (dict(model=16), ['sharding.model', '16']),
     (dict(fsdp=2), ['sharding.fsdp', '2', "strategy='fsdp'"]),
@@ -139,7 +139,7 @@ def test_the_model_axis_stays_within_a_process():
     def __init__(self, number, process):
       self.id, self.process_index = number, process
   devices = [Device(i, i // 2) for i in range(4)]
-  with pytest.raises(errors.UserError, match='2 devices of a process'):
+  with pytest.raises(errors.UserError, match='a divisor of 2, the devices of a process, got 4'):
     sharding.plan(model=4, devices=devices)
 
 

@@ -115,8 +115,8 @@ def tpu_devices(topology: str) -> list[jax.Device]:
   """
   if not _TOPOLOGY.fullmatch(topology):
     raise errors.UserError(
-        f'--topology: expected GENERATION:CHIPSxCHIPS, such as v3:2x2, '
-        f'v4:2x2x1 or v5e:4x4, got {topology!r}')
+        '--topology: expected GENERATION:CHIPSxCHIPS of v2, v3, v4, v5e, v5p '
+        f'or v6e, such as v3:2x2, v4:2x2x1 or v5e:4x4, got {topology!r}')
   if not os.environ.get('TPU_LIBRARY_PATH'):
     found = importlib.util.find_spec('libtpu')
     if found is None or not found.submodule_search_locations:
@@ -136,7 +136,7 @@ def tpu_devices(topology: str) -> list[jax.Device]:
     raise errors.UserError(
         f'--topology: libtpu does not know {topology!r} '
         f'({str(e).splitlines()[0][:200]}); give a slice that exists, such as '
-        'v3:2x2') from e
+        'v3:2x2') from None
 
 
 def train_step(

@@ -98,8 +98,8 @@ def show(out: Mapping[str, Any]) -> None:
           title=f'{out["model"]}, {out["pass"]}, {out["batch_size"]} images '
           f'per device, {out["devices"]} x {out["device"]}: by the compiler',
           caption=f'Not in the sum: {rest or "nothing"}.\nA lower bound by '
-          'operations and bytes alone: ' + (
-              shown(out['optimistic_seconds'], '.1f', 1e3) + ' ms.')),
+          'operations and bytes alone, in ms: '
+          f'{shown(out["optimistic_seconds"], ".1f", 1e3)}.'),
       tables.make(
           [(layer, f'{count / 1e6:,.2f}', f'{count / ours:.1%}')
            for layer, count in out['layers']],

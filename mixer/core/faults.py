@@ -64,13 +64,14 @@ def in_flags(error: Exception, argv: list[str], flags: Any
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-  """Yields an error and what caused it."""
+  """Yields an error and what caused it, up to one raised `from None`."""
   seen: list[BaseException] = []
   one: BaseException | None = error
   while one is not None and one not in seen:
     seen.append(one)
     yield one
-    one = one.__cause__ or one.__context__
+    one = one.__cause__ or (
+        None if one.__suppress_context__ else one.__context__)
 
 
 def _unknown_key(argv: list[str], flags: Any) -> errors.UserError | None:

@@ -94,9 +94,10 @@ def token_dot(x_BCI: jax.Array, kernel_IO: jax.Array, dimension_numbers: Any,
               preferred_element_type: Any = None) -> jax.Array:
   """Returns x [B, C, I] times kernel [I, O], as kernel^T x^T for each example.
 
-  This is for mixing tokens on a GPU, and in training on a TPU. There x is a transposed [B, I, C], whose
-  rows are aligned to 16 bytes; rows of 196 tokens in bfloat16 are not. The
-  transpositions around this product cost nothing in memory.
+  This is for mixing tokens on a GPU, and in training on a TPU. A GPU then has x
+  as a transposed [B, I, C], whose rows are aligned to 16 bytes; rows of 196
+  tokens in bfloat16 are not. The transpositions around this product cost nothing
+  in memory.
   """
   del dimension_numbers   # a dense layer's: the last axis with the first
   kernel_BOI = jnp.broadcast_to(

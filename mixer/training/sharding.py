@@ -179,8 +179,8 @@ def plan(*, strategy: str = 'replicate', fsdp: int | None = None,
   devices = sorted(devices, key=lambda d: (d.process_index, d.id))
   here = sum(d.process_index == devices[0].process_index for d in devices)
   if model < 1 or here % model:
-    raise errors.UserError(f'sharding.model: {model} does not divide the '
-                           f'{here} devices of a process')
+    raise errors.UserError(f'sharding.model: expected a divisor of {here}, the '
+                           f'devices of a process, got {model}')
   rest = len(devices) // model
   if fsdp is not None and strategy != 'fsdp':
     raise errors.UserError(
