@@ -96,8 +96,8 @@ def token_dot(x_BCI: jax.Array, kernel_IO: jax.Array, dimension_numbers: Any,
 
   This is for mixing tokens on a GPU, and in training on a TPU. A GPU then has x
   as a transposed [B, I, C], whose rows are aligned to 16 bytes; rows of 196
-  tokens in bfloat16 are not. The transpositions around this product cost nothing
-  in memory.
+  tokens in bfloat16 are not. The transpositions around this product need no
+  memory.
   """
   del dimension_numbers   # a dense layer's: the last axis with the first
   kernel_BOI = jnp.broadcast_to(
