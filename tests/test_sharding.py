@@ -139,7 +139,7 @@ def test_the_model_axis_stays_within_a_process():
     def __init__(self, number, process):
       self.id, self.process_index = number, process
   devices = [Device(i, i // 2) for i in range(4)]
-  with pytest.raises(errors.UserError, match='a divisor of 2, the devices of a process, got 4'):
+  with pytest.raises(errors.UserError, match='divisor of 2, .* process, got 4'):
     sharding.plan(model=4, devices=devices)
 
 

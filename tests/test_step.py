@@ -118,8 +118,8 @@ def test_eight_devices_compute_the_step_of_one_device(single, strategy):
 
 
 def test_fsdp_computes_the_step_of_one_device_and_sends_parameters_only():
-  """Every kernel of this network is divided. XLA alone would divide the work of some layers
-  instead, and send their activations."""
+  """Every kernel of this network is divided. XLA alone would divide the work of
+  some layers instead, and send their activations."""
   def sharded(plan):
     model = models.create('Mixer-S/8', num_classes=512, hidden_dim=64,
                           num_blocks=1, tokens_mlp_dim=64, channels_mlp_dim=128,
